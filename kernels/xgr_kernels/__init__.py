@@ -1,0 +1,1 @@
+"""Kernels: shared attention, tail attention and beam selection, each beside its slow reference."""

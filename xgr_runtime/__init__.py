@@ -1,0 +1,1 @@
+"""Shared contracts of the runtime: wire, configuration, catalog, model. Owned by no process."""

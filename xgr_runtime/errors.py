@@ -1,0 +1,151 @@
+"""The error tree of the runtime, and the one place that says how each error looks over HTTP.
+
+Start-up errors end a process with one clear line; request errors travel over the wire as
+(code, message, param) and leave the router as an HTTP status with a JSON body.
+"""
+
+from typing import ClassVar
+
+
+class XgrError(Exception):
+    """Base of every error that is not our own bug. The message says what happened and what to change."""
+
+
+class StartupError(XgrError):
+    """A process cannot start: one line on stderr, exit code 2."""
+
+
+class ConfigError(StartupError):
+    """A flag, an environment variable or a configuration file is wrong."""
+
+
+class ModelError(StartupError):
+    """A checkpoint is missing, damaged, or needs more than plain causal softmax attention."""
+
+
+class CatalogError(StartupError):
+    """A catalog cannot be read, or does not fit the checkpoint."""
+
+
+class ProtocolError(XgrError):
+    """A peer sent bytes that are not a valid message of the link."""
+
+
+class RequestError(XgrError):
+    """A request ended without a result. `status` is its HTTP status, `code` its name on the wire."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InternalError(RequestError):
+    """HTTP 500. A bug of ours: logged with its stack, answered without details."""
+
+
+class BadRequest(RequestError):
+    """HTTP 400. A field is wrong; `param` names it."""
+
+    status, code, kind = 400, "invalid_value", "invalid_request_error"
+
+
+class MissingKey(RequestError):
+    """HTTP 401. The deployment wants an API key and the request has none."""
+
+    status, code, kind = 401, "missing_api_key", "authentication_error"
+
+
+class WrongKey(RequestError):
+    """HTTP 403. The API key is not the deployment's."""
+
+    status, code, kind = 403, "wrong_api_key", "permission_error"
+
+
+class NotFound(RequestError):
+    """HTTP 404. No such route, or no such live request."""
+
+    status, code, kind = 404, "not_found", "invalid_request_error"
+
+
+class MethodNotAllowed(RequestError):
+    """HTTP 405. The route exists, for another method."""
+
+    status, code, kind = 405, "method_not_allowed", "invalid_request_error"
+
+
+class DuplicateRequest(RequestError):
+    """HTTP 409. A live request carries the same `rid`."""
+
+    status, code, kind = 409, "duplicate_rid", "invalid_request_error"
+
+
+class BodyTooLarge(RequestError):
+    """HTTP 413. The body is larger than the deployment accepts."""
+
+    status, code, kind = 413, "body_too_large", "invalid_request_error"
+
+
+class WrongMediaType(RequestError):
+    """HTTP 415. The body is not declared as JSON."""
+
+    status, code, kind = 415, "wrong_media_type", "invalid_request_error"
+
+
+class Cancelled(RequestError):
+    """HTTP 499. The client went away, or asked for the abort."""
+
+    status, code, kind = 499, "cancelled", "cancelled"
+
+
+class InvalidLogits(RequestError):
+    """HTTP 500. The model returned NaN or infinity for this request; its batch mates are unharmed."""
+
+    status, code = 500, "invalid_logits"
+
+
+class WorkerLost(RequestError):
+    """HTTP 502. A worker died or failed and no retry was left; `param` names the stage."""
+
+    status, code, retryable = 502, "worker_lost", True
+
+
+class Overloaded(RequestError):
+    """HTTP 503 with Retry-After. A queue is full."""
+
+    status, code, kind, retryable = 503, "overloaded", "overloaded_error", True
+
+
+class NoWorkers(RequestError):
+    """HTTP 503 with Retry-After. No compatible pair of workers is ready."""
+
+    status, code, kind, retryable = 503, "no_workers", "overloaded_error", True
+
+
+class Draining(RequestError):
+    """HTTP 503 with Retry-After. The deployment is stopping and takes no new requests."""
+
+    status, code, kind, retryable = 503, "draining", "overloaded_error", True
+
+
+class DeadlineExceeded(RequestError):
+    """HTTP 504. The deadline passed; the work is cancelled everywhere."""
+
+    status, code, kind, retryable = 504, "deadline_exceeded", "timeout_error", True
+
+
+def _leaves(cls: type[RequestError]) -> list[type[RequestError]]:
+    return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
+
+
+BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in reversed(_leaves(RequestError))}
+
+
+def request_error(code: str, message: str, param: str | None = None) -> RequestError:
+    """The error that `code` names; an unknown code (a newer peer) becomes `InternalError`."""
+    return BY_CODE.get(code, InternalError)(message, param)

@@ -1,0 +1,60 @@
+"""Page allocator: who holds which pages of a bounded pool. Plain numbers, no tensors.
+
+Both workers use it for prompt KV, and the decode worker for tail rows. A contiguous run is preferred,
+because a run is read as a view instead of a gather.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+PageIds = NDArray[np.int32]
+
+
+class PagePool:
+    """`capacity` pages; every page is either free or held by exactly one owner."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._free = np.ones(capacity, dtype=bool)
+        self._free_count = capacity
+
+    @property
+    def free(self) -> int:
+        return self._free_count
+
+    @property
+    def used(self) -> int:
+        return self.capacity - self._free_count
+
+    def allocate(self, count: int) -> PageIds | None:
+        """`count` page ids, ascending and contiguous where a run fits; None when too few are free."""
+        if count > self._free_count:
+            return None
+        ids = self._find_run(count)
+        if ids is None:
+            ids = np.flatnonzero(self._free)[:count].astype(np.int32)
+        self._free[ids] = False
+        self._free_count -= count
+        return ids
+
+    def release(self, ids: PageIds) -> None:
+        """Give pages back; giving back a free page is our own bug."""
+        assert not self._free[ids].any(), "page released twice"
+        self._free[ids] = True
+        self._free_count += len(ids)
+
+    def _find_run(self, count: int) -> PageIds | None:
+        """The smallest free run that holds `count` pages (best fit keeps long runs whole)."""
+        edges = np.diff(np.concatenate(([0], self._free.view(np.int8), [0])))
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        lengths = ends - starts
+        fits = np.flatnonzero(lengths >= count)
+        if not len(fits):
+            return None
+        start = int(starts[fits[np.argmin(lengths[fits])]])
+        return np.arange(start, start + count, dtype=np.int32)
+
+
+def pages_for(tokens: int, page_size: int) -> int:
+    """Pages that hold `tokens` tokens."""
+    return -(-tokens // page_size)
