@@ -143,7 +143,7 @@ def _leaves(cls: type[RequestError]) -> list[type[RequestError]]:
     return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
 
 
-BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in reversed(_leaves(RequestError))}
+BY_CODE: dict[str, type[RequestError]] = {cls.code: cls for cls in _leaves(RequestError)}
 
 
 def request_error(code: str, message: str, param: str | None = None) -> RequestError:

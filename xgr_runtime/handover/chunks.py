@@ -1,0 +1,51 @@
+"""How a prompt's KV is cut into chunks, and the checksums that prove it arrived whole."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import xxhash
+
+Buffer = bytes | memoryview
+
+
+class Chunk(NamedTuple):
+    """Keys and values of layers [first_layer, last_layer) for tokens [start, start + count)."""
+
+    first_layer: int
+    last_layer: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Cuts `layers` x `tokens` into chunks of one layer and at most `chunk_bytes` (keys and values together).
+
+    A chunk never spans layers, so that a layer can leave while the next one is computed.
+    """
+
+    layers: int
+    tokens: int
+    layer_token_bytes: int  # keys and values of one token in one layer
+    chunk_bytes: int
+
+    def layer(self, layer: int, held_tokens: int = 0) -> list[Chunk]:
+        """The chunks of one layer in token order, from the first token that the receiver lacks."""
+        step = max(1, self.chunk_bytes // self.layer_token_bytes)
+        return [
+            Chunk(layer, layer + 1, start, min(step, self.tokens - start))
+            for start in range(held_tokens, self.tokens, step)
+        ]
+
+
+def chunk_checksum(keys: Buffer, values: Buffer) -> int:
+    """xxh3_64 over a chunk's two frames."""
+    digest = xxhash.xxh3_64(keys)
+    digest.update(values)
+    return digest.intdigest()
+
+
+def digest_of(checksums: Iterable[int]) -> int:
+    """xxh3_64 over all chunk checksums in sequence: what COMMIT carries."""
+    return xxhash.xxh3_64_intdigest(b"".join(c.to_bytes(8, "little") for c in checksums))

@@ -1,0 +1,255 @@
+"""Every message that crosses a process boundary: frozen, tagged structs, one union per link and direction.
+
+Encoded as msgpack with unknown fields refused. Bulk bytes (KV, hidden states) travel as raw frames behind
+their header message. Token ids, leaves and scores are little-endian arrays in `bytes` fields.
+
+    router  --ToPrefill-->  prefill worker  --ToDecodeData-->   decode worker
+    router  --ToDecode--->  decode worker   --ToPrefillData-->  prefill worker
+    router  <--ToRouter--   both workers
+"""
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+
+ScoreMode = Literal["vocab", "legal"]
+Role = Literal["prefill", "decode"]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all messages."""
+
+
+class AttemptId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Names one try at a request on one pair; whatever carries another id than the current one is dropped."""
+
+    router: int  # incarnation
+    request: int  # numbered by that router
+    attempt: int  # 1, 2, ...
+    prefill: int  # incarnation
+    decode: int  # incarnation
+
+
+class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What two workers must have in common before KV of one means anything to the other."""
+
+    architecture: str
+    weights_hash: str
+    dtype: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    tp_size: int
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The largest request a worker can ever serve; zero where the limit is not this worker's."""
+
+    max_prompt_tokens: int
+    max_beam_width: int = 0
+
+
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker holds now. Pages in use by requests are apart from pages held by caches."""
+
+    requests: int
+    pages_used: int
+    pages_cached: int
+    pages_total: int
+    credits_out: int
+    leases: int
+    counters: dict[str, float]  # totals since start, by name
+
+
+# --- control links -------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """Router to worker, at every heartbeat. The worker answers with `WorkerHello`."""
+
+    protocol: int
+    router: int  # incarnation
+
+
+class WorkerHello(Message, frozen=True, tag="worker_hello"):
+    """Worker to router: who it is, what it can serve, what it holds. The answer to `Hello`."""
+
+    protocol: int
+    role: Role
+    worker: str
+    incarnation: int
+    model: ModelIdentity
+    data_address: str  # decode workers: where prefill workers connect; else empty
+    catalogs: list[str]  # decode workers: versions held
+    limits: Limits
+    load: Load
+
+
+class PrefillRequest(Message, frozen=True, tag="prefill"):
+    """Run this prompt and hand its KV to the decode worker at `data_address`."""
+
+    id: AttemptId
+    data_address: str
+    tokens: bytes  # int32 [L]
+    timeout: float  # seconds left
+
+
+class DecodeRequest(Message, frozen=True, tag="decode"):
+    """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves."""
+
+    id: AttemptId
+    prompt_tokens: int
+    width: int
+    results: int
+    score_mode: ScoreMode
+    catalog: str  # version
+    allow: bytes | None  # int32 leaves that live; None: all
+    deny: bytes  # int32 leaves that do not
+    timeout: float  # seconds left
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Forget this attempt and free what it holds. Idempotent, in every direction."""
+
+    id: AttemptId
+    reason: str
+
+
+class Committed(Message, frozen=True, tag="committed"):
+    """Decode worker to router: the prompt's KV is here and verified; the prefill worker is needed no more."""
+
+    id: AttemptId
+
+
+class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a request's time went, in seconds. `forward` is the part of decode inside the model."""
+
+    queue: float
+    prefill: float
+    transfer: float
+    decode: float
+    forward: float
+
+
+class Result(Message, frozen=True, tag="result"):
+    """Decode worker to router: the best leaves, best first."""
+
+    id: AttemptId
+    leaves: bytes  # int32 [n]
+    scores: bytes  # float32 [n], natural log
+    timing: Timing
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """Worker to router: this attempt is over without a result."""
+
+    id: AttemptId
+    stage: Role
+    code: str  # of errors.BY_CODE
+    message: str
+    retry: bool  # another pair may succeed
+
+
+ToPrefill = Hello | PrefillRequest | Cancel
+ToDecode = Hello | DecodeRequest | Cancel
+ToRouter = WorkerHello | Committed | Result | Failed
+
+# --- data link: one per prefill-decode pair --------------------------------------------------------------
+
+
+class LinkHello(Message, frozen=True, tag="link_hello"):
+    """Prefill to decode, first on the link and at every heartbeat until answered."""
+
+    protocol: int
+    worker: str
+    incarnation: int
+    model: ModelIdentity
+
+
+class LinkWelcome(Message, frozen=True, tag="link_welcome"):
+    """Decode to prefill: the pair is compatible."""
+
+    incarnation: int
+
+
+class LinkRefused(Message, frozen=True, tag="link_refused"):
+    """Decode to prefill: the pair must never be used, and why."""
+
+    incarnation: int
+    reason: str
+
+
+class Open(Message, frozen=True, tag="open"):
+    """Prefill holds pages for this prompt and begins to compute it. Answered by `Grant`."""
+
+    id: AttemptId
+    prompt_tokens: int
+    queue: float  # seconds the request waited for this moment
+
+
+class Grant(Message, frozen=True, tag="grant"):
+    """Decode holds pages for this prompt: `credits` chunks may be under way; the first `held_tokens` tokens
+    need not be sent."""
+
+    id: AttemptId
+    credits: int
+    lease: float  # seconds
+    held_tokens: int
+
+
+class Credit(Message, frozen=True, tag="credit"):
+    """Decode has copied `chunks` further chunks out of its queue."""
+
+    id: AttemptId
+    chunks: int
+
+
+class Renew(Message, frozen=True, tag="renew"):
+    """Decode still wants this prompt: hold its KV for `lease` more seconds."""
+
+    id: AttemptId
+    lease: float
+
+
+class KvChunk(Message, frozen=True, tag="kv"):
+    """KV of layers [first_layer, last_layer) for tokens [start, start + count), all KV heads. Two frames follow:
+    the keys and the values, each [layers, count, kv_heads, head_dim]. Token order within a layer is ascending."""
+
+    id: AttemptId
+    sequence: int  # 0, 1, 2, ... within the attempt
+    first_layer: int
+    last_layer: int
+    start: int
+    count: int
+    checksum: int  # xxh3_64 of both frames
+
+
+class Commit(Message, frozen=True, tag="commit"):
+    """All chunks are sent. One frame follows: the prompt's last hidden state after the final norm, float32."""
+
+    id: AttemptId
+    chunks: int
+    digest: int  # xxh3_64 of all chunk checksums in sequence
+    checksum: int  # xxh3_64 of the hidden state
+    prefill: float  # seconds inside the model
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    """Decode has verified the COMMIT; prefill may free its pages."""
+
+    id: AttemptId
+
+
+class Nack(Message, frozen=True, tag="nack"):
+    """Decode gives this attempt up, and why; prefill frees its pages."""
+
+    id: AttemptId
+    reason: str
+
+
+ToDecodeData = LinkHello | Open | KvChunk | Commit | Cancel
+ToPrefillData = LinkWelcome | LinkRefused | Grant | Credit | Renew | Ack | Nack
