@@ -192,8 +192,7 @@ class Open(Message, frozen=True, tag="open"):
 
 
 class Grant(Message, frozen=True, tag="grant"):
-    """Decode holds pages for this prompt: `credits` chunks may be under way; the first `held_tokens` tokens
-    need not be sent."""
+    """Decode holds pages: `credits` chunks may be under way, the first `held_tokens` need not be sent."""
 
     id: AttemptId
     credits: int
@@ -216,8 +215,11 @@ class Renew(Message, frozen=True, tag="renew"):
 
 
 class KvChunk(Message, frozen=True, tag="kv"):
-    """KV of layers [first_layer, last_layer) for tokens [start, start + count), all KV heads. Two frames follow:
-    the keys and the values, each [layers, count, kv_heads, head_dim]. Token order within a layer is ascending."""
+    """KV of layers [first_layer, last_layer) for tokens [start, start + count), all KV heads.
+
+    Two frames follow: the keys and the values, each [layers, count, kv_heads, head_dim]. Within a layer, tokens
+    come in ascending order.
+    """
 
     id: AttemptId
     sequence: int  # 0, 1, 2, ... within the attempt
@@ -229,7 +231,7 @@ class KvChunk(Message, frozen=True, tag="kv"):
 
 
 class Commit(Message, frozen=True, tag="commit"):
-    """All chunks are sent. One frame follows: the prompt's last hidden state after the final norm, float32."""
+    """All chunks are sent. One frame follows: the last hidden state after the final norm, float32."""
 
     id: AttemptId
     chunks: int

@@ -1,11 +1,11 @@
 """The KV hand-over protocol as state machines: events in, messages out. No sockets, no tensors.
 
-    prefill: Sender                              decode: Receiver
-      OPEN        ----------------------------->   waits for OPEN and for pages, in either order
-      streaming   <-------------- GRANT{credits}
-                  ----- KV chunks, one per credit ->  checks, copies, returns CREDIT
-      committed   ----- COMMIT{digest, hidden} --->   verifies everything
-      done        <-------------------------- ACK     ready to decode
+prefill: Sender                              decode: Receiver
+  OPEN        ----------------------------->   waits for OPEN and for pages, in either order
+  streaming   <-------------- GRANT{credits}
+              ----- KV chunks, one per credit ->  checks, copies, returns CREDIT
+  committed   ----- COMMIT{digest, hidden} --->   verifies everything
+  done        <-------------------------- ACK     ready to decode
 """
 
 from xgr_runtime.handover.chunks import Chunk, ChunkPlan, chunk_checksum, digest_of

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import xxhash
 
 Buffer = bytes | memoryview
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chunk:
     """Keys and values of layers [first_layer, last_layer) for tokens [start, start + count)."""
 
     first_layer: int

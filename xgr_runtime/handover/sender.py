@@ -20,8 +20,8 @@ class SenderState(Enum):
 class Sender:
     """One attempt's KV on its way out.
 
-    The caller computes layers (`layer_ready`, `prompt_ready`), feeds answers (`granted`, `credited`, ...), and
-    sends whatever `next_chunk` and `commit` allow. Each event that comes too late or twice changes nothing.
+    The caller computes layers (`layer_ready`, `prompt_ready`), feeds answers (`granted`, `credited`, ...),
+    and sends whatever `next_chunk` and `commit` allow. An event that comes too late or twice changes nothing.
     """
 
     def __init__(self, id: AttemptId, plan: ChunkPlan, now: float, lease: float) -> None:
@@ -118,8 +118,9 @@ class Sender:
 
     def chunk_message(self, checksum: int) -> KvChunk:
         """The header of `next_chunk`."""
-        chunk = self._queue[0]
-        return KvChunk(self.id, len(self._checksums), *chunk, checksum)
+        c = self._queue[0]
+        sequence = len(self._checksums)
+        return KvChunk(self.id, sequence, c.first_layer, c.last_layer, c.start, c.count, checksum)
 
     def chunk_sent(self, checksum: int) -> None:
         """The chunk went to the socket: one credit is spent."""

@@ -1,0 +1,73 @@
+"""What crosses between the router's HTTP edge and its dispatcher: a validated job in, an outcome out."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgr_runtime.messages import Limits, ScoreMode, Timing, WorkerHello
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request after validation: ids only, no strings of the client but `rid`."""
+
+    rid: str
+    tokens: NDArray[np.int32]  # [L]
+    width: int
+    results: int
+    score_mode: ScoreMode
+    catalog: str  # version
+    allow: NDArray[np.int32] | None  # leaves that live; None: all
+    deny: NDArray[np.int32]  # leaves that do not
+    deadline: float  # time.monotonic()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best leaves, best first."""
+
+    leaves: NDArray[np.int32]  # [n]
+    scores: NDArray[np.float32]  # [n], natural log
+    timing: Timing
+    attempts: int
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One configured worker as the router sees it; `hello` is None until it first answered."""
+
+    address: str
+    alive: bool
+    usable: bool
+    problem: str  # why it is not usable, else empty
+    hello: WorkerHello | None
+    in_flight: int  # attempts of this router
+
+
+class Dispatch(Protocol):
+    """What the HTTP edge needs from the dispatcher."""
+
+    async def generate(self, job: Job) -> Outcome:
+        """Run the job on a pair of workers, with retries.
+
+        Cancelling the awaiting task cancels the work everywhere. Raises `RequestError`: DuplicateRequest,
+        Overloaded, NoWorkers, Draining, DeadlineExceeded, WorkerLost, InvalidLogits, Cancelled (aborted by rid).
+        """
+
+    def abort(self, rid: str) -> bool:
+        """Cancel a live request everywhere; False when there is none of that id."""
+
+    def workers(self) -> list[WorkerState]:
+        """All configured workers, prefill first."""
+
+    def limits(self) -> Limits | None:
+        """What the compatible workers can serve at most; None when there is no compatible pair."""
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def live(self) -> int:
+        """Requests accepted and not yet answered."""
