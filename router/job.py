@@ -53,7 +53,7 @@ class Dispatch(Protocol):
         """Run the job on a pair of workers, with retries.
 
         Cancelling the awaiting task cancels the work everywhere. Raises `RequestError`: DuplicateRequest,
-        Overloaded, NoWorkers, Draining, DeadlineExceeded, WorkerLost, InvalidLogits, Cancelled (aborted by rid).
+        Overloaded, NoWorkers, Draining, DeadlineExceeded, WorkerLost, InvalidLogits, Cancelled (aborted).
         """
 
     def abort(self, rid: str) -> bool:

@@ -217,8 +217,8 @@ class Renew(Message, frozen=True, tag="renew"):
 class KvChunk(Message, frozen=True, tag="kv"):
     """KV of layers [first_layer, last_layer) for tokens [start, start + count), all KV heads.
 
-    Two frames follow: the keys and the values, each [layers, count, kv_heads, head_dim]. Within a layer, tokens
-    come in ascending order.
+    Two frames follow: the keys and the values, each [layers, count, kv_heads, head_dim]. Within a layer,
+    tokens come in ascending order.
     """
 
     id: AttemptId

@@ -1,0 +1,223 @@
+"""Configuration: one frozen struct per process, parsed once at the door.
+
+Every field is a flag (`--beam-width`), an environment variable (`XGR_BEAM_WIDTH`) and a key of the file that
+`--config` names. Precedence: flag, environment, file, default. Nothing else reads the environment.
+"""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from xgr_runtime.errors import ConfigError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+Backend = Literal["auto", "sglang", "transformers"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def about(text: str) -> Meta:
+    """The line that `--help` shows for a field."""
+    return Meta(description=text)
+
+
+class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every process has."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("least severe line that is logged")
+    ] = "INFO"
+
+
+class _Model(_Process, frozen=True, kw_only=True):
+    """What both workers and the launcher know of the model."""
+
+    model_path: Annotated[str, about("checkpoint folder in Hugging Face form (safetensors)")]
+    model_backend: Annotated[Backend, about("library whose layers run the checkpoint")] = "auto"
+    device: Annotated[Literal["cpu"], about("where the model runs")] = "cpu"
+    dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
+    threads: Annotated[Annotated[int, Meta(ge=0)], about("threads per worker; 0: cores / workers")] = 0
+    kv_bytes: Annotated[Count, about("bytes of prompt KV each worker may hold")] = 1 << 30
+    page_size: Annotated[Count, about("tokens per KV page")] = 16
+    max_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=0)], about("longest prompt; 0: what the model allows")
+    ] = 0
+    heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
+    silence: Annotated[Seconds, about("seconds without a heartbeat after which a peer counts as lost")] = 10.0
+    lease: Annotated[Seconds, about("seconds that prefill holds KV without a renewal")] = 15.0
+
+
+class PrefillConfig(_Model, frozen=True, kw_only=True):
+    """One prefill worker."""
+
+    name: Annotated[str, about("this worker's name in logs and metrics")] = "prefill-0"
+    control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
+    batch_tokens: Annotated[Count, about("prompt tokens packed into one forward")] = 4096
+    chunk_bytes: Annotated[
+        Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
+    ] = 1 << 20
+
+
+class DecodeConfig(_Model, frozen=True, kw_only=True):
+    """One decode worker."""
+
+    name: Annotated[str, about("this worker's name in logs and metrics")] = "decode-0"
+    control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
+    data_address: Annotated[str, about("where this worker takes KV")]
+    advertise_data_address: Annotated[str, about("address given to prefill workers, if another")] = ""
+    catalog: Annotated[str, about("catalog file or source")]
+    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
+    max_rows: Annotated[Count, about("beams that one forward may hold")] = 2048
+    max_queued: Annotated[Count, about("requests held before more are refused")] = 512
+    chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
+
+
+class RouterConfig(_Process, frozen=True, kw_only=True):
+    """The router."""
+
+    model_path: Annotated[str, about("checkpoint folder (tokenizer and config only)")]
+    catalog: Annotated[str, about("catalog file or source")]
+    prefill: Annotated[list[str], about("control addresses of the prefill workers, comma-separated")]
+    decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")]
+    host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
+    port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
+    api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
+    timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
+    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
+    max_live: Annotated[Count, about("requests held before more get 503")] = 512
+    max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
+    heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
+    silence: Annotated[Seconds, about("seconds without a heartbeat after which a worker counts as lost")] = (
+        10.0
+    )
+
+
+class ServeConfig(_Model, frozen=True, kw_only=True):
+    """The launcher: one router and the workers behind it."""
+
+    catalog: Annotated[str, about("catalog file, or index.json, .jsonl, .parquet")]
+    host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
+    port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
+    prefill_workers: Annotated[Count, about("prefill processes")] = 1
+    decode_workers: Annotated[Count, about("decode processes")] = 1
+    api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
+    timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
+    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
+    max_rows: Annotated[Count, about("beams that one forward may hold")] = 2048
+    max_live: Annotated[Count, about("requests held before more get 503")] = 512
+    max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    batch_tokens: Annotated[Count, about("prompt tokens packed into one prefill forward")] = 4096
+    chunk_bytes: Annotated[
+        Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
+    ] = 1 << 20
+    chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
+    start_timeout: Annotated[Seconds, about("seconds that all processes get to become ready")] = 180.0
+    drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
+
+
+C = TypeVar("C", bound=_Process)
+
+
+def parse(
+    kind: type[C], argv: Sequence[str], environ: Mapping[str, str] | None = None, program: str = ""
+) -> C:
+    """The process's configuration. Raises `ConfigError` naming the flag, variable or key to change."""
+    parser = argparse.ArgumentParser(program or None, description=(kind.__doc__ or "").strip())
+    add_flags(parser, kind)
+    return from_args(kind, parser.parse_args(argv), environ)
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
+    """One flag per field; values are checked later, all in one place."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
+    hints = get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        text = _description(hints[field.name])
+        default = "required" if field.required else f"default: {field.default}"
+        parser.add_argument(flag(field.name), metavar=_metavar(hints[field.name]), help=f"{text} ({default})")
+
+
+def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> C:
+    """Merge flags over environment over file over defaults, and check everything."""
+    environ = os.environ if environ is None else environ
+    file = _read_file(args.config or environ.get("XGR_CONFIG"))
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    names = [field.name for field in msgspec.structs.fields(kind)]
+    for name in names:
+        for value, source in (
+            (getattr(args, name, None), flag(name)),
+            (environ.get(f"XGR_{name.upper()}"), f"XGR_{name.upper()}"),
+            (file.pop(name.replace("_", "-"), file.pop(name, None)), f"{name} in the configuration file"),
+        ):
+            if value is not None and name not in values:
+                values[name], sources[name] = value, source
+    if file:
+        raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
+    return _convert(kind, values, sources)
+
+
+def to_argv(config: _Process) -> list[str]:
+    """Flags that make `parse` return this very configuration: how the launcher hands it down."""
+    argv = []
+    for name, value in msgspec.structs.asdict(config).items():
+        argv.append(f"{flag(name)}={','.join(value) if isinstance(value, list) else value}")
+    return argv
+
+
+def flag(name: str) -> str:
+    """`beam_width` -> `--beam-width`."""
+    return "--" + name.replace("_", "-")
+
+
+def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> C:
+    hints = get_type_hints(kind)
+    for field in msgspec.structs.fields(kind):
+        name = field.name
+        if name not in values:
+            if field.required:
+                raise ConfigError(f"{flag(name)} is required")
+            continue
+        raw = values[name]
+        if hints[name] == list[str] and isinstance(raw, str):
+            raw = [part for part in raw.split(",") if part]
+        try:
+            values[name] = msgspec.convert(raw, field.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{sources[name]} is {values[name]!r}: {str(error).lower()}") from None
+    return kind(**values)
+
+
+def _read_file(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+
+
+def _description(hint: object) -> str:
+    metas = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Meta) and m.description]
+    return metas[-1].description or "" if metas else ""
+
+
+def _metavar(hint: object) -> str:
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        return "{" + ",".join(map(str, get_args(hint))) + "}"
+    return getattr(hint, "__name__", str(hint)).upper()

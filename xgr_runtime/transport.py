@@ -1,0 +1,215 @@
+"""Typed messages over ZeroMQ: the only module that imports zmq.
+
+A message is one msgpack frame of a tagged union, followed by raw frames where the message says so. Sending
+never blocks: `send` returns False when the peer is gone or its queue is full, and the caller decides.
+"""
+
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import Message
+
+In = TypeVar("In")
+Frame = bytes | memoryview
+
+CONTROL_MAX_BYTES = 64 << 20  # an allow list of 16 million leaves
+DATA_MAX_BYTES = (4 << 20) + (64 << 10)  # the largest chunk and its header
+
+_HIGH_WATER = 4096  # messages; bytes are bounded by credits (data) and by admission (control)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Received(NamedTuple, Generic[In]):
+    """A valid message, who sent it (empty on a connected link), and the raw frames behind it."""
+
+    peer: bytes
+    message: In
+    frames: list[memoryview]
+
+
+class _Socket(Generic[In]):
+    """What both ends share: options, non-blocking send and receive, a count of bad frames."""
+
+    def __init__(self, kind: int, incoming: Any, max_bytes: int) -> None:
+        self.bad_messages = 0
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        _set_options(self.socket, max_bytes)
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._envelope = 1 if kind == zmq.ROUTER else 0  # a ROUTER puts the peer's identity in front
+
+    def receive(self) -> Received[In] | None:
+        """The next valid message, or None when there is none now. Invalid ones are dropped and counted."""
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            received = self._parse([part.buffer for part in parts])
+            if received is not None:
+                return received
+            self.bad_messages += 1
+
+    def _parse(self, parts: list[memoryview]) -> Received[In] | None:
+        if len(parts) <= self._envelope:
+            return None
+        try:
+            message = self._decoder.decode(parts[self._envelope])
+        except (msgspec.DecodeError, ValueError):
+            return None
+        peer = bytes(parts[0]) if self._envelope else b""
+        return Received(peer, message, parts[self._envelope + 1 :])
+
+    def _send(self, parts: list[Any]) -> bool:
+        try:
+            self.socket.send_multipart(parts, zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError) as error:
+            if isinstance(error, zmq.Again) or error.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        self.socket.close(linger=0)
+
+
+class Listener(_Socket[In]):
+    """The bound end: many peers, told apart by the identity that `receive` reports."""
+
+    def __init__(self, address: str, incoming: Any, max_bytes: int = CONTROL_MAX_BYTES) -> None:
+        check_address(address)
+        super().__init__(zmq.ROUTER, incoming, max_bytes)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
+        self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: bytes, message: Message, *frames: Frame) -> bool:
+        """False when the peer is gone or its queue is full."""
+        return self._send([peer, _encoder.encode(message), *frames])
+
+
+class Link(_Socket[In]):
+    """The connected end: one peer; reconnects by itself."""
+
+    def __init__(self, address: str, incoming: Any, max_bytes: int = CONTROL_MAX_BYTES) -> None:
+        check_address(address)
+        super().__init__(zmq.DEALER, incoming, max_bytes)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)  # never queue for a peer that is not there
+        self.socket.connect(address)
+        self.address = address
+
+    def send(self, message: Message, *frames: Frame) -> bool:
+        """False when the peer is gone or its queue is full."""
+        return self._send([_encoder.encode(message), *frames])
+
+
+class AsyncLink(Generic[In]):
+    """The connected end inside an asyncio loop; tells when the connection breaks."""
+
+    def __init__(self, address: str, incoming: Any) -> None:
+        check_address(address)
+        self.address = address
+        self.bad_messages = 0
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        _set_options(self._socket, CONTROL_MAX_BYTES)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._plain = zmq.Socket.shadow(self._socket.underlying)  # to send without awaiting
+        self._socket.connect(address)
+
+    def send(self, message: Message) -> bool:
+        """False when the peer is gone or its queue is full."""
+        try:
+            self._plain.send(_encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    async def receive(self) -> In:
+        """The next valid message. Invalid ones are dropped and counted."""
+        while True:
+            parts = await self._socket.recv_multipart()
+            try:
+                return self._decoder.decode(parts[0])  # type: ignore[no-any-return]
+            except (msgspec.DecodeError, ValueError):
+                self.bad_messages += 1
+
+    async def disconnected(self) -> None:
+        """Return when the connection breaks."""
+        await recv_monitor_message(self._monitor)
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+
+class Poller:
+    """Waits for any of several sockets."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def add(self, socket: _Socket[Any]) -> None:
+        self._poller.register(socket.socket, zmq.POLLIN)
+
+    def remove(self, socket: _Socket[Any]) -> None:
+        self._poller.unregister(socket.socket)
+
+    def wait(self, seconds: float) -> None:
+        """Return when a socket has something, or after `seconds`."""
+        self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
+
+
+def check_address(address: str) -> None:
+    """Refuse what would let strangers in. Raises `ConfigError`.
+
+    A folder of our own with mode 0700 guards `ipc://`; `tcp://` stays on this machine until links have keys.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc":
+        _check_folder(Path(rest).parent, address)
+    elif scheme == "tcp":
+        host = urlsplit(address).hostname or ""
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
+    else:
+        raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
+
+
+def _check_folder(folder: Path, address: str) -> None:
+    if len(address) > 100:
+        raise ConfigError(f"{address}: longer than a socket path may be, use a shorter folder")
+    if not folder.is_dir():
+        raise ConfigError(f"{address}: the folder {folder} does not exist")
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        raise ConfigError(f"{address}: others may enter {folder}, run: chmod 700 {folder}")
+
+
+def _set_options(socket: zmq.Socket[Any], max_bytes: int) -> None:
+    options: Iterable[tuple[int, int]] = (
+        (zmq.LINGER, 0),
+        (zmq.SNDHWM, _HIGH_WATER),
+        (zmq.RCVHWM, _HIGH_WATER),
+        (zmq.MAXMSGSIZE, max_bytes),
+        (zmq.HANDSHAKE_IVL, 5_000),
+        (zmq.HEARTBEAT_IVL, 2_000),
+        (zmq.HEARTBEAT_TIMEOUT, 10_000),
+        (zmq.RECONNECT_IVL, 50),
+        (zmq.RECONNECT_IVL_MAX, 1_000),
+    )
+    for option, value in options:
+        socket.setsockopt(option, value)
