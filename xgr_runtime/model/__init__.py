@@ -1,0 +1,1 @@
+"""Model backends, KV memory and attention stages: the only part of xgr_runtime that imports torch."""

@@ -1,0 +1,107 @@
+"""The files of a checkpoint: that they are there and whole, and one hash that names their content.
+
+All of it runs before any weight is loaded, so that a wrong path costs milliseconds and one line.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError, safe_open
+
+from xgr_runtime.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_BLOCK = 64 * 1024
+_BLOCKS = 256  # 16 MiB per file: smaller files are read whole, larger ones at even distances
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of the checkpoint in `folder` as it is on disk. Raises ModelError."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder, --model-path must name a local checkpoint")
+    config = _read_json(folder / "config.json")
+    if "model_type" not in config:
+        raise ModelError(f"{folder / 'config.json'}: no model_type, this is not a Hugging Face checkpoint")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the checkpoint, each with a whole header. Raises ModelError."""
+    files = _listed_files(folder)
+    for file in files:
+        _check_header(file)
+    return files
+
+
+def weights_hash(folder: Path, files: list[Path]) -> str:
+    """32 hex digits that name config and weights: two processes with the same hash compute the same function.
+
+    xxh3_128 over the bytes of config.json and, for each weight file, its name, size and content: files up to
+    16 MiB whole, of larger ones the header's start and 256 blocks of 64 KiB at even distances. Reading all of
+    a 1.7B checkpoint would take seconds; training changes practically every weight, so samples tell two
+    checkpoints apart. It guards against mix-ups, not against someone who forges a checkpoint.
+    """
+    digest = xxhash.xxh3_128((folder / "config.json").read_bytes())
+    for file in sorted(files):
+        digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
+        _digest_file(file, digest)
+    return digest.hexdigest()
+
+
+def _digest_file(file: Path, digest: "xxhash.xxh3_128") -> None:
+    size = file.stat().st_size
+    step = max(_BLOCK, size // _BLOCKS)
+    with file.open("rb") as handle:
+        for start in range(0, size, step):
+            handle.seek(start)
+            digest.update(handle.read(_BLOCK))
+        handle.seek(max(0, size - _BLOCK))
+        digest.update(handle.read(_BLOCK))
+
+
+def _listed_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        shards = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{folder / INDEX}: no weight_map, the index names no shard")
+        return [_inside(folder, str(name)) for name in sorted(set(shards.values()))]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    found = [
+        name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()
+    ]
+    hint = f" ({found[0]} is a pickle and is never read: convert it to safetensors)" if found else ""
+    raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX}{hint}")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The shard `name`; a name with a folder in it could reach outside of the checkpoint."""
+    if Path(name).name != name:
+        raise ModelError(f"{folder / INDEX}: shard {name!r} is not a plain file name")
+    if not (folder / name).is_file():
+        raise ModelError(f"{folder}: shard {name} is named in {INDEX} but missing: download it again")
+    return folder / name
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(str(file), framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: damaged or incomplete ({error}): download it again") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{file}: missing, this is not a Hugging Face checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: a JSON object was expected")
+    return value

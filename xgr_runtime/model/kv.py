@@ -1,0 +1,132 @@
+"""KV memory of a worker: prompt keys and values in pages, with a hard bound.
+
+Which page belongs to whom is decided elsewhere (`xgr_runtime.pages`); this module only reads and writes
+tokens of a list of pages, as tensors for attention and as bytes for the wire. Consecutive pages are one view.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xgr_runtime.model.base import Geometry
+
+PageIds = NDArray[np.int32]
+
+
+class KvPool:
+    """`pages` pages of `page_size` tokens for every layer: k and v are [layers, pages, page_size, Hkv, D].
+
+    Token t of a prompt lies in slot t % page_size of its page t // page_size.
+    """
+
+    def __init__(self, geometry: Geometry, pages: int, page_size: int) -> None:
+        self.geometry = geometry
+        self.pages = pages
+        self.page_size = page_size
+        shape = (geometry.layers, pages, page_size, geometry.kv_heads, geometry.head_dim)
+        # full() touches every page of memory now: too little of it ends the start, not a request, and the
+        # first requests do not pay for page faults.
+        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
+        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the pool holds, used or not."""
+        return self.pages * self.page_size * self.geometry.token_bytes
+
+    def write(self, layer: int, pages: PageIds, start: int, k: Tensor, v: Tensor) -> None:
+        """Store k and v [n, Hkv, D] as tokens [start, start + n) of the prompt that `pages` hold."""
+        where = self._slots(pages, start, k.shape[0])
+        self._flat(self.k)[layer][where] = k
+        self._flat(self.v)[layer][where] = v
+
+    def read(self, layer: int, pages: PageIds, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """k and v [count, Hkv, D] of tokens [start, start + count); views if the pages are consecutive."""
+        where = self._slots(pages, start, count)
+        return self._flat(self.k)[layer][where], self._flat(self.v)[layer][where]
+
+    def read_bytes(
+        self, first_layer: int, last_layer: int, pages: PageIds, start: int, count: int
+    ) -> tuple[memoryview, memoryview]:
+        """Bytes of k and of v, [last_layer - first_layer, count, Hkv, D] each, for one chunk of the wire.
+
+        One layer of consecutive pages is the pool's own memory, not a copy: keep it allocated until sent.
+        """
+        where = self._slots(pages, start, count)
+        k, v = (self._flat(x)[first_layer:last_layer, where] for x in (self.k, self.v))
+        return _as_bytes(k), _as_bytes(v)
+
+    def write_bytes(
+        self,
+        first_layer: int,
+        last_layer: int,
+        pages: PageIds,
+        start: int,
+        count: int,
+        k_bytes: memoryview | bytes,
+        v_bytes: memoryview | bytes,
+    ) -> None:
+        """Store what `read_bytes` of a pool of the same geometry gave, bit for bit.
+
+        Raises ValueError when a buffer has another size than the ranges say.
+        """
+        where = self._slots(pages, start, count)
+        layers = last_layer - first_layer
+        k, v = self._from_bytes(layers, count, k_bytes), self._from_bytes(layers, count, v_bytes)
+        self._flat(self.k)[first_layer:last_layer, where] = k
+        self._flat(self.v)[first_layer:last_layer, where] = v
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """[layers, pages * page_size, Hkv, D]: tokens of neighbouring pages are neighbours."""
+        return x.flatten(1, 2)
+
+    def _slots(self, pages: PageIds, start: int, count: int) -> slice | Tensor:
+        """Where tokens [start, start + count) lie in `_flat`: a slice if their pages are consecutive."""
+        if count == 0:
+            return slice(0, 0)
+        first, last = start // self.page_size, (start + count - 1) // self.page_size
+        assert start >= 0 and last < len(pages), "tokens beyond the pages of the prompt"
+        used = pages[first : last + 1]
+        assert used.min() >= 0 and used.max() < self.pages, "a page outside of the pool"
+        if len(used) == 1 or bool((np.diff(used) == 1).all()):
+            begin = int(used[0]) * self.page_size + start % self.page_size
+            return slice(begin, begin + count)
+        token = np.arange(start, start + count)
+        slots = pages[token // self.page_size].astype(np.int64) * self.page_size + token % self.page_size
+        return torch.from_numpy(slots)
+
+    def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Tensor:
+        geometry = self.geometry
+        shape = (layers, count, geometry.kv_heads, geometry.head_dim)
+        want = int(np.prod(shape)) * geometry.torch_dtype.itemsize
+        view = memoryview(data).cast("B")
+        if len(view) != want:
+            raise ValueError(
+                f"{len(view)} bytes of KV, {want} expected for {layers} layers of {count} tokens"
+            )
+        if want == 0:
+            return torch.empty(shape, dtype=geometry.torch_dtype)
+        # frombuffer shares memory that may be read-only; it is only read here, and gone on return.
+        flat = torch.from_numpy(
+            np.frombuffer(view, dtype=np.uint8).copy() if view.readonly else np.asarray(view)
+        )
+        return flat.view(geometry.torch_dtype).view(shape)
+
+
+def _as_bytes(x: Tensor) -> memoryview:
+    """The memory of `x`, copied first if it is not contiguous."""
+    return x.contiguous().view(torch.uint8).flatten().numpy().data
+
+
+class TailKv:
+    """Keys and values of generated tokens: tail_k and tail_v [layers, T, rows, Hkv, D], scratch of a cohort.
+
+    Written in place and never moved; the ancestor tables say which row holds which token.
+    """
+
+    def __init__(self, geometry: Geometry, tokens: int, rows: int) -> None:
+        shape = (geometry.layers, tokens, rows, geometry.kv_heads, geometry.head_dim)
+        # Zeros, not whatever memory held: a masked slot times zero must not become NaN.
+        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
+        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)

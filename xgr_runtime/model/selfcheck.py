@@ -1,0 +1,90 @@
+"""The start-up self-check: does the checkpoint, run through a stage, compute what it computes on its own?
+
+Configs cannot be trusted to name everything a model does, so two short sequences are run both ways on the
+real weights, before any port opens. It costs two forwards of a few tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xgr_runtime.errors import ModelError
+from xgr_runtime.model.base import Geometry, ModelBackend
+
+_SEQUENCES, _LENGTH = 2, 8
+
+# Relative to the largest logit. The two ways differ in the order of sums only. float32 rounds to 6e-8 and a
+# few dozen layers add up to about 1e-5. bfloat16 rounds to 4e-3; our stage keeps attention weights in float32
+# where transformers' eager attention rounds them, and every layer rounds again.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
+
+
+HfModel: TypeAlias = Any  # transformers' models are not typed
+
+
+def check_against_eager(model: HfModel, backend: ModelBackend, switch: Callable[[], None]) -> None:
+    """Raises ModelError, naming the architecture, unless stage and eager attention give the same logits.
+
+    `model` still runs its own eager attention and `switch` puts ours in. Eager is the reference because it is
+    each architecture's own code: the shared SDPA path would ignore soft caps just as we do.
+    """
+    tokens = _tokens(backend.geometry)
+    with torch.inference_mode():
+        want = model(input_ids=tokens, use_cache=False).logits.float().flatten(0, 1)
+    switch()
+    stage = _CheckStage(backend.geometry, type(model).__name__)
+    # Packed into one row of tokens: an architecture that mixes neighbours outside of attention shows here.
+    hidden = backend.forward(tokens.flatten(), torch.arange(_LENGTH).repeat(_SEQUENCES), stage)
+    stage.finish()
+    error = float((backend.logits(hidden) - want).abs().max() / want.abs().max().clamp_min(1e-6))
+    limit = _TOLERANCE[backend.geometry.dtype]
+    if not error <= limit:  # NaN fails too
+        raise ModelError(
+            f"{type(model).__name__} is not supported: with plain causal attention its logits are off by "
+            f"{error:.1e} of the largest, {limit:.0e} is allowed"
+        )
+
+
+def _tokens(geometry: Geometry) -> Tensor:
+    """Two different sequences of token ids spread over the vocabulary, [2, 8]."""
+    count = _SEQUENCES * _LENGTH
+    return (torch.arange(count) * 7919 + 3).remainder(geometry.vocab).view(_SEQUENCES, _LENGTH)
+
+
+class _CheckStage:
+    """Causal attention over the packed sequences; checks shapes and that each layer calls once, in order."""
+
+    def __init__(self, geometry: Geometry, architecture: str) -> None:
+        self._geometry = geometry
+        self._architecture = architecture
+        self._calls = 0
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        geometry = self._geometry
+        rows = _SEQUENCES * _LENGTH
+        kv_shape = (rows, geometry.kv_heads, geometry.head_dim)
+        if (
+            q.shape != (rows, geometry.q_heads, geometry.head_dim)
+            or k.shape != kv_shape
+            or v.shape != kv_shape
+        ):
+            shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+            raise ModelError(f"{self._architecture} is not supported: attention got {shapes}")
+        if layer != self._calls:
+            raise ModelError(
+                f"{self._architecture} is not supported: layer {layer} came as call {self._calls}"
+            )
+        self._calls += 1
+        q, k, v = (x.reshape(_SEQUENCES, _LENGTH, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        return o.transpose(1, 2).flatten(0, 1)
+
+    def finish(self) -> None:
+        if self._calls != self._geometry.layers:
+            raise ModelError(
+                f"{self._architecture} is not supported: {self._calls} of {self._geometry.layers} layers "
+                "have attention"
+            )
