@@ -35,6 +35,7 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("least severe line that is logged")
     ] = "INFO"
+    ready_fd: Annotated[int, about("descriptor that gets one line when the process is ready; -1: none")] = -1
 
 
 class _Model(_Process, frozen=True, kw_only=True):
@@ -143,6 +144,9 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
+        if field.name == "ready_fd":  # between launcher and child, nobody else's business
+            parser.add_argument(flag(field.name), help=argparse.SUPPRESS)
+            continue
         text = _description(hints[field.name])
         default = "required" if field.required else f"default: {field.default}"
         parser.add_argument(flag(field.name), metavar=_metavar(hints[field.name]), help=f"{text} ({default})")

@@ -127,7 +127,7 @@ class AsyncLink(Generic[In]):
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._plain = zmq.Socket.shadow(self._socket.underlying)  # to send without awaiting
+        self._plain: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)  # to send without awaiting
         self._socket.connect(address)
 
     def send(self, message: Message) -> bool:
