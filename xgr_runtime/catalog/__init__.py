@@ -1,0 +1,33 @@
+"""SIDs, items and the trie over them: sources, the built file, filters. Numpy, never torch.
+
+Every process reads the same immutable snapshot; its version is a hash of its content.
+"""
+
+from xgr_runtime.catalog.build import build_catalog, build_from_arrays
+from xgr_runtime.catalog.filters import (
+    FilterSpec,
+    LeafFilter,
+    count_alive,
+    leaf_filter,
+    live_leaves,
+    resolve_items,
+)
+from xgr_runtime.catalog.load import load_catalog
+from xgr_runtime.catalog.snapshot import Catalog
+from xgr_runtime.catalog.template import PromptTemplate
+from xgr_runtime.catalog.verify import verify
+
+__all__ = [
+    "Catalog",
+    "FilterSpec",
+    "LeafFilter",
+    "PromptTemplate",
+    "build_catalog",
+    "build_from_arrays",
+    "count_alive",
+    "leaf_filter",
+    "live_leaves",
+    "load_catalog",
+    "resolve_items",
+    "verify",
+]

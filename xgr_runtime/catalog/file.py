@@ -1,0 +1,163 @@
+"""The built catalog file: preamble, msgpack header with an array table, then 64-byte aligned arrays.
+
+    magic 8 B | format u32 | header bytes u32 | xxh3_64 of the header u64 | file bytes u64 | header | arrays
+
+Opening maps the file and reads the header alone; nothing from disk is believed before it is checked. A file
+is written beside its name and then renamed, so that a process which has the old one mapped keeps it whole.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from xgr_runtime.catalog.template import PromptTemplate
+from xgr_runtime.errors import CatalogError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+MAGIC = b"XGRCATLG"
+FORMAT = 1
+ALIGNMENT = 64
+PREAMBLE = struct.Struct("<8sIIQQ")
+MAX_HEADER = 1 << 20  # bytes; a real header is about 2 KiB
+DTYPES = frozenset({"<i4", "<i8", "<u8", "|u1"})
+REBUILD = "build it again with `xgr catalog build`"
+
+
+class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one array lies: `offset` bytes from the start of the file; `checksum` is xxh3_64 of its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    checksum: int
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the file says about itself. `vocab_size` 0: not known when it was built."""
+
+    version: str
+    vocab_size: int
+    template: PromptTemplate
+    arrays: tuple[ArrayEntry, ...]
+
+
+def is_built_file(path: Path) -> bool:
+    """Whether the file starts with the magic of a built catalog."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+
+
+def write_file(path: Path, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
+    """Writes the catalog and renames it into place. Raises CatalogError where the file system refuses."""
+    table, offset = [], 0
+    for name, array in arrays.items():
+        table.append(ArrayEntry(name, array.dtype.str, array.shape, offset, checksum(array)))
+        offset = _align(offset + array.nbytes)
+    first = _align(PREAMBLE.size + _header_room(version, vocab_size, template, table))
+    placed = tuple(msgspec.structs.replace(entry, offset=first + entry.offset) for entry in table)
+    header = msgspec.msgpack.encode(Header(version, vocab_size, template, placed))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            size = first + offset
+            digest = xxhash.xxh3_64_intdigest(header)
+            stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
+            for entry, array in zip(placed, arrays.values(), strict=True):
+                stream.seek(entry.offset)
+                stream.write(array_bytes(array))
+            stream.truncate(size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CatalogError(
+            f"{path} cannot be written ({error.strerror or error}): check the folder"
+        ) from error
+
+
+def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
+    """The header and read-only views into the mapped file. Raises CatalogError that says what to do."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size < PREAMBLE.size:
+                raise CatalogError(f"{path} is not a built catalog ({size} bytes): {REBUILD}")
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{path} cannot be mapped ({error}): check the path") from error
+    header = _read_header(path, memoryview(mapped), size)
+    return header, {entry.name: _view(path, mapped, entry, size) for entry in header.arrays}
+
+
+def check_sums(path: str, header: Header, arrays: Arrays) -> None:
+    """Reads every array and compares it with its checksum. Raises CatalogError naming the array."""
+    for entry in header.arrays:
+        if checksum(arrays[entry.name]) != entry.checksum:
+            raise CatalogError(f"{path}: array {entry.name!r} is damaged (checksum differs): {REBUILD}")
+
+
+def array_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array without a copy where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def checksum(array: NDArray[Any]) -> int:
+    """xxh3_64 of the array's bytes."""
+    return int(xxhash.xxh3_64_intdigest(array_bytes(array)))
+
+
+def _align(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def _header_room(version: str, vocab_size: int, template: PromptTemplate, table: list[ArrayEntry]) -> int:
+    """An upper bound of the header's size: msgpack integers take 9 bytes at most, whatever their value."""
+    return len(msgspec.msgpack.encode(Header(version, vocab_size, template, tuple(table)))) + 9 * len(table)
+
+
+def _read_header(path: Path, mapped: memoryview, size: int) -> Header:
+    magic, version, length, digest, expected = PREAMBLE.unpack(mapped[: PREAMBLE.size])
+    if magic != MAGIC:
+        raise CatalogError(f"{path} is not a built catalog: {REBUILD}")
+    if version != FORMAT:
+        raise CatalogError(f"{path} has format {version}, this release reads {FORMAT}: {REBUILD}")
+    if expected != size:
+        raise CatalogError(f"{path} has {size} bytes, its header says {expected}: copy it again or {REBUILD}")
+    end = PREAMBLE.size + length
+    if length > MAX_HEADER or end > size or xxhash.xxh3_64_intdigest(mapped[PREAMBLE.size : end]) != digest:
+        raise CatalogError(f"{path}: the header is damaged: {REBUILD}")
+    try:
+        return msgspec.msgpack.decode(mapped[PREAMBLE.size : end], type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path}: the header cannot be read ({error}): {REBUILD}") from error
+
+
+def _view(path: Path, mapped: mmap.mmap, entry: ArrayEntry, size: int) -> NDArray[Any]:
+    """One array of the table, after its type and its bounds are checked."""
+    if entry.dtype not in DTYPES or not 1 <= len(entry.shape) <= 2 or min(entry.shape) < 0:
+        raise CatalogError(f"{path}: array {entry.name!r} has an impossible type or shape: {REBUILD}")
+    dtype = np.dtype(entry.dtype)
+    count = entry.shape[0] * (entry.shape[1] if len(entry.shape) == 2 else 1)
+    aligned = entry.offset >= PREAMBLE.size and entry.offset % ALIGNMENT == 0
+    if not aligned or entry.offset + count * dtype.itemsize > size:
+        raise CatalogError(f"{path}: array {entry.name!r} lies outside the file: {REBUILD}")
+    return np.frombuffer(mapped, dtype, count, entry.offset).reshape(entry.shape)

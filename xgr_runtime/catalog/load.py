@@ -1,0 +1,33 @@
+"""What servers call: a built file is opened, a source is built in memory, both are held to the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from xgr_runtime.catalog.build import build_catalog
+from xgr_runtime.catalog.file import is_built_file
+from xgr_runtime.catalog.snapshot import Catalog
+from xgr_runtime.catalog.verify import verify
+from xgr_runtime.catalog.vocabulary import read_vocabulary
+from xgr_runtime.errors import CatalogError
+
+_log = logging.getLogger(__name__)
+
+
+def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catalog:
+    """The catalog at `path`, verified and within the vocabulary of the checkpoint. Raises CatalogError."""
+    path, model_dir = Path(path), None if model_dir is None else Path(model_dir)
+    if not is_built_file(path):
+        _log.info("building the catalog in memory; `xgr catalog build %s --out FILE` saves this", path)
+        return build_catalog(path, model_dir)
+    catalog = Catalog.open(path)
+    # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
+    verify(catalog, str(path))
+    size = read_vocabulary(model_dir).size
+    if size is not None and catalog.vocab_size_needed > size:
+        raise CatalogError(
+            f"{path}: token {catalog.vocab_size_needed - 1} is out of vocabulary, "
+            f"{model_dir} has {size} tokens: build it with the checkpoint of its SIDs"
+        )
+    return catalog

@@ -1,0 +1,62 @@
+"""How a history becomes a prompt: the catalog's template, part of every built catalog file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from xgr_runtime.errors import CatalogError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """prefix, SID, separator, SID, ..., SID, suffix; all parts are token ids."""
+
+    prefix: tuple[int, ...] = ()
+    separator: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    max_history_items: int = 64
+
+    @property
+    def max_token(self) -> int:
+        """The largest token id the template itself uses, -1 without any."""
+        return max((*self.prefix, *self.separator, *self.suffix), default=-1)
+
+    def items_that_fit(self, depth: int, max_prompt_tokens: int) -> int:
+        """How many SIDs of `depth` tokens fit into a prompt.
+
+        Raises CatalogError when not even the prefix and the suffix fit.
+        """
+        room = max_prompt_tokens - len(self.prefix) - len(self.suffix)
+        if room < 0:
+            fixed = len(self.prefix) + len(self.suffix)
+            raise CatalogError(
+                f"the template's prefix and suffix take {fixed} tokens, the limit is {max_prompt_tokens}: "
+                "raise --max-prompt-tokens or shorten them in catalog.json"
+            )
+        return min(self.max_history_items, (room + len(self.separator)) // (depth + len(self.separator)))
+
+    def render(self, sids: NDArray[np.int32]) -> list[int]:
+        """The prompt of SIDs [n, depth], oldest first."""
+        joint = np.tile(np.array(self.separator, np.int32), (len(sids), 1))
+        body = np.concatenate([sids, joint], axis=1).ravel()
+        body = body[: len(body) - len(self.separator)] if len(sids) else body
+        return [*self.prefix, *body.tolist(), *self.suffix]
+
+
+def prompt_tokens(
+    template: PromptTemplate, sids: NDArray[np.int32], history: Sequence[int], max_prompt_tokens: int
+) -> tuple[list[int], int]:
+    """Prompt of the newest leaves of `history` (oldest first) that fit, and how many items were dropped.
+
+    sids [leaves, depth] int32. Raises CatalogError when the template alone is longer than the limit.
+    """
+    keep = min(len(history), template.items_that_fit(sids.shape[1], max_prompt_tokens))
+    dropped = len(history) - keep
+    return template.render(sids[np.array(history[dropped:], np.int64)]), dropped

@@ -1,0 +1,101 @@
+"""The trie as a sorted matrix of SIDs: every node is a contiguous range of leaves, stored as CSR arrays.
+
+Owns sorting, numbering and walking. Plain numpy, so that the same arrays feed the kernels and the tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Int32 = NDArray[np.int32]
+    Int64 = NDArray[np.int64]
+
+
+def sid_order(sids: Int32, popularity: NDArray[np.float64] | None = None) -> Int64:
+    """A stable order [N] of rows: SIDs [N, depth] lexicographically, then popularity [N] descending."""
+    keys: list[NDArray[Any]] = [-popularity] if popularity is not None else []
+    packed = pack(sids)
+    keys += [packed] if packed is not None else [sids[:, level] for level in reversed(range(sids.shape[1]))]
+    return np.lexsort(keys)
+
+
+def pack(sids: Int32) -> Int64 | None:
+    """SIDs [N, depth] as one integer per row in the same order, or None if 63 bits do not hold them.
+
+    One key sorts several times faster than one per level; real code books are narrow ranges of a vocabulary.
+    """
+    low = sids.min(axis=0)
+    bits = [int(span).bit_length() for span in sids.max(axis=0).astype(np.int64) - low]
+    if sum(bits) > 63:
+        return None
+    packed = np.zeros(len(sids), np.int64)
+    for level, width in enumerate(bits):
+        packed = (packed << width) | (sids[:, level].astype(np.int64) - int(low[level]))
+    return packed
+
+
+def first_difference(sids: Int32) -> Int64:
+    """For each row [N] of sorted SIDs the first level that differs from the row above.
+
+    Row 0 says 0; a row that equals the one above says `depth`.
+    """
+    differs = sids[1:] != sids[:-1]
+    level = np.where(differs.any(axis=1), differs.argmax(axis=1), sids.shape[1])
+    return np.concatenate([np.zeros(1, np.int64), level])
+
+
+def csr_levels(sids: Int32) -> tuple[list[Int32], list[Int32]]:
+    """Per-level (tokens [n_l], lo [n_l + 1]) of sorted distinct SIDs [leaves, depth].
+
+    `lo` is the first leaf of each node and closes with the number of leaves; the last level has none, because
+    its node number is the leaf number.
+    """
+    leaves, depth = sids.shape
+    split = first_difference(sids)
+    tokens, lo = [], []
+    for level in range(depth):
+        starts = np.flatnonzero(split <= level).astype(np.int32)
+        tokens.append(np.ascontiguousarray(sids[starts, level]))
+        last = level == depth - 1
+        lo.append(np.empty(0, np.int32) if last else np.append(starts, np.int32(leaves)))
+    return tokens, lo
+
+
+def children(lo: Sequence[Int32], level: int, first: int, last: int) -> tuple[int, int]:
+    """Nodes [a, b) of `level` that lie in the leaf range [first, last) of one node above."""
+    starts = lo[level]
+    if not len(starts):
+        return first, last
+    return int(np.searchsorted(starts, first)), int(np.searchsorted(starts, last))
+
+
+def find_leaf(tokens: Sequence[Int32], lo: Sequence[Int32], leaves: int, sid: Sequence[int]) -> int | None:
+    """The leaf with this SID, or None: one binary search among the children per level."""
+    if len(sid) != len(tokens):
+        return None
+    first, last = 0, leaves
+    for level, token in enumerate(sid):
+        a, b = children(lo, level, first, last)
+        node = a + int(np.searchsorted(tokens[level][a:b], token))
+        if node == b or int(tokens[level][node]) != token:
+            return None
+        starts = lo[level]
+        first, last = (int(starts[node]), int(starts[node + 1])) if len(starts) else (node, node + 1)
+    return first
+
+
+def branching(tokens: Sequence[Int32], lo: Sequence[Int32]) -> list[tuple[float, int]]:
+    """(mean, maximum) of children per node; entry l is about the nodes above level l (entry 0: the root)."""
+    counts = [np.array([len(tokens[0])])]
+    for level in range(1, len(tokens)):
+        above = lo[level - 1]
+        inner = len(lo[level]) > 0
+        counts.append(np.diff(np.searchsorted(lo[level], above)) if inner else np.diff(above))
+    return [(float(count.mean()), int(count.max())) for count in counts]

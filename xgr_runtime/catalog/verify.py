@@ -1,0 +1,80 @@
+"""Checks that reread a whole catalog: content in order, derived arrays as derived anew, version as hashed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xgr_runtime.catalog.file import REBUILD
+from xgr_runtime.catalog.trie import first_difference
+from xgr_runtime.errors import CatalogError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from xgr_runtime.catalog.items import StringTable
+    from xgr_runtime.catalog.snapshot import Catalog, Content
+
+
+def verify(catalog: Catalog, name: str = "the catalog") -> None:
+    """Raises CatalogError naming the first thing that is wrong; returns when everything holds."""
+    problem = _content_problem(catalog.content) or _derived_problem(catalog)
+    if problem is None and catalog.vocab_size < catalog.vocab_size_needed:
+        problem = f"tokens reach {catalog.vocab_size_needed - 1}, the vocabulary has {catalog.vocab_size}"
+    if problem is not None:
+        raise CatalogError(f"{name}: {problem}: {REBUILD}")
+
+
+def _content_problem(content: Content) -> str | None:
+    sids = content.sids
+    if int(sids.min()) < 0:
+        return "a SID holds a negative token"
+    split = first_difference(sids)
+    above = np.arange(len(sids)) - 1
+    level = np.minimum(split, sids.shape[1] - 1)
+    rising = sids[np.arange(len(sids)), level] > sids[above, level]
+    if not rising[1:].all():
+        return f"SIDs are not sorted and distinct at leaf {int(np.argmin(rising[1:])) + 1}"
+    if (np.diff(content.item_lo) < 1).any():
+        return "a leaf has no item"
+    tables = {"ids": content.ids, "titles": content.titles, "attributes": content.attributes}
+    for name, table in tables.items():
+        problem = _table_problem(table)
+        if problem is not None:
+            return f"{name} {problem}"
+    if (np.diff(content.ids.offsets) < 1).any():
+        return "an item id is empty"
+    return None
+
+
+def _table_problem(table: StringTable) -> str | None:
+    if (np.diff(table.offsets) < 0).any():
+        return "have offsets that go backwards"
+    try:
+        str(table.blob.data, "utf-8")
+    except UnicodeDecodeError as error:
+        return f"are not UTF-8 ({error.reason} at byte {error.start})"
+    return "split a character" if _cuts_character(table) else None
+
+
+def _cuts_character(table: StringTable) -> bool:
+    """Whether a text starts inside a character of the blob."""
+    starts: NDArray[np.int64] = table.offsets[:-1]
+    first = table.blob[starts[starts < len(table.blob)]]
+    return bool(((first & 0xC0) == 0x80).any())
+
+
+def _derived_problem(catalog: Catalog) -> str | None:
+    for name, expected in catalog.content.derived().items():
+        if not np.array_equal(catalog.arrays[name], expected):
+            return f"array {name!r} does not follow from the content"
+    if (np.diff(catalog.arrays["hashes"]) == 0).any() and _repeated_id(catalog):
+        return "an item id occurs twice"
+    if catalog.content.version() != catalog.version:
+        return "the content does not have the hash that the file names"
+    return None
+
+
+def _repeated_id(catalog: Catalog) -> bool:
+    return len({catalog.item_id(row) for row in range(catalog.items)}) != catalog.items
