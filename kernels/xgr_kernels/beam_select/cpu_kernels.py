@@ -1,0 +1,465 @@
+"""The compiled half of beam selection on CPU: row statistics, threshold, exact choice.
+
+One file on purpose: numba's cache notices a change in the file of a kernel only, not in the files it calls into.
+Arrays of a catalog enter as addresses, so that one compilation serves every catalog, memory-mapped or not.
+
+The story, from the top: `select` finds each row's children, takes their statistics row by row, then chooses request by
+request. A child's score grows with its logit, so a block's largest logit bounds the block; the W-th largest of these
+bounds is a score that W candidates reach, and nothing below it need be looked at.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numba import carray, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+F = np.float32
+BLOCK = 128  # children under one bound
+CHUNK = (
+    16 * BLOCK
+)  # floats summed in float32 lanes before they join a float64 sum; stays in the first-level cache
+ALL = np.int64(2**63 - 1)  # the cut that every candidate passes
+LOW_LOG = F(-126.0)  # 2**-126, the least normal number: nothing beside a largest term of 1
+LOG2_E = F(1.4426950408889634)
+ROUNDER = F(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits
+# Chebyshev fit of 2**x on [-1/2, 1/2], relative error below 1e-7, exact at 0
+C1, C2, C3, C4, C5 = F(0.693147182), F(0.240226462), F(0.0555032887), F(0.00961834099), F(0.00133951125)
+
+# Columns of the request table handed to `select`
+ROW_START, ROW_END, WIDTH, LEGAL, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RANK, RANKS, DENY, DENIED = (
+    range(14)
+)
+COLUMNS = 14
+
+
+def kernel(**options: Any) -> Callable[[Function], Function]:
+    """numba's njit, cached on disk where there is a place for a cache: a read-only install compiles at each start."""
+
+    def compile_later(function: Function) -> Function:
+        try:
+            return numba.njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError as error:
+            logging.getLogger(__name__).warning(
+                "kernels compile at every start (set NUMBA_CACHE_DIR): %s", error
+            )
+            return numba.njit(error_model="numpy", **options)(function)
+
+    return compile_later
+
+
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """An int64 address as a pointer, for carray."""
+    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
+        args[0], cgutils.voidptr_t
+    )
+
+
+@intrinsic
+def _float_bits(typing: Any, value: Any) -> Any:
+    """The bits of a float32 as int32."""
+    return types.int32(types.float32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], context.get_value_type(types.int32)
+    )
+
+
+@intrinsic
+def _power_of_two(typing: Any, rounded: Any) -> Any:
+    """2**n as float32 from n + ROUNDER; kept in 32-bit integers so that it vectorises."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        int32 = context.get_value_type(types.int32)
+        shifted = builder.shl(builder.bitcast(args[0], int32), int32(23))
+        return builder.bitcast(builder.add(shifted, int32(127 << 23)), context.get_value_type(types.float32))
+
+    return types.float32(types.float32), build
+
+
+@intrinsic
+def _count_bits(typing: Any, word: Any) -> Any:
+    """The number of set bits of a uint64."""
+    return types.int64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+# ---- log-sum-exp -----------------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath={"contract"})
+def _exp(x):  # type: ignore[no-untyped-def]
+    """e**x for x <= 0; a NaN stays one."""
+    y = x * LOG2_E
+    y = LOW_LOG if y < LOW_LOG else y
+    rounded = y + ROUNDER
+    f = y - (rounded - ROUNDER)
+    return (((((C5 * f + C4) * f + C3) * f + C2) * f + C1) * f + F(1)) * _power_of_two(rounded)
+
+
+@kernel(fastmath={"reassoc", "nsz"})
+def _sum_exp(x, top):  # type: ignore[no-untyped-def]
+    total = F(0)
+    for i in range(x.size):
+        total += _exp(x[i] - top)
+    return total
+
+
+@kernel(fastmath={"nnan", "nsz"})
+def _largest(x):  # type: ignore[no-untyped-def]
+    """The largest of x. A NaN may or may not win: `_sum_exp` is what finds it."""
+    top = F(-np.inf)
+    for i in range(x.size):
+        top = x[i] if x[i] > top else top
+    return top
+
+
+@kernel()
+def _absorb(x, top, total, maxima):  # type: ignore[no-untyped-def]
+    """Joins x to a running sum of exp(. - top); writes x's block maxima, [ceil(n / BLOCK)]. NaN makes the sum NaN."""
+    for start in range(0, x.size, CHUNK):
+        chunk = x[start : start + CHUNK]
+        peak = F(-np.inf)
+        for block in range(0, chunk.size, BLOCK):
+            largest = _largest(chunk[block : block + BLOCK])
+            maxima[(start + block) // BLOCK] = largest
+            peak = largest if largest > peak else peak
+        if peak > top:
+            total *= np.exp(np.float64(top) - np.float64(peak))
+            top = peak
+        if top < np.inf:
+            total += np.float64(_sum_exp(chunk, top if top > -np.inf else F(0)))
+    return top, total
+
+
+@kernel()
+def _finish(top, total):  # type: ignore[no-untyped-def]
+    """The float32 log-sum-exp of a running sum; NaN for NaN or +inf among the terms, -inf for none."""
+    if np.isnan(total) or not top < np.inf:
+        return F(np.nan)
+    return F(np.float64(top) + np.log(total)) if top > -np.inf else F(-np.inf)
+
+
+# ---- the trie and its filters ----------------------------------------------------------------------------------------
+
+
+@kernel()
+def _lower_bound(values, wanted, first, last):  # type: ignore[no-untyped-def]
+    """The first index in [first, last) whose value is at least `wanted`, else `last`; values ascend."""
+    while first < last:
+        middle = (first + last) >> 1
+        if values[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
+@kernel()
+def _allowed_before(bits, rank, leaf):  # type: ignore[no-untyped-def]
+    """How many of the leaves [0, leaf) the bits allow."""
+    if bits.size == 0:
+        return np.int64(leaf)
+    count = np.int64(rank[leaf >> 9])
+    for word in range((leaf >> 9) << 3, leaf >> 6):
+        count += _count_bits(bits[word])
+    if leaf & 63:
+        count += _count_bits(bits[leaf >> 6] & ((np.uint64(1) << np.uint64(leaf & 63)) - np.uint64(1)))
+    return count
+
+
+@kernel()
+def _load(x, trie, first, last, values):  # type: ignore[no-untyped-def]
+    """values[i] = logit of node first + i, or -inf if it is dead. Returns the number of live ones.
+
+    A node is alive if rank(hi) - rank(lo) - (denied in [lo, hi)) > 0.
+    """
+    leaf_level, tokens, lo, bits, rank, deny = trie
+    n = last - first
+    start, end = tokens[first], tokens[last - 1]
+    if end - start == n - 1:
+        values[:n] = x[start : end + 1]
+    else:
+        for i in range(n):
+            values[i] = x[tokens[first + i]]
+    if bits.size == 0 and deny.size == 0:
+        return n
+    low, high = (first, last) if leaf_level else (np.int64(lo[first]), np.int64(lo[last]))
+    denied = _lower_bound(deny, low, 0, deny.size)
+    last_denied = _lower_bound(deny, high, denied, deny.size)
+    live = 0
+    before = _allowed_before(bits, rank, low)
+    for i in range(n):
+        high = first + i + 1 if leaf_level else np.int64(lo[first + i + 1])
+        after = _allowed_before(bits, rank, high)
+        alive = after - before
+        before = after
+        while denied < last_denied and deny[denied] < high:
+            alive -= 1
+            denied += 1
+        if alive > 0:
+            live += 1
+        else:
+            values[i] = F(-np.inf)
+    return live
+
+
+@kernel()
+def _trie_of(request):  # type: ignore[no-untyped-def]
+    """(is the level that of leaves, tokens, lo, bits, rank, deny) of one request, as arrays over their addresses."""
+    return (
+        request[LEAF_LEVEL] == 1,
+        carray(_pointer(request[TOKENS]), request[NODES], np.int32),
+        carray(_pointer(request[LO]), request[NODES] + 1, np.int32),
+        carray(_pointer(request[BITS]), request[WORDS], np.uint64),
+        carray(_pointer(request[RANK]), request[RANKS], np.uint32),
+        carray(_pointer(request[DENY]), request[DENIED], np.int32),
+    )
+
+
+@kernel()
+def _children(trie, lo, hi):  # type: ignore[no-untyped-def]
+    """The nodes of the level whose first leaf lies in [lo, hi)."""
+    leaf_level, tokens, first_leaf, _, _, _ = trie
+    if leaf_level:
+        return np.int64(lo), np.int64(hi)
+    first = _lower_bound(first_leaf, lo, 0, tokens.size)
+    return np.int64(first), np.int64(_lower_bound(first_leaf, hi, first, tokens.size))
+
+
+# ---- pass 1: a row's log-sum-exp and the bounds of its blocks of children --------------------------------------------
+
+
+@kernel()
+def _row_statistics(x, trie, legal, first, last, maxima):  # type: ignore[no-untyped-def]
+    """(lse, live children) of a row; lse is NaN if its logits hold NaN or +inf. Fills maxima [ceil(children / BLOCK)]."""
+    _, tokens, _, bits, _, deny = trie
+    unused = np.empty((x.size + BLOCK - 1) // BLOCK, np.float32)
+    top, total = F(-np.inf), np.float64(0)
+    n = last - first
+    if (
+        n > 0
+        and tokens[last - 1] - tokens[first] == n - 1
+        and bits.size == 0
+        and deny.size == 0
+        and not legal
+    ):
+        start, end = tokens[first], tokens[last - 1] + 1
+        top, total = _absorb(x[:start], top, total, unused)
+        top, total = _absorb(x[start:end], top, total, maxima)
+        top, total = _absorb(x[end:], top, total, unused)
+        return _finish(top, total), n
+    top, total = _absorb(x, top, total, unused)
+    lse = _finish(top, total)
+    top, total, live = F(-np.inf), np.float64(0), 0
+    values = np.empty(BLOCK, np.float32)
+    for block in range(first, last, BLOCK):
+        size = min(BLOCK, last - block)
+        live += _load(x, trie, block, block + size, values)
+        at = (block - first) // BLOCK
+        if legal:
+            top, total = _absorb(values[:size], top, total, maxima[at : at + 1])
+        else:
+            maxima[at] = _largest(values[:size])
+    if legal and not np.isnan(lse):
+        lse = _finish(top, total)
+    return lse, live
+
+
+# ---- pass 2: the exact choice ----------------------------------------------------------------------------------------
+
+
+@kernel()
+def _score(score, logit, lse):  # type: ignore[no-untyped-def]
+    """The score of a child, rounded as the definition says; adding 0 turns -0 into 0."""
+    return (score + (logit - lse)) + F(0)
+
+
+@kernel()
+def _order(score):  # type: ignore[no-untyped-def]
+    """An int64 in 32 bits, smaller for a better score."""
+    bits = np.int64(_float_bits(score))
+    return ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+@kernel()
+def _keep_smallest(keys, n, wanted):  # type: ignore[no-untyped-def]
+    """Moves the `wanted` smallest of keys[:n] to the front, the largest of them last. Quickselect, after Hoare."""
+    low, high, at = 0, n - 1, wanted - 1
+    while low < high:
+        a, b, c = keys[low], keys[(low + high) >> 1], keys[high]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = low, high
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while keys[j] > pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if at <= j:
+            high = j
+        elif at >= i:
+            low = i
+        else:
+            return
+
+
+@kernel()
+def _push(keys, n, cut, key, wanted):  # type: ignore[no-untyped-def]
+    """Adds a key that passes the cut; a full buffer keeps its `wanted` best and lowers the cut. Returns (n, cut)."""
+    keys[n] = key
+    n += 1
+    if n == keys.size:
+        _keep_smallest(keys, n, wanted)
+        n, cut = wanted, keys[wanted - 1]
+    return n, cut
+
+
+@kernel()
+def _threshold(keys, order, wanted, scores, lse, maxima, block_offset):  # type: ignore[no-untyped-def]
+    """The cut that the `wanted`-th largest block bound sets: a score that as many candidates reach, else ALL."""
+    n, cut = 0, ALL
+    for row_key in order:
+        r = row_key & 0xFFFFFFFF
+        if row_key >> 32 > cut >> 32:
+            break
+        for block in range(block_offset[r], block_offset[r + 1]):
+            if maxima[block] > -np.inf:
+                key = (_order(_score(scores[r], maxima[block], lse[r])) << 32) | 0xFFFFFFFF
+                if key <= cut:
+                    n, cut = _push(keys, n, cut, key, wanted)
+    if n >= wanted:
+        _keep_smallest(keys, n, wanted)
+        cut = keys[wanted - 1]
+    return cut
+
+
+@kernel()
+def _collect(keys, order, wanted, cut, x, trie, scores, lse, first, child_offset, maxima, block_offset):  # type: ignore[no-untyped-def]
+    """Fills keys with the best candidates. Returns (how many, rows looked at, children looked at)."""
+    n, rows, visited = 0, 0, 0
+    values = np.empty(BLOCK, np.float32)
+    for row_key in order:
+        r = row_key & 0xFFFFFFFF
+        if row_key >> 32 > cut >> 32:
+            break
+        rows += 1
+        children = child_offset[r + 1] - child_offset[r]
+        for block in range(block_offset[r], block_offset[r + 1]):
+            if not maxima[block] > -np.inf or _order(_score(scores[r], maxima[block], lse[r])) > cut >> 32:
+                continue
+            start = (block - block_offset[r]) * BLOCK
+            size = min(BLOCK, children - start)
+            _load(x[r], trie, first[r] + start, first[r] + start + size, values)
+            visited += size
+            for i in range(size):
+                if values[i] > -np.inf:
+                    rank = _order(_score(scores[r], values[i], lse[r]))
+                    key = (rank << 32) | (child_offset[r] + start + i)
+                    if key <= cut:
+                        n, cut = _push(keys, n, cut, key, wanted)
+    if n > wanted:
+        _keep_smallest(keys, n, wanted)
+        n = wanted
+    keys[:n].sort()
+    return n, rows, visited
+
+
+@kernel()
+def _choose(request, x, scores, lse, first, child_offset, block_offset, maxima, out_score, out_node):  # type: ignore[no-untyped-def]
+    """Writes a request's children, best first. All arrays hold its rows only, child_offset starting at 0.
+
+    Returns (results, rows looked at, children looked at, cut).
+    """
+    R = scores.size
+    wanted = min(request[WIDTH], child_offset[R])
+    if wanted == 0:
+        return 0, 0, 0, ALL
+    trie = _trie_of(request)
+    order = np.empty(R, np.int64)
+    n = 0
+    for r in range(R):
+        top = F(-np.inf)
+        if block_offset[r + 1] > block_offset[r]:
+            top = _largest(maxima[block_offset[r] : block_offset[r + 1]])
+        if top > -np.inf:
+            order[n] = (_order(_score(scores[r], top, lse[r])) << 32) | r
+            n += 1
+    order = np.sort(order[:n])
+    keys = np.empty(4 * wanted + 64, np.int64)
+    cut = _threshold(keys, order, wanted, scores, lse, maxima, block_offset)
+    n, rows, visited = _collect(
+        keys, order, wanted, cut, x, trie, scores, lse, first, child_offset, maxima, block_offset
+    )
+    for i in range(n):
+        ordinal = keys[i] & 0xFFFFFFFF
+        r = np.searchsorted(child_offset, ordinal, side="right") - 1
+        node = first[r] + ordinal - child_offset[r]
+        token = trie[1][node]
+        out_score[i] = _score(scores[r], x[r, token], lse[r])
+        out_node[i, 0] = token
+        out_node[i, 1] = r
+        out_node[i, 2] = node if trie[0] else trie[2][node]
+        out_node[i, 3] = node + 1 if trie[0] else trie[2][node + 1]
+    return n, rows, visited, cut
+
+
+@kernel(parallel=True)
+def select(logits, V, requests, row_request, scores, lo, hi):  # type: ignore[no-untyped-def]
+    """Beam selection of a whole batch.
+
+    logits: address of [R, V] float32; requests [B, COLUMNS] int64; row_request [R] int64; scores [R] float32;
+    lo, hi [R] int32. Returns (lse [R] float32, child_offset [R+1], counts [B, 5]: results, rows looked at, children
+    looked at, cut, invalid; out_offset [B+1], score [N] float32, node [N, 4] int32: token, parent, lo, hi).
+    Results of request b start at out_offset[b].
+    """
+    R, B = scores.size, len(requests)
+    x = carray(_pointer(logits), (R, V), np.float32)
+    first = np.zeros(R, np.int64)
+    child_offset = np.zeros(R + 1, np.int64)
+    block_offset = np.zeros(R + 1, np.int64)
+    for r in range(R):
+        first[r], last = _children(_trie_of(requests[row_request[r]]), lo[r], hi[r])
+        child_offset[r + 1] = child_offset[r] + last - first[r]
+        block_offset[r + 1] = block_offset[r] + (last - first[r] + BLOCK - 1) // BLOCK
+    maxima = np.empty(block_offset[R], np.float32)
+    lse = np.empty(R, np.float32)
+    bad = np.zeros(R, np.bool_)
+    for r in prange(R):
+        request = requests[row_request[r]]
+        last = first[r] + child_offset[r + 1] - child_offset[r]
+        bounds = maxima[block_offset[r] : block_offset[r + 1]]
+        lse[r], live = _row_statistics(x[r], _trie_of(request), request[LEGAL] == 1, first[r], last, bounds)
+        bad[r] = np.isnan(lse[r]) or not scores[r] < np.inf or (live > 0 and not lse[r] > -np.inf)
+
+    out_offset = np.zeros(B + 1, np.int64)
+    for b in range(B):
+        children = child_offset[requests[b, ROW_END]] - child_offset[requests[b, ROW_START]]
+        out_offset[b + 1] = out_offset[b] + min(requests[b, WIDTH], children)
+    out_score = np.empty(out_offset[B], np.float32)
+    out_node = np.empty((out_offset[B], 4), np.int32)
+    counts = np.zeros((B, 5), np.int64)
+    for b in prange(B):
+        start, end = requests[b, ROW_START], requests[b, ROW_END]
+        if bad[start:end].any():
+            counts[b, 4] = 1
+        else:
+            counts[b, :4] = _choose(
+                requests[b],
+                x[start:end],
+                scores[start:end],
+                lse[start:end],
+                first[start:end],
+                child_offset[start : end + 1] - child_offset[start],
+                block_offset[start : end + 1],
+                maxima,
+                out_score[out_offset[b] : out_offset[b + 1]],
+                out_node[out_offset[b] : out_offset[b + 1]],
+            )
+    return lse, child_offset, counts, out_offset, out_score, out_node

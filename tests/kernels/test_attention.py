@@ -1,0 +1,154 @@
+"""Shared and tail attention against float64 attention over the concatenated keys and values."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from xgr_kernels.backend import choose_backend
+from xgr_kernels.shared_attention import SharedPlan, shared_attention
+from xgr_kernels.tail_attention import tail_attention_merge
+
+# float32 sums of a few hundred terms of size 1; bfloat16 keeps 8 bits of q, k, v, probabilities and o
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+PAGE = 16
+
+
+def draw(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """float64 attention. q [W, Hq, D], k, v [L, Hkv, D] -> o [W, Hq, D], lse2 [W, Hq]."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
+    scores = torch.einsum("whd,lhd->whl", q.double(), k) * scale
+    return torch.einsum("whl,lhd->whd", scores.softmax(-1), v), scores.logsumexp(-1) / np.log(2)
+
+
+def make_plan(rng: np.random.Generator, widths: list[int], lengths: list[int], scattered: bool) -> SharedPlan:
+    counts = [-(-length // PAGE) for length in lengths]
+    order = rng.permutation(sum(counts)) if scattered else np.arange(sum(counts))
+    pages = np.split(order.astype(np.int32), np.cumsum(counts)[:-1])
+    return SharedPlan(np.cumsum([0, *widths]).tolist(), pages, lengths, PAGE)
+
+
+def prompt(pool: Tensor, plan: SharedPlan, request: int) -> Tensor:
+    """[L, Hkv, D] of one request, gathered by hand."""
+    return torch.cat([pool[int(p)] for p in plan.pages[request]] or [pool[0, :0]])[: plan.lengths[request]]
+
+
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize("scattered", [False, True], ids=["contiguous", "scattered"])
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)], ids=str)
+def test_shared_attention(
+    Hq: int, Hkv: int, D: int, scattered: bool, dtype: torch.dtype, backend: str
+) -> None:
+    rng, g = np.random.default_rng(Hq), torch.Generator().manual_seed(Hq)
+    plan = make_plan(rng, [1, 7, 33, 5], [1, 100, 257, 16], scattered)
+    k, v = (draw(g, 40, PAGE, Hkv, D, dtype=dtype) for _ in range(2))
+    q = draw(g, 46, Hq, D, dtype=dtype)
+    o, lse2 = shared_attention(q, k, v, plan, D**-0.5, backend)
+    assert o.dtype == dtype
+    assert lse2.dtype == torch.float32
+    for b in range(4):
+        rows = slice(plan.row_offsets[b], plan.row_offsets[b + 1])
+        want, want_lse = exact(q[rows], prompt(k, plan, b), prompt(v, plan, b), D**-0.5)
+        torch.testing.assert_close(o[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
+        torch.testing.assert_close(lse2[rows].double(), want_lse, rtol=0, atol=TOLERANCE[dtype])
+
+
+@BACKENDS
+def test_empty_prompt_gives_nothing(backend: str) -> None:
+    plan = SharedPlan(
+        [0, 3, 3, 5],
+        [np.empty(0, np.int32), np.array([1], np.int32), np.array([0], np.int32)],
+        [0, 4, 5],
+        PAGE,
+    )
+    pool = torch.randn(2, PAGE, 2, 8)
+    o, lse2 = shared_attention(torch.randn(5, 4, 8), pool, pool, plan, 1.0, backend)
+    assert (o[:3] == 0).all()
+    assert (lse2[:3] == -np.inf).all()
+    assert lse2[3:].isfinite().all()
+
+
+def test_batch_mates_change_nothing() -> None:
+    rng, g = np.random.default_rng(1), torch.Generator().manual_seed(1)
+    plan = make_plan(rng, [9, 20], [300, 77], scattered=True)
+    k, v, q = draw(g, 30, PAGE, 2, 32), draw(g, 30, PAGE, 2, 32), draw(g, 29, 6, 32)
+    together, _ = shared_attention(q, k, v, plan, 0.2)
+    for b in range(2):
+        rows = slice(plan.row_offsets[b], plan.row_offsets[b + 1])
+        alone = SharedPlan([0, rows.stop - rows.start], [plan.pages[b]], [plan.lengths[b]], PAGE)
+        o, _ = shared_attention(q[rows], k, v, alone, 0.2)
+        torch.testing.assert_close(o, together[rows], rtol=0, atol=TOLERANCE[torch.float32])
+
+
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize("L", [0, 50])
+@pytest.mark.parametrize("T", [0, 1, 2, 5])
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)], ids=str)
+def test_shared_then_tail(
+    Hq: int, Hkv: int, D: int, T: int, L: int, dtype: torch.dtype, backend: str
+) -> None:
+    """Rows at every level in one call equal float64 attention over prompt, tail tokens and the newest."""
+    rng, g = np.random.default_rng(T), torch.Generator().manual_seed(T)
+    R, held, scale = 33, 60, D**-0.5
+    plan = make_plan(rng, [R], [L], scattered=False)
+    pool_k, pool_v = (draw(g, 4, PAGE, Hkv, D, dtype=dtype) for _ in range(2))
+    q = draw(g, R, Hq, D, dtype=dtype)
+    k, v = (draw(g, R, Hkv, D, dtype=dtype) for _ in range(2))
+    tail_len = torch.from_numpy(rng.integers(0, T + 1, R))
+    anc = torch.from_numpy(rng.integers(0, 20, (R, T)))
+    rows = torch.from_numpy(20 + rng.permutation(held - 20)[:R])
+    tail_k, tail_v = (draw(g, T, held, Hkv, D, dtype=dtype) for _ in range(2))
+    for tail in (tail_k, tail_v):
+        tail[:, 20:] = torch.nan  # memory that nobody has written yet
+    anc.masked_fill_(torch.arange(T) >= tail_len.unsqueeze(1), 10**12)  # and entries that nobody may follow
+    before = tail_k.clone(), tail_v.clone()
+
+    o, lse2 = shared_attention(q, pool_k, pool_v, plan, scale, backend)
+    got = tail_attention_merge(q, k, v, tail_k, tail_v, anc, rows, tail_len, o, lse2, scale, backend)
+
+    assert got.dtype == dtype
+    for r in range(R):
+        steps = range(int(tail_len[r]))
+        keys = [prompt(pool_k, plan, 0)] + [before[0][t, anc[r, t]][None] for t in steps] + [k[r : r + 1]]
+        values = [prompt(pool_v, plan, 0)] + [before[1][t, anc[r, t]][None] for t in steps] + [v[r : r + 1]]
+        want, _ = exact(q[r : r + 1], torch.cat(keys), torch.cat(values), scale)
+        torch.testing.assert_close(got[r : r + 1].double(), want, rtol=0, atol=TOLERANCE[dtype])
+        if tail_len[r] < T:
+            before[0][tail_len[r], rows[r]], before[1][tail_len[r], rows[r]] = k[r], v[r]
+    torch.testing.assert_close(tail_k, before[0], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(tail_v, before[1], rtol=0, atol=0, equal_nan=True)
+
+
+def test_reference_keeps_float64() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, pool = (
+        torch.randn(3, 2, 8, generator=g, dtype=torch.float64),
+        torch.randn(1, PAGE, 2, 8, dtype=torch.float64),
+    )
+    plan = SharedPlan([0, 3], [np.array([0], np.int32)], [9], PAGE)
+    o, lse2 = shared_attention(q, pool, pool, plan, 0.3, "reference")
+    want, want_lse = exact(q, pool[0, :9], pool[0, :9], 0.3)
+    torch.testing.assert_close(o, want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(lse2, want_lse, rtol=0, atol=1e-14)
+
+
+def test_backends_are_chosen_by_name() -> None:
+    assert choose_backend("auto", "cpu")[0] == "cpu"
+    assert choose_backend("reference", "cpu")[0] == "reference"
+    with pytest.raises(ValueError, match="fast"):
+        choose_backend("fast", "cpu")
+    with pytest.raises(ValueError, match="cuda"):
+        choose_backend("auto", "cuda:0")
+    empty = torch.empty(0, 1, 1)
+    with pytest.raises(ValueError, match="gpu"):
+        shared_attention(empty, empty, empty, SharedPlan([0], [], [], PAGE), 1.0, "gpu")
+    with pytest.raises(ValueError, match="gpu"):
+        tail_attention_merge(*[empty] * 10, 1.0, "gpu")

@@ -1,0 +1,319 @@
+"""Beam selection: the compiled kernel against the definition, and both against hand-made cases."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xgr_kernels.beam_select import (
+    BeamBatch,
+    LeafFilter,
+    ScoreMode,
+    Selection,
+    Trie,
+    beam_select,
+    cpu,
+    cpu_kernels,
+    no_filter,
+    reference,
+)
+
+# float32 near 12 to 30 has steps of 1e-6 to 2e-6; a log-probability takes two roundings and one in the log-sum-exp
+TOLERANCE = 4e-6
+
+
+def build_trie(sids: np.ndarray) -> Trie:
+    """The leaf-range trie of an SID matrix [n, depth]; duplicates are dropped."""
+    sids = np.unique(sids, axis=0).astype(np.int32)
+    tokens, lo = [], []
+    starts = np.zeros(len(sids), bool)
+    for level in range(sids.shape[1]):
+        starts |= np.r_[True, sids[1:, level] != sids[:-1, level]] if len(sids) else starts
+        first = np.flatnonzero(starts)
+        tokens.append(sids[first, level])
+        last = level == sids.shape[1] - 1
+        lo.append(np.empty(0, np.int32) if last else np.r_[first, len(sids)].astype(np.int32))
+    return Trie(len(sids), tuple(tokens), tuple(lo))
+
+
+def build_filter(alive: np.ndarray, deny: np.ndarray | None = None) -> LeafFilter:
+    """bits and ranks of a mask over leaves [n]; `deny` must be alive."""
+    padded = np.zeros(-(-len(alive) // 512) * 512, np.uint8)
+    padded[: len(alive)] = alive
+    rank = np.r_[0, np.cumsum(padded.reshape(-1, 512).sum(1, dtype=np.int64))].astype(np.uint32)
+    bits = np.packbits(padded, bitorder="little").view(np.uint64)[: -(-len(alive) // 64)]
+    return LeafFilter(bits, rank, np.sort(deny if deny is not None else []).astype(np.int32))
+
+
+def random_trie(rng: np.random.Generator, leaves: int, depth: int, V: int, skew: float = 0.0) -> Trie:
+    """Random SIDs; with skew > 0 a few tokens take most of the leaves."""
+    draws = rng.random((leaves, depth)) ** (1 + skew)
+    return build_trie((draws * V).astype(np.int32))
+
+
+def random_filter(rng: np.random.Generator, leaves: int, kind: str) -> LeafFilter:
+    alive = rng.random(leaves) < (0.5 if "bits" in kind else 1.0)
+    allowed = np.flatnonzero(alive)
+    deny = rng.choice(allowed, min(len(allowed), leaves // 4, 256), replace=False) if "deny" in kind else None
+    if kind == "none":
+        return no_filter()
+    if kind == "all denied":
+        return build_filter(np.zeros(leaves, bool))
+    made = build_filter(alive, deny)
+    return made if "bits" in kind else no_filter()._replace(deny=made.deny)
+
+
+@dataclass
+class Ask:
+    """One request of a test batch: `rows` beams, distinct nodes of the level above."""
+
+    trie: Trie
+    level: int
+    width: int
+    rows: int = 10**9
+    leaves: LeafFilter = field(default_factory=no_filter)
+    mode: ScoreMode = "vocab"
+
+
+def build_batch(rng: np.random.Generator, asks: list[Ask]) -> BeamBatch:
+    nodes = [_beams(rng, ask) for ask in asks]
+    packed = np.concatenate([*nodes, np.empty((0, 2), np.int32)])
+    return BeamBatch(
+        row_offsets=np.cumsum([0] + [len(n) for n in nodes]).tolist(),
+        level=[ask.level for ask in asks],
+        width=[ask.width for ask in asks],
+        tries=[ask.trie for ask in asks],
+        filters=[ask.leaves for ask in asks],
+        score_modes=[ask.mode for ask in asks],
+        scores=-rng.exponential(5, len(packed)).astype(np.float32),
+        lo=packed[:, 0],
+        hi=packed[:, 1],
+    )
+
+
+def _beams(rng: np.random.Generator, ask: Ask) -> np.ndarray:
+    if ask.level == 0:
+        return np.array([[0, ask.trie.leaves]], np.int32)[: ask.rows]
+    first = ask.trie.lo[ask.level - 1]
+    chosen = rng.permutation(len(first) - 1)[: ask.rows]
+    return np.stack([first[chosen], first[chosen + 1]], 1).astype(np.int32)
+
+
+def random_logits(rng: np.random.Generator, batch: BeamBatch, V: int, step: float = 0.0) -> torch.Tensor:
+    x = rng.normal(0, 3, (batch.row_offsets[-1], V)).astype(np.float32)
+    return torch.from_numpy(np.round(x / step).astype(np.float32) * np.float32(step) if step else x)
+
+
+def assert_equal(got: Selection, want: Selection) -> None:
+    """Bit for bit, but for what early termination saved."""
+    for name in ("offsets", "invalid", "overflow", "parent", "token", "lo", "hi", "score", "elements_total"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+def check(logits: torch.Tensor, batch: BeamBatch) -> Selection:
+    """cpu equals a full sort of the same float32 scores, its scores equal float64's, its cut is a true bound."""
+    launch = cpu.launch(logits, batch)
+    got = cpu.unpack(launch, batch)
+    assert_equal(got, reference.select(logits, batch, lse=launch.lse))
+    exact = beam_select(logits, batch, "reference")
+    np.testing.assert_array_equal(got.offsets, exact.offsets)
+    np.testing.assert_array_equal(got.invalid, exact.invalid)
+    np.testing.assert_allclose(got.score, exact.score, rtol=0, atol=2 * TOLERANCE)
+    for b in range(len(batch.width)):
+        of = got.of(b)
+        if of.stop - of.start == batch.width[b]:
+            worst = cpu_kernels._order(got.score[of.stop - 1])
+            assert worst <= launch.counts[b, 3] >> 32
+    assert (got.elements_visited <= got.elements_total).all()
+    return got
+
+
+SHAPES = [
+    (R, V, W, depth)
+    for R, V, W, depth in [
+        (1, 1027, 1, 1),
+        (1, 1027, 5000, 1),
+        (7, 1027, 33, 2),
+        (33, 8191, 1, 2),
+        (33, 8191, 700, 2),
+        (33, 1027, 128, 3),
+        (7, 1027, 5000, 4),
+        (33, 1027, 64, 4),
+    ]
+]
+
+
+@pytest.mark.parametrize("mode", ["vocab", "legal"])
+@pytest.mark.parametrize("kind", ["none", "bits", "deny", "bits+deny", "all denied"])
+@pytest.mark.parametrize(("R", "V", "W", "depth"), SHAPES, ids=lambda n: str(n))
+def test_matches_reference(R: int, V: int, W: int, depth: int, kind: str, mode: ScoreMode) -> None:
+    rng = np.random.default_rng([R, V, W, depth])
+    trie = random_trie(rng, 3000, depth, V, skew=2.0)
+    asks = [Ask(trie, level, W, R, random_filter(rng, trie.leaves, kind), mode) for level in range(depth)]
+    batch = build_batch(rng, asks)
+    got = check(random_logits(rng, batch, V), batch)
+    assert (len(got.score) == 0) == (kind == "all denied")
+
+
+@pytest.mark.parametrize("V", [1027, 8191, 151936])
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_log_probabilities_match_float64(V: int, spread: float) -> None:
+    rng = np.random.default_rng(V)
+    logits = torch.from_numpy(rng.normal(0, spread, (4, V)).astype(np.float32))
+    trie = build_trie(np.stack([np.repeat(np.arange(4), V), np.tile(np.arange(V), 4)], 1))
+    first = trie.lo[0]
+    batch = BeamBatch(
+        [0, 4], [1], [4 * V], [trie], [no_filter()], ["vocab"], np.zeros(4, np.float32), first[:-1], first[1:]
+    )
+    got = beam_select(logits, batch)
+    exact = logits.double().log_softmax(-1).numpy()[got.parent, got.token]
+    assert len(got.score) == 4 * V
+    np.testing.assert_allclose(got.score, exact, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("step", [0.5, 4.0, 1000.0])
+def test_ties_are_ordered_exactly(step: float) -> None:
+    """Rows that are permutations of one another, equal scores: only parent and token tell most candidates apart."""
+    rng = np.random.default_rng(5)
+    trie = random_trie(rng, 6000, 2, 511)
+    batch = build_batch(rng, [Ask(trie, 1, W, 40) for W in (1, 63, 64, 1000)])
+    batch.scores[:] = -0.0
+    logits = random_logits(rng, batch, 511, step)
+    got = check(logits, batch)
+    assert not np.signbit(got.score[got.score == 0]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_equals_full_sort(data: st.DataObject) -> None:
+    """Any mix of requests, tries, levels, filters, modes, ties and -inf."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "seed"))
+    V = data.draw(st.sampled_from([3, 64, 257, 1027]), "V")
+    asks = []
+    for _ in range(data.draw(st.integers(1, 5), "requests")):
+        depth = data.draw(st.integers(1, 4), "depth")
+        trie = random_trie(
+            rng, data.draw(st.integers(1, 1500), "leaves"), depth, V, data.draw(st.sampled_from([0, 3]))
+        )
+        kind = data.draw(st.sampled_from(["none", "bits", "deny", "bits+deny", "all denied"]), "filter")
+        level = data.draw(st.integers(0, depth - 1), "level")
+        width = data.draw(st.sampled_from([1, 2, 7, 50, 300, 4000]), "width")
+        rows = data.draw(st.sampled_from([0, 1, 7, 33]), "rows")
+        mode = data.draw(st.sampled_from(["vocab", "legal"]), "mode")
+        asks.append(Ask(trie, level, width, rows, random_filter(rng, trie.leaves, kind), mode))
+    batch = build_batch(rng, asks)
+    logits = random_logits(rng, batch, V, data.draw(st.sampled_from([0.0, 0.5, 3.0]), "step"))
+    logits[torch.rand(logits.shape) < data.draw(st.sampled_from([0.0, 0.3]))] = -np.inf
+    check(logits, batch)
+
+
+@pytest.mark.parametrize("poison", [np.nan, -np.nan, np.inf], ids=["nan", "-nan", "inf"])
+@pytest.mark.parametrize("column", [0, 500, 1026])
+@pytest.mark.parametrize("mode", ["vocab", "legal"])
+def test_bad_logit_fails_its_request_alone(poison: float, column: int, mode: ScoreMode) -> None:
+    rng = np.random.default_rng(3)
+    trie = random_trie(rng, 900, 2, 1027)
+    batch = build_batch(rng, [Ask(trie, 1, 20, 7, mode=mode) for _ in range(3)])
+    logits = random_logits(rng, batch, 1027)
+    healthy = beam_select(logits, batch)
+    logits[10, column] = poison
+    for backend in ("cpu", "reference"):
+        got = beam_select(logits, batch, backend)
+        assert got.invalid.tolist() == [False, True, False]
+        assert got.of(1).start == got.of(1).stop
+    got = beam_select(logits, batch)
+    for b in (0, 2):
+        np.testing.assert_array_equal(got.score[got.of(b)], healthy.score[healthy.of(b)])
+        np.testing.assert_array_equal(got.token[got.of(b)], healthy.token[healthy.of(b)])
+
+
+def test_poison_after_a_row_of_minus_infinity() -> None:
+    trie = build_trie(np.arange(5000).reshape(-1, 1))
+    batch = build_batch(np.random.default_rng(0), [Ask(trie, 0, 4)])
+    logits = torch.full((1, 5000), -np.inf)
+    logits[0, 4321] = np.nan
+    assert beam_select(logits, batch).invalid.all()
+
+
+def test_all_minus_infinity_is_invalid_only_with_live_children() -> None:
+    trie = build_trie(np.arange(9).reshape(-1, 1))
+    dead = build_filter(np.zeros(9, bool))
+    batch = build_batch(np.random.default_rng(0), [Ask(trie, 0, 4), Ask(trie, 0, 4, leaves=dead)])
+    got = check(torch.full((2, 9), -np.inf), batch)
+    assert got.invalid.tolist() == [True, False]
+
+
+def test_batch_mates_change_nothing() -> None:
+    rng = np.random.default_rng(11)
+    asks = [Ask(random_trie(rng, 2000, 3, 1027, 1.0), level, 50, 20) for level in (2, 0, 1)]
+    batch = build_batch(rng, asks)
+    logits = random_logits(rng, batch, 1027)
+    together = beam_select(logits, batch)
+    for b, ask in enumerate(asks):
+        rows = slice(batch.row_offsets[b], batch.row_offsets[b + 1])
+        alone = BeamBatch(
+            [0, rows.stop - rows.start],
+            [ask.level],
+            [ask.width],
+            [ask.trie],
+            [ask.leaves],
+            [ask.mode],
+            batch.scores[rows],
+            batch.lo[rows],
+            batch.hi[rows],
+        )
+        got = beam_select(logits[rows].clone(), alone)
+        np.testing.assert_array_equal(got.score, together.score[together.of(b)])
+        np.testing.assert_array_equal(got.lo, together.lo[together.of(b)])
+
+
+def test_early_termination_skips_most_children() -> None:
+    rng = np.random.default_rng(2)
+    trie = build_trie(np.stack([np.repeat(np.arange(64), 2048), np.tile(np.arange(2048), 64)], 1))
+    batch = build_batch(rng, [Ask(trie, 1, 32)])
+    got = beam_select(random_logits(rng, batch, 2048), batch)
+    assert got.elements_total.tolist() == [64 * 2048]
+    assert got.elements_visited[0] < 64 * 2048 // 10
+    assert got.rows_skipped[0] > 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_empty_batch(backend: str) -> None:
+    batch = build_batch(np.random.default_rng(0), [])
+    got = beam_select(torch.zeros(0, 7), batch, backend)
+    assert got.offsets.tolist() == [0]
+    assert len(got.score) == 0
+
+
+def test_refuses_what_it_cannot_read() -> None:
+    batch = build_batch(np.random.default_rng(0), [Ask(build_trie(np.arange(9).reshape(-1, 1)), 0, 4)])
+    with pytest.raises(ValueError, match="float32"):
+        beam_select(torch.zeros(1, 9, dtype=torch.float64), batch)
+    with pytest.raises(ValueError, match="rows"):
+        beam_select(torch.zeros(2, 9), batch)
+    with pytest.raises(ValueError, match="backend"):
+        beam_select(torch.zeros(1, 9), batch, "gpu")
+
+
+def test_read_only_catalogs_need_no_second_compilation() -> None:
+    rng = np.random.default_rng(4)
+    trie = random_trie(rng, 100, 2, 64)
+    before = len(cpu_kernels.select.signatures) or 1
+    for array in (*trie.tokens, *trie.lo):
+        array.flags.writeable = False
+    batch = build_batch(rng, [Ask(trie, 1, 8)])
+    batch.scores.flags.writeable = False
+    check(random_logits(rng, batch, 64), batch)
+    assert len(cpu_kernels.select.signatures) == before
+
+
+def test_no_place_for_a_cache_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(cache: bool = False, **options: object) -> object:
+        if cache:
+            raise RuntimeError("no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(cpu_kernels.numba, "njit", njit)
+    assert cpu_kernels.kernel()(len) is len
