@@ -1,0 +1,1 @@
+"""The router process: HTTP in front, workers behind. Owns request ids, deadlines, pairing and retries."""

@@ -35,7 +35,6 @@ class AttemptId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What two workers must have in common before KV of one means anything to the other."""
 
-    architecture: str
     weights_hash: str
     dtype: str
     layers: int

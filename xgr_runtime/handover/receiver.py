@@ -64,10 +64,14 @@ class Receiver:
         self._next_token = [held_tokens] * self.layers
         return Grant(self.id, credits, lease, held_tokens)
 
+    @property
+    def renewable(self) -> bool:
+        """True while the prefill worker holds KV for us."""
+        return self.opened and self.state in (ReceiverState.WAITING, ReceiverState.STREAMING)
+
     def renew(self, lease: float) -> Renew | None:
         """Ask the prefill worker to go on holding; None when there is nothing to hold."""
-        live = self.state in (ReceiverState.WAITING, ReceiverState.STREAMING) and self.opened
-        return Renew(self.id, lease) if live else None
+        return Renew(self.id, lease) if self.renewable else None
 
     def chunk(self, message: KvChunk, keys: Buffer, values: Buffer) -> Credit | Nack | None:
         """A chunk is here. On `Credit` the caller copies the frames into its pages, then sends the credit."""

@@ -1,0 +1,40 @@
+"""`python -m decode_worker`: load the model and the catalog, listen, run."""
+
+import logging
+import sys
+
+import numba
+
+from decode_worker.engine import DecodeEngine
+from decode_worker.worker import DecodeWorker
+from xgr_kernels.backend import choose_backend
+from xgr_runtime.catalog import load_catalog
+from xgr_runtime.config import DecodeConfig
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import Limits
+from xgr_runtime.model.startup import load_model, prompt_limit
+from xgr_runtime.process import Lifecycle, main
+
+log = logging.getLogger(__name__)
+
+
+def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
+    if config.max_rows < config.max_beam_width:
+        raise ConfigError(
+            f"--max-rows is {config.max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
+        )
+    catalog = load_catalog(config.catalog, config.model_path)
+    model = load_model(config)
+    numba.set_num_threads(min(model.threads, numba.config.NUMBA_NUM_THREADS))
+    kernels, reason = choose_backend("auto", config.device)
+    log.info("kernels: %s (%s)", kernels, reason)
+    tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
+    engine = DecodeEngine(model.backend, model.pool, tail_tokens, config.max_rows, kernels)
+    limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
+    worker = DecodeWorker(config, engine, catalog, model.identity, limits)
+    lifecycle.ready({"incarnation": worker.incarnation})
+    worker.run(lambda: lifecycle.stopping)
+
+
+if __name__ == "__main__":
+    sys.exit(main(DecodeConfig, body, "decode_worker"))

@@ -1,0 +1,92 @@
+"""One decode step: a forward over the beams of many requests, the head, and the selection."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decode_worker.search import Search
+from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
+from xgr_kernels.shared_attention.api import SharedPlan
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.stages import CascadeStage
+
+
+class DecodeEngine:
+    """The model, the pool of received KV and the tail KV. Requests at different levels share a step."""
+
+    def __init__(
+        self, model: ModelBackend, pool: KvPool, tail_tokens: int, max_rows: int, kernels: str
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.tail_tokens = tail_tokens
+        self.tail = TailKv(model.geometry, tail_tokens, max_rows)
+        self.kernels = kernels
+        warm_up()
+
+    def step(self, searches: Sequence[Search]) -> Selection:
+        """Advance every search by one level; returns the selection for its statistics."""
+        running = [s for s in searches if s.level]
+        starting = [s for s in searches if not s.level]
+        hidden = [torch.from_numpy(np.stack([s.hidden for s in starting]))] if starting else []
+        if running:
+            started = time.monotonic()
+            hidden.append(self.forward(running).float())
+            for search in running:
+                search.forward_seconds += time.monotonic() - started
+        logits = self.model.logits(torch.cat(hidden))  # [R, V]
+        return self.select(starting + running, logits)
+
+    def forward(self, searches: Sequence[Search]) -> Tensor:
+        """The newest token of every beam through the layers -> [R, hidden]."""
+        counts = np.array([s.forward_rows for s in searches])
+        levels = np.repeat([s.level for s in searches], counts)
+        lengths = np.repeat([s.question.prompt_tokens for s in searches], counts)
+        plan = SharedPlan(
+            row_offsets=[0, *np.cumsum(counts).tolist()],
+            pages=[s.pages for s in searches],
+            lengths=[s.question.prompt_tokens for s in searches],
+            page_size=self.pool.page_size,
+        )
+        stage = CascadeStage(
+            self.pool,
+            plan,
+            self.tail.k,
+            self.tail.v,
+            anc=torch.from_numpy(np.concatenate([s.anc for s in searches])),
+            rows=_int64(np.concatenate([s.rows[: s.forward_rows] for s in searches])),
+            tail_len=_int64(levels - 1),
+            backend=self.kernels,
+        )
+        tokens = _int64(np.concatenate([s.tokens for s in searches]))
+        return self.model.forward(tokens, _int64(lengths + levels - 1), stage)
+
+    def select(self, searches: Sequence[Search], logits: Tensor) -> Selection:
+        """Choose every search's next beams from the logits [R, V] of its present ones."""
+        batch = BeamBatch(
+            row_offsets=[0, *np.cumsum([len(s.scores) for s in searches]).tolist()],
+            level=[s.level for s in searches],
+            width=[s.question.width for s in searches],
+            tries=[s.question.trie for s in searches],
+            filters=[s.question.filter for s in searches],
+            score_modes=[s.question.score_mode for s in searches],
+            scores=np.concatenate([s.scores for s in searches]),
+            lo=np.concatenate([s.lo for s in searches]),
+            hi=np.concatenate([s.hi for s in searches]),
+        )
+        chosen = beam_select(logits, batch, self.kernels)
+        for b, search in enumerate(searches):
+            at = chosen.of(b)
+            search.invalid = bool(chosen.invalid[b])
+            search.advance(
+                chosen.score[at], chosen.token[at], chosen.parent[at], chosen.lo[at], chosen.hi[at]
+            )
+        return chosen
+
+
+def _int64(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))

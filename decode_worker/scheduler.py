@@ -1,0 +1,72 @@
+"""Who gets pages, who gets rows, who steps next. Plain data: no sockets, no tensors."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from xgr_runtime.messages import AttemptId
+from xgr_runtime.pages import PageIds, PagePool, pages_for
+
+
+class Task(Protocol):
+    """What the scheduler needs to know of a request."""
+
+    @property
+    def id(self) -> AttemptId: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def most_beams(self) -> int: ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(eq=False)
+class DecodeScheduler(Generic[T]):
+    """First come, first served, twice: pages for prompts that arrive, rows for prompts that are here.
+
+    A request holds its pages from GRANT to the end and its rows from its first step to the end, so neither
+    pool is ever exceeded. Every request that has rows takes part in every step.
+    """
+
+    pages: PagePool
+    rows: PagePool
+    page_size: int
+    waiting: deque[T] = field(default_factory=deque)  # for pages
+    ready: deque[T] = field(default_factory=deque)  # KV is here, waiting for rows
+    _pages_of: dict[AttemptId, PageIds] = field(default_factory=dict)
+    _rows_of: dict[AttemptId, PageIds] = field(default_factory=dict)
+
+    def next_grants(self) -> list[tuple[T, PageIds]]:
+        """Tasks that get their pages now, in order of arrival."""
+        granted = []
+        while self.waiting:
+            pages = self.pages.allocate(pages_for(self.waiting[0].prompt_tokens, self.page_size))
+            if pages is None:
+                break
+            task = self.waiting.popleft()
+            self._pages_of[task.id] = pages
+            granted.append((task, pages))
+        return granted
+
+    def next_starts(self) -> list[tuple[T, PageIds]]:
+        """Tasks that get their rows now and join the next step, in order of readiness."""
+        started = []
+        while self.ready:
+            rows = self.rows.allocate(self.ready[0].most_beams)
+            if rows is None:
+                break
+            task = self.ready.popleft()
+            self._rows_of[task.id] = rows
+            started.append((task, rows))
+        return started
+
+    def end(self, task: T) -> None:
+        """Free all that a task holds or waits for."""
+        self.waiting = deque(t for t in self.waiting if t is not task)
+        self.ready = deque(t for t in self.ready if t is not task)
+        if (pages := self._pages_of.pop(task.id, None)) is not None:
+            self.pages.release(pages)
+        if (rows := self._rows_of.pop(task.id, None)) is not None:
+            self.rows.release(rows)

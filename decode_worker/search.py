@@ -1,0 +1,86 @@
+"""One request's beam search: its beams, level by level. Plain arrays, no tensors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgr_kernels.beam_select.api import LeafFilter, Trie
+from xgr_runtime.messages import ScoreMode
+from xgr_runtime.pages import PageIds
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: fixed for the life of a search."""
+
+    prompt_tokens: int
+    width: int
+    results: int
+    score_mode: ScoreMode
+    trie: Trie
+    filter: LeafFilter
+
+    @property
+    def depth(self) -> int:
+        return len(self.trie.tokens)
+
+    @property
+    def most_beams(self) -> int:
+        """Beams that one level can hold."""
+        return min(self.width, self.trie.leaves)
+
+
+class Search:
+    """The beams of one request, best first. `level` is the level that the next selection fills."""
+
+    def __init__(
+        self, question: Question, pages: PageIds, rows: PageIds, hidden: Floats, tail_tokens: int
+    ) -> None:
+        self.question = question
+        self.pages = pages  # of the prompt's KV
+        self.rows = rows  # tail rows, [most_beams]
+        self.hidden = hidden  # [hidden] of the prompt's last token
+        self.level = 0
+        self.invalid = False
+        self.forward_seconds = 0.0
+        self.scores: Floats = np.zeros(1, np.float32)
+        self.tokens: Ints = np.zeros(0, np.int32)
+        self.lo: Ints = np.zeros(1, np.int32)
+        self.hi: Ints = np.array([question.trie.leaves], np.int32)
+        self.anc: NDArray[np.int64] = np.zeros((0, tail_tokens), np.int64)
+
+    @property
+    def forward_rows(self) -> int:
+        """Beams that the next step runs through the model; the first level starts from the hidden state."""
+        return len(self.tokens)
+
+    @property
+    def over(self) -> bool:
+        """No level is left, no beam is left, or the model gave no usable number."""
+        return self.invalid or self.level == self.question.depth or not len(self.scores)
+
+    def advance(self, scores: Floats, tokens: Ints, parents: Ints, lo: Ints, hi: Ints) -> None:
+        """Take the children that a selection kept, best first: all arrays [n], parents index our beams.
+
+        A beam that ran at level l left its KV in tail slot l - 1 of its row; a fork rewrites the ancestor
+        table and moves nothing.
+        """
+        if self.level:
+            anc = self.anc[parents]
+            if self.level <= anc.shape[1]:
+                anc[:, self.level - 1] = self.rows[parents]
+        else:
+            anc = np.zeros((len(tokens), self.anc.shape[1]), np.int64)
+        self.anc, self.scores, self.tokens, self.lo, self.hi = anc, scores, tokens, lo, hi
+        self.level += 1
+
+    def answer(self) -> tuple[Ints, Floats]:
+        """Leaves and scores [n], best first; empty when nothing was alive."""
+        n = self.question.results
+        if self.level < self.question.depth:
+            return np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return self.lo[:n], self.scores[:n]

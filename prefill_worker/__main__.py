@@ -1,0 +1,24 @@
+"""`python -m prefill_worker`: load the model, listen, run."""
+
+import sys
+
+from prefill_worker.engine import PrefillEngine
+from prefill_worker.worker import PrefillWorker
+from xgr_runtime.config import PrefillConfig
+from xgr_runtime.model.startup import load_model, prompt_limit
+from xgr_runtime.pages import PagePool
+from xgr_runtime.process import Lifecycle, main
+
+
+def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
+    model = load_model(config)
+    engine = PrefillEngine(model.backend, model.pool)
+    engine.warm_up()
+    limit = prompt_limit(model, config.max_prompt_tokens)
+    worker = PrefillWorker(config, engine, PagePool(model.pool.pages), model.identity, limit)
+    lifecycle.ready({"incarnation": worker.incarnation})
+    worker.run(lambda: lifecycle.stopping)
+
+
+if __name__ == "__main__":
+    sys.exit(main(PrefillConfig, body, "prefill_worker"))

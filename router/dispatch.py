@@ -1,0 +1,293 @@
+"""Takes a job to a pair of workers and back: attempts, deadlines, retries, cancels."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from router.job import Job, Outcome, WorkerState
+from router.links import WorkerLink
+from router.pairing import Candidate, choose_pair
+from xgr_runtime.config import RouterConfig
+from xgr_runtime.control import new_incarnation
+from xgr_runtime.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    DuplicateRequest,
+    NoWorkers,
+    Overloaded,
+    RequestError,
+    WorkerLost,
+    request_error,
+)
+from xgr_runtime.messages import (
+    AttemptId,
+    Cancel,
+    Committed,
+    DecodeRequest,
+    Failed,
+    Limits,
+    Message,
+    PrefillRequest,
+    Result,
+)
+
+log = logging.getLogger(__name__)
+
+
+class _Retry(Exception):
+    """An attempt failed in a way that another pair may not."""
+
+    def __init__(self, error: RequestError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One try: who works on it and who waits for it."""
+
+    id: AttemptId
+    prefill: WorkerLink
+    decode: WorkerLink
+    tokens: int
+    beams: int
+    future: asyncio.Future[Result]
+    committed: bool = False  # the decode worker has all KV: prefill is no longer needed
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Dispatcher:
+    """Owns every live request, from admission to its one end."""
+
+    def __init__(self, config: RouterConfig, catalog: str) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._incarnation = new_incarnation()
+        self._numbers = count(1)
+        self._attempts: dict[AttemptId, _Attempt] = {}
+        self._live: dict[str, asyncio.Future[None]] = {}  # rid -> set when aborted
+        self.draining = False
+        self._prefill = [self._link(address, "prefill") for address in config.prefill]
+        self._decode = [self._link(address, "decode") for address in config.decode]
+
+    # --- what the HTTP edge calls ---
+
+    async def generate(self, job: Job) -> Outcome:
+        """See `Dispatch.generate`."""
+        self._admit(job)
+        aborted = self._live[job.rid] = asyncio.get_running_loop().create_future()
+        work = asyncio.ensure_future(self._attempts_of(job))
+        try:
+            await asyncio.wait(
+                (work, aborted), timeout=job.deadline - time.monotonic(), return_when="FIRST_COMPLETED"
+            )
+            if work.done():
+                return work.result()
+            if aborted.done():
+                raise Cancelled("the request was aborted")
+            raise DeadlineExceeded("the deadline passed; the work was cancelled")
+        finally:
+            work.cancel()
+            del self._live[job.rid]
+
+    def abort(self, rid: str) -> bool:
+        """See `Dispatch.abort`."""
+        aborted = self._live.get(rid)
+        if aborted is None:
+            return False
+        if not aborted.done():
+            aborted.set_result(None)
+        return True
+
+    def workers(self) -> list[WorkerState]:
+        """See `Dispatch.workers`."""
+        links = [*self._prefill, *self._decode]
+        return [
+            WorkerState(w.address, w.alive, not w.problem, w.problem, w.hello, w.in_flight) for w in links
+        ]
+
+    def limits(self) -> Limits | None:
+        """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
+        prefill, decode = _usable(self._prefill), _usable(self._decode)
+        if choose_pair(_candidates(prefill), _candidates(decode), self._catalog) is None:
+            return None
+        all_limits = [w.hello.limits for w in [*prefill, *decode] if w.hello]
+        return Limits(
+            min(limit.max_prompt_tokens for limit in all_limits),
+            min(w.hello.limits.max_beam_width for w in decode if w.hello),
+        )
+
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
+    # --- life ---
+
+    def start(self) -> None:
+        for link in [*self._prefill, *self._decode]:
+            link.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(link.stop() for link in [*self._prefill, *self._decode]))
+
+    async def drain(self) -> None:
+        """Take no new requests and wait for the live ones, at most `drain_timeout`."""
+        self.draining = True
+        end = time.monotonic() + self._config.drain_timeout
+        while self._live and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for rid in list(self._live):
+            self.abort(rid)
+
+    # --- attempts ---
+
+    def _admit(self, job: Job) -> None:
+        if self.draining:
+            raise Draining("the deployment is stopping")
+        if job.rid in self._live:
+            raise DuplicateRequest(f"rid {job.rid!r} is in use by a live request", "rid")
+        if len(self._live) >= self._config.max_live:
+            raise Overloaded(f"{len(self._live)} requests are live, the limit: try again later")
+
+    async def _attempts_of(self, job: Job) -> Outcome:
+        """Try pair after pair until one answers, an error is final, or no try is left."""
+        number, avoid = next(self._numbers), set[int]()
+        last: RequestError = NoWorkers("no compatible pair of workers is ready: see /workers")
+        for attempt in range(1, self._config.max_attempts + 1):
+            try:
+                result = await self._attempt(job, number, attempt, avoid)
+            except _Retry as retry:
+                log.warning("request %s attempt %d: %s", job.rid, attempt, retry)
+                last = retry.error
+                continue
+            except NoWorkers:
+                break
+            leaves = np.frombuffer(result.leaves, np.int32)
+            return Outcome(leaves, np.frombuffer(result.scores, np.float32), result.timing, attempt)
+        raise last
+
+    async def _attempt(self, job: Job, number: int, attempt: int, avoid: set[int]) -> Result:
+        tried = self._begin(job, number, attempt, avoid)
+        try:
+            return await tried.future
+        except _Retry:
+            avoid.update({tried.id.prefill, tried.id.decode})
+            raise
+        finally:
+            self._end(tried)
+
+    def _begin(self, job: Job, number: int, attempt: int, avoid: set[int]) -> _Attempt:
+        """Choose a pair and send it the job. Raises `NoWorkers`, `_Retry`."""
+        prefill, decode = _usable(self._prefill), _usable(self._decode)
+        pair = choose_pair(_candidates(prefill), _candidates(decode), self._catalog, avoid)
+        if pair is None:
+            raise NoWorkers("no compatible pair")
+        p = next(w for w in prefill if w.incarnation == pair.prefill.incarnation)
+        d = next(w for w in decode if w.incarnation == pair.decode.incarnation)
+        id = AttemptId(self._incarnation, number, attempt, p.incarnation, d.incarnation)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        tried = _Attempt(id, p, d, len(job.tokens), job.width, future)
+        self._attempts[id] = tried
+        for worker, load in ((p, tried.tokens), (d, tried.beams)):
+            worker.load += load
+            worker.in_flight += 1
+        if not (d.send(self._decode_request(job, id)) and p.send(self._prefill_request(job, id, d))):
+            tried.fail(_Retry(WorkerLost("a worker could not be reached", "dispatch")))
+        return tried
+
+    def _end(self, tried: _Attempt) -> None:
+        """Forget the attempt; whatever still runs for it is cancelled."""
+        del self._attempts[tried.id]
+        answered = tried.future.done() and not tried.future.cancelled() and not tried.future.exception()
+        if not answered:
+            tried.decode.send(Cancel(tried.id, "no longer wanted"))
+        if not tried.committed:
+            self._release_prefill(tried)
+            if not answered:
+                tried.prefill.send(Cancel(tried.id, "no longer wanted"))
+        tried.decode.load -= tried.beams
+        tried.decode.in_flight -= 1
+
+    def _release_prefill(self, tried: _Attempt) -> None:
+        tried.prefill.load -= tried.tokens
+        tried.prefill.in_flight -= 1
+
+    # --- events from the links ---
+
+    def _on_message(self, link: WorkerLink, message: Message) -> None:
+        tried = self._attempts.get(message.id)  # type: ignore[attr-defined]
+        if tried is None:
+            return  # an attempt that is over
+        match message:
+            case Committed() if not tried.committed:
+                tried.committed = True
+                self._release_prefill(tried)
+            case Result():
+                if not tried.future.done():
+                    tried.future.set_result(message)
+            case Failed():
+                error = request_error(message.code, message.message, message.stage)
+                tried.fail(_Retry(error) if message.retry else error)
+
+    def _on_lost(self, link: WorkerLink, incarnation: int, reason: str) -> None:
+        for id, tried in list(self._attempts.items()):
+            if id.decode == incarnation:
+                tried.fail(_Retry(WorkerLost(f"the decode worker was lost: {reason}", "decode")))
+            elif id.prefill == incarnation and not tried.committed:
+                tried.fail(_Retry(WorkerLost(f"the prefill worker was lost: {reason}", "prefill")))
+
+    # --- messages ---
+
+    def _link(self, address: str, role: str) -> WorkerLink:
+        c = self._config
+        return WorkerLink(
+            address,
+            role,
+            self._incarnation,
+            c.heartbeat,
+            c.silence,
+            self._on_message,
+            self._on_lost,  # type: ignore[arg-type]
+        )
+
+    def _prefill_request(self, job: Job, id: AttemptId, decode: WorkerLink) -> PrefillRequest:
+        assert decode.hello is not None
+        return PrefillRequest(id, decode.hello.data_address, job.tokens.tobytes(), _seconds_left(job))
+
+    def _decode_request(self, job: Job, id: AttemptId) -> DecodeRequest:
+        return DecodeRequest(
+            id=id,
+            prompt_tokens=len(job.tokens),
+            width=job.width,
+            results=job.results,
+            score_mode=job.score_mode,
+            catalog=job.catalog,
+            allow=None if job.allow is None else job.allow.tobytes(),
+            deny=job.deny.tobytes(),
+            timeout=_seconds_left(job),
+        )
+
+
+def _seconds_left(job: Job) -> float:
+    return max(0.0, job.deadline - time.monotonic())
+
+
+def _usable(links: Sequence[WorkerLink]) -> list[WorkerLink]:
+    return [link for link in links if not link.problem]
+
+
+def _candidates(links: Sequence[WorkerLink]) -> list[Candidate]:
+    return [
+        Candidate(w.hello.worker, w.incarnation, w.hello.model, w.load, w.hello.catalogs)
+        for w in links
+        if w.hello
+    ]

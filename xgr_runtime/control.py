@@ -1,0 +1,65 @@
+"""A worker's control link: which routers are alive, what they ask, and how they are answered."""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from xgr_runtime.messages import PROTOCOL, Hello, Message, WorkerHello
+from xgr_runtime.transport import Listener
+
+log = logging.getLogger(__name__)
+
+
+def new_incarnation() -> int:
+    """A random id that tells one run of a process from every other."""
+    return secrets.randbits(62)
+
+
+@dataclass
+class _Router:
+    peer: bytes
+    heard: float
+
+
+@dataclass
+class ControlServer:
+    """The bound end of the control links. `introduce` makes the answer to a router's heartbeat."""
+
+    listener: Listener[Any]
+    introduce: Callable[[], WorkerHello]
+    silence: float  # seconds without a heartbeat after which a router counts as lost
+    refused: int = 0  # messages of routers that speak another protocol
+    _routers: dict[int, _Router] = field(default_factory=dict)
+
+    def receive(self, now: float) -> Iterator[Message]:
+        """All requests and cancels that are here; heartbeats are answered on the way."""
+        while (received := self.listener.receive()) is not None:
+            message = received.message
+            if not isinstance(message, Hello):
+                yield message
+            elif message.protocol == PROTOCOL:
+                self._greet(message.router, received.peer, now)
+            else:
+                self.refused += 1
+                self.listener.send(received.peer, self.introduce())  # so that it can say why
+
+    def send(self, router: int, message: Message) -> bool:
+        """Answer the router with this incarnation; False when it is gone."""
+        known = self._routers.get(router)
+        return known is not None and self.listener.send(known.peer, message)
+
+    def lost(self, now: float) -> list[int]:
+        """Incarnations of routers that fell silent; each is reported once and forgotten."""
+        silent = [r for r, known in self._routers.items() if now - known.heard > self.silence]
+        for router in silent:
+            log.warning("router %x is silent: its requests are dropped", router)
+            del self._routers[router]
+        return silent
+
+    def _greet(self, router: int, peer: bytes, now: float) -> None:
+        if router not in self._routers:
+            log.info("router %x connected", router)
+        self._routers[router] = _Router(peer, now)
+        self.listener.send(peer, self.introduce())
