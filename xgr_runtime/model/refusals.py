@@ -51,9 +51,7 @@ def _layer_types(config: Config) -> str | None:
 
 
 def _sliding_window(config: Config) -> str | None:
-    # Qwen2 and Qwen3 carry a window size that use_sliding_window=false switches off.
-    if config.get("use_sliding_window") is False:
-        return None
+    # Qwen2's and Qwen3's config classes clear sliding_window themselves when use_sliding_window is false.
     field = _first_set(config, ("sliding_window", "attention_chunk_size"))
     return f"{field}={config[field]} limits attention, only full attention is" if field else None
 
@@ -66,6 +64,8 @@ def _soft_caps(config: Config) -> str | None:
 
 
 def _sinks(config: Config) -> str | None:
+    if config.get("model_type") == "gpt_oss":
+        return "it has attention sinks"  # as weights, without a field
     field = _first_set(config, ("attention_sinks", "use_attention_sinks", "num_sink_tokens", "sink_tokens"))
     return f"{field} adds attention sinks" if field else None
 

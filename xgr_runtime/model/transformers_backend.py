@@ -5,6 +5,7 @@ travels as a keyword argument through the model's forward, never as shared state
 threads in one process cannot mix.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,9 +64,9 @@ class TransformersBackend:
 def load_transformers(folder: Path, dtype: str) -> TransformersBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line."""
     raw = read_config(folder)
-    files = weight_files(folder)
     config = _parse_config(folder, raw)
-    refuse_unsupported({**raw, **config.to_dict()}, str(folder))
+    refuse_unsupported(_fields(raw, config), str(folder))
+    files = weight_files(folder)
     model = _load_model(folder, config, dtype)
     geometry = _geometry(config, model, dtype)
     backend = TransformersBackend(model, geometry, weights_hash(folder, files))
@@ -108,6 +109,14 @@ def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that it cannot read this config
         raise ModelError(f"{folder}: config.json is not understood: {_one_line(error)}") from error
+
+
+def _fields(raw: dict[str, Any], config: HfConfig) -> dict[str, Any]:
+    """What the file says, with the defaults and clean-ups of the architecture's config class."""
+    merged = {**raw, **config.to_dict()}
+    if "rope_parameters" not in {field.name for field in dataclasses.fields(config)}:
+        merged.pop("rope_parameters", None)  # a stray field: this architecture has no rotary positions
+    return merged
 
 
 def _load_model(folder: Path, config: HfConfig, dtype: str) -> HfModel:
