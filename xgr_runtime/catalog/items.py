@@ -5,6 +5,7 @@ A table is one blob of UTF-8 with offsets, so that it is memory-mapped and never
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,6 +30,11 @@ class StringTable(NamedTuple):
             return b""
         return self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
+    def texts(self) -> list[bytes]:
+        """Every text, in row order."""
+        whole, ends = self.blob.tobytes(), self.offsets.tolist()
+        return [whole[first:last] for first, last in pairwise(ends)]
+
 
 class HashIndex(NamedTuple):
     """xxh3_64 of every item id in ascending order, and the row of each."""
@@ -44,12 +50,25 @@ def id_order(item: str) -> tuple[int, int, str]:
 
 
 def pack_strings(texts: Sequence[bytes]) -> StringTable:
-    """A table of `texts`; empty arrays when none of them holds a byte."""
+    """A table of `texts`."""
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
-    if not offsets[-1]:
-        return StringTable(np.empty(0, np.uint8), np.empty(0, np.int64))
     return StringTable(np.frombuffer(b"".join(texts), np.uint8), offsets)
+
+
+def pack_optional(texts: Sequence[bytes]) -> StringTable:
+    """A table of `texts`; two empty arrays when none of them holds a byte."""
+    table = pack_strings(texts)
+    return table if len(table.blob) else StringTable(np.empty(0, np.uint8), np.empty(0, np.int64))
+
+
+def encode_ids(item_ids: Sequence[str | int]) -> list[bytes]:
+    """UTF-8 of each id; integers become their decimal text."""
+    try:
+        return [*map(str.encode, item_ids)]  # type: ignore[arg-type]
+    except (TypeError, UnicodeEncodeError):
+        # An id that is not valid Unicode cannot be in a catalog; it must be unknown, not an error.
+        return [str(item).encode("utf-8", "surrogatepass") for item in item_ids]
 
 
 def hash_ids(encoded: Sequence[bytes]) -> NDArray[np.uint64]:
@@ -70,30 +89,33 @@ def find_rows(index: HashIndex, ids: StringTable, encoded: Sequence[bytes]) -> N
     proposal that fails moves on to the next one.
     """
     wanted = hash_ids(encoded)
+    query = pack_strings(encoded)
     found = np.full(len(encoded), -1, np.int32)
     at = np.searchsorted(index.hashes, wanted)
     pending = np.arange(len(encoded))
     while pending.size:
-        inside = at[pending] < len(index.hashes)
-        pending = pending[inside]
+        pending = pending[at[pending] < len(index.hashes)]
         pending = pending[index.hashes[at[pending]] == wanted[pending]]
         rows = index.rows[at[pending]]
-        same = equal_texts(ids, rows, [encoded[i] for i in pending])
+        same = equal_texts(ids, rows, query, pending)
         found[pending[same]] = rows[same]
         pending = pending[~same]
         at[pending] += 1
     return found
 
 
-def equal_texts(table: StringTable, rows: NDArray[np.int32], texts: Sequence[bytes]) -> NDArray[np.bool_]:
-    """Whether table[rows[i]] == texts[i], [N], by one gather of all bytes."""
-    starts = table.offsets[rows]
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+def equal_texts(
+    table: StringTable, rows: NDArray[np.int32], other: StringTable, others: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether table[rows[i]] == other[others[i]], [N], by one gather of all bytes on each side."""
+    starts, other_starts = table.offsets[rows], other.offsets[others]
+    lengths = other.offsets[others + 1] - other_starts
     same: NDArray[np.bool_] = table.offsets[rows.astype(np.int64) + 1] - starts == lengths
     lengths = np.where(same, lengths, 0)
-    query = np.frombuffer(b"".join([text for text, keep in zip(texts, same, strict=True) if keep]), np.uint8)
     ends = np.cumsum(lengths)
-    positions = np.repeat(starts - (ends - lengths), lengths) + np.arange(len(query))
-    wrong = np.flatnonzero(table.blob[positions] != query)
-    same[np.searchsorted(ends, wrong, side="right")] = False
+    within = np.arange(int(ends[-1]) if len(ends) else 0)
+    begins = ends - lengths
+    left = table.blob[np.repeat(starts - begins, lengths) + within]
+    right = other.blob[np.repeat(other_starts - begins, lengths) + within]
+    same[np.searchsorted(ends, np.flatnonzero(left != right), side="right")] = False
     return same

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.catalog.file import REBUILD, array_bytes, map_file, write_file
-from xgr_runtime.catalog.items import HashIndex, StringTable, find_rows, hash_ids, index_hashes
+from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows, hash_ids, index_hashes
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
 from xgr_runtime.catalog.trie import branching, csr_levels, find_leaf
 from xgr_runtime.errors import CatalogError
@@ -57,8 +57,7 @@ class Content:
     def derived(self) -> dict[str, NDArray[Any]]:
         """The arrays that follow from the content: trie, leaf of each row, hash index of the ids."""
         tokens, lo = csr_levels(self.sids)
-        rows = len(self.ids.offsets) - 1
-        index = index_hashes(hash_ids([self.ids.get(row) for row in range(rows)]))
+        index = index_hashes(hash_ids(self.ids.texts()))
         return {
             **{f"tokens.{level}": array for level, array in enumerate(tokens)},
             **{f"lo.{level}": array for level, array in enumerate(lo)},
@@ -157,9 +156,7 @@ class Catalog:
 
     def item_rows(self, item_ids: Sequence[str | int]) -> Int32:
         """Row of each id, int32 [N], -1 for ids that the catalog does not hold."""
-        # An id that is not valid Unicode cannot be in a catalog; it must be unknown, not an error.
-        encoded = [str(item).encode("utf-8", "surrogatepass") for item in item_ids]
-        return find_rows(self._index, self._ids, encoded)
+        return find_rows(self._index, self._ids, encode_ids(item_ids))
 
     def leaves_of_items(self, item_ids: Sequence[str | int]) -> Int32:
         """Leaf of each id, int32 [N], -1 for ids that the catalog does not hold."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,8 +19,6 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 COLUMNS = ("item", "sid", "title", "popularity", "attributes")
 
@@ -36,14 +35,18 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 @dataclass
 class Columns:
-    """Rows in source order. `place` says where row i stands, for messages ("line 7")."""
+    """Rows in source order. `place` says where row i stands, for messages ("line 7").
+
+    SIDs lie flat, row after row: a million small lists would keep the garbage collector busy.
+    """
 
     items: Sequence[Any]
-    sids: Sequence[Any] | NDArray[Any]
+    tokens: Sequence[Any]  # of all SIDs
+    lengths: Sequence[int]  # tokens per SID
     place: Callable[[int], str]
     titles: Sequence[str | None] | None = None
     popularity: Sequence[float | None] | None = None
-    attributes: Sequence[dict[str, Any] | None] | None = None
+    attributes: Sequence[bytes] | None = None  # canonical JSON
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -71,34 +74,34 @@ def read_index(source: Path) -> Columns:
         raise CatalogError(f"{source} is not JSON ({error}): correct it") from error
     if not isinstance(pairs, _Pairs):
         raise CatalogError(f"{source} must be one JSON object of item: [SID tokens]")
-    items, sids = zip(*pairs, strict=True) if pairs else ((), ())
-    return Columns(items, sids, lambda row: f"line {_line_of_key(text, row)}")
+    items = [item for item, _ in pairs]
+    sids = [sid for _, sid in pairs]
+
+    def place(row: int) -> str:
+        return f"line {_line_of_key(text, row)}"
+
+    return Columns(items, *_flat(source, items, sids, place), place)
 
 
 def read_jsonl(source: Path) -> Columns:
     """One object per line; blank lines are skipped."""
     decode = msgspec.json.Decoder(Row).decode
-    rows: list[Row] = []
     lines: list[int] = []
+    items: list[str | int] = []
+    tokens: list[str | int] = []
+    columns = Columns(items, tokens, [], lambda row: f"line {lines[row]}", [], [], [])
     with source.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if line.isspace():
                 continue
             try:
-                rows.append(decode(line))
+                row = decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise CatalogError(
-                    f"{source}: line {number}{_item_hint(line)}: {error}: {_EXPECTED}"
-                ) from error
+                hint = _item_hint(line)
+                raise CatalogError(f"{source}: line {number}{hint}: {error}: {_EXPECTED}") from error
             lines.append(number)
-    return Columns(
-        [row.item for row in rows],
-        [row.sid for row in rows],
-        lambda row: f"line {lines[row]}",
-        [row.title for row in rows],
-        [row.popularity for row in rows],
-        [row.attributes for row in rows],
-    )
+            _append(columns, row)
+    return columns
 
 
 def read_parquet(source: Path) -> Columns:
@@ -111,22 +114,64 @@ def read_parquet(source: Path) -> Columns:
     except pa.ArrowException as error:
         raise CatalogError(f"{source} is not a Parquet file ({error}): write it again") from error
     _check_columns(source, table.column_names)
-    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
-    _check_cells(source, columns)
+    cells: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+    _check_cells(source, cells)
+    items, attributes = cells["item"], cells.get("attributes")
+
+    def place(row: int) -> str:
+        return f"row {row + 1}"
+
     return Columns(
-        columns["item"],
-        columns["sid"],
-        lambda row: f"row {row + 1}",
-        columns.get("title"),
-        columns.get("popularity"),
-        [dict(value) if value else None for value in columns.get("attributes", [])] or None,
+        items,
+        *_flat(source, items, cells["sid"], place),
+        place,
+        cells.get("title"),
+        cells.get("popularity"),
+        None if attributes is None else [canonical(dict(value or {})) for value in attributes],
     )
 
 
+def canonical(attributes: dict[str, Any] | None) -> bytes:
+    """Attributes as JSON with sorted keys and without absent values, so that every format agrees."""
+    present = {key: value for key, value in (attributes or {}).items() if value is not None}
+    if not present:
+        return b""
+    try:
+        return _encode_sorted(present)
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise CatalogError(
+            f"attributes {present!r:.80} cannot be stored ({error}): use JSON values"
+        ) from error
+
+
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _EXPECTED = (
     'a row is {"item": "...", "sid": [...]} and optionally "title" (text), "popularity" (a number), '
     '"attributes" (an object; put further fields there)'
 )
+
+
+def _append(columns: Any, row: Row) -> None:
+    """Adds one row to the lists of a JSONL reader."""
+    columns.items.append(row.item)
+    columns.tokens.extend(row.sid)
+    columns.lengths.append(len(row.sid))
+    columns.titles.append(row.title)
+    columns.popularity.append(row.popularity)
+    columns.attributes.append(canonical(row.attributes))
+
+
+def _flat(
+    source: Path, items: Sequence[Any], sids: Sequence[Any], place: Callable[[int], str]
+) -> tuple[list[Any], list[int]]:
+    """(tokens, lengths) of SIDs that must be lists."""
+    for row, sid in enumerate(sids):
+        if type(sid) is not list:
+            raise CatalogError(
+                f"{source}: {place(row)}, item {items[row]!r}: the SID is {sid!r:.80}: "
+                "it must be a list of token strings or ids"
+            )
+    return list(chain.from_iterable(sids)), [*map(len, sids)]
 
 
 def _text(source: Path) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from xgr_runtime.catalog.vocabulary import read_object
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from xgr_runtime.catalog.vocabulary import Vocabulary
 
 
 class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,3 +64,32 @@ def prompt_tokens(
     keep = min(len(history), template.items_that_fit(sids.shape[1], max_prompt_tokens))
     dropped = len(history) - keep
     return template.render(sids[np.array(history[dropped:], np.int64)]), dropped
+
+
+def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
+    """The template of catalog.json beside `source`; absent fields take their defaults."""
+    path = source.with_name("catalog.json")
+    fields = read_object(path) if path.name != source.name else {}
+    unknown = sorted(set(fields) - set(PromptTemplate.__struct_fields__))
+    if unknown:
+        raise CatalogError(f"{path}: unknown fields {unknown}: use {PromptTemplate.__struct_fields__}")
+    limit = fields.get("max_history_items", 64)
+    if type(limit) is not int or limit < 1:
+        raise CatalogError(f"{path}: max_history_items is {limit!r}: it must be a whole number of at least 1")
+    begin = [] if vocabulary.begin is None else [vocabulary.begin]
+    return PromptTemplate(
+        prefix=_template_tokens(path, "prefix", fields.get("prefix", begin), vocabulary),
+        separator=_template_tokens(path, "separator", fields.get("separator", []), vocabulary),
+        suffix=_template_tokens(path, "suffix", fields.get("suffix", []), vocabulary),
+        max_history_items=limit,
+    )
+
+
+def _template_tokens(path: Path, name: str, value: Any, vocabulary: Vocabulary) -> tuple[int, ...]:
+    tokens = value if isinstance(value, list) else [value]
+    if not set(map(type, tokens)) <= {str, int}:
+        raise CatalogError(f"{path}: {name} is {value!r}: it must be a list of token strings or ids")
+    try:
+        return tuple(vocabulary.resolve(token) for token in tokens)
+    except CatalogError as error:
+        raise CatalogError(f"{path}: {name}: {error}") from error
