@@ -1,0 +1,228 @@
+"""Around every request: who may ask, what is logged and counted, and that each error has its answer."""
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router.http.problems import error_response
+from router.http.settings import HttpSettings
+from xgr_runtime.errors import (
+    BadRequest,
+    BodyTooLarge,
+    Cancelled,
+    InternalError,
+    MethodNotAllowed,
+    MissingKey,
+    NotFound,
+    RequestError,
+    WrongKey,
+    WrongMediaType,
+)
+from xgr_runtime.metrics import RequestMetrics
+
+T = TypeVar("T")
+
+log = logging.getLogger("router.http")
+
+PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
+_VISIT = "xgr.visit"
+
+
+class ClientGone(Cancelled):
+    """HTTP 499. Nobody is left to read the answer."""
+
+
+@dataclass
+class Visit:
+    """What one HTTP request leaves in log and metrics; handlers fill in what they learn."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    arrival: float = field(default_factory=time.monotonic)
+    rid: str = ""
+    prompt_tokens: int = 0
+    width: int = 0
+    wanted: int = 0
+    results: int = 0
+    status: int = 0
+
+    @property
+    def request_id(self) -> str:
+        return self.rid or self.id
+
+
+class Edge:
+    """Outermost ASGI layer of the application."""
+
+    def __init__(self, app: ASGIApp, settings: HttpSettings, metrics: RequestMetrics) -> None:
+        self.app = app
+        self.settings = settings
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = Visit()
+        scope[_VISIT] = visit
+        try:
+            await self._serve(visit, scope, receive, send)
+        except asyncio.CancelledError:
+            visit.status = Cancelled.status
+            raise
+        finally:
+            self._record(visit, scope)
+
+    async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting_status(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                visit.status = message["status"]
+            await send(message)
+
+        try:
+            authorise(scope, self.settings.api_key)
+            await self.app(scope, receive, noting_status)
+            return
+        except (ClientGone, ClientDisconnect):
+            visit.status = Cancelled.status
+            return
+        except RequestError as error:
+            problem = error
+            if isinstance(error, InternalError):
+                log.exception("request %s failed", visit.request_id)
+        except Exception:
+            log.exception("request %s failed", visit.request_id)
+            problem = InternalError("")
+        if visit.status:  # the answer has begun; the server closes the connection on an unfinished one
+            raise problem
+        response = error_response(problem, visit.request_id, self.settings.retry_after)
+        await response(scope, receive, noting_status)
+
+    def _record(self, visit: Visit, scope: Scope) -> None:
+        seconds = time.monotonic() - visit.arrival
+        if scope["path"] == "/generate":
+            self.metrics.observe(
+                visit.status, seconds, visit.prompt_tokens, underfilled=visit.results < visit.wanted
+            )
+        log.info(
+            "%s %s %d %.1f ms rid=%s prompt=%d width=%d",
+            scope["method"],
+            printable(scope["path"]),
+            visit.status,
+            seconds * 1000,
+            visit.request_id,
+            visit.prompt_tokens,
+            visit.width,
+        )
+
+
+def visit_of(request: Request) -> Visit:
+    """The visit that `request` belongs to."""
+    visit: Visit = request.scope[_VISIT]
+    return visit
+
+
+def authorise(scope: Scope, api_key: str | None) -> None:
+    """Raises `MissingKey` or `WrongKey` unless the request may ask for this path."""
+    if api_key is None or scope["path"] in PUBLIC_PATHS:
+        return
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, key = given.partition(b" ")
+    if scheme.lower() != b"bearer" or not key.strip():
+        raise MissingKey("this deployment needs a key: send the header 'Authorization: Bearer KEY'")
+    if not hmac.compare_digest(key.strip(), api_key.encode()):
+        raise WrongKey("the key is not this deployment's: send the one it was started with")
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes. Raises `WrongMediaType`, `BodyTooLarge`, `BadRequest`.
+
+    A body without a content type is taken as JSON: nothing says otherwise.
+    """
+    check_media_type(request.headers.get("content-type"))
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise too_large(limit)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large(limit)
+        parts.append(part)
+    if not size:
+        raise BadRequest("the body is empty: send a JSON object")
+    return b"".join(parts)
+
+
+def check_media_type(header: str | None) -> None:
+    """Raises `WrongMediaType` unless the header is absent or names JSON in UTF-8."""
+    if header is None:
+        return
+    media, *parameters = (part.strip().lower() for part in header.split(";"))
+    charsets = [
+        value.strip("\"' ") for name, _, value in (p.partition("=") for p in parameters) if name == "charset"
+    ]
+    is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+    if not is_json or any(charset not in ("utf-8", "utf8") for charset in charsets):
+        raise WrongMediaType(
+            f"the content type is {header[:80]!r}: send JSON with the header 'Content-Type: application/json'"
+        )
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit} bytes: send fewer items or tokens")
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client goes away (`ClientGone`).
+
+    The body must have been read: what `receive` has left to say is then only that.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the client went away")
+        if task.cancelled():
+            raise Cancelled("the request was aborted")
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def printable(path: str) -> str:
+    """A path as it may stand in a log: nothing that starts a new line."""
+    return path if path.isascii() and path.isprintable() else repr(path)
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, in our error body."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    problem: RequestError
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = MethodNotAllowed(f"{path} takes {allowed}, not {request.method}")
+    elif error.status_code == 404:
+        problem = NotFound(f"there is no {path}: see /docs for the routes")
+    else:
+        problem = BadRequest(error.detail)
+    return error_response(problem, visit_of(request).request_id, 1, error.headers)

@@ -1,0 +1,55 @@
+"""POST /generate: one request in, its ranked items out, as JSON or as one server-sent event."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router.http.answers import Composer
+from router.http.edge import Visit, read_json, visit_of, while_connected
+from router.http.intake import Intake, Ticket
+from router.http.problems import decode
+from router.http.schema import GenerateRequest
+from router.job import Dispatch, Outcome
+from xgr_runtime.errors import BadRequest
+
+_DECODER = msgspec.json.Decoder(GenerateRequest)
+_ENCODER = msgspec.json.Encoder()
+
+
+class Generate:
+    """The endpoint: validate, dispatch while the client is there, answer."""
+
+    def __init__(self, dispatch: Dispatch, intake: Intake, composer: Composer) -> None:
+        self.dispatch = dispatch
+        self.intake = intake
+        self.composer = composer
+
+    async def __call__(self, request: Request) -> Response:
+        visit = visit_of(request)
+        body = decode(_DECODER, await read_json(request, self.intake.settings.max_body_bytes))
+        visit.rid = checked_rid(body.rid) or visit.id
+        ticket = await self.intake.ticket(body, visit.rid, visit.arrival, self.dispatch.limits())
+        note_job(visit, ticket)
+        outcome = await while_connected(request, self.dispatch.generate(ticket.job))
+        return self.respond(visit, ticket, outcome)
+
+    def respond(self, visit: Visit, ticket: Ticket, outcome: Outcome) -> Response:
+        """The answer, as one event where the client asked for a stream."""
+        visit.wanted, visit.results = ticket.job.results, len(outcome.leaves)
+        body = _ENCODER.encode(self.composer.answer(ticket, outcome, visit.arrival))
+        if not ticket.stream:
+            return Response(body, media_type="application/json")
+        event = b"data: " + body + b"\n\ndata: [DONE]\n\n"
+        return Response(event, headers={"cache-control": "no-cache"}, media_type="text/event-stream")
+
+
+def note_job(visit: Visit, ticket: Ticket) -> None:
+    """What the access log says of a job."""
+    visit.prompt_tokens, visit.width = len(ticket.job.tokens), ticket.job.width
+
+
+def checked_rid(rid: str | None) -> str | None:
+    """The client's request id. It is written to logs, so it may hold neither spaces nor line ends."""
+    if rid is not None and not (rid.isascii() and rid.isprintable() and " " not in rid):
+        raise BadRequest("rid must be printable ASCII without spaces", "rid")
+    return rid

@@ -1,0 +1,201 @@
+"""Request bodies, and the values at which SGLang's other fields mean nothing to an exact search.
+
+A field that would change the answer of a sampling server is accepted where it says "off", else refused
+by name.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from xgr_runtime.errors import BadRequest
+from xgr_runtime.messages import ScoreMode
+
+ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
+INT64_MAX = (1 << 63) - 1
+
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
+Count = Annotated[int, Meta(ge=1)]
+Rid = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        description="Printable ASCII without spaces; generated if absent.",
+        extra_json_schema={"pattern": "^[!-~]+$"},
+    ),
+]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`n` defaults to `beam_width`; fields after `score_mode` are SGLang's, accepted at neutral values."""
+
+    beam_width: Annotated[Count | None, Meta(description="Beams kept per level.")] = None
+    n: Annotated[Count | None, Meta(description="Results wanted, at most beam_width.")] = None
+    score_mode: ScoreMode = "vocab"
+    max_new_tokens: Annotated[int | None, Meta(description="The catalog's depth, or absent.")] = None
+    min_new_tokens: Annotated[int | None, Meta(description="At most the catalog's depth.")] = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
+    logit_bias: dict[str, float] | None = None
+    custom_params: dict[str, Any] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    no_stop_trim: bool | None = None
+    stream_interval: int | None = None
+    sampling_seed: int | None = None
+
+
+class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which items may be in the answer. `allow: []` allows none; unknown ids are ignored and counted."""
+
+    allow: list[ItemId] | None = None
+    deny: list[ItemId] | None = None
+    exclude_history: bool = False
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly one of `input_ids`, `history` and `text`; fields after `stream` are SGLang's, as above."""
+
+    input_ids: list[TokenId] | None = None
+    history: Annotated[list[ItemId] | None, Meta(description="Item ids, oldest first.")] = None
+    text: str | None = None
+    rid: Rid | None = None
+    timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None
+    sampling_params: SamplingParams | None = None
+    filters: Filters | None = None
+    stream: Annotated[bool, Meta(description="The answer as one server-sent event.")] = False
+    return_logprob: bool | None = None
+    logprob_start_len: int | None = None
+    top_logprobs_num: int | None = None
+    token_ids_logprob: list[int] | None = None
+    return_text_in_logprobs: bool | None = None
+    return_hidden_states: bool | None = None
+    return_routed_experts: bool | None = None
+    return_entropy: bool | None = None
+    return_bytes: bool | None = None
+    log_metrics: bool | None = None
+    no_logs: bool | None = None
+    background: bool | None = None
+    require_reasoning: bool | None = None
+    input_embeds: list[Any] | None = None
+    image_data: list[Any] | str | None = None
+    video_data: list[Any] | str | None = None
+    audio_data: list[Any] | str | None = None
+    modalities: list[str] | None = None
+    session_params: dict[str, Any] | None = None
+    lora_path: str | None = None
+    lora_id: str | None = None
+    custom_logit_processor: str | None = None
+    bootstrap_host: str | None = None
+    bootstrap_port: int | None = None
+    bootstrap_room: int | None = None
+    routed_dp_rank: int | None = None
+    data_parallel_rank: int | None = None
+    conversation_id: str | None = None
+    priority: int | None = None
+    extra_key: str | None = None
+    custom_labels: dict[str, str] | None = None
+
+
+class AbortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Cancel one live request everywhere."""
+
+    rid: Rid
+
+
+# Value that changes nothing, besides null. Fields that are in neither table may hold anything: they only
+# concern sampled text, of which there is none.
+NEUTRAL_SAMPLING: dict[str, tuple[object, ...]] = {
+    "temperature": (0.0, 1.0),
+    "top_p": (1.0,),
+    "top_k": (-1, ALL_TOKENS),
+    "min_p": (0.0,),
+    "frequency_penalty": (0.0,),
+    "presence_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "stop": ("", []),
+    "stop_token_ids": ([],),
+    "stop_regex": ("", []),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "structural_tag": (),
+    "logit_bias": ({},),
+    "custom_params": ({},),
+}
+NEUTRAL_REQUEST: dict[str, tuple[object, ...]] = {
+    "return_logprob": (False,),
+    "logprob_start_len": (-1,),
+    "top_logprobs_num": (0,),
+    "token_ids_logprob": ([],),
+    "return_hidden_states": (False,),
+    "return_routed_experts": (False,),
+    "return_entropy": (False,),
+    "no_logs": (False,),
+    "background": (False,),
+    "require_reasoning": (False,),
+    "input_embeds": (),
+    "image_data": ([],),
+    "video_data": ([],),
+    "audio_data": ([],),
+    "modalities": ([],),
+    "session_params": ({},),
+    "lora_path": (),
+    "lora_id": (),
+    "custom_logit_processor": (),
+    "bootstrap_host": (),
+    "bootstrap_port": (),
+    "bootstrap_room": (),
+    "routed_dp_rank": (),
+    "data_parallel_rank": (),
+    "priority": (0,),
+    "extra_key": (),
+    "custom_labels": ({},),
+}
+
+
+def refuse_sampling(body: GenerateRequest, depth: int) -> None:
+    """Raises `BadRequest` naming the first field that asks for something other than an exact search."""
+    _refuse(body, NEUTRAL_REQUEST, "")
+    params = body.sampling_params
+    if params is None:
+        return
+    _refuse(params, NEUTRAL_SAMPLING, "sampling_params.")
+    if params.max_new_tokens not in (None, depth):
+        raise BadRequest(
+            f"max_new_tokens is {params.max_new_tokens}, every item of this catalog has {depth} tokens: "
+            f"leave it out or send {depth}",
+            "sampling_params.max_new_tokens",
+        )
+    if params.min_new_tokens is not None and not 0 <= params.min_new_tokens <= depth:
+        raise BadRequest(
+            f"min_new_tokens is {params.min_new_tokens}, every item of this catalog has {depth} tokens: "
+            "leave it out",
+            "sampling_params.min_new_tokens",
+        )
+
+
+def _refuse(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str) -> None:
+    for name, accepted in neutral.items():
+        value = getattr(struct, name)
+        if value is not None and value not in accepted:
+            choices = "".join(f" or send {msgspec.json.encode(choice).decode()}" for choice in accepted)
+            raise BadRequest(
+                f"{name} is not supported by an exact search: leave it out{choices}", f"{prefix}{name}"
+            )
