@@ -1,0 +1,188 @@
+"""A process of ours from the outside: spawn it, hear that it is ready, learn why it ended, stop it.
+
+The launcher holds one `Child` per process. What the process does on its side is in `xgr_runtime.process`.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xgr_runtime.config import flag
+from xgr_runtime.errors import StartupError
+from xgr_runtime.process import STARTUP_FAILED
+
+LAST_LINES = 20  # of a child's stderr, kept to explain its end
+
+
+class ChildFailed(StartupError):
+    """A child ended, or said nothing, before it was ready. `startup`: it gave the reason itself."""
+
+    def __init__(self, message: str, startup: bool = False) -> None:
+        super().__init__(message)
+        self.startup = startup
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to start a child: `python -m module argv...`."""
+
+    name: str
+    module: str
+    argv: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)  # on top of ours; for what `ps` must not show
+
+
+class Child:
+    """One running process, from `start` until its end has been collected.
+
+    Start children from a thread that outlives them: Linux takes its end for the parent's.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.startup_error = ""  # what the child itself gave as the reason not to start
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._info: dict[str, Any] | None = None
+        self._received = b""
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone."""
+        self._ready_fd, theirs = os.pipe()
+        os.set_blocking(self._ready_fd, False)
+        program = self.program
+        try:
+            self._process = subprocess.Popen(
+                # -P: a folder of the same name in the working directory is not the module that is meant.
+                [sys.executable, "-P", "-m", program.module, *program.argv, f"{flag('ready_fd')}={theirs}"],
+                env=_environment(program.environ),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._ready_fd)
+            raise
+        finally:
+            os.close(theirs)
+        self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
+        self._reader.start()
+
+    def check_ready(self) -> dict[str, Any] | None:
+        """What the child said when it became ready, or None. Raises `ChildFailed` once it never will."""
+        if self._info is None and self._read_ready():
+            self._info = self._parse_ready()
+        elif self._info is None and self.poll() is not None:
+            raise self._failure()
+        return self._info
+
+    def wait_ready(self, deadline: float) -> dict[str, Any]:
+        """`check_ready` until `deadline` (of `time.monotonic`). Raises `ChildFailed`."""
+        while (info := self.check_ready()) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ChildFailed(f"{self.name} was not ready in time")
+            select.select([self._ready_fd], [], [], min(left, 0.1))
+        return info
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the child ended within that time."""
+        try:
+            self._process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def terminate(self) -> None:
+        """SIGTERM: finish what is under way, then end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to the child and whatever it started; returns when the child is gone."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def close(self) -> None:
+        """Give back the descriptors and the reader of a child that has ended."""
+        self._reader.join(1.0)
+        if self._ready_fd >= 0:
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+    def ending(self) -> str:
+        """How the child ended, with what it said last."""
+        self._reader.join(1.0)  # its last words may still be in the pipe
+        code = self.poll()
+        if code is None:
+            how = "stopped answering"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        last = next((line for line in reversed(self.last_lines) if line.strip()), "")
+        return f"{how}: {last.strip()}" if last else how
+
+    def _failure(self) -> ChildFailed:
+        ending = self.ending()
+        if self.poll() == STARTUP_FAILED and self.startup_error:
+            return ChildFailed(self.startup_error, startup=True)
+        return ChildFailed(f"{self.name} {ending} (before it was ready)")
+
+    def _read_ready(self) -> bool:
+        """Whether the whole line, or the pipe's end, is there."""
+        try:
+            part = os.read(self._ready_fd, 65536)
+        except BlockingIOError:
+            return False
+        self._received += part
+        return not part or self._received.endswith(b"\n")
+
+    def _parse_ready(self) -> dict[str, Any]:
+        if not self._received.endswith(b"\n"):  # closed without a word: it is dying, or it broke the rule
+            self.wait(1.0)
+            raise self._failure()
+        info: dict[str, Any] = json.loads(self._received)
+        return info
+
+    def _read_stderr(self) -> None:
+        """Pass the child's lines on, but for a reason not to start: the launcher says that once, for all."""
+        assert self._process.stderr is not None
+        mark = f"{self.program.module}: error: "
+        with self._process.stderr as lines:
+            for raw in lines:
+                line = raw.decode(errors="replace").rstrip("\n")
+                self.last_lines.append(line)
+                if line.startswith(mark):
+                    self.startup_error = line.removeprefix(mark)
+                else:
+                    print(line, file=sys.stderr, flush=True)
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours without the launcher's own file and key: a child gets every setting as a flag."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("XGR_CONFIG", "XGR_API_KEY")}
+    return ours | dict(extra)

@@ -1,0 +1,115 @@
+"""A process of ours from the inside: how it starts, says that it is ready, and is asked to stop.
+
+`main` gives a body its parsed configuration and a `Lifecycle`. A launcher, where there is one, holds the other
+end: see `xgr_runtime.child`. Between the two is one pipe, which carries one JSON line.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from xgr_runtime.config import C, parse
+from xgr_runtime.errors import StartupError
+from xgr_runtime.log import configure
+
+log = logging.getLogger(__name__)
+
+STARTUP_FAILED = 2  # exit code of a process that raised StartupError
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Lifecycle:
+    """What a body knows of its process: whether it was asked to stop, and who waits to hear `ready`."""
+
+    def __init__(self, ready_fd: int = -1) -> None:
+        self.stopping = False
+        self._ready_fd = ready_fd
+        self._callbacks: list[Callable[[], None]] = []
+
+    def listen(self) -> None:
+        """Let SIGTERM and SIGINT stop this process. Main thread only."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def stop(self) -> None:
+        """Ask the body to end. Asking again changes nothing."""
+        if self.stopping:
+            return
+        self.stopping = True
+        for callback in self._callbacks:
+            callback()
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when asked to stop, at once if that was before.
+
+        It runs inside a signal handler: set a flag or `loop.call_soon_threadsafe`, nothing that takes a lock.
+        """
+        self._callbacks.append(callback)
+        if self.stopping:
+            callback()
+
+    def ready(self, info: Mapping[str, Any]) -> None:
+        """Tell the launcher, once, that this process now does its work; `info` is plain JSON."""
+        if self._ready_fd < 0:
+            return
+        line = (json.dumps(dict(info)) + "\n").encode()
+        with contextlib.suppress(BrokenPipeError):  # the launcher died: its death signal is on the way
+            os.write(self._ready_fd, line)
+        os.close(self._ready_fd)
+        self._ready_fd = -1
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        self.stop()
+
+
+def main(
+    kind: type[C], body: Callable[[C, Lifecycle], None], program: str, argv: Sequence[str] | None = None
+) -> int:
+    """Run `body` as this process; the exit code, for `sys.exit`.
+
+    0: the body returned. 2: `StartupError`, one line on stderr. 1: anything else, logged with its stack.
+    """
+    try:
+        config = parse(kind, sys.argv[1:] if argv is None else argv, program=program)
+        configure(getattr(config, "name", program), config.log_level)
+        lifecycle = Lifecycle(config.ready_fd)
+        lifecycle.listen()
+        if config.ready_fd >= 0:
+            os.set_inheritable(config.ready_fd, False)
+            _die_with_parent(config.ready_fd)
+        body(config, lifecycle)
+    except StartupError as error:
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr, flush=True)
+        return STARTUP_FAILED
+    except Exception:
+        log.exception("%s failed", program)
+        return 1
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks."""
+    return " ".join(part.strip() for part in str(error).splitlines())
+
+
+def _die_with_parent(ready_fd: int) -> None:
+    """Have the kernel send SIGTERM when the launcher dies, however it dies. Linux; elsewhere nothing happens.
+
+    Raises SystemExit when the launcher is gone already, which the kernel would not report any more.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    poll = select.poll()
+    poll.register(ready_fd, 0)
+    # Nobody but the launcher ever holds the other end. Unlike a parent id this also works below a subreaper.
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        raise SystemExit(1)
