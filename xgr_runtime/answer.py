@@ -1,10 +1,10 @@
 """What HTTP answers look like: written by the router, read by the client. Fields may be added."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from xgr_runtime.messages import Timing
+from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing
 
 
 class BeamMeta(msgspec.Struct, frozen=True):
@@ -83,3 +83,95 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
     request_id: str
     retryable: bool
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer of a probe that succeeded; one that fails gets an `ErrorBody` that says why."""
+
+    status: Literal["ok"] = "ok"
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """One configured worker. What it says of itself is None until it first answered.
+
+    `load.pages_used` counts pages in use by requests, `load.pages_cached` those that only a cache holds.
+    """
+
+    address: str
+    alive: bool
+    usable: bool
+    problem: str  # why it is not usable, else empty
+    in_flight: int  # attempts of the router that answers
+    role: Role | None = None
+    worker: str | None = None
+    incarnation: str | None = None  # hexadecimal: JSON numbers do not hold 64 bits everywhere
+    model: ModelIdentity | None = None
+    catalogs: list[str] = []
+    limits: Limits | None = None
+    load: Load | None = None
+
+
+class WorkerList(msgspec.Struct, frozen=True):
+    """All configured workers, prefill first."""
+
+    workers: list[WorkerStatus]
+
+
+class Aborted(msgspec.Struct, frozen=True):
+    """A live request was cancelled everywhere."""
+
+    rid: str
+    aborted: bool = True
+
+
+class Flushed(msgspec.Struct, frozen=True):
+    """What a flush of the prefix caches freed."""
+
+    success: bool
+    flushed_pages: int
+    message: str
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """An entry of /v1/models."""
+
+    id: str
+    created: int  # Unix time in seconds: start of the router
+    max_model_len: int | None
+    object: Literal["model"] = "model"
+    owned_by: str = "xgr-runtime"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The answer of /v1/models."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """The answer of /model_info: the checkpoint, and the catalog it is served with."""
+
+    served_model_name: str
+    is_generation: bool
+    vocab_size: int
+    depth: int
+    catalog_version: str
+    catalog_items: int
+    catalog_leaves: int
+    details: dict[str, Any]
+
+
+class ServerInfo(msgspec.Struct, frozen=True):
+    """The answer of /server_info: limits in force (None: no limit) and the state of the router."""
+
+    version: str
+    served_model_name: str
+    max_beam_width: int
+    default_beam_width: int
+    max_prompt_tokens: int | None
+    max_body_bytes: int
+    timeout_ms: int
+    ready: bool
+    draining: bool
+    live_requests: int

@@ -1,15 +1,22 @@
-"""The application: routes, and the edge around them."""
+"""The application: routes, their description, and the edge around them."""
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from tokenizers import Tokenizer
 
 from router.http.answers import Composer
+from router.http.control import Control
+from router.http.docs import docs_page
 from router.http.edge import Edge, http_exception
 from router.http.generate import Generate
 from router.http.intake import Intake
+from router.http.openapi import openapi
+from router.http.routes import Handler, RouteSpec, described, route_table
 from router.http.settings import HttpSettings
 from router.job import Dispatch
 from xgr_runtime.catalog import Catalog
@@ -21,10 +28,31 @@ def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, setting
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
     intake = Intake(catalog, tokenizer, settings)
     generate = Generate(dispatch, intake, Composer(catalog, tokenizer))
+    table = route_table(generate, Control(dispatch, intake, metrics))
     app = Starlette(
-        routes=[Route("/generate", generate.__call__, methods=["POST"])],
+        routes=[
+            Route(spec.path, spec.handler, methods=[spec.method])
+            for spec in with_description(table, settings, intake.vocab_size)
+        ],
         middleware=[Middleware(Edge, settings=settings, metrics=metrics)],
         exception_handlers={HTTPException: http_exception},
     )
     app.router.redirect_slashes = False
     return app
+
+
+def with_description(table: list[RouteSpec], settings: HttpSettings, vocab_size: int) -> list[RouteSpec]:
+    """The table and the two routes that describe it, which are rendered here, once."""
+    pages: dict[str, Response] = {}
+
+    def page(name: str) -> Handler:
+        async def serve(request: Request) -> Response:
+            return pages[name]
+
+        return serve
+
+    whole = described(table, page("openapi"), page("docs"))
+    document = openapi(whole, settings, vocab_size)
+    pages["openapi"] = Response(msgspec.json.encode(document), media_type="application/json")
+    pages["docs"] = Response(docs_page(document), media_type="text/html")
+    return whole

@@ -20,6 +20,7 @@ from xgr_runtime.errors import (
     BadRequest,
     BodyTooLarge,
     Cancelled,
+    DeadlineExceeded,
     InternalError,
     MethodNotAllowed,
     MissingKey,
@@ -36,6 +37,7 @@ log = logging.getLogger("router.http")
 
 PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
 _VISIT = "xgr.visit"
+GRACE = 1.0  # seconds that the dispatcher gets to answer a deadline itself
 
 
 class ClientGone(Cancelled):
@@ -182,17 +184,19 @@ def too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body is larger than {limit} bytes: send fewer items or tokens")
 
 
-async def while_connected(request: Request, work: Awaitable[T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T], deadline: float) -> T:
     """The result of `work`, which is cancelled as soon as the client goes away (`ClientGone`).
 
-    The body must have been read: what `receive` has left to say is then only that.
+    The body must have been read: what `receive` has left to say is then only that. Whoever works keeps the
+    deadline (monotonic); if it does not, even after a grace, the work is cancelled (`DeadlineExceeded`).
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        left = max(deadline - time.monotonic(), 0) + GRACE
+        await asyncio.wait({task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone("the client went away")
+            raise ClientGone("the client went away") if gone.done() else late()
         if task.cancelled():
             raise Cancelled("the request was aborted")
         return task.result()
@@ -201,6 +205,10 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+
+
+def late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed: raise timeout_ms, or ask for less", "timeout_ms")
 
 
 async def _disconnected(receive: Receive) -> None:

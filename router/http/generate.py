@@ -30,7 +30,7 @@ class Generate:
         visit.rid = checked_rid(body.rid) or visit.id
         ticket = await self.intake.ticket(body, visit.rid, visit.arrival, self.dispatch.limits())
         note_job(visit, ticket)
-        outcome = await while_connected(request, self.dispatch.generate(ticket.job))
+        outcome = await while_connected(request, self.dispatch.generate(ticket.job), ticket.job.deadline)
         return self.respond(visit, ticket, outcome)
 
     def respond(self, visit: Visit, ticket: Ticket, outcome: Outcome) -> Response:

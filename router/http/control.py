@@ -1,0 +1,154 @@
+"""All routes but /generate: probes, facts about the deployment, aborting, metrics."""
+
+import time
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router.http.edge import read_json, visit_of, while_connected
+from router.http.generate import checked_rid
+from router.http.intake import UNLIMITED, Intake
+from router.http.problems import decode
+from router.http.schema import AbortRequest
+from router.job import Dispatch, WorkerState
+from xgr_runtime.answer import (
+    Aborted,
+    Flushed,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    ServerInfo,
+    Status,
+    WorkerList,
+    WorkerStatus,
+)
+from xgr_runtime.errors import Draining, NotFound, NoWorkers
+from xgr_runtime.metrics import CONTENT_TYPE, RequestMetrics
+
+_ABORT = msgspec.json.Decoder(AbortRequest)
+
+
+class Control:
+    """One method per route."""
+
+    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics) -> None:
+        self.dispatch = dispatch
+        self.intake = intake
+        self.catalog = intake.catalog
+        self.settings = intake.settings
+        self.metrics = metrics
+        self.started = int(time.time())
+
+    async def liveness(self, request: Request) -> Response:
+        return as_json(Status())
+
+    async def health(self, request: Request) -> Response:
+        self._require_pair()
+        return as_json(Status())
+
+    async def readiness(self, request: Request) -> Response:
+        if self.dispatch.draining:
+            raise Draining("the router is stopping and takes no new requests")
+        return await self.health(request)
+
+    async def health_generate(self, request: Request) -> Response:
+        self._require_pair()
+        visit = visit_of(request)
+        visit.rid = f"health-{visit.id}"
+        deadline = visit.arrival + self.settings.health_timeout
+        job = self.intake.probe(visit.rid, deadline, self.dispatch.limits())
+        visit.prompt_tokens, visit.width = len(job.tokens), job.width
+        await while_connected(request, self.dispatch.generate(job), deadline)
+        return as_json(Status())
+
+    async def model_info(self, request: Request) -> Response:
+        settings, catalog = self.settings, self.catalog
+        info = ModelInfo(
+            served_model_name=settings.model_name,
+            is_generation=True,
+            vocab_size=self.intake.vocab_size,
+            depth=catalog.depth,
+            catalog_version=catalog.version,
+            catalog_items=catalog.items,
+            catalog_leaves=catalog.leaves,
+            details=dict(settings.model_info),
+        )
+        return as_json(info)
+
+    async def server_info(self, request: Request) -> Response:
+        settings, limits = self.settings, self.dispatch.limits()
+        width = self.intake.max_beam_width(limits)
+        info = ServerInfo(
+            version=settings.version,
+            served_model_name=settings.model_name,
+            max_beam_width=width,
+            default_beam_width=min(settings.default_beam_width, width),
+            max_prompt_tokens=self._max_prompt_tokens(),
+            max_body_bytes=settings.max_body_bytes,
+            timeout_ms=settings.timeout_ms,
+            ready=limits is not None and not self.dispatch.draining,
+            draining=self.dispatch.draining,
+            live_requests=self.dispatch.live,
+        )
+        return as_json(info)
+
+    async def models(self, request: Request) -> Response:
+        card = ModelCard(self.settings.model_name, self.started, self._max_prompt_tokens())
+        return as_json(ModelList([card]))
+
+    async def workers(self, request: Request) -> Response:
+        return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
+
+    async def flush_cache(self, request: Request) -> Response:
+        return as_json(
+            Flushed(success=True, flushed_pages=0, message="nothing to flush: no worker caches prompts")
+        )
+
+    async def abort_request(self, request: Request) -> Response:
+        body = decode(_ABORT, await read_json(request, self.settings.max_body_bytes))
+        checked_rid(body.rid)
+        if not self.dispatch.abort(body.rid):
+            raise NotFound(f"no live request has the rid {body.rid}", "rid")
+        return as_json(Aborted(body.rid))
+
+    async def scrape(self, request: Request) -> Response:
+        return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    def _max_prompt_tokens(self) -> int | None:
+        most = self.intake.max_prompt_tokens(self.dispatch.limits())
+        return None if most == UNLIMITED else most
+
+    def _require_pair(self) -> None:
+        if self.dispatch.limits() is None:
+            raise NoWorkers(no_pair(self.dispatch.workers()))
+
+
+def no_pair(states: list[WorkerState]) -> str:
+    """Why no request can be served, worker by worker."""
+    problems = "; ".join(f"{state.address}: {state.problem}" for state in states if not state.usable)
+    return "no compatible pair of prefill and decode workers is ready" + (
+        f" ({problems})" if problems else ""
+    )
+
+
+def worker_status(state: WorkerState) -> WorkerStatus:
+    """A worker as /workers reports it."""
+    plain = WorkerStatus(state.address, state.alive, state.usable, state.problem, state.in_flight)
+    hello = state.hello
+    if hello is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
+        role=hello.role,
+        worker=hello.worker,
+        incarnation=f"{hello.incarnation:x}",
+        model=hello.model,
+        catalogs=hello.catalogs,
+        limits=hello.limits,
+        load=hello.load,
+    )
+
+
+def as_json(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

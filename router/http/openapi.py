@@ -1,0 +1,126 @@
+"""/openapi.json: the table of routes and msgspec's schemas of what they take and give, with this deployment's bounds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from router.http.routes import RouteSpec
+from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
+from router.http.settings import HttpSettings
+from xgr_runtime.answer import ErrorBody
+from xgr_runtime.errors import RequestError
+
+Json = dict[str, Any]
+_REF = "#/components/schemas/{name}"
+
+
+def openapi(table: Sequence[RouteSpec], settings: HttpSettings, vocab_size: int) -> Json:
+    """The OpenAPI 3.1 description of `table`."""
+    paths: Json = {}
+    for spec in table:
+        paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "xgr-runtime",
+            "version": settings.version,
+            "description": "Ranks the items of a catalog for a user by exact wide-beam search.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas(table, settings, vocab_size),
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "Where --api-key is set."}
+            },
+        },
+    }
+
+
+def operation(spec: RouteSpec) -> Json:
+    """One route."""
+    described: Json = {
+        "operationId": f"{spec.method.lower()}{spec.path.replace('/', '_').replace('.', '_')}",
+        "summary": spec.summary,
+        "responses": {"200": answer_200(spec), **errors(spec.all_errors)},
+        "security": [] if spec.public else [{"key": []}, {}],
+    }
+    if spec.body is not None:
+        content = {"application/json": {"schema": ref(spec.body)}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def answer_200(spec: RouteSpec) -> Json:
+    """What the route gives when all is well."""
+    if isinstance(spec.answer, str):
+        schema = {"type": "object"} if spec.answer == "application/json" else {"type": "string"}
+        return {"description": spec.summary, "content": {spec.answer: {"schema": schema}}}
+    content: Json = {"application/json": {"schema": ref(spec.answer)}}
+    if spec.streams:
+        note = "One event with the answer as JSON, then `data: [DONE]`."
+        content["text/event-stream"] = {"schema": {"type": "string", "description": note}}
+    return {"description": summary(spec.answer), "content": content}
+
+
+def errors(kinds: Sequence[type[RequestError]]) -> Json:
+    """Responses by status; several errors may share one."""
+    grouped: dict[str, list[type[RequestError]]] = {}
+    for kind in kinds:
+        grouped.setdefault(str(kind.status), []).append(kind)
+    return {status: error_answer(kinds) for status, kinds in sorted(grouped.items())}
+
+
+def error_answer(kinds: Sequence[type[RequestError]]) -> Json:
+    """The response of errors with one status."""
+    text = " ".join(f"`{kind.code}`: {meaning(kind)}" for kind in kinds)
+    response: Json = {"description": text, "content": {"application/json": {"schema": ref(ErrorBody)}}}
+    header = {503: "Retry-After", 401: "WWW-Authenticate"}.get(kinds[0].status)
+    if header is not None:
+        response["headers"] = {header: {"schema": {"type": "string"}}}
+    return response
+
+
+def meaning(kind: type[RequestError]) -> str:
+    """The docstring of an error, without the status it begins with."""
+    return summary(kind).partition(". ")[2]
+
+
+def summary(kind: type) -> str:
+    """The first line of a docstring."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def ref(kind: type) -> Json:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+def schemas(table: Sequence[RouteSpec], settings: HttpSettings, vocab_size: int) -> Json:
+    """Every struct that crosses, by name; the request's are narrowed to what this deployment accepts."""
+    kinds: list[type] = [ErrorBody]
+    kinds += [spec.body for spec in table if spec.body is not None]
+    kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
+    _, found = msgspec.json.schema_components(kinds, ref_template=_REF)
+    components: Json = dict(found)
+    request, sampling = components["GenerateRequest"], components["SamplingParams"]
+    narrow(request["properties"], NEUTRAL_REQUEST)
+    narrow(sampling["properties"], NEUTRAL_SAMPLING)
+    request["oneOf"] = [{"required": [name]} for name in ("input_ids", "history", "text")]
+    for name in ("beam_width", "n"):
+        branch(sampling["properties"][name], "integer")["maximum"] = settings.max_beam_width
+    ids = branch(request["properties"]["input_ids"], "array")
+    ids["minItems"] = 1
+    ids["items"] = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
+    return components
+
+
+def narrow(properties: Json, neutral: dict[str, tuple[object, ...]]) -> None:
+    """Fields that are only accepted at neutral values say so."""
+    for name, accepted in neutral.items():
+        properties[name] = {"enum": [None, *accepted], "default": None}
+
+
+def branch(schema: Json, kind: str) -> Json:
+    """The part of an optional field's schema that is of `kind`."""
+    found: Json = next(part for part in schema["anyOf"] if part.get("type") == kind)
+    return found

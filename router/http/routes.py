@@ -1,0 +1,133 @@
+"""The table of routes: what the application serves and what /openapi.json and /docs say it serves."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router.http.control import Control
+from router.http.edge import PUBLIC_PATHS
+from router.http.generate import Generate
+from router.http.schema import AbortRequest, GenerateRequest
+from xgr_runtime import answer
+from xgr_runtime.errors import (
+    BadRequest,
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    DuplicateRequest,
+    InternalError,
+    InvalidLogits,
+    MissingKey,
+    NotFound,
+    NoWorkers,
+    Overloaded,
+    RequestError,
+    WorkerLost,
+    WrongKey,
+    WrongMediaType,
+)
+
+Handler = Callable[[Request], Awaitable[Response]]
+Errors = tuple[type[RequestError], ...]
+
+
+@dataclass(frozen=True)
+class RouteSpec:
+    """One route; `answer` is a struct, or a media type where the body is text."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Handler
+    answer: type[msgspec.Struct] | str
+    body: type[msgspec.Struct] | None = None
+    errors: Errors = ()
+    streams: bool = False
+
+    @property
+    def public(self) -> bool:
+        """Whether it answers without a key."""
+        return self.path in PUBLIC_PATHS
+
+    @property
+    def all_errors(self) -> Errors:
+        """Errors of this route and those that any route may give."""
+        keys: Errors = () if self.public else (MissingKey, WrongKey)
+        return (*self.errors, *keys, InternalError)
+
+
+_BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
+_WORK: Errors = (Cancelled, InvalidLogits, WorkerLost, Overloaded, NoWorkers, Draining, DeadlineExceeded)
+
+
+def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
+    """All routes but the two that describe them."""
+    return [
+        RouteSpec(
+            "POST",
+            "/generate",
+            "Rank items for one user",
+            generate.__call__,
+            answer.Answer,
+            GenerateRequest,
+            (*_BODY, DuplicateRequest, *_WORK),
+            streams=True,
+        ),
+        RouteSpec(
+            "POST",
+            "/abort_request",
+            "Cancel a live request",
+            control.abort_request,
+            answer.Aborted,
+            AbortRequest,
+            (*_BODY, NotFound),
+        ),
+        RouteSpec("POST", "/flush_cache", "Drop cached prompts", control.flush_cache, answer.Flushed),
+        RouteSpec("GET", "/liveness", "Is the router up?", control.liveness, answer.Status),
+        RouteSpec(
+            "GET",
+            "/readiness",
+            "Are new requests taken?",
+            control.readiness,
+            answer.Status,
+            errors=(NoWorkers, Draining),
+        ),
+        RouteSpec(
+            "GET",
+            "/health",
+            "Is there a pair of workers?",
+            control.health,
+            answer.Status,
+            errors=(NoWorkers,),
+        ),
+        RouteSpec(
+            "GET",
+            "/health_generate",
+            "Does a small request get an answer?",
+            control.health_generate,
+            answer.Status,
+            errors=_WORK,
+        ),
+        RouteSpec("GET", "/workers", "State and load of every worker", control.workers, answer.WorkerList),
+        RouteSpec(
+            "GET", "/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo
+        ),
+        RouteSpec(
+            "GET", "/server_info", "Limits and state of the router", control.server_info, answer.ServerInfo
+        ),
+        RouteSpec("GET", "/v1/models", "The served model", control.models, answer.ModelList),
+        RouteSpec("GET", "/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
+    ]
+
+
+def described(table: list[RouteSpec], openapi: Handler, docs: Handler) -> list[RouteSpec]:
+    """The whole table, with the routes that serve its description."""
+    return [
+        *table,
+        RouteSpec("GET", "/openapi.json", "This description", openapi, "application/json"),
+        RouteSpec("GET", "/docs", "This description, to read", docs, "text/html"),
+    ]
