@@ -1,0 +1,117 @@
+"""The flow of `xgr demo`: prepare, serve, ask, measure, stay.
+
+Exit code 1 says that the model does not beat the popularity baseline; errors on the way are raised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xgr_runtime.cli.demo import measure
+from xgr_runtime.cli.demo.data import ShopSettings
+from xgr_runtime.cli.demo.prepare import DemoFiles, DemoSettings, TrainingPlan, prepare
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN = 3  # users whose lists are printed
+REQUEST_TIMEOUT = 60.0  # seconds; generous, for a machine that is busy
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds `demo` to the command line; the parsed arguments carry `run_demo` as `run`."""
+    shop, training = ShopSettings(), TrainingPlan()
+    parser = subparsers.add_parser("demo", help="generate a shop, train a small model, serve it, ask it")
+    parser.add_argument("--exit", action="store_true", help="leave after the requests instead of staying up")
+    parser.add_argument(
+        "--port", type=int, default=30000, help="port of the HTTP server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--items", type=int, default=shop.items, help="items in the catalog (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--users", type=int, default=shop.users, help="histories to learn from (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=shop.seed, help="of data and training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-seconds",
+        type=float,
+        default=training.seconds,
+        help="time to train in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test-users", type=int, default=200, help="users behind HR@10 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(".cache/demo"),
+        help="folder of what is made once (default: %(default)s)",
+    )
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """The whole demo. Ctrl-C and SIGTERM end it at any point, with everything stopped."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _demo(args, console)
+    except KeyboardInterrupt:
+        console.print("\nStopped.")
+        return 0
+
+
+def _demo(args: argparse.Namespace, console: Console) -> int:
+    import httpx
+
+    from xgr_runtime.cli.demo import show
+    from xgr_runtime.cli.demo.servers import start_servers
+
+    made = _prepare(args, console)
+    items = measure.read_items(made.catalog)
+    users = measure.read_users(made.histories, max(args.test_users, SHOWN))
+    console.print("Starting router, prefill worker and decode worker ...")
+    with start_servers(made, args.port) as base_url:
+        with httpx.Client(base_url=base_url, timeout=REQUEST_TIMEOUT) as client:
+            for user in users[:SHOWN]:
+                show.recommendations(console, user, measure.recommend(client, user), items)
+            model, popularity = measure.hit_rate(client, users), measure.popularity_hit_rate(items, users)
+        show.quality(console, len(users), model, popularity)
+        console.print(f"\nServing at {base_url}. Try:\n")
+        console.print(show.curl_line(base_url, users[0]), soft_wrap=True, markup=False)
+        if not args.exit:
+            _stay(console)
+    return 0 if model > popularity else 1
+
+
+def _prepare(args: argparse.Namespace, console: Console) -> DemoFiles:
+    from xgr_runtime.cli.demo import show
+
+    settings = DemoSettings(
+        ShopSettings(items=args.items, users=args.users, seed=args.seed),
+        TrainingPlan(seconds=args.train_seconds),
+    )
+    folder = settings.folder(args.cache)
+    if folder.is_dir():
+        console.print(f"Using the shop and the model in {folder}")
+        return DemoFiles(folder)
+    console.print(
+        f"Making a shop of {args.items:,} items and {args.users:,} users, and a small Qwen3 that knows them"
+    )
+    with show.training_bar(console) as report:
+        return prepare(settings, args.cache, report)
+
+
+def _stay(console: Console) -> None:
+    console.print("\nPress Ctrl-C to stop.")
+    while True:
+        time.sleep(3600)

@@ -1,0 +1,24 @@
+"""Starts the real topology on the prepared files: router, prefill worker and decode worker."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from xgr_runtime.cli.demo.prepare import DemoFiles
+
+
+@contextmanager
+def start_servers(made: DemoFiles, port: int) -> Iterator[str]:
+    """The base URL of a running deployment; everything it started is gone afterwards."""
+    from xgr_runtime.config import ServeConfig
+    from xgr_runtime.launch import Deployment
+
+    config = ServeConfig(
+        model_path=str(made.model), catalog=str(made.catalog), port=port, log_level="WARNING"
+    )
+    with Deployment(config) as deployment:
+        yield deployment.base_url
