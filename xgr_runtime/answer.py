@@ -1,6 +1,6 @@
 """What HTTP answers look like: written by the router, read by the client. Fields may be added."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -150,7 +150,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """The answer of /model_info: the checkpoint, and the catalog it is served with."""
+    """The answer of /model_info: the checkpoint and its catalog, beside what the deployment adds."""
 
     served_model_name: str
     is_generation: bool
@@ -159,7 +159,6 @@ class ModelInfo(msgspec.Struct, frozen=True):
     catalog_version: str
     catalog_items: int
     catalog_leaves: int
-    details: dict[str, Any]
 
 
 class ServerInfo(msgspec.Struct, frozen=True):

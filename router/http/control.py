@@ -72,9 +72,9 @@ class Control:
             catalog_version=catalog.version,
             catalog_items=catalog.items,
             catalog_leaves=catalog.leaves,
-            details=dict(settings.model_info),
         )
-        return as_json(info)
+        whole = {**settings.model_info, **msgspec.structs.asdict(info)}
+        return Response(msgspec.json.encode(whole), media_type="application/json")
 
     async def server_info(self, request: Request) -> Response:
         settings, limits = self.settings, self.dispatch.limits()
@@ -101,9 +101,7 @@ class Control:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def flush_cache(self, request: Request) -> Response:
-        return as_json(
-            Flushed(success=True, flushed_pages=0, message="nothing to flush: no worker caches prompts")
-        )
+        return as_json(Flushed(True, 0, "nothing to flush: no worker caches prompts"))
 
     async def abort_request(self, request: Request) -> Response:
         body = decode(_ABORT, await read_json(request, self.settings.max_body_bytes))
@@ -127,9 +125,8 @@ class Control:
 def no_pair(states: list[WorkerState]) -> str:
     """Why no request can be served, worker by worker."""
     problems = "; ".join(f"{state.address}: {state.problem}" for state in states if not state.usable)
-    return "no compatible pair of prefill and decode workers is ready" + (
-        f" ({problems})" if problems else ""
-    )
+    reason = f" ({problems})" if problems else ""
+    return f"no compatible pair of prefill and decode workers is ready{reason}"
 
 
 def worker_status(state: WorkerState) -> WorkerStatus:

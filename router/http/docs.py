@@ -17,7 +17,7 @@ details { border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; pa
 summary { cursor: pointer } summary b { display: inline-block; width: 3.4rem; color: var(--accent) }
 summary span { float: right; opacity: .7 }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0 }
-td, th { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-top: 1px solid var(--line) }
+td { vertical-align: top; padding: .25rem .8rem .25rem 0; border-top: 1px solid var(--line) }
 td:first-child { white-space: nowrap }
 """
 _EXAMPLE = """curl -s http://HOST:PORT/generate -H 'Content-Type: application/json' -d '
@@ -96,11 +96,9 @@ def kind(schema: Json) -> str:
 def bounds(schema: Json) -> str:
     """` 1 to 1024`, from whichever bounds there are."""
     low, high = schema.get("minimum"), schema.get("maximum")
-    if low is None and high is None:
-        return ""
-    return (
-        f" {low} to {high}" if None not in (low, high) else f" from {low}" if high is None else f" to {high}"
-    )
+    if low is None or high is None:
+        return f" from {low}" if low is not None else f" to {high}" if high is not None else ""
+    return f" {low} to {high}"
 
 
 def default(schema: Json) -> str:

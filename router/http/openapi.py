@@ -1,4 +1,4 @@
-"""/openapi.json: the table of routes and msgspec's schemas of what they take and give, with this deployment's bounds."""
+"""/openapi.json: the table of routes, msgspec's schemas of what crosses, the bounds of this deployment."""
 
 from collections.abc import Sequence
 from typing import Any

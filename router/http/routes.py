@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -66,9 +67,9 @@ _WORK: Errors = (Cancelled, InvalidLogits, WorkerLost, Overloaded, NoWorkers, Dr
 
 def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
     """All routes but the two that describe them."""
+    post, get = partial(RouteSpec, "POST"), partial(RouteSpec, "GET")
     return [
-        RouteSpec(
-            "POST",
+        post(
             "/generate",
             "Rank items for one user",
             generate.__call__,
@@ -77,8 +78,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             (*_BODY, DuplicateRequest, *_WORK),
             streams=True,
         ),
-        RouteSpec(
-            "POST",
+        post(
             "/abort_request",
             "Cancel a live request",
             control.abort_request,
@@ -86,41 +86,34 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             AbortRequest,
             (*_BODY, NotFound),
         ),
-        RouteSpec("POST", "/flush_cache", "Drop cached prompts", control.flush_cache, answer.Flushed),
-        RouteSpec("GET", "/liveness", "Is the router up?", control.liveness, answer.Status),
-        RouteSpec(
-            "GET",
+        post("/flush_cache", "Drop cached prompts", control.flush_cache, answer.Flushed),
+        get("/liveness", "Is the router up?", control.liveness, answer.Status),
+        get(
             "/readiness",
             "Are new requests taken?",
             control.readiness,
             answer.Status,
             errors=(NoWorkers, Draining),
         ),
-        RouteSpec(
-            "GET",
+        get(
             "/health",
             "Is there a pair of workers?",
             control.health,
             answer.Status,
             errors=(NoWorkers,),
         ),
-        RouteSpec(
-            "GET",
+        get(
             "/health_generate",
             "Does a small request get an answer?",
             control.health_generate,
             answer.Status,
             errors=_WORK,
         ),
-        RouteSpec("GET", "/workers", "State and load of every worker", control.workers, answer.WorkerList),
-        RouteSpec(
-            "GET", "/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo
-        ),
-        RouteSpec(
-            "GET", "/server_info", "Limits and state of the router", control.server_info, answer.ServerInfo
-        ),
-        RouteSpec("GET", "/v1/models", "The served model", control.models, answer.ModelList),
-        RouteSpec("GET", "/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
+        get("/workers", "State and load of every worker", control.workers, answer.WorkerList),
+        get("/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo),
+        get("/server_info", "Limits and state of the router", control.server_info, answer.ServerInfo),
+        get("/v1/models", "The served model", control.models, answer.ModelList),
+        get("/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
     ]
 
 
