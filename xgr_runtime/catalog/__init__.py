@@ -15,7 +15,7 @@ from xgr_runtime.catalog.filters import (
 from xgr_runtime.catalog.load import load_catalog
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.template import PromptTemplate
-from xgr_runtime.catalog.verify import verify
+from xgr_runtime.catalog.verify import verify, verify_file
 
 __all__ = [
     "Catalog",
@@ -30,4 +30,5 @@ __all__ = [
     "load_catalog",
     "resolve_items",
     "verify",
+    "verify_file",
 ]

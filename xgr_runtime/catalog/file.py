@@ -108,7 +108,7 @@ def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
     return header, {entry.name: _view(path, mapped, entry, size) for entry in header.arrays}
 
 
-def check_sums(path: str, header: Header, arrays: Arrays) -> None:
+def check_sums(path: Path, header: Header, arrays: Arrays) -> None:
     """Reads every array and compares it with its checksum. Raises CatalogError naming the array."""
     for entry in header.arrays:
         if checksum(arrays[entry.name]) != entry.checksum:

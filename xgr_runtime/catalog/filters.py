@@ -104,7 +104,9 @@ def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, in
 
 def _fully_denied(catalog: Catalog, rows: Int32) -> Int32:
     """Leaves all of whose rows are in the distinct `rows`: their number is the leaf's number of items."""
-    leaves, counts = np.unique(catalog.leaf_of_row[rows], return_counts=True)
+    of_rows = catalog.leaf_of_row[rows]
+    leaves = _distinct_sorted(of_rows)  # rows are numbered in the order of leaves
+    counts = np.diff(np.append(np.searchsorted(of_rows, leaves), len(rows)))
     sizes = catalog.item_lo[leaves + 1] - catalog.item_lo[leaves]
     full: Int32 = leaves[counts == sizes]
     return full

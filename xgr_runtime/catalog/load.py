@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.file import is_built_file
-from xgr_runtime.catalog.snapshot import Catalog
-from xgr_runtime.catalog.verify import verify
+from xgr_runtime.catalog.verify import verify_file
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.errors import CatalogError
+
+if TYPE_CHECKING:
+    from xgr_runtime.catalog.snapshot import Catalog
 
 _log = logging.getLogger(__name__)
 
@@ -21,9 +24,8 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
     if not is_built_file(path):
         _log.info("building the catalog in memory; `xgr catalog build %s --out FILE` saves this", path)
         return build_catalog(path, model_dir)
-    catalog = Catalog.open(path)
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
-    verify(catalog, str(path))
+    catalog = verify_file(path)
     size = read_vocabulary(model_dir).size
     if size is not None and catalog.vocab_size_needed > size:
         raise CatalogError(

@@ -15,7 +15,15 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.catalog.file import REBUILD, array_bytes, map_file, write_file
-from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows, hash_ids, index_hashes
+from xgr_runtime.catalog.items import (
+    HashIndex,
+    StringTable,
+    bucket_count,
+    encode_ids,
+    find_rows,
+    hash_ids,
+    index_hashes,
+)
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
 from xgr_runtime.catalog.trie import branching, csr_levels, find_leaf
 from xgr_runtime.errors import CatalogError
@@ -64,6 +72,7 @@ class Content:
             "leaf_of_row": np.repeat(np.arange(len(self.sids), dtype=np.int32), np.diff(self.item_lo)),
             "hashes": index.hashes,
             "hash_rows": index.rows,
+            "hash_starts": index.starts,
         }
 
 
@@ -92,7 +101,7 @@ class Catalog:
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
         self.items = len(self.leaf_of_row)
         self._ids, self._titles, self._attributes = (_table(arrays, name) for name in _TABLES)
-        self._index = HashIndex(arrays["hashes"], arrays["hash_rows"])
+        self._index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
         self._vocab_size = vocab_size
 
     @classmethod
@@ -150,6 +159,11 @@ class Catalog:
         """(mean, maximum) children per node, by level, from the root."""
         return branching(self.tokens, self.lo)
 
+    def collisions(self) -> tuple[int, int]:
+        """(items that share their SID with another, most items on one SID)."""
+        counts = np.diff(self.item_lo)
+        return int(counts[counts > 1].sum()), int(counts.max())
+
     def leaf_of_sid(self, sid: Sequence[int]) -> int | None:
         """The leaf of these token ids, None if the catalog has no such SID."""
         return find_leaf(self.tokens, self.lo, self.leaves, sid)
@@ -191,7 +205,9 @@ class Catalog:
         text = self._attributes.get(row) if row >= 0 else b""
         return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
 
-    def prompt_tokens(self, history: Sequence[int], max_prompt_tokens: int) -> tuple[list[int], int]:
+    def prompt_tokens(
+        self, history: Sequence[int] | NDArray[np.integer], max_prompt_tokens: int
+    ) -> tuple[list[int], int]:
         """Prompt of the newest leaves of `history` (oldest first) that fit, and how many were dropped.
 
         Raises CatalogError when the template alone is longer than `max_prompt_tokens`.
@@ -247,6 +263,7 @@ def _expected(
         "leaf_of_row": ("<i4", (items,)),
         "hashes": ("<u8", (items,)),
         "hash_rows": ("<i4", (items,)),
+        "hash_starts": ("<i4", (bucket_count(items),)),
     }
     for name in _TABLES:
         optional_empty = name != "ids" and not length(f"{name}.offsets")

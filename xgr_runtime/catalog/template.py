@@ -55,7 +55,10 @@ class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def prompt_tokens(
-    template: PromptTemplate, sids: NDArray[np.int32], history: Sequence[int], max_prompt_tokens: int
+    template: PromptTemplate,
+    sids: NDArray[np.int32],
+    history: Sequence[int] | NDArray[np.integer],
+    max_prompt_tokens: int,
 ) -> tuple[list[int], int]:
     """Prompt of the newest leaves of `history` (oldest first) that fit, and how many items were dropped.
 

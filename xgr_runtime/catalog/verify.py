@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgr_runtime.catalog.file import REBUILD
+from xgr_runtime.catalog.file import REBUILD, check_sums, map_file
+from xgr_runtime.catalog.snapshot import Catalog, Content
 from xgr_runtime.catalog.trie import first_difference
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from xgr_runtime.catalog.items import StringTable
-    from xgr_runtime.catalog.snapshot import Catalog, Content
 
 
 def verify(catalog: Catalog, name: str = "the catalog") -> None:
@@ -24,6 +26,15 @@ def verify(catalog: Catalog, name: str = "the catalog") -> None:
         problem = f"tokens reach {catalog.vocab_size_needed - 1}, the vocabulary has {catalog.vocab_size}"
     if problem is not None:
         raise CatalogError(f"{name}: {problem}: {REBUILD}")
+
+
+def verify_file(path: Path) -> Catalog:
+    """Opens a built file, rereads all of it, and returns the catalog. Raises CatalogError."""
+    header, arrays = map_file(path)
+    check_sums(path, header, arrays)
+    catalog = Catalog.open(path)
+    verify(catalog, str(path))
+    return catalog
 
 
 def _content_problem(content: Content) -> str | None:

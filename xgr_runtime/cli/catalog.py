@@ -1,0 +1,101 @@
+"""`xgr catalog build | inspect | verify`: makes and looks at built catalog files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xgr_runtime.errors import CatalogError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from xgr_runtime.catalog import Catalog
+
+    Command = Callable[[argparse.Namespace], None]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `catalog` and its three commands; each sets `func`, which returns the exit code."""
+    parser = subparsers.add_parser("catalog", help="build, inspect and verify catalog files")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("build", help="build a catalog file from index.json, .jsonl or .parquet")
+    command.add_argument(
+        "source", type=Path, help="the items and their SIDs; catalog.json beside it is read too"
+    )
+    command.add_argument("--out", type=Path, required=True, help="the file to write")
+    command.add_argument("--model-path", type=Path, help="the checkpoint folder: tokenizer and vocabulary")
+    command.set_defaults(func=_guarded(build))
+
+    command = commands.add_parser("inspect", help="say what a catalog file holds")
+    command.add_argument("file", type=Path)
+    command.set_defaults(func=_guarded(inspect))
+
+    command = commands.add_parser("verify", help="reread a catalog file and check everything in it")
+    command.add_argument("file", type=Path)
+    command.set_defaults(func=_guarded(check))
+
+
+def build(args: argparse.Namespace) -> None:
+    from xgr_runtime.catalog import build_catalog
+
+    catalog = build_catalog(args.source, args.model_path)
+    catalog.save(args.out)
+    print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
+    if not catalog.template.prefix:
+        print("note: prompts have no prefix; --model-path or catalog.json beside the source can give one")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from xgr_runtime.catalog import Catalog
+
+    catalog = Catalog.open(args.file)
+    for name, value in summary(catalog, args.file.stat().st_size).items():
+        print(f"{name:<12} {value}")
+
+
+def check(args: argparse.Namespace) -> None:
+    from xgr_runtime.catalog import Catalog, verify_file
+
+    verify_file(args.file)
+    print(f"{args.file}: ok, version {Catalog.open(args.file).version}")
+
+
+def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
+    """What a person wants to know of a catalog, by name."""
+    shared, worst = catalog.collisions()
+    template = catalog.template
+    lines = {
+        "version": catalog.version,
+        "depth": str(catalog.depth),
+        "items": str(catalog.items),
+        "leaves": str(catalog.leaves),
+        "collisions": f"{shared} items share a SID with another, at most {worst} on one",
+        "vocabulary": f"{catalog.vocab_size} tokens, {catalog.vocab_size_needed} needed",
+    }
+    for level, (mean, most) in enumerate(catalog.branching()):
+        nodes = len(catalog.tokens[level])
+        lines[f"level {level}"] = f"{nodes} nodes, children per node above: mean {mean:.2f}, max {most}"
+    lines["template"] = (
+        f"prefix {list(template.prefix)}, separator {list(template.separator)}, "
+        f"suffix {list(template.suffix)}, newest {template.max_history_items} items"
+    )
+    lines["size"] = f"{file_bytes / 1e6:.1f} MB, of which the trie {catalog.trie_bytes / 1e6:.1f} MB"
+    return lines
+
+
+def _guarded(command: Command) -> Callable[[argparse.Namespace], int]:
+    """A command whose CatalogError becomes one line on stderr and exit code 2."""
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            command(args)
+        except CatalogError as error:
+            print(f"xgr catalog: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        return 0
+
+    return run
