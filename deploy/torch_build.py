@@ -1,4 +1,4 @@
-"""Prints which torch the running Python has: cpu, cuda or none. Reads its version file instead of importing it."""
+"""Prints which torch the running Python has (cpu, cuda or none) without importing it, which takes seconds."""
 
 import importlib.util
 import runpy
