@@ -1,0 +1,43 @@
+"""What the built wheel holds: every file of every package, and xgr_kernels at the top level."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "xgr_runtime": ROOT / "xgr_runtime",
+    "prefill_worker": ROOT / "prefill_worker",
+    "decode_worker": ROOT / "decode_worker",
+    "router": ROOT / "router",
+    "xgr_kernels": ROOT / "kernels" / "xgr_kernels",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = next(iter(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_holds_every_file_of_the_package(wheel_files: set[str], package: str) -> None:
+    source = PACKAGES[package]
+    expected = {f"{package}/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
+    assert f"{package}/__init__.py" in expected
+    assert expected <= wheel_files
+
+
+def test_has_no_other_top_level_name(wheel_files: set[str]) -> None:
+    names = {name.split("/")[0] for name in wheel_files}
+    assert {name for name in names if not name.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    for source in PACKAGES.values():
+        for path in source.rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), f"{path.parent} lacks __init__.py"
