@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
 from xgr_kernels.tail_attention.api import tail_attention_merge
-
 from xgr_runtime.model.kv import KvPool, PageIds
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from xgr_kernels.shared_attention.api import SharedPlan
 
+from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.model.base import ModelBackend, load_backend
 from xgr_runtime.model.kv import KvPool, PageIds, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
