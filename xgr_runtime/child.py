@@ -39,7 +39,8 @@ class Program:
     name: str
     module: str
     argv: Sequence[str] = ()
-    environ: Mapping[str, str] = field(default_factory=dict)  # on top of ours; for what `ps` must not show
+    # On top of ours; for what `ps` and a log of this object must not show.
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Child:
@@ -165,8 +166,10 @@ class Child:
         if not self._received.endswith(b"\n"):  # closed without a word: it is dying, or it broke the rule
             self.wait(1.0)
             raise self._failure()
-        info: dict[str, Any] = json.loads(self._received)
-        return info
+        try:
+            return dict(json.loads(self._received))
+        except (ValueError, TypeError) as error:
+            raise ChildFailed(f"{self.name} announced itself with something else than JSON") from error
 
     def _read_stderr(self) -> None:
         """Pass the child's lines on, but for a reason not to start: the launcher says that once, for all."""
@@ -179,7 +182,8 @@ class Child:
                 if line.startswith(mark):
                     self.startup_error = line.removeprefix(mark)
                 else:
-                    print(line, file=sys.stderr, flush=True)
+                    with contextlib.suppress(OSError, ValueError):  # ours is closed: go on emptying theirs
+                        print(line, file=sys.stderr, flush=True)
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,29 @@
+"""The command line: `xgr serve | demo | catalog`. A command parses here and loads the rest when it runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from xgr_runtime.cli import catalog, demo, serve
+from xgr_runtime.errors import StartupError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: the command's; 2 for a wrong command line or a `StartupError`, one line on stderr."""
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = getattr(args, "func", None) or args.run
+    try:
+        return run(args)
+    except StartupError as error:
+        print(f"xgr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("xgr", description="Serving runtime for generative recommendation.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (serve, demo, catalog):
+        command.add_parser(subparsers)
+    return parser

@@ -1,0 +1,227 @@
+"""Keeps a launcher's children alive: start in stages, restart with backoff, stop in the opposite order.
+
+What to do when is decided by functions of a `State` and the time; `Supervisor` carries it out on processes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from xgr_runtime.child import Child, ChildFailed, Program
+from xgr_runtime.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF = 0.2  # seconds before the first restart; doubles with every further failure
+LONGEST_BACKOFF = 10.0
+HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
+LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
+PULSE = 0.05  # seconds between looks at the children
+
+
+class Phase(Enum):
+    """Where a child is in its life; it ends only with the supervisor."""
+
+    STARTING = "starting"
+    READY = "ready"
+    WAITING = "waiting to restart"
+
+
+@dataclass(frozen=True)
+class State:
+    """What decides about a child: its phase, since when, and its failures in a row."""
+
+    phase: Phase
+    since: float
+    failures: int = 0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after that many failures in a row (1 or more)."""
+    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 32))
+
+
+def moved(state: State, phase: Phase, now: float) -> State:
+    """The state after a start (STARTING), the ready line (READY) or an end (WAITING)."""
+    failures = state.failures
+    if phase is Phase.WAITING:
+        recovered = state.phase is Phase.READY and now - state.since >= HEALTHY_AFTER
+        failures = 1 if recovered else failures + 1
+    return replace(state, phase=phase, since=now, failures=failures)
+
+
+def may_restart(state: State, now: float) -> bool:
+    """Whether a child that ended has waited long enough."""
+    return state.phase is Phase.WAITING and now >= state.since + backoff(state.failures)
+
+
+def overdue(state: State, now: float, start_timeout: float) -> bool:
+    """Whether a child has been starting for too long."""
+    return state.phase is Phase.STARTING and now >= state.since + start_timeout
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Children that start together once the stage before is ready, and stop together before it stops."""
+
+    programs: Sequence[Program]
+    grace: float  # seconds between SIGTERM and SIGKILL
+
+
+class StopRequest:
+    """How a supervisor is asked to end: from a signal handler, from any thread, also before it runs."""
+
+    def __init__(self) -> None:
+        self.drain = threading.Event()
+        self.kill = threading.Event()
+
+    def ask(self) -> None:
+        """Drain and stop; asked again: kill at once."""
+        if self.drain.is_set():
+            self.kill.set()
+        self.drain.set()
+
+
+class Supervisor:
+    """Runs the stages' children until asked to stop; all of it in the thread that calls `run`."""
+
+    def __init__(self, stages: Sequence[Stage], start_timeout: float, stop: StopRequest) -> None:
+        self.stages = stages
+        self.start_timeout = start_timeout
+        self.restarts = 0
+        self.programs = {program.name: program for stage in stages for program in stage.programs}
+        assert len(self.programs) == sum(len(stage.programs) for stage in stages), "names are unique"
+        self._children: dict[str, Child] = {}
+        self._states: dict[str, State] = {}
+        self._info: dict[str, dict[str, Any]] = {}
+        self._stop = stop
+
+    def run(self, on_started: Callable[[Mapping[str, dict[str, Any]]], None]) -> None:
+        """Start everything, call `on_started` with what each child said, keep it alive until asked to stop.
+
+        Raises `StartupError` when the first start fails. No child is left in any case.
+        """
+        try:
+            if not self._stop.drain.is_set() and self._start_all():
+                on_started(self._info)
+                while not self._stop.drain.wait(PULSE):
+                    self._look_after_all()
+            self._stop_all()
+        finally:
+            self._kill_all()
+
+    def pid(self, name: str) -> int | None:
+        """The process of that child, or None while it has none."""
+        child = self._children.get(name)
+        return child.pid if child else None
+
+    def _start_all(self) -> bool:
+        """Whether all became ready; False when asked to stop before. Raises `StartupError`."""
+        deadline = time.monotonic() + self.start_timeout
+        for stage in self.stages:
+            for program in stage.programs:
+                self._start(program.name)
+            names = [program.name for program in stage.programs]
+            while not all([self._is_ready(name) for name in names]):  # a list: look at every child each time
+                if self._stop.drain.wait(PULSE):
+                    return False
+                if time.monotonic() >= deadline:
+                    raise self._too_late(names)
+        return True
+
+    def _too_late(self, names: Sequence[str]) -> StartupError:
+        late = ", ".join(name for name in names if self._states[name].phase is not Phase.READY)
+        return StartupError(f"{late} not ready after {self.start_timeout:g} s: raise --start-timeout")
+
+    def _look_after_all(self) -> None:
+        now = time.monotonic()
+        for name, state in list(self._states.items()):
+            if may_restart(state, now):
+                self._restart(name)
+            elif overdue(state, now, self.start_timeout):
+                self._bury(name, f"was not ready after {self.start_timeout:g} s")
+            elif state.phase is not Phase.WAITING:
+                self._check(name)
+
+    def _check(self, name: str) -> None:
+        """Notice that a child became ready or ended."""
+        try:
+            if self._is_ready(name) and self._children[name].poll() is not None:
+                self._bury(name, self._children[name].ending())
+        except ChildFailed:
+            self._bury(name, self._children[name].ending())
+
+    def _is_ready(self, name: str) -> bool:
+        """Raises `ChildFailed` for a child that ended before."""
+        if self._states[name].phase is Phase.READY:
+            return True
+        info = self._children[name].check_ready()
+        if info is None:
+            return False
+        self._info[name] = info
+        self._move(name, Phase.READY)
+        log.info("%s is ready (pid %d)", name, self._children[name].pid)
+        return True
+
+    def _start(self, name: str) -> None:
+        child = Child(self.programs[name])
+        child.start()
+        self._children[name] = child
+        self._move(name, Phase.STARTING)
+
+    def _restart(self, name: str) -> None:
+        self.restarts += 1
+        try:
+            self._start(name)
+        except OSError as error:  # no process or no memory left just now
+            log.error("cannot start %s: %s", name, error)
+            self._move(name, Phase.WAITING)
+
+    def _bury(self, name: str, ending: str) -> None:
+        """Collect a child that ended, or is given up, and plan its restart."""
+        child = self._children.pop(name)
+        child.kill()
+        child.close()
+        self._move(name, Phase.WAITING)
+        failures = self._states[name].failures
+        log.error("%s %s; restart in %.1f s", name, ending, backoff(failures))
+        if failures >= LOOP_FAILURES:
+            log.error(
+                "%s is in a crash loop: %d failures in a row, nothing but a fix will help", name, failures
+            )
+
+    def _move(self, name: str, phase: Phase) -> None:
+        now = time.monotonic()
+        self._states[name] = moved(self._states.get(name, State(phase, now)), phase, now)
+
+    def _stop_all(self) -> None:
+        """Last stage first, each with its time to drain; a child that never became ready has nothing to."""
+        for stage in reversed(self.stages):
+            children = [self._children[p.name] for p in stage.programs if p.name in self._children]
+            for child in children:
+                ready = self._states[child.name].phase is Phase.READY
+                child.terminate() if ready else child.kill()
+            self._await_end(children, stage.grace)
+
+    def _await_end(self, children: Sequence[Child], grace: float) -> None:
+        deadline = time.monotonic() + grace
+        while (
+            left := [child.name for child in children if child.poll() is None]
+        ) and not self._stop.kill.is_set():
+            if time.monotonic() >= deadline:
+                log.warning("%s did not stop within %g s: killed", ", ".join(left), grace)
+                break
+            self._stop.kill.wait(PULSE)
+        for child in children:
+            child.kill()
+
+    def _kill_all(self) -> None:
+        for child in self._children.values():
+            child.kill()
+        for child in self._children.values():
+            child.close()
+        self._children.clear()
