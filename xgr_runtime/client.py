@@ -1,0 +1,140 @@
+"""A client of the HTTP interface: typed answers, and the error tree of the server instead of status codes."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+import msgspec
+
+from xgr_runtime.answer import Answer, ErrorBody, WorkerList, WorkerStatus
+from xgr_runtime.errors import InternalError, RequestError, request_error
+from xgr_runtime.messages import ScoreMode
+
+T = TypeVar("T")
+
+Items = Sequence[str | int]
+
+
+class Query(TypedDict, total=False):
+    """What a request may say: exactly one of the first three, everything else optional."""
+
+    history: Items  # oldest first
+    input_ids: Sequence[int]
+    text: str
+    beam_width: int
+    n: int
+    score_mode: ScoreMode
+    allow: Items | None
+    deny: Items
+    exclude_history: bool
+    timeout_ms: int
+    rid: str
+
+
+class XgrClient:
+    """Blocking; one connection pool. Use it in a `with` block, or call `close`.
+
+    timeout: seconds without a byte from the server, to be longer than the requests' deadlines. A server that
+    cannot be reached raises `httpx.TransportError`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.http = httpx.Client(
+            base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
+        )
+
+    def generate(self, **query: Unpack[Query]) -> Answer:
+        """The ranked items. Raises the `RequestError` that the server names."""
+        return read(self.http.post("/generate", content=encode(query)), Answer)
+
+    def ready(self) -> bool:
+        """Whether the deployment takes requests; False too where nothing answers."""
+        try:
+            return self.http.get("/readiness").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def workers(self) -> list[WorkerStatus]:
+        """State and load of every worker, prefill first."""
+        return read(self.http.get("/workers"), WorkerList).workers
+
+    def abort(self, rid: str) -> None:
+        """Cancel a live request everywhere. Raises `NotFound` when there is none of that id."""
+        response = self.http.post("/abort_request", json={"rid": rid})
+        if response.status_code != 200:
+            raise failure(response)
+
+    def close(self) -> None:
+        self.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncXgrClient:
+    """The same for asyncio, as far as load generators need it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.http = httpx.AsyncClient(
+            base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
+        )
+
+    async def generate(self, **query: Unpack[Query]) -> Answer:
+        """The ranked items. Raises the `RequestError` that the server names."""
+        return read(await self.http.post("/generate", content=encode(query)), Answer)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+
+_SAMPLING = ("beam_width", "n", "score_mode")
+_FILTERS = ("allow", "deny", "exclude_history")
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    plain = {"content-type": "application/json"}
+    return plain if api_key is None else {**plain, "authorization": f"Bearer {api_key}"}
+
+
+def encode(query: Query) -> bytes:
+    """The body of a request; what the caller left out, or gave as None, is left to the server's defaults."""
+    given: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
+    nested = {
+        group: {name: given.pop(name) for name in names if name in given}
+        for group, names in (("sampling_params", _SAMPLING), ("filters", _FILTERS))
+    }
+    return msgspec.json.encode({**given, **{group: fields for group, fields in nested.items() if fields}})
+
+
+def read(response: httpx.Response, kind: type[T]) -> T:
+    """The body as `kind`. Raises the `RequestError` that the server names."""
+    if response.status_code != 200:
+        raise failure(response)
+    return msgspec.json.decode(response.content, type=kind)
+
+
+def failure(response: httpx.Response) -> RequestError:
+    """The error that a response carries; `InternalError` where something else than our router answered."""
+    try:
+        detail = msgspec.json.decode(response.content, type=ErrorBody).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return InternalError(f"HTTP {response.status_code} without our error body: {response.text[:200]!r}")
+    return request_error(detail.code, detail.message, detail.param)
