@@ -1,0 +1,182 @@
+"""A small catalog, its tokenizer, a dispatcher that answers from memory, and the server on top."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+
+from router.http import HttpSettings, make_app
+from router.job import Job, Outcome, WorkerState
+from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
+from xgr_runtime.errors import Cancelled, DuplicateRequest
+from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
+
+CODES, DEPTH, ITEMS = 8, 3, 40
+VOCAB = 3 + DEPTH * CODES
+TIMING = Timing(queue=0.001, prefill=0.002, transfer=0.003, decode=0.004, forward=0.0025)
+MODEL = ModelIdentity("00ff", "float32", 2, 1, 8, 16, VOCAB, 1)
+
+
+def make_tokenizer() -> Tokenizer:
+    names = ["<pad>", "<bos>", "<eos>"] + [f"<{level}_{code}>" for level in "abc" for code in range(CODES)]
+    tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = Split(Regex("<[^<>]+>"), "isolated")
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return tokenizer
+
+
+def make_catalog() -> Catalog:
+    """Items "0" to "39"; 38 and 39 share the SIDs of 0 and 1."""
+    rng = np.random.default_rng(7)
+    flat = rng.choice(CODES**DEPTH, ITEMS - 2, replace=False)
+    codes = np.stack([flat // CODES**2, flat // CODES % CODES, flat % CODES], axis=1)
+    sids = codes + 3 + np.arange(DEPTH) * CODES
+    sids = np.concatenate([sids, sids[:2]])
+    template = PromptTemplate(prefix=(1,), max_history_items=8)
+    return build_from_arrays([str(i) for i in range(ITEMS)], sids, template=template, vocab_size=VOCAB)
+
+
+def worker(role: Role, *, counters: dict[str, float] | None = None) -> WorkerState:
+    load = Load(1, 12, 5, 100, 3, 1, counters or {"tokens": 7.0})
+    limits = Limits(64, 32 if role == "decode" else 0)
+    hello = WorkerHello(1, role, f"{role}-0", 5, MODEL, "", ["v"], limits, load)
+    return WorkerState(f"ipc:///{role}", True, True, "", hello, 1)
+
+
+@dataclass
+class FakeDispatch:
+    """Scores leaf i with -(i + 1) / 8; raises or hangs where a test asks for it."""
+
+    catalog: Catalog
+    error: BaseException | None = None
+    pair: Limits | None = field(default_factory=lambda: Limits(64, 32))
+    states: list[WorkerState] = field(default_factory=lambda: [worker("prefill"), worker("decode")])
+    draining: bool = False
+    hang: bool = False
+    jobs: list[Job] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    tasks: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+
+    async def generate(self, job: Job) -> Outcome:
+        if job.rid in self.tasks:
+            raise DuplicateRequest(f"rid {job.rid} is live", "rid")
+        self.jobs.append(job)
+        if self.error is not None:
+            raise self.error
+        if self.hang:
+            await self._hang(job.rid)
+        return self.outcome(job)
+
+    async def _hang(self, rid: str) -> None:
+        self.tasks[rid] = asyncio.get_running_loop().create_future()
+        try:
+            await self.tasks[rid]
+        except asyncio.CancelledError:
+            self.cancelled.append(rid)
+            raise
+        finally:
+            del self.tasks[rid]
+
+    def outcome(self, job: Job) -> Outcome:
+        live = np.arange(self.catalog.leaves) if job.allow is None else job.allow
+        leaves = live[~np.isin(live, job.deny)][: job.results].astype(np.int32)
+        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1)
+
+    def abort(self, rid: str) -> bool:
+        task = self.tasks.get(rid)
+        if task is not None:
+            task.set_exception(Cancelled("aborted"))
+        return task is not None
+
+    def workers(self) -> list[WorkerState]:
+        return self.states
+
+    def limits(self) -> Limits | None:
+        return self.pair
+
+    @property
+    def live(self) -> int:
+        return len(self.tasks)
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    return make_catalog()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def dispatch(catalog: Catalog) -> FakeDispatch:
+    return FakeDispatch(catalog)
+
+
+@pytest.fixture
+def settings() -> HttpSettings:
+    return HttpSettings(
+        model_name="tiny",
+        version="0.1.0",
+        model_info={"model_path": "tiny"},
+        max_prompt_tokens=30,
+        max_beam_width=20,
+        default_beam_width=10,
+        max_body_bytes=4096,
+    )
+
+
+class Server:
+    """The application under test, and requests to it without sockets."""
+
+    def __init__(
+        self, dispatch: FakeDispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings
+    ) -> None:
+        self.dispatch, self.catalog, self.tokenizer, self.settings = dispatch, catalog, tokenizer, settings
+        self.app = make_app(dispatch, catalog, tokenizer, settings)
+
+    def set(self, **changes: Any) -> None:
+        """Starts over with other settings."""
+        self.settings = replace(self.settings, **changes)
+        self.app = make_app(self.dispatch, self.catalog, self.tokenizer, self.settings)
+
+    def send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        async def exchange() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+                return await client.request(method, path, **request)
+
+        return asyncio.run(exchange())
+
+    def get(self, path: str, **request: Any) -> httpx.Response:
+        return self.send("GET", path, **request)
+
+    def generate(self, **body: object) -> httpx.Response:
+        return self.send("POST", "/generate", json=body)
+
+    def scope(self, path: str = "/generate") -> dict[str, Any]:
+        """Of a POST, for tests that speak ASGI themselves."""
+        return {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "scheme": "http",
+            "server": ("xgr", 80),
+        }
+
+
+@pytest.fixture
+def server(dispatch: FakeDispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings) -> Server:
+    return Server(dispatch, catalog, tokenizer, settings)

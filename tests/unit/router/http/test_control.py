@@ -1,0 +1,156 @@
+"""Probes, facts, workers, aborting, metrics: every route but /generate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from xgr_runtime import errors
+
+if TYPE_CHECKING:
+    from conftest import FakeDispatch, Server
+
+    from xgr_runtime.catalog import Catalog
+
+
+@pytest.mark.parametrize("path", ["/health", "/health_generate", "/liveness", "/readiness"])
+def test_probes_are_well(server: Server, path: str) -> None:
+    response = server.get(path)
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_without_a_pair_only_liveness_is_well(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.pair = None
+    dispatch.states[1] = replace(dispatch.states[1], usable=False, problem="other weights")
+    for path in ("/health", "/health_generate", "/readiness"):
+        response = server.get(path)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "no_workers")
+        assert "ipc:///decode: other weights" in response.json()["error"]["message"]
+        assert response.headers["retry-after"] == "1"
+    assert server.get("/liveness").status_code == 200
+
+
+def test_draining_is_healthy_but_not_ready(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.draining = True
+    response = server.get("/readiness")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
+    assert server.get("/health").status_code == 200
+
+
+def test_health_generate_runs_a_small_request(
+    server: Server, dispatch: FakeDispatch, catalog: Catalog
+) -> None:
+    server.get("/health_generate")
+    (job,) = dispatch.jobs
+    assert (job.width, job.results, job.rid[:7]) == (1, 1, "health-")
+    assert job.tokens.tolist() == [1, *catalog.sids[0].tolist()]
+
+
+def test_health_generate_reports_failure(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.error = errors.WorkerLost("gone", "prefill")
+    assert server.get("/health_generate").status_code == 502
+
+
+def test_health_generate_has_a_deadline(
+    server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.http.edge.GRACE", 0.0)
+    server.set(health_timeout=0.05)
+    dispatch.hang = True
+    assert server.get("/health_generate").status_code == 504
+    assert len(dispatch.cancelled) == 1
+
+
+def test_model_info(server: Server, catalog: Catalog) -> None:
+    info = server.get("/model_info").json()
+    assert info == {
+        "model_path": "tiny",
+        "served_model_name": "tiny",
+        "is_generation": True,
+        "vocab_size": 27,
+        "depth": 3,
+        "catalog_version": catalog.version,
+        "catalog_items": 40,
+        "catalog_leaves": 38,
+    }
+
+
+def test_server_info_gives_the_limits_in_force(server: Server, dispatch: FakeDispatch) -> None:
+    info = server.get("/server_info").json()
+    assert (info["version"], info["timeout_ms"], info["max_body_bytes"]) == ("0.1.0", 30_000, 4096)
+    assert (info["max_beam_width"], info["default_beam_width"], info["max_prompt_tokens"]) == (20, 10, 30)
+    assert (info["ready"], info["draining"], info["live_requests"]) == (True, False, 0)
+    server.set(max_prompt_tokens=None)
+    dispatch.pair = None
+    assert server.get("/server_info").json()["max_prompt_tokens"] is None
+
+
+def test_models(server: Server) -> None:
+    models = server.get("/v1/models").json()
+    (card,) = models["data"]
+    assert (models["object"], card["object"], card["id"]) == ("list", "model", "tiny")
+    assert card["max_model_len"] == 30
+
+
+def test_workers_tell_pages_of_requests_from_pages_of_caches(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.states.append(replace(dispatch.states[0], address="ipc:///new", hello=None, alive=False))
+    prefill, decode, new = server.get("/workers").json()["workers"]
+    assert [worker["role"] for worker in (prefill, decode, new)] == ["prefill", "decode", None]
+    assert (decode["load"]["pages_used"], decode["load"]["pages_cached"]) == (12, 5)
+    assert decode["load"]["counters"] == {"tokens": 7.0}
+    assert (decode["incarnation"], decode["in_flight"], decode["catalogs"]) == ("5", 1, ["v"])
+    assert (new["alive"], new["load"], new["model"]) == (False, None, None)
+
+
+def test_flush_cache_says_that_nothing_is_cached(server: Server) -> None:
+    flushed = server.send("POST", "/flush_cache").json()
+    assert (flushed["success"], flushed["flushed_pages"]) == (True, 0)
+    assert "nothing to flush" in flushed["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [({"rid": "none"}, 404, "rid"), ({}, 400, "rid"), ({"rid": 1}, 400, "rid"), ({"x": 1}, 400, "x")],
+    ids=str,
+)
+def test_abort_refusals(server: Server, body: dict[str, Any], status: int, param: str) -> None:
+    response = server.send("POST", "/abort_request", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+def samples(server: Server) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample of /metrics by name and sorted label values."""
+    families = text_string_to_metric_families(server.get("/metrics").text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.values()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_requests(server: Server, dispatch: FakeDispatch) -> None:
+    server.generate(input_ids=[1, 3])
+    server.generate(input_ids=[1, 3, 11])
+    server.generate(input_ids=[])
+    server.get("/health")
+    found = samples(server)
+    assert found["xgr_requests_total", ("200",)] == 2
+    assert found["xgr_requests_total", ("400",)] == 1
+    assert found["xgr_request_seconds_count", ()] == 3
+    assert found["xgr_prompt_tokens_total", ()] == 5
+    assert found["xgr_requests_live", ()] == 0
+
+
+def test_metrics_follow_the_workers(server: Server, dispatch: FakeDispatch) -> None:
+    labels = ("decode", "decode-0", "ipc:///decode")  # already sorted
+    found = samples(server)
+    assert found["xgr_worker_pages_used", labels] == 12
+    assert found["xgr_worker_pages_cached", labels] == 5
+    assert found["xgr_worker_events_total", (*labels, "tokens")] == 7
+    dispatch.states[1] = replace(dispatch.states[1], alive=False, hello=None)
+    found = samples(server)
+    assert found["xgr_worker_alive", ("", "", "ipc:///decode")] == 0
+    assert ("xgr_worker_pages_used", labels) not in found

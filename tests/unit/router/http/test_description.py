@@ -1,0 +1,134 @@
+"""/openapi.json and /docs describe what is served, and what is served keeps to the description."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.routing import Route
+
+from router.http.schema import GenerateRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Server
+
+ROUTES = {
+    ("post", "/generate"),
+    ("post", "/abort_request"),
+    ("post", "/flush_cache"),
+    *(("get", path) for path in ("/liveness", "/readiness", "/health", "/health_generate", "/workers")),
+    *(("get", path) for path in ("/model_info", "/server_info", "/v1/models", "/metrics")),
+    *(("get", path) for path in ("/docs", "/openapi.json")),
+}
+
+
+@pytest.fixture
+def document(server: Server) -> dict[str, Any]:
+    described: dict[str, Any] = server.get("/openapi.json").json()
+    return described
+
+
+def walk(value: object) -> Iterator[dict[str, Any]]:
+    """Every object inside `value`."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from walk(part)
+
+
+def test_every_route_is_described(server: Server, document: dict[str, Any]) -> None:
+    described = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    served = {
+        (method.lower(), route.path)
+        for route in server.app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    assert described == served == ROUTES
+
+
+def test_document_is_well_formed(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1.")
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    for operation in operations:
+        assert "200" in operation["responses"]
+        for response in operation["responses"].values():
+            assert response["description"]
+            assert all("schema" in content for content in response["content"].values())
+    schemas = document["components"]["schemas"]
+    for part in walk(document):
+        if "$ref" in part:
+            assert part["$ref"].removeprefix("#/components/schemas/") in schemas
+
+
+def test_statuses_of_generate(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/generate"]["post"]["responses"]
+    expected = {200, 400, 401, 403, 409, 413, 415, 499, 500, 502, 503, 504}
+    assert set(responses) == {str(status) for status in expected}
+    assert "Retry-After" in responses["503"]["headers"]
+    assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+def test_only_probes_are_public(document: dict[str, Any]) -> None:
+    public = {
+        path for path, methods in document["paths"].items() if not next(iter(methods.values()))["security"]
+    }
+    assert public == {"/health", "/health_generate", "/liveness", "/readiness", "/metrics"}
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
+
+def test_bounds_are_the_deployments(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    width = schemas["SamplingParams"]["properties"]["beam_width"]
+    assert {"type": "integer", "minimum": 1, "maximum": 20}.items() <= width["anyOf"][0].items()
+    ids = schemas["GenerateRequest"]["properties"]["input_ids"]["anyOf"][0]
+    assert (ids["minItems"], ids["items"]["maximum"]) == (1, 26)
+    assert schemas["SamplingParams"]["properties"]["top_p"]["enum"] == [None, 1.0]
+
+
+def test_every_request_field_is_described(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for kind in (GenerateRequest, SamplingParams):
+        assert set(schemas[kind.__name__]["properties"]) == set(kind.__struct_fields__)
+        assert schemas[kind.__name__]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("field", GenerateRequest.__struct_fields__ + SamplingParams.__struct_fields__)
+def test_values_that_the_description_allows_are_accepted(
+    server: Server, document: dict[str, Any], field: str
+) -> None:
+    nested = field in SamplingParams.__struct_fields__
+    schema = document["components"]["schemas"]["SamplingParams" if nested else "GenerateRequest"]
+    for value in schema["properties"][field].get("enum", [None]):
+        body = {"sampling_params": {field: value}} if nested else {field: value}
+        if field == "input_ids":
+            continue
+        if value is None and field in ("score_mode", "stream"):
+            continue
+        response = server.generate(input_ids=[1], **body)
+        assert response.status_code == 200, response.text
+
+
+def test_answers_have_the_described_fields(server: Server, document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    answer = server.generate(input_ids=[1]).json()
+    assert set(answer) == set(schemas["Answer"]["required"])
+    assert set(answer["meta_info"]) == set(schemas["MetaInfo"]["required"])
+    failed = server.generate().json()
+    assert set(failed) == set(schemas["ErrorBody"]["required"])
+
+
+def test_docs_need_nothing_else(server: Server) -> None:
+    response = server.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    assert not re.search(r"(src|href)=\"?(https?:)?//|<script|@import|url\(", response.text)
+    for _, path in ROUTES:
+        assert f"<code>{path}</code>" in response.text
+    for name in ("GenerateRequest", "SamplingParams", "Answer", "ErrorBody"):
+        assert f'id="{name}"' in response.text

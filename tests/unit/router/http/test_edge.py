@@ -1,0 +1,121 @@
+"""Clients that go away, requests that are aborted, and the line that each request leaves in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import FakeDispatch, Server
+
+
+class Talk:
+    """One ASGI exchange whose client can go away."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.incoming.put_nowait(
+            {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+        )
+        self.sent: list[dict[str, Any]] = []
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def hang_up(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+
+async def until_live(dispatch: FakeDispatch) -> None:
+    async with asyncio.timeout(10):
+        while not dispatch.tasks:
+            await asyncio.sleep(0)
+
+
+def test_disconnect_cancels_the_work(
+    server: Server, dispatch: FakeDispatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "router.http")
+    dispatch.hang = True
+
+    async def exchange() -> Talk:
+        talk = Talk({"input_ids": [1], "rid": "left"})
+        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))
+        await until_live(dispatch)
+        talk.hang_up()
+        await asyncio.wait_for(app, 10)
+        return talk
+
+    talk = asyncio.run(exchange())
+    assert (dispatch.cancelled, dispatch.tasks, talk.sent) == (["left"], {}, [])
+    assert "POST /generate 499" in caplog.text
+    assert 'xgr_requests_total{status="499"} 1.0' in server.get("/metrics").text
+
+
+def test_disconnect_before_the_body_ends(server: Server, dispatch: FakeDispatch) -> None:
+    async def exchange() -> Talk:
+        talk = Talk({})
+        talk.incoming = asyncio.Queue()
+        talk.hang_up()
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        return talk
+
+    assert asyncio.run(exchange()).sent == []
+    assert dispatch.jobs == []
+
+
+def test_cancelled_server_cancels_the_work(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.hang = True
+
+    async def exchange() -> None:
+        talk = Talk({"input_ids": [1], "rid": "r"})
+        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))
+        await until_live(dispatch)
+        app.cancel()
+        await asyncio.wait({app}, timeout=10)
+        assert app.cancelled()
+
+    asyncio.run(exchange())
+    assert dispatch.cancelled == ["r"]
+
+
+def test_abort_by_rid(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.hang = True
+
+    async def exchange() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+            waiting = asyncio.ensure_future(client.post("/generate", json={"input_ids": [1], "rid": "r"}))
+            await until_live(dispatch)
+            twin = await client.post("/generate", json={"input_ids": [1], "rid": "r"})
+            aborted = await client.post("/abort_request", json={"rid": "r"})
+            return twin, aborted, await asyncio.wait_for(waiting, 10)
+
+    twin, aborted, answer = asyncio.run(exchange())
+    assert (twin.status_code, twin.json()["error"]["code"]) == (409, "duplicate_rid")
+    assert aborted.json() == {"rid": "r", "aborted": True}
+    assert (answer.status_code, answer.json()["error"]["code"]) == (499, "cancelled")
+
+
+def test_late_dispatcher_is_cut_off(
+    server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.http.edge.GRACE", 0.0)
+    dispatch.hang = True
+    response = server.generate(input_ids=[1], rid="slow", timeout_ms=20)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert dispatch.cancelled == ["slow"]
+
+
+def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "router.http")
+    server.generate(input_ids=[1, 3], rid="abc", sampling_params={"beam_width": 7})
+    server.get("/a%0Ab")
+    first, second = (record.getMessage() for record in caplog.records if record.name == "router.http")
+    assert first.startswith("POST /generate 200 ")
+    assert first.endswith(" ms rid=abc prompt=2 width=7")
+    assert "\n" not in second
