@@ -25,13 +25,14 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         )
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config)
-    numba.set_num_threads(min(model.threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(model.threads, numba.get_num_threads()))
     kernels, reason = choose_backend("auto", config.device)
     log.info("kernels: %s (%s)", kernels, reason)
     tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
     engine = DecodeEngine(model.backend, model.pool, tail_tokens, config.max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
+    worker.warm_up()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.stopping)
 

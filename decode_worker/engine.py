@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from decode_worker.search import Search
-from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
+from decode_worker.search import Question, Search
+from xgr_runtime.messages import ScoreMode
+from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
 from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, TailKv
@@ -26,7 +28,17 @@ class DecodeEngine:
         self.tail_tokens = tail_tokens
         self.tail = TailKv(model.geometry, tail_tokens, max_rows)
         self.kernels = kernels
+
+    def warm_up(self, trie: Trie) -> None:
+        """Compile the kernels and run one small search, so that no request pays for first-use costs."""
         warm_up()
+        hidden = np.zeros(self.model.geometry.hidden, np.float32)
+        rows = np.arange(min(8, trie.leaves), dtype=np.int32)
+        for mode in get_args(ScoreMode):
+            question = Question(1, len(rows), 1, mode, trie, no_filter())
+            search = Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)
+            while not search.over:
+                self.step([search])
 
     def step(self, searches: Sequence[Search]) -> Selection:
         """Advance every search by one level; returns the selection for its statistics."""

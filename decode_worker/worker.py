@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -115,7 +115,7 @@ class DecodeWorker:
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
         self.early_opens: dict[AttemptId, tuple[bytes, Open]] = {}
-        self.counters: Counter[str] = Counter()
+        self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
             PagePool(engine.pool.pages), PagePool(config.max_rows), config.page_size
@@ -127,6 +127,10 @@ class DecodeWorker:
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(data)
+
+    def warm_up(self) -> None:
+        """Pay all first-use costs before the first request."""
+        self.engine.warm_up(self.trie)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         while not stopping():

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,7 +75,7 @@ class PrefillWorker:
         self.incarnation = new_incarnation()
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
         self.transfers: dict[AttemptId, Transfer] = {}
-        self.counters: Counter[str] = Counter()
+        self.counters: dict[str, float] = defaultdict(float)
         self.stalled = False
         listener: Listener[Message] = Listener(config.control_address, ToPrefill)
         self.control = ControlServer(listener, self.introduce, config.silence)
@@ -139,9 +139,9 @@ class PrefillWorker:
 
     def handle_data(self, link: DecodeLink, message: Message, now: float) -> None:
         if isinstance(message, LinkRefused):
-            for transfer in self.transfers.values():
-                if transfer.link is link:
-                    transfer.sender.fail(f"the decode worker refused the link: {message.reason}")
+            for refused in self.transfers.values():
+                if refused.link is link:
+                    refused.sender.fail(f"the decode worker refused the link: {message.reason}")
             return
         transfer = self.transfers.get(message.id)  # type: ignore[attr-defined]
         if transfer is None or transfer.link is not link:
@@ -161,7 +161,8 @@ class PrefillWorker:
 
     def accept(self, request: PrefillRequest, now: float) -> Prompt:
         """The prompt of a request, checked. Raises `BadRequest`."""
-        tokens = np.frombuffer(request.tokens, np.int32) if len(request.tokens) % 4 == 0 else np.empty(0)
+        whole = len(request.tokens) // 4 * 4
+        tokens = np.frombuffer(request.tokens[:whole], np.int32)
         if not 0 < len(tokens) <= self.max_prompt_tokens:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, the limit is {self.max_prompt_tokens}")
         if tokens.min() < 0 or tokens.max() >= self.identity.vocab:

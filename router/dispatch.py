@@ -35,6 +35,7 @@ from xgr_runtime.messages import (
     Message,
     PrefillRequest,
     Result,
+    Role,
 )
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ class Dispatcher:
 
     # --- messages ---
 
-    def _link(self, address: str, role: str) -> WorkerLink:
+    def _link(self, address: str, role: Role) -> WorkerLink:
         c = self._config
         return WorkerLink(
             address,
@@ -256,7 +257,7 @@ class Dispatcher:
             c.heartbeat,
             c.silence,
             self._on_message,
-            self._on_lost,  # type: ignore[arg-type]
+            self._on_lost,
         )
 
     def _prefill_request(self, job: Job, id: AttemptId, decode: WorkerLink) -> PrefillRequest:

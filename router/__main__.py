@@ -1,0 +1,90 @@
+"""`python -m router`: open the HTTP port, connect the workers, serve until told to stop, then drain."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import uvicorn
+from tokenizers import Tokenizer
+
+from router.dispatch import Dispatcher
+from router.http import HttpSettings, make_app
+from xgr_runtime.catalog import Catalog, load_catalog
+from xgr_runtime.config import RouterConfig
+from xgr_runtime.errors import ConfigError, ModelError
+from xgr_runtime.process import Lifecycle, main
+
+
+def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
+    catalog = load_catalog(config.catalog, config.model_path)
+    tokenizer = _tokenizer(Path(config.model_path))
+    with _listen(config.host, config.port) as http:
+        asyncio.run(_serve(config, lifecycle, catalog, tokenizer, http))
+
+
+async def _serve(
+    config: RouterConfig, lifecycle: Lifecycle, catalog: Catalog, tokenizer: Tokenizer, http: socket.socket
+) -> None:
+    dispatcher = Dispatcher(config, catalog.version)
+    dispatcher.start()
+    app = make_app(dispatcher, catalog, tokenizer, _settings(config))
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    lifecycle.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+    serving = asyncio.create_task(server.serve(sockets=[http]))
+    lifecycle.ready({"port": http.getsockname()[1]})
+    await stop.wait()
+    await dispatcher.drain()
+    server.should_exit = True
+    await serving
+    await dispatcher.stop()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: SIGTERM means drain first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The HTTP port. Raises `ConfigError` naming what to change."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+        ) from None
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no tokenizer.json: save the checkpoint's tokenizer beside it")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} is not a tokenizer: {error}") from None
+
+
+def _settings(config: RouterConfig) -> HttpSettings:
+    name = config.served_model_name or Path(config.model_path).resolve().name
+    return HttpSettings(
+        model_name=name,
+        version=version("xgr-runtime"),
+        model_info={"model_path": config.model_path},
+        api_key=config.api_key or None,
+        timeout_ms=config.timeout_ms,
+        max_beam_width=config.max_beam_width,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(RouterConfig, body, "router"))
