@@ -17,9 +17,11 @@ from xgr_runtime.catalog.checks import (
     checked_popularity,
     resolved_sids,
 )
+from xgr_runtime.catalog.columns import Columns, canonical
+from xgr_runtime.catalog.content import Content
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
-from xgr_runtime.catalog.snapshot import Catalog, Content
-from xgr_runtime.catalog.sources import Columns, canonical, read_columns
+from xgr_runtime.catalog.snapshot import Catalog
+from xgr_runtime.catalog.sources import read_columns
 from xgr_runtime.catalog.template import PromptTemplate, read_template
 from xgr_runtime.catalog.trie import first_difference, sid_order
 from xgr_runtime.catalog.vocabulary import Vocabulary, read_vocabulary

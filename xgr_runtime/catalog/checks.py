@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from xgr_runtime.catalog.trie import MAX_DEPTH
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.sources import Columns
+    from xgr_runtime.catalog.columns import Columns
     from xgr_runtime.catalog.vocabulary import Vocabulary
-
-MAX_DEPTH = 8
 
 
 def check_lengths(columns: Columns) -> None:

@@ -27,9 +27,7 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
     catalog = verify_file(path)
     size = read_vocabulary(model_dir).size
-    if size is not None and catalog.vocab_size_needed > size:
-        raise CatalogError(
-            f"{path}: token {catalog.vocab_size_needed - 1} is out of vocabulary, "
-            f"{model_dir} has {size} tokens: build it with the checkpoint of its SIDs"
-        )
-    return catalog
+    try:
+        return catalog if size is None else catalog.for_vocabulary(size)
+    except CatalogError as error:
+        raise CatalogError(f"{path}: {error}") from error

@@ -1,31 +1,20 @@
-"""The catalog itself: one immutable snapshot of SIDs, trie, items and template, built or memory-mapped.
-
-Only `Content` is information; everything else is derived from it and stored so that opening costs nothing.
-"""
+"""The catalog itself: one immutable snapshot of SIDs, trie, items and template, built or memory-mapped."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import xxhash
 
-from xgr_runtime.catalog.file import REBUILD, array_bytes, map_file, write_file
-from xgr_runtime.catalog.items import (
-    HashIndex,
-    StringTable,
-    bucket_count,
-    encode_ids,
-    find_rows,
-    hash_ids,
-    index_hashes,
-)
+from xgr_runtime.catalog.content import TABLES, Content
+from xgr_runtime.catalog.file import REBUILD, map_file, write_file
+from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
+from xgr_runtime.catalog.layout import shape_problem
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
-from xgr_runtime.catalog.trie import branching, csr_levels, find_leaf
+from xgr_runtime.catalog.trie import branching, find_leaf
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -34,49 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Int32 = NDArray[np.int32]
-
-MAX_DEPTH = 8
-
-
-@dataclass(frozen=True)
-class Content:
-    """All that defines a catalog. Rows are items in the order of their leaves, then of collisions."""
-
-    sids: Int32  # [leaves, depth] sorted, distinct
-    item_lo: Int32  # [leaves + 1] first row of each leaf, closing with the number of items
-    ids: StringTable  # per row
-    titles: StringTable  # per row, or empty
-    attributes: StringTable  # per row, canonical JSON, or empty
-    template: PromptTemplate
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        tables = {"ids": self.ids, "titles": self.titles, "attributes": self.attributes}
-        named = {f"{name}.{part}": getattr(table, part) for name, table in tables.items() for part in _PARTS}
-        return {"sids": self.sids, "item_lo": self.item_lo, **named}
-
-    def version(self) -> str:
-        """xxh3_128 over the content, hexadecimal: neither source format nor row order enters."""
-        digest = xxhash.xxh3_128(msgspec.msgpack.encode(self.template))
-        for name, array in self.arrays().items():
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(array_bytes(array))
-        return str(digest.hexdigest())
-
-    def derived(self) -> dict[str, NDArray[Any]]:
-        """The arrays that follow from the content: trie, leaf of each row, hash index of the ids."""
-        tokens, lo = csr_levels(self.sids)
-        index = index_hashes(hash_ids(self.ids.texts()))
-        return {
-            **{f"tokens.{level}": array for level, array in enumerate(tokens)},
-            **{f"lo.{level}": array for level, array in enumerate(lo)},
-            "leaf_of_row": np.repeat(np.arange(len(self.sids), dtype=np.int32), np.diff(self.item_lo)),
-            "hashes": index.hashes,
-            "hash_rows": index.rows,
-            "hash_starts": index.starts,
-        }
-
-
-_PARTS = ("blob", "offsets")
 
 
 class Catalog:
@@ -100,7 +46,7 @@ class Catalog:
         self.item_lo: Int32 = arrays["item_lo"]
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
         self.items = len(self.leaf_of_row)
-        self._ids, self._titles, self._attributes = (_table(arrays, name) for name in _TABLES)
+        self._ids, self._titles, self._attributes = (_table(arrays, name) for name in TABLES)
         self._index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
         self._vocab_size = vocab_size
 
@@ -123,6 +69,15 @@ class Catalog:
         if problem is not None:
             raise CatalogError(f"{path}: {problem}: {REBUILD}")
         return cls(header.version, header.vocab_size, header.template, arrays)
+
+    def for_vocabulary(self, size: int) -> Catalog:
+        """The same catalog for a checkpoint of `size` tokens. Raises CatalogError for a token outside."""
+        if self.vocab_size_needed > size:
+            raise CatalogError(
+                f"token {self.vocab_size_needed - 1} is out of vocabulary, the checkpoint has {size} tokens: "
+                "use the checkpoint that the SIDs were made for, or build the catalog again with this one"
+            )
+        return Catalog(self.version, size, self.template, self.arrays)
 
     def save(self, path: str | Path) -> None:
         """Writes the built file: a temporary one beside it, then a rename. Raises CatalogError."""
@@ -215,9 +170,6 @@ class Catalog:
         return prompt_tokens(self.template, self.sids, history, max_prompt_tokens)
 
 
-_TABLES = ("ids", "titles", "attributes")
-
-
 def _table(arrays: Mapping[str, NDArray[Any]], name: str) -> StringTable:
     return StringTable(arrays[f"{name}.blob"], arrays[f"{name}.offsets"])
 
@@ -225,52 +177,3 @@ def _table(arrays: Mapping[str, NDArray[Any]], name: str) -> StringTable:
 def _member(sorted_rows: Int32, rows: Int32) -> NDArray[np.bool_]:
     at = np.searchsorted(sorted_rows, rows)
     return np.searchsorted(sorted_rows, rows, side="right") > at
-
-
-def shape_problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
-    """What is wrong with names, types or lengths of a catalog's arrays; reads a few words of each at most."""
-    sids = arrays.get("sids")
-    if sids is None or sids.ndim != 2 or not len(sids) or not 1 <= sids.shape[1] <= MAX_DEPTH:
-        return "there is no SID matrix"
-    expected = _expected(arrays, len(sids), sids.shape[1])
-    if set(expected) != set(arrays):
-        return f"arrays are missing or unknown: {sorted(set(expected) ^ set(arrays))}"
-    for name, (dtype, shape) in expected.items():
-        if arrays[name].dtype.str != dtype or arrays[name].shape != shape:
-            return f"array {name!r} has the wrong type or shape"
-    closing = {"item_lo": len(arrays["leaf_of_row"])}
-    closing |= {name: len(sids) for name in arrays if name.startswith("lo.") and len(arrays[name])}
-    closing |= {f"{name}.offsets": len(arrays[f"{name}.blob"]) for name in _TABLES}
-    for name, end in closing.items():
-        if len(arrays[name]) and (arrays[name][0] != 0 or arrays[name][-1] != end):
-            return f"array {name!r} does not span from 0 to {end}"
-    return None
-
-
-def _expected(
-    arrays: Mapping[str, NDArray[Any]], leaves: int, depth: int
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every array, from the few lengths that are free."""
-
-    def length(name: str) -> int:
-        array = arrays.get(name)
-        return len(array) if array is not None else 0
-
-    items = length("leaf_of_row")
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        "sids": ("<i4", (leaves, depth)),
-        "item_lo": ("<i4", (leaves + 1,)),
-        "leaf_of_row": ("<i4", (items,)),
-        "hashes": ("<u8", (items,)),
-        "hash_rows": ("<i4", (items,)),
-        "hash_starts": ("<i4", (bucket_count(items),)),
-    }
-    for name in _TABLES:
-        optional_empty = name != "ids" and not length(f"{name}.offsets")
-        expected[f"{name}.blob"] = ("|u1", (0 if optional_empty else length(f"{name}.blob"),))
-        expected[f"{name}.offsets"] = ("<i8", (0 if optional_empty else items + 1,))
-    for level in range(depth):
-        nodes = leaves if level == depth - 1 else length(f"tokens.{level}")
-        expected[f"tokens.{level}"] = ("<i4", (nodes,))
-        expected[f"lo.{level}"] = ("<i4", (0 if level == depth - 1 else nodes + 1,))
-    return expected

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     Int64 = NDArray[np.int64]
 
 
+MAX_DEPTH = 8
+
+
 def sid_order(sids: Int32, popularity: NDArray[np.float64] | None = None) -> Int64:
     """A stable order [N] of rows: SIDs [N, depth] lexicographically, then popularity [N] descending."""
     keys: list[NDArray[Any]] = [-popularity] if popularity is not None else []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xgr_runtime.catalog.file import REBUILD, check_sums, map_file
-from xgr_runtime.catalog.snapshot import Catalog, Content
+from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.trie import first_difference
 from xgr_runtime.errors import CatalogError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from xgr_runtime.catalog.content import Content
     from xgr_runtime.catalog.items import StringTable
 
 

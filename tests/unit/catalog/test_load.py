@@ -46,10 +46,11 @@ def test_a_built_file_must_fit_the_checkpoint(tmp_path: Path, checkpoint: Path) 
     path = tmp_path / "c.xgr"
     build_from_arrays(["1"], [[123]]).save(path)
     assert load_catalog(path).vocab_size_needed == 124
-    with pytest.raises(CatalogError, match=r"token 123 is out of vocabulary, .* has 123 tokens"):
+    with pytest.raises(CatalogError, match=r"token 123 is out of vocabulary, the checkpoint has 123 tokens"):
         load_catalog(path, checkpoint)
-    build_from_arrays(["1"], [[122]]).save(path)
+    build_from_arrays(["1"], [[5]]).save(path)
     assert load_catalog(path, checkpoint).items == 1
+    assert load_catalog(path, checkpoint).level0_mask.shape == (123,)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ def test_bad_index_is_named(text: str, message: str, tmp_path: Path, checkpoint:
         ({"item": "1"}, "columns missing ['sid']"),
         ({"item": "1", "sid": [3], "brand": "x"}, "unknown ['brand']"),
         ({"item": "1", "sid": [3], "title": 5}, "column 'title' holds int"),
+        ({"item": "1", "sid": [3], "attributes": [1]}, "column 'attributes' holds int"),
+        ({"item": "1", "sid": [3], "attributes": [{"a": 1}]}, "column 'attributes' holds dict"),
         ({"item": "1", "sid": [3.5]}, "row 1, item '1': 3.5 in the SID is neither"),
         ({"item": None, "sid": [3]}, "row 1: item None must be a non-empty string"),
         ({"item": "1", "sid": None}, "row 1, item '1': the SID is None"),
@@ -203,6 +205,14 @@ def test_bad_index_is_named(text: str, message: str, tmp_path: Path, checkpoint:
 )
 def test_bad_parquet_is_named(line: dict[str, Any], message: str, tmp_path: Path, checkpoint: Path) -> None:
     expect(write_parquet(tmp_path / "x.parquet", [line]), checkpoint, message)
+
+
+def test_parquet_maps_are_attributes(tmp_path: Path) -> None:
+    pairs = pa.array([[("a", 1), ("b", 2)], None], pa.map_(pa.string(), pa.int64()))
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"item": [1, 2], "sid": [[3], [4]], "attributes": pairs}), path)
+    catalog = build_catalog(path)
+    assert (catalog.attributes("1"), catalog.attributes("2")) == ({"a": 1, "b": 2}, {})
 
 
 def test_unreadable_sources_are_named(tmp_path: Path, checkpoint: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a catalog is made of: the content, its hash, and the arrays that follow from it.
+
+Only `Content` is information; the rest is derived, and stored so that opening a catalog costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from xgr_runtime.catalog.file import array_bytes
+from xgr_runtime.catalog.items import StringTable, hash_ids, index_hashes
+from xgr_runtime.catalog.trie import csr_levels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from xgr_runtime.catalog.template import PromptTemplate
+
+    Int32 = NDArray[np.int32]
+
+TABLES = ("ids", "titles", "attributes")
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that defines a catalog. Rows are items in the order of their leaves, then of collisions."""
+
+    sids: Int32  # [leaves, depth] sorted, distinct
+    item_lo: Int32  # [leaves + 1] first row of each leaf, closing with the number of items
+    ids: StringTable  # per row
+    titles: StringTable  # per row, or empty
+    attributes: StringTable  # per row, canonical JSON, or empty
+    template: PromptTemplate
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays under the names that they have in the built file."""
+        named: dict[str, NDArray[Any]] = {"sids": self.sids, "item_lo": self.item_lo}
+        for name, table in zip(TABLES, (self.ids, self.titles, self.attributes), strict=True):
+            named |= {f"{name}.blob": table.blob, f"{name}.offsets": table.offsets}
+        return named
+
+    def version(self) -> str:
+        """xxh3_128 over the content, hexadecimal: neither source format nor row order enters."""
+        digest = xxhash.xxh3_128(msgspec.msgpack.encode(self.template))
+        for name, array in self.arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array_bytes(array))
+        return str(digest.hexdigest())
+
+    def derived(self) -> dict[str, NDArray[Any]]:
+        """The arrays that follow from the content: trie, leaf of each row, hash index of the ids."""
+        tokens, lo = csr_levels(self.sids)
+        index = index_hashes(hash_ids(self.ids.texts()))
+        return {
+            **{f"tokens.{level}": array for level, array in enumerate(tokens)},
+            **{f"lo.{level}": array for level, array in enumerate(lo)},
+            "leaf_of_row": np.repeat(np.arange(len(self.sids), dtype=np.int32), np.diff(self.item_lo)),
+            "hashes": index.hashes,
+            "hash_rows": index.rows,
+            "hash_starts": index.starts,
+        }
