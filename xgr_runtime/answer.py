@@ -7,15 +7,15 @@ import msgspec
 from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing
 
 
-class BeamMeta(msgspec.Struct, frozen=True):
+class BeamMeta(msgspec.Struct, frozen=True, gc=False):
     """`sequence_score` is `cumulative_logprob / depth`; natural logarithms in float32."""
 
     sequence_score: float
     cumulative_logprob: float
 
 
-class BeamResult(msgspec.Struct, frozen=True):
-    """One SID and the items on it that the filters leave."""
+class BeamResult(msgspec.Struct, frozen=True, gc=False):
+    """One SID and the items on it that the filters leave. Cannot be part of a cycle, hence untracked."""
 
     output_ids: list[int]
     items: list[str]
