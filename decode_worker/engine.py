@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from decode_worker.search import Question, Search
-from xgr_runtime.messages import ScoreMode
 from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
 from xgr_kernels.shared_attention.api import SharedPlan
+from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage

@@ -1,0 +1,141 @@
+"""The rules of the hand-over one by one: what a receiver refuses, and how prompts are cut into chunks."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from xgr_runtime.handover import Chunk, ChunkPlan, Receiver, ReceiverState, Sender, chunk_checksum
+from xgr_runtime.messages import Ack, AttemptId, Commit, Credit, Grant, KvChunk, Nack, Open, Renew
+
+ID = AttemptId(1, 2, 1, 3, 4)
+
+
+def streaming_receiver(tokens: int = 4, layers: int = 2, held: int = 0) -> Receiver:
+    receiver = Receiver(ID, tokens, layers, layer_token_bytes=8, hidden_bytes=4)
+    assert receiver.open(Open(ID, tokens, 0.0)) is None
+    receiver.grant(credits=2, lease=10.0, held_tokens=held)
+    return receiver
+
+
+def chunk(receiver: Receiver, **changes: Any) -> Credit | Nack | None:
+    """Offer the first chunk [layer 0, tokens 0 and 1) with some fields changed."""
+    keys = changes.pop("keys", b"kkkkKKKK")
+    values = changes.pop("values", b"vvvvVVVV")
+    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2) | changes
+    checksum = fields.pop("checksum", chunk_checksum(keys, values))
+    return receiver.chunk(KvChunk(ID, checksum=checksum, **fields), keys, values)
+
+
+def test_a_good_chunk_returns_its_credit() -> None:
+    assert chunk(streaming_receiver()) == Credit(ID, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sequence": 1},
+        {"first_layer": -1},
+        {"first_layer": 1, "last_layer": 1},
+        {"last_layer": 3},
+        {"last_layer": 2**63 - 1},
+        {"start": 1},
+        {"start": -1},
+        {"count": 0},
+        {"count": 5},
+        {"count": 2**62},
+        {"keys": b"short"},
+        {"values": b"much longer than it says"},
+        {"checksum": 7},
+    ],
+    ids=str,
+)
+def test_a_bad_chunk_fails_the_attempt(changes: dict[str, Any]) -> None:
+    receiver = streaming_receiver()
+    assert isinstance(chunk(receiver, **changes), Nack)
+    assert receiver.state is ReceiverState.FAILED and receiver.reason
+    assert chunk(receiver) is None, "what comes after the end is ignored"
+
+
+def test_commit_before_all_chunks_fails() -> None:
+    receiver = streaming_receiver()
+    chunk(receiver)
+    commit = Commit(ID, 1, 0, chunk_checksum(b"hhhh", b""), 0.1)
+    assert isinstance(receiver.commit(commit, b"hhhh"), Nack)
+
+
+def whole_transfer(tokens: int, held: int) -> tuple[Sender, Receiver, list[KvChunk]]:
+    """Run a transfer of two layers to just before COMMIT."""
+    receiver = streaming_receiver(tokens, 2, held)
+    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=16), now=0.0, lease=10.0)
+    sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
+    sender.layer_ready(0)
+    sender.layer_ready(1)
+    sender.prompt_ready(0.1, chunk_checksum(b"hhhh", b""))
+    sent = []
+    while (piece := sender.next_chunk()) is not None:
+        keys = values = bytes(4 * piece.count)
+        message = sender.chunk_message(chunk_checksum(keys, values))
+        assert receiver.chunk(message, keys, values) == Credit(ID, 1)
+        sender.chunk_sent(message.checksum)
+        sent.append(message)
+    return sender, receiver, sent
+
+
+@pytest.mark.parametrize("held", [0, 1, 3, 5], ids=lambda n: f"held={n}")
+def test_held_tokens_are_not_sent(held: int) -> None:
+    sender, receiver, sent = whole_transfer(tokens=5, held=held)
+    assert sum(message.count for message in sent) == 2 * (5 - held)
+    commit = sender.commit()
+    assert commit is not None and receiver.commit(commit, b"hhhh") == Ack(ID)
+
+
+@pytest.mark.parametrize("field", ["chunks", "digest", "checksum"])
+def test_a_commit_that_lies_fails(field: str) -> None:
+    sender, receiver, _ = whole_transfer(tokens=5, held=0)
+    commit = sender.commit()
+    assert commit is not None
+    lie = msgspec.structs.replace(commit, **{field: getattr(commit, field) + 1})
+    assert isinstance(receiver.commit(lie, b"hhhh"), Nack)
+
+
+def test_an_open_of_another_prompt_fails() -> None:
+    receiver = Receiver(ID, 4, 2, layer_token_bytes=8, hidden_bytes=4)
+    assert isinstance(receiver.open(Open(ID, 5, 0.0)), Nack)
+
+
+@pytest.mark.parametrize(
+    "grant", [Grant(ID, 0, 1.0, 0), Grant(ID, 1, 1.0, -1), Grant(ID, 1, 1.0, 6)], ids=str
+)
+def test_a_grant_out_of_range_fails_the_sender(grant: Grant) -> None:
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender.granted(grant, now=0.0)
+    assert sender.over and sender.next_chunk() is None
+
+
+def test_a_renewed_lease_holds_longer() -> None:
+    receiver = streaming_receiver()
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 16), now=0.0, lease=10.0)
+    assert receiver.renew(10.0) == Renew(ID, 10.0)
+    sender.renewed(10.0, now=8.0)
+    assert not sender.expire(17.9)
+    assert sender.expire(18.0) and not sender.expire(19.0), "a lease lapses once"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk_bytes", "held", "expected"),
+    [
+        (4, 16, 0, [(0, 2), (2, 2)]),
+        (5, 16, 0, [(0, 2), (2, 2), (4, 1)]),
+        (5, 1, 3, [(3, 1), (4, 1)]),
+        (5, 1 << 20, 0, [(0, 5)]),
+        (5, 16, 5, []),
+    ],
+)
+def test_a_layer_is_cut_in_token_order(
+    tokens: int, chunk_bytes: int, held: int, expected: list[tuple[int, int]]
+) -> None:
+    plan = ChunkPlan(3, tokens, 8, chunk_bytes)
+    assert plan.layer(1, held) == [Chunk(1, 2, start, count) for start, count in expected]
+    assert replace(plan, tokens=0).layer(1) == []
