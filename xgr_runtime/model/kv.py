@@ -4,6 +4,8 @@ Which page belongs to whom is decided elsewhere (`xgr_runtime.pages`); this modu
 tokens of a list of pages, as tensors for attention and as bytes for the wire. Consecutive pages are one view.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from torch import Tensor
 from xgr_runtime.model.base import Geometry
 
 PageIds = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 
 
 class KvPool:
@@ -72,10 +75,11 @@ class KvPool:
         Raises ValueError when a buffer has another size than the ranges say.
         """
         where = self._slots(pages, start, count)
+        index = where if isinstance(where, slice) else where.numpy()
         layers = last_layer - first_layer
         k, v = self._from_bytes(layers, count, k_bytes), self._from_bytes(layers, count, v_bytes)
-        self._flat(self.k)[first_layer:last_layer, where] = k
-        self._flat(self.v)[first_layer:last_layer, where] = v
+        self._raw(self.k)[first_layer:last_layer, index] = k
+        self._raw(self.v)[first_layer:last_layer, index] = v
 
     def _flat(self, x: Tensor) -> Tensor:
         """[layers, pages * page_size, Hkv, D]: tokens of neighbouring pages are neighbours."""
@@ -96,22 +100,21 @@ class KvPool:
         slots = pages[token // self.page_size].astype(np.int64) * self.page_size + token % self.page_size
         return torch.from_numpy(slots)
 
-    def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Tensor:
+    def _raw(self, x: Tensor) -> Bytes:
+        """`_flat` as bytes, [layers, pages * page_size, Hkv, D * itemsize], the same memory."""
+        raw: Bytes = self._flat(x).view(torch.uint8).numpy()
+        return raw
+
+    def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Bytes:
+        """The frame as an array, not copied (numpy, because torch warns of read-only memory)."""
         geometry = self.geometry
-        shape = (layers, count, geometry.kv_heads, geometry.head_dim)
-        want = int(np.prod(shape)) * geometry.torch_dtype.itemsize
-        view = memoryview(data).cast("B")
+        shape = (layers, count, geometry.kv_heads, geometry.head_dim * geometry.torch_dtype.itemsize)
+        view, want = memoryview(data).cast("B"), math.prod(shape)
         if len(view) != want:
             raise ValueError(
                 f"{len(view)} bytes of KV, {want} expected for {layers} layers of {count} tokens"
             )
-        if want == 0:
-            return torch.empty(shape, dtype=geometry.torch_dtype)
-        # frombuffer shares memory that may be read-only; it is only read here, and gone on return.
-        flat = torch.from_numpy(
-            np.frombuffer(view, dtype=np.uint8).copy() if view.readonly else np.asarray(view)
-        )
-        return flat.view(geometry.torch_dtype).view(shape)
+        return np.frombuffer(view, dtype=np.uint8).reshape(shape)
 
 
 def _as_bytes(x: Tensor) -> memoryview:
