@@ -1,5 +1,7 @@
 """The page pool never hands a page to two owners and never exceeds its bound."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +12,11 @@ CAPACITY = 12
 
 
 @given(st.lists(st.one_of(st.integers(0, CAPACITY + 2), st.just(-1)), max_size=40), st.randoms())
-def test_pages_have_one_owner(steps: list[int], random: np.random.RandomState) -> None:
+def test_pages_have_one_owner(steps: list[int], random: Random) -> None:
     pool, held = PagePool(CAPACITY), list[PageIds]()
     for count in steps:
         if count < 0 and held:
-            pool.release(held.pop(random.randrange(len(held))))  # type: ignore[attr-defined]
+            pool.release(held.pop(random.randrange(len(held))))
         elif count >= 0:
             free = pool.free
             pages = pool.allocate(count)

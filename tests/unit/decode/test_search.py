@@ -1,5 +1,7 @@
 """A search's beams: the ancestor table is a physical permutation that was never carried out."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,24 +19,18 @@ def new_search(width: int, results: int, rows: np.ndarray) -> Search:
 
 
 @given(st.integers(1, 6), st.randoms(use_true_random=False))
-def test_ancestors_equal_a_physical_permutation(width: int, random: np.random.RandomState) -> None:
-    rows = np.array(random.sample(range(50), width), np.int32)  # type: ignore[attr-defined]
+def test_ancestors_equal_a_physical_permutation(width: int, random: Random) -> None:
+    rows = np.array(random.sample(range(50), width), np.int32)
     search = new_search(width, 1, rows)
     carried: list[list[tuple[int, int]]] = [[]]  # per beam, the (slot, row) where each token's KV lies
     for level in range(DEPTH):
         n = random.randint(1, width)
-        parents = np.array([random.randrange(len(carried)) for _ in range(n)], np.int32)  # type: ignore[attr-defined]
+        parents = np.array([random.randrange(len(carried)) for _ in range(n)], np.int32)
         if level:  # this forward wrote the beams' newest tokens
             carried = [[*path, (level - 1, int(rows[beam]))] for beam, path in enumerate(carried)]
         carried = [carried[p] for p in parents]
-        values = np.arange(n)
-        search.advance(
-            values.astype(np.float32),
-            values.astype(np.int32),
-            parents,
-            values.astype(np.int32),
-            values.astype(np.int32),
-        )
+        some = np.arange(n, dtype=np.int32)
+        search.advance(some.astype(np.float32), some, parents, some, some)
         known = min(search.level - 1, DEPTH - 2)
         for beam, path in enumerate(carried):
             assert [(t, int(search.anc[beam, t])) for t in range(known)] == path[:known]
