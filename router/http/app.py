@@ -31,8 +31,7 @@ def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, setting
     table = route_table(generate, Control(dispatch, intake, metrics))
     app = Starlette(
         routes=[
-            Route(spec.path, spec.handler, methods=[spec.method])
-            for spec in with_description(table, settings, intake.vocab_size)
+            Route(spec.path, spec.handler, methods=[spec.method]) for spec in with_description(table, intake)
         ],
         middleware=[Middleware(Edge, settings=settings, metrics=metrics)],
         exception_handlers={HTTPException: http_exception},
@@ -41,7 +40,7 @@ def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, setting
     return app
 
 
-def with_description(table: list[RouteSpec], settings: HttpSettings, vocab_size: int) -> list[RouteSpec]:
+def with_description(table: list[RouteSpec], intake: Intake) -> list[RouteSpec]:
     """The table and the two routes that describe it, which are rendered here, once."""
     pages: dict[str, Response] = {}
 
@@ -52,7 +51,7 @@ def with_description(table: list[RouteSpec], settings: HttpSettings, vocab_size:
         return serve
 
     whole = described(table, page("openapi"), page("docs"))
-    document = openapi(whole, settings, vocab_size)
+    document = openapi(whole, intake)
     pages["openapi"] = Response(msgspec.json.encode(document), media_type="application/json")
     pages["docs"] = Response(docs_page(document), media_type="text/html")
     return whole

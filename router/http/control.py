@@ -6,8 +6,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.http.edge import read_json, visit_of, while_connected
+from router.http.edge import visit_of
 from router.http.generate import checked_rid
+from router.http.inbound import read_json, while_connected
 from router.http.intake import UNLIMITED, Intake
 from router.http.problems import decode
 from router.http.schema import AbortRequest

@@ -5,43 +5,32 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.http.inbound import ClientGone
 from router.http.problems import error_response
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
     BadRequest,
-    BodyTooLarge,
     Cancelled,
-    DeadlineExceeded,
     InternalError,
     MethodNotAllowed,
     MissingKey,
     NotFound,
     RequestError,
     WrongKey,
-    WrongMediaType,
 )
 from xgr_runtime.metrics import RequestMetrics
-
-T = TypeVar("T")
 
 log = logging.getLogger("router.http")
 
 PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
 _VISIT = "xgr.visit"
-GRACE = 1.0  # seconds that the dispatcher gets to answer a deadline itself
-
-
-class ClientGone(Cancelled):
-    """HTTP 499. Nobody is left to read the answer."""
 
 
 @dataclass
@@ -135,7 +124,7 @@ def visit_of(request: Request) -> Visit:
 
 def authorise(scope: Scope, api_key: str | None) -> None:
     """Raises `MissingKey` or `WrongKey` unless the request may ask for this path."""
-    if api_key is None or scope["path"] in PUBLIC_PATHS:
+    if not api_key or scope["path"] in PUBLIC_PATHS:
         return
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = given.partition(b" ")
@@ -143,77 +132,6 @@ def authorise(scope: Scope, api_key: str | None) -> None:
         raise MissingKey("this deployment needs a key: send the header 'Authorization: Bearer KEY'")
     if not hmac.compare_digest(key.strip(), api_key.encode()):
         raise WrongKey("the key is not this deployment's: send the one it was started with")
-
-
-async def read_json(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes. Raises `WrongMediaType`, `BodyTooLarge`, `BadRequest`.
-
-    A body without a content type is taken as JSON: nothing says otherwise.
-    """
-    check_media_type(request.headers.get("content-type"))
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise too_large(limit)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large(limit)
-        parts.append(part)
-    if not size:
-        raise BadRequest("the body is empty: send a JSON object")
-    return b"".join(parts)
-
-
-def check_media_type(header: str | None) -> None:
-    """Raises `WrongMediaType` unless the header is absent or names JSON in UTF-8."""
-    if header is None:
-        return
-    media, *parameters = (part.strip().lower() for part in header.split(";"))
-    charsets = [
-        value.strip("\"' ") for name, _, value in (p.partition("=") for p in parameters) if name == "charset"
-    ]
-    is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
-    if not is_json or any(charset not in ("utf-8", "utf8") for charset in charsets):
-        raise WrongMediaType(
-            f"the content type is {header[:80]!r}: send JSON with the header 'Content-Type: application/json'"
-        )
-
-
-def too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit} bytes: send fewer items or tokens")
-
-
-async def while_connected(request: Request, work: Awaitable[T], deadline: float) -> T:
-    """The result of `work`, which is cancelled as soon as the client goes away (`ClientGone`).
-
-    The body must have been read: what `receive` has left to say is then only that. Whoever works keeps the
-    deadline (monotonic); if it does not, even after a grace, the work is cancelled (`DeadlineExceeded`).
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        left = max(deadline - time.monotonic(), 0) + GRACE
-        await asyncio.wait({task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client went away") if gone.done() else late()
-        if task.cancelled():
-            raise Cancelled("the request was aborted")
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-def late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed: raise timeout_ms, or ask for less", "timeout_ms")
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def printable(path: str) -> str:

@@ -5,7 +5,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.answers import Composer
-from router.http.edge import Visit, read_json, visit_of, while_connected
+from router.http.edge import Visit, visit_of
+from router.http.inbound import read_json, while_connected
 from router.http.intake import Intake, Ticket
 from router.http.problems import decode
 from router.http.schema import GenerateRequest

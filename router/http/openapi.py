@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
+from router.http.intake import Intake
 from router.http.routes import RouteSpec
 from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
-from router.http.settings import HttpSettings
 from xgr_runtime.answer import ErrorBody
 from xgr_runtime.errors import RequestError
 
@@ -15,8 +15,8 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 
 
-def openapi(table: Sequence[RouteSpec], settings: HttpSettings, vocab_size: int) -> Json:
-    """The OpenAPI 3.1 description of `table`."""
+def openapi(table: Sequence[RouteSpec], intake: Intake) -> Json:
+    """The OpenAPI 3.1 description of `table`, whose requests `intake` checks."""
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
@@ -24,12 +24,12 @@ def openapi(table: Sequence[RouteSpec], settings: HttpSettings, vocab_size: int)
         "openapi": "3.1.0",
         "info": {
             "title": "xgr-runtime",
-            "version": settings.version,
+            "version": intake.settings.version,
             "description": "Ranks the items of a catalog for a user by exact wide-beam search.",
         },
         "paths": paths,
         "components": {
-            "schemas": schemas(table, settings, vocab_size),
+            "schemas": schemas(table, intake),
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "Where --api-key is set."}
             },
@@ -95,23 +95,41 @@ def ref(kind: type) -> Json:
     return {"$ref": _REF.format(name=kind.__name__)}
 
 
-def schemas(table: Sequence[RouteSpec], settings: HttpSettings, vocab_size: int) -> Json:
+def schemas(table: Sequence[RouteSpec], intake: Intake) -> Json:
     """Every struct that crosses, by name; the request's are narrowed to what this deployment accepts."""
     kinds: list[type] = [ErrorBody]
     kinds += [spec.body for spec in table if spec.body is not None]
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
     _, found = msgspec.json.schema_components(kinds, ref_template=_REF)
     components: Json = dict(found)
-    request, sampling = components["GenerateRequest"], components["SamplingParams"]
-    narrow(request["properties"], NEUTRAL_REQUEST)
-    narrow(sampling["properties"], NEUTRAL_SAMPLING)
-    request["oneOf"] = [{"required": [name]} for name in ("input_ids", "history", "text")]
-    for name in ("beam_width", "n"):
-        branch(sampling["properties"][name], "integer")["maximum"] = settings.max_beam_width
-    ids = branch(request["properties"]["input_ids"], "array")
-    ids["minItems"] = 1
-    ids["items"] = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
+    narrow_request(components["GenerateRequest"], intake)
+    narrow_sampling(components["SamplingParams"]["properties"], intake)
     return components
+
+
+def narrow_request(schema: Json, intake: Intake) -> None:
+    """Prompts as this deployment takes them; a prompt form that is null counts as absent."""
+    properties = schema["properties"]
+    narrow(properties, NEUTRAL_REQUEST)
+    forms = {"input_ids": "array", "history": "array", "text": "string"}
+    schema["oneOf"] = [
+        {"required": [name], "properties": {name: {"type": kind}}} for name, kind in forms.items()
+    ]
+    branch(properties["text"], "string")["minLength"] = 1
+    ids = branch(properties["input_ids"], "array")
+    ids["minItems"] = 1
+    ids["items"] = {"type": "integer", "minimum": 0, "maximum": intake.vocab_size - 1}
+    if intake.settings.max_prompt_tokens is not None:
+        ids["maxItems"] = intake.settings.max_prompt_tokens
+
+
+def narrow_sampling(properties: Json, intake: Intake) -> None:
+    """Widths up to the limit, lengths of the catalog's depth."""
+    depth = intake.catalog.depth
+    narrow(properties, {**NEUTRAL_SAMPLING, "max_new_tokens": (depth,)})
+    branch(properties["min_new_tokens"], "integer").update(minimum=0, maximum=depth)
+    for name in ("beam_width", "n"):
+        branch(properties[name], "integer")["maximum"] = intake.settings.max_beam_width
 
 
 def narrow(properties: Json, neutral: dict[str, tuple[object, ...]]) -> None:

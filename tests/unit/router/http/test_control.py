@@ -57,7 +57,7 @@ def test_health_generate_reports_failure(server: Server, dispatch: FakeDispatch)
 def test_health_generate_has_a_deadline(
     server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.http.edge.GRACE", 0.0)
+    monkeypatch.setattr("router.http.inbound.GRACE", 0.0)
     server.set(health_timeout=0.05)
     dispatch.hang = True
     assert server.get("/health_generate").status_code == 504

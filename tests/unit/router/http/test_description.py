@@ -88,7 +88,8 @@ def test_bounds_are_the_deployments(document: dict[str, Any]) -> None:
     width = schemas["SamplingParams"]["properties"]["beam_width"]
     assert {"type": "integer", "minimum": 1, "maximum": 20}.items() <= width["anyOf"][0].items()
     ids = schemas["GenerateRequest"]["properties"]["input_ids"]["anyOf"][0]
-    assert (ids["minItems"], ids["items"]["maximum"]) == (1, 26)
+    assert (ids["minItems"], ids["maxItems"], ids["items"]["maximum"]) == (1, 30, 26)
+    assert schemas["SamplingParams"]["properties"]["max_new_tokens"]["enum"] == [None, 3]
     assert schemas["SamplingParams"]["properties"]["top_p"]["enum"] == [None, 1.0]
 
 

@@ -104,7 +104,7 @@ def test_abort_by_rid(server: Server, dispatch: FakeDispatch) -> None:
 def test_late_dispatcher_is_cut_off(
     server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.http.edge.GRACE", 0.0)
+    monkeypatch.setattr("router.http.inbound.GRACE", 0.0)
     dispatch.hang = True
     response = server.generate(input_ids=[1], rid="slow", timeout_ms=20)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
