@@ -1,0 +1,71 @@
+"""Configuration: precedence, round trip to a child's flags, and errors that name what to change."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse, to_argv
+from xgr_runtime.errors import ConfigError
+
+NEEDED = ["--model-path", "/m", "--catalog", "/c"]
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("port = 1\nthreads = 1\nkv-bytes = 4096\n")
+    argv = [*NEEDED, "--config", str(file), "--port", "3"]
+    config = parse(ServeConfig, argv, {"XGR_PORT": "2", "XGR_THREADS": "2"})
+    assert (config.port, config.threads, config.kv_bytes) == (3, 2, 4096)
+    assert config.max_beam_width == 1024
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ServeConfig(model_path="/m", catalog="/c", port=0, api_key="with = and , and spaces"),
+        PrefillConfig(model_path="/m", control_address="ipc:///p"),
+        DecodeConfig(model_path="/m", catalog="/c", control_address="ipc:///d", data_address="ipc:///k"),
+        RouterConfig(model_path="/m", catalog="/c", prefill=["a", "b"], decode=["c"]),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
+    assert parse(type(config), to_argv(config), {}) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "named"),
+    [
+        (["--catalog", "/c"], {}, "--model-path"),
+        ([*NEEDED, "--port", "http"], {}, "--port"),
+        ([*NEEDED, "--port", "70000"], {}, "--port"),
+        (NEEDED, {"XGR_PORT": "-1"}, "XGR_PORT"),
+        ([*NEEDED, "--dtype", "float8"], {}, "--dtype"),
+        ([*NEEDED, "--device", "cuda"], {}, "--device"),
+        ([*NEEDED, "--prefill-workers", "0"], {}, "--prefill-workers"),
+        ([*NEEDED, "--chunk-bytes", str(8 << 20)], {}, "--chunk-bytes"),
+        ([*NEEDED, "--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+    ],
+)
+def test_an_error_names_what_to_change(argv: list[str], environ: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(ServeConfig, argv, environ)
+
+
+@pytest.mark.parametrize("text", ["prot = 1", "port = "], ids=["unknown key", "not TOML"])
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"file|TOML"):
+        parse(ServeConfig, [*NEEDED, "--config", str(file)], {})
+
+
+def test_every_flag_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(ServeConfig, ["--help"], {})
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in msgspec.structs.fields(ServeConfig):
+        if field.name != "ready_fd":
+            assert "--" + field.name.replace("_", "-") in text

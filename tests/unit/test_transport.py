@@ -1,0 +1,147 @@
+"""Transport over real sockets: typed messages, bad bytes, peers that are gone, and addresses refused."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import (
+    AttemptId,
+    Credit,
+    Grant,
+    Hello,
+    KvChunk,
+    ToDecodeData,
+    ToPrefill,
+    ToPrefillData,
+    ToRouter,
+)
+from xgr_runtime.transport import AsyncLink, Link, Listener, Poller, Received, check_address
+
+ID = AttemptId(1, 2, 3, 4, 5)
+CHUNK = KvChunk(ID, 0, 0, 1, 0, 2, 2**64 - 1)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    tmp_path.chmod(0o700)
+    return f"ipc://{tmp_path}/s"
+
+
+@pytest.fixture
+def pair(address: str) -> Iterator[tuple[Listener[Any], Link[Any]]]:
+    listener: Listener[Any] = Listener(address, ToDecodeData)
+    link: Link[Any] = Link(address, ToPrefillData)
+    send(link, Credit(ID, 1))  # not of this link's union: dropped, and proves the connection
+    wait(listener)
+    yield listener, link
+    link.close()
+    listener.close()
+
+
+def send(link: Link[Any], *message: Any) -> None:
+    """Send as soon as the link is connected."""
+    until = time.monotonic() + 5
+    while not link.send(*message):
+        assert time.monotonic() < until, "never connected"
+        time.sleep(0.002)
+
+
+def wait(socket: Listener[Any] | Link[Any]) -> Received[Any] | None:
+    poller = Poller()
+    poller.add(socket)
+    poller.wait(5)
+    return socket.receive()
+
+
+def test_a_message_and_its_frames_come_back_whole(pair: tuple[Listener[Any], Link[Any]]) -> None:
+    listener, link = pair
+    assert link.send(CHUNK, b"keys", memoryview(b"values"))
+    received = wait(listener)
+    assert received is not None and received.message == CHUNK
+    assert [bytes(frame) for frame in received.frames] == [b"keys", b"values"]
+    assert listener.send(received.peer, Grant(ID, 1, 2.0, 0))
+    answer = wait(link)
+    assert answer is not None and answer.message == Grant(ID, 1, 2.0, 0)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[b""], [b"junk"], [b"\x80"], [b"\x81\xa4type\xa4grnt"], [b"\xc1" * 100], [b"\x80", b"frame"]],
+    ids=repr,
+)
+def test_bad_bytes_are_dropped_and_counted(pair: tuple[Listener[Any], Link[Any]], parts: list[bytes]) -> None:
+    listener, link = pair
+    before = listener.bad_messages
+    link.socket.send_multipart(parts)
+    assert link.send(CHUNK)
+    received = wait(listener) or wait(listener)
+    assert received is not None and received.message == CHUNK
+    assert listener.bad_messages == before + 1
+
+
+def test_a_pickle_is_just_bad_bytes(pair: tuple[Listener[Any], Link[Any]]) -> None:
+    import pickle
+
+    listener, link = pair
+    before = listener.bad_messages
+    link.socket.send(pickle.dumps({"type": "kv"}))
+    assert wait(listener) is None and listener.bad_messages == before + 1
+
+
+def test_sending_to_nobody_is_false_at_once(pair: tuple[Listener[Any], Link[Any]], address: str) -> None:
+    listener, _ = pair
+    assert not listener.send(b"stranger", Grant(ID, 1, 2.0, 0))
+    alone: Link[Any] = Link(address + "-nobody", ToPrefillData)
+    assert not alone.send(CHUNK)
+    alone.close()
+
+
+def test_a_broken_connection_is_noticed_at_once(address: str) -> None:
+    async def run() -> None:
+        link: AsyncLink[Any] = AsyncLink(address, ToRouter)
+        listener: Listener[Any] = Listener(address, ToPrefill)
+        async with asyncio.timeout(10):
+            while not link.send(Hello(1, 2)):
+                await asyncio.sleep(0.01)
+            listener.close()
+            await link.disconnected()
+            while link.send(Hello(1, 2)):  # the queue closes a moment after the event
+                await asyncio.sleep(0.01)
+        link.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://0.0.0.0:1",
+        "tcp://10.0.0.1:1",
+        "tcp://*:1",
+        "tcp://example.org:1",
+        "udp://x",
+        "/path",
+        "ipc:///nowhere/s",
+    ],
+)
+def test_addresses_that_let_strangers_in_are_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"tcp|ipc|folder"):
+        check_address(address)
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(ConfigError, match="chmod 700"):
+        check_address(f"ipc://{tmp_path}/s")
+
+
+def test_an_address_in_use_is_a_clear_error() -> None:
+    first: Listener[Any] = Listener("tcp://127.0.0.1:*", ToDecodeData)
+    with pytest.raises(ConfigError, match="cannot listen"):
+        Listener(first.address, ToDecodeData)
+    first.close()
