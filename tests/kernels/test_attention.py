@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from xgr_kernels.backend import choose_backend
 from xgr_kernels.shared_attention import SharedPlan, shared_attention
 from xgr_kernels.tail_attention import tail_attention_merge
@@ -151,4 +152,4 @@ def test_backends_are_chosen_by_name() -> None:
     with pytest.raises(ValueError, match="gpu"):
         shared_attention(empty, empty, empty, SharedPlan([0], [], [], PAGE), 1.0, "gpu")
     with pytest.raises(ValueError, match="gpu"):
-        tail_attention_merge(*[empty] * 10, 1.0, "gpu")
+        tail_attention_merge(empty, empty, empty, empty, empty, empty, empty, empty, empty, empty, 1.0, "gpu")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from xgr_kernels.beam_select import (
     BeamBatch,
     LeafFilter,
@@ -20,8 +21,9 @@ from xgr_kernels.beam_select import (
     reference,
 )
 
-# float32 near 12 to 30 has steps of 1e-6 to 2e-6; a log-probability takes two roundings and one in the log-sum-exp
+# float32 near 12 to 30 has steps of 1e-6 to 2e-6; a log-probability is rounded twice, once in the log-sum-exp
 TOLERANCE = 4e-6
+MODES: list[ScoreMode] = ["vocab", "legal"]
 
 
 def build_trie(sids: np.ndarray) -> Trie:
@@ -113,7 +115,7 @@ def assert_equal(got: Selection, want: Selection) -> None:
 
 
 def check(logits: torch.Tensor, batch: BeamBatch) -> Selection:
-    """cpu equals a full sort of the same float32 scores, its scores equal float64's, its cut is a true bound."""
+    """cpu equals a full sort of the same float32 scores, nearly those of float64; its cut is a true bound."""
     launch = cpu.launch(logits, batch)
     got = cpu.unpack(launch, batch)
     assert_equal(got, reference.select(logits, batch, lse=launch.lse))
@@ -175,7 +177,7 @@ def test_log_probabilities_match_float64(V: int, spread: float) -> None:
 
 @pytest.mark.parametrize("step", [0.5, 4.0, 1000.0])
 def test_ties_are_ordered_exactly(step: float) -> None:
-    """Rows that are permutations of one another, equal scores: only parent and token tell most candidates apart."""
+    """Coarse logits: only parent and token tell many candidates apart."""
     rng = np.random.default_rng(5)
     trie = random_trie(rng, 6000, 2, 511)
     batch = build_batch(rng, [Ask(trie, 1, W, 40) for W in (1, 63, 64, 1000)])
@@ -201,7 +203,7 @@ def test_equals_full_sort(data: st.DataObject) -> None:
         level = data.draw(st.integers(0, depth - 1), "level")
         width = data.draw(st.sampled_from([1, 2, 7, 50, 300, 4000]), "width")
         rows = data.draw(st.sampled_from([0, 1, 7, 33]), "rows")
-        mode = data.draw(st.sampled_from(["vocab", "legal"]), "mode")
+        mode = data.draw(st.sampled_from(MODES), "mode")
         asks.append(Ask(trie, level, width, rows, random_filter(rng, trie.leaves, kind), mode))
     batch = build_batch(rng, asks)
     logits = random_logits(rng, batch, V, data.draw(st.sampled_from([0.0, 0.5, 3.0]), "step"))
@@ -315,5 +317,5 @@ def test_no_place_for_a_cache_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
             raise RuntimeError("no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(cpu_kernels.numba, "njit", njit)
+    monkeypatch.setattr("numba.njit", njit)
     assert cpu_kernels.kernel()(len) is len

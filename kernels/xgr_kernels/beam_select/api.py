@@ -12,11 +12,12 @@ __all__ = ["BeamBatch", "LeafFilter", "ScoreMode", "Selection", "Trie", "beam_se
 def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selection:
     """The best min(width, candidates) children of each request's beams.
 
-    logits [R, V] float32, contiguous, on the CPU. A child is a candidate if a leaf under it is alive and its logit
-    is above -inf. Its score is fl32(scores[r] + fl32(logit - lse[r])), where lse is the natural log-sum-exp of the
-    row ("vocab") or of its live children ("legal"). Order: score descending, parent ascending, token ascending.
-    A NaN or +inf in a row of logits, a NaN or +inf score, or an infinite lse over live children marks the request
-    invalid, with no results; never its batch mates. No rows or no candidates give no results, and are valid.
+    logits [R, V] float32, contiguous, on the CPU. A child is a candidate if a leaf under it is alive and its
+    logit is above -inf. Its score is fl32(scores[r] + fl32(logit - lse[r])), where lse is the natural
+    log-sum-exp of the row ("vocab") or of its live children ("legal").
+    Order: score descending, parent ascending, token ascending.
+    A NaN or +inf in a row of logits, a NaN or +inf score, or an infinite lse over live children marks the
+    request invalid, with no results; never its batch mates. No candidates give no results, and are valid.
     Raises: ValueError for logits of the wrong type or shape, or an unknown backend.
     After: early sorting termination in xGR (arXiv 2512.11529).
     """
@@ -35,5 +36,5 @@ def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selec
 
 
 def warm_up() -> None:
-    """Compiles every kernel, so that no request pays for it; seconds the first time, then read from numba's cache."""
+    """Compiles every kernel, so that no request pays for it: some 20 s once, then read from numba's cache."""
     cpu.warm_up()

@@ -1,7 +1,7 @@
 """Beam selection on CPU: packs a batch into tables, runs the compiled kernel, unpacks its answer.
 
-Threads are numba's (`numba.set_num_threads`, the caller's business). The OpenMP layer comes first because it shares
-one thread pool with torch; the lock keeps the fallback layer, which bears one caller at a time, safe as well.
+Threads are numba's (`numba.set_num_threads`, the caller's business). The OpenMP layer comes first because it
+shares one thread pool with torch; the lock keeps the fallback layer, which bears one caller at a time, safe.
 """
 
 from threading import Lock
@@ -15,7 +15,7 @@ from torch import Tensor
 from xgr_kernels.beam_select import cpu_kernels as kernels
 from xgr_kernels.beam_select.types import BeamBatch, LeafFilter, Selection, Trie, no_filter
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 _one_caller = Lock()
 _NO_LEVEL = np.empty(0, np.int32)
 
@@ -37,7 +37,7 @@ def select(logits: Tensor, batch: BeamBatch) -> Selection:
 
 
 def launch(logits: Tensor, batch: BeamBatch) -> Launch:
-    """Runs the kernel. Raises: ValueError if a request has 2**32 children or more (beams are not distinct nodes)."""
+    """Runs the kernel. Raises: ValueError if the beams of a request cover 2**32 leaves or more."""
     offsets = np.array(batch.row_offsets, np.int64)
     row_request = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     lo, hi = np.array(batch.lo, np.int32), np.array(batch.hi, np.int32)

@@ -1,26 +1,31 @@
 """The compiled half of beam selection on CPU: row statistics, threshold, exact choice.
 
-One file on purpose: numba's cache notices a change in the file of a kernel only, not in the files it calls into.
+One file on purpose: numba's cache notices a change in the file of a kernel only, not in those it calls into.
 Arrays of a catalog enter as addresses, so that one compilation serves every catalog, memory-mapped or not.
 
-The story, from the top: `select` finds each row's children, takes their statistics row by row, then chooses request by
-request. A child's score grows with its logit, so a block's largest logit bounds the block; the W-th largest of these
-bounds is a score that W candidates reach, and nothing below it need be looked at.
+The story, from the bottom: `select` finds each row's children, takes their statistics row by row, then
+chooses request by request. A child's score grows with its logit, so a block's largest logit bounds the block;
+the W-th largest of these bounds is a score that W candidates reach: nothing below it need be looked at.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, prange, types
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending, prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Scalar = Any  # a number whose width numba infers: np.float32, np.float64 or np.int64
+Array = np.ndarray
+Level = tuple[Any, ...]  # (is the level that of leaves, tokens, lo, bits, rank, deny) of a request
+Build = Any  # numba's and llvmlite's own objects, while an instruction is built
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
 F = np.float32
-BLOCK = 128  # children under one bound
+BLOCK = 64  # children under one bound
 CHUNK = (
     16 * BLOCK
 )  # floats summed in float32 lanes before they join a float64 sum; stays in the first-level cache
@@ -38,10 +43,10 @@ ROW_START, ROW_END, WIDTH, LEGAL, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RA
 COLUMNS = 14
 
 
-def kernel(**options: Any) -> Callable[[Function], Function]:
-    """numba's njit, cached on disk where there is a place for a cache: a read-only install compiles at each start."""
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba's njit, cached on disk where there is a place for it; else kernels compile at every start."""
 
-    def compile_later(function: Function) -> Function:
+    def compile_later(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(cache=True, error_model="numpy", **options)(function)
         except RuntimeError as error:
@@ -53,27 +58,49 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
     return compile_later
 
 
+def intrinsic(function: Callable[..., Build]) -> Any:
+    """numba's intrinsic, for the type checker an opaque function."""
+    return extending.intrinsic(function)
+
+
+# ---- instructions that numba has no word for ---------------------------------------------------------------
+
+
 @intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
+def _pointer(typing: Build, address: Build) -> Build:
     """An int64 address as a pointer, for carray."""
-    return types.voidptr(types.int64), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], cgutils.voidptr_t
-    )
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), build
 
 
 @intrinsic
-def _float_bits(typing: Any, value: Any) -> Any:
+def _to_bits(typing: Build, value: Build) -> Build:
     """The bits of a float32 as int32."""
-    return types.int32(types.float32), lambda context, builder, signature, args: builder.bitcast(
-        args[0], context.get_value_type(types.int32)
-    )
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.bitcast(args[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), build
 
 
 @intrinsic
-def _power_of_two(typing: Any, rounded: Any) -> Any:
+def _from_bits(typing: Build, bits: Build) -> Build:
+    """The float32 that the bits of an int32 are."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), build
+
+
+@intrinsic
+def _power_of_two(typing: Build, rounded: Build) -> Build:
     """2**n as float32 from n + ROUNDER; kept in 32-bit integers so that it vectorises."""
 
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
         int32 = context.get_value_type(types.int32)
         shifted = builder.shl(builder.bitcast(args[0], int32), int32(23))
         return builder.bitcast(builder.add(shifted, int32(127 << 23)), context.get_value_type(types.float32))
@@ -82,16 +109,33 @@ def _power_of_two(typing: Any, rounded: Any) -> Any:
 
 
 @intrinsic
-def _count_bits(typing: Any, word: Any) -> Any:
+def _maximum(typing: Build, a: Build, b: Build) -> Build:
+    """The larger of two float32, NaN if one is; unlike a comparison it vectorises in spite of NaN."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        float32 = context.get_value_type(types.float32)
+        callee = ir.FunctionType(float32, [float32, float32])
+        maximum: Build = cgutils.get_or_insert_function  # type: ignore[no-untyped-call,unused-ignore]
+        return builder.call(maximum(builder.module, callee, "llvm.maximum.f32"), args)
+
+    return types.float32(types.float32, types.float32), build
+
+
+@intrinsic
+def _count_bits(typing: Build, word: Build) -> Build:
     """The number of set bits of a uint64."""
-    return types.int64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), build
 
 
-# ---- log-sum-exp -----------------------------------------------------------------------------------------------------
+# ---- log-sum-exp -------------------------------------------------------------------------------------------
 
 
 @kernel(fastmath={"contract"})
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x: Scalar) -> Scalar:
     """e**x for x <= 0; a NaN stays one."""
     y = x * LOG2_E
     y = LOW_LOG if y < LOW_LOG else y
@@ -101,25 +145,25 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @kernel(fastmath={"reassoc", "nsz"})
-def _sum_exp(x, top):  # type: ignore[no-untyped-def]
+def _sum_exp(x: Array, top: Scalar) -> Scalar:
     total = F(0)
     for i in range(x.size):
         total += _exp(x[i] - top)
     return total
 
 
-@kernel(fastmath={"nnan", "nsz"})
-def _largest(x):  # type: ignore[no-untyped-def]
-    """The largest of x. A NaN may or may not win: `_sum_exp` is what finds it."""
+@kernel(fastmath={"nsz"})
+def _largest(x: Array) -> Scalar:
+    """The largest of x, -inf for none; NaN if x holds one."""
     top = F(-np.inf)
     for i in range(x.size):
-        top = x[i] if x[i] > top else top
+        top = _maximum(x[i], top)
     return top
 
 
 @kernel()
-def _absorb(x, top, total, maxima):  # type: ignore[no-untyped-def]
-    """Joins x to a running sum of exp(. - top); writes x's block maxima, [ceil(n / BLOCK)]. NaN makes the sum NaN."""
+def _absorb(x: Array, top: Scalar, total: Scalar, maxima: Array) -> tuple[Scalar, Scalar]:
+    """Joins x to a running sum of exp(. - top), NaN if x holds one; writes block maxima [ceil(n / BLOCK)]."""
     for start in range(0, x.size, CHUNK):
         chunk = x[start : start + CHUNK]
         peak = F(-np.inf)
@@ -136,18 +180,18 @@ def _absorb(x, top, total, maxima):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _finish(top, total):  # type: ignore[no-untyped-def]
+def _finish(top: Scalar, total: Scalar) -> Scalar:
     """The float32 log-sum-exp of a running sum; NaN for NaN or +inf among the terms, -inf for none."""
     if np.isnan(total) or not top < np.inf:
         return F(np.nan)
     return F(np.float64(top) + np.log(total)) if top > -np.inf else F(-np.inf)
 
 
-# ---- the trie and its filters ----------------------------------------------------------------------------------------
+# ---- the trie and its filters ------------------------------------------------------------------------------
 
 
 @kernel()
-def _lower_bound(values, wanted, first, last):  # type: ignore[no-untyped-def]
+def _lower_bound(values: Array, wanted: int, first: int, last: int) -> int:
     """The first index in [first, last) whose value is at least `wanted`, else `last`; values ascend."""
     while first < last:
         middle = (first + last) >> 1
@@ -159,7 +203,7 @@ def _lower_bound(values, wanted, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _allowed_before(bits, rank, leaf):  # type: ignore[no-untyped-def]
+def _allowed_before(bits: Array, rank: Array, leaf: int) -> Scalar:
     """How many of the leaves [0, leaf) the bits allow."""
     if bits.size == 0:
         return np.int64(leaf)
@@ -172,7 +216,7 @@ def _allowed_before(bits, rank, leaf):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _load(x, trie, first, last, values):  # type: ignore[no-untyped-def]
+def _load(x: Array, trie: Level, first: int, last: int, values: Array) -> int:
     """values[i] = logit of node first + i, or -inf if it is dead. Returns the number of live ones.
 
     A node is alive if rank(hi) - rank(lo) - (denied in [lo, hi)) > 0.
@@ -208,8 +252,8 @@ def _load(x, trie, first, last, values):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _trie_of(request):  # type: ignore[no-untyped-def]
-    """(is the level that of leaves, tokens, lo, bits, rank, deny) of one request, as arrays over their addresses."""
+def _trie_of(request: Array) -> Level:
+    """The level and filter of one request, as arrays over their addresses."""
     return (
         request[LEAF_LEVEL] == 1,
         carray(_pointer(request[TOKENS]), request[NODES], np.int32),
@@ -221,7 +265,7 @@ def _trie_of(request):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _children(trie, lo, hi):  # type: ignore[no-untyped-def]
+def _children(trie: Level, lo: int, hi: int) -> tuple[Scalar, Scalar]:
     """The nodes of the level whose first leaf lies in [lo, hi)."""
     leaf_level, tokens, first_leaf, _, _, _ = trie
     if leaf_level:
@@ -230,12 +274,17 @@ def _children(trie, lo, hi):  # type: ignore[no-untyped-def]
     return np.int64(first), np.int64(_lower_bound(first_leaf, hi, first, tokens.size))
 
 
-# ---- pass 1: a row's log-sum-exp and the bounds of its blocks of children --------------------------------------------
+# ---- pass 1: a row's log-sum-exp and the bounds of its blocks of children ----------------------------------
 
 
 @kernel()
-def _row_statistics(x, trie, legal, first, last, maxima):  # type: ignore[no-untyped-def]
-    """(lse, live children) of a row; lse is NaN if its logits hold NaN or +inf. Fills maxima [ceil(children / BLOCK)]."""
+def _row_statistics(
+    x: Array, trie: Level, legal: bool, first: int, last: int, maxima: Array
+) -> tuple[Scalar, int]:
+    """(lse, live children) of a row; lse is NaN if its logits hold NaN or +inf.
+
+    Fills maxima [ceil(children / BLOCK)] with the largest live logit of each block, -inf for none.
+    """
     _, tokens, _, bits, _, deny = trie
     unused = np.empty((x.size + BLOCK - 1) // BLOCK, np.float32)
     top, total = F(-np.inf), np.float64(0)
@@ -269,25 +318,34 @@ def _row_statistics(x, trie, legal, first, last, maxima):  # type: ignore[no-unt
     return lse, live
 
 
-# ---- pass 2: the exact choice ----------------------------------------------------------------------------------------
+# ---- pass 2: the exact choice ------------------------------------------------------------------------------
 
 
 @kernel()
-def _score(score, logit, lse):  # type: ignore[no-untyped-def]
+def _score(score: Scalar, logit: Scalar, lse: Scalar) -> Scalar:
     """The score of a child, rounded as the definition says; adding 0 turns -0 into 0."""
     return (score + (logit - lse)) + F(0)
 
 
 @kernel()
-def _order(score):  # type: ignore[no-untyped-def]
+def _order(score: Scalar) -> Scalar:
     """An int64 in 32 bits, smaller for a better score."""
-    bits = np.int64(_float_bits(score))
+    bits = np.int64(_to_bits(score))
     return ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @kernel()
-def _keep_smallest(keys, n, wanted):  # type: ignore[no-untyped-def]
-    """Moves the `wanted` smallest of keys[:n] to the front, the largest of them last. Quickselect, after Hoare."""
+def _floor(cut: Scalar) -> Scalar:
+    """The score of a cut: nothing below it can pass, so one comparison of floats turns most children away."""
+    if cut == ALL:
+        return F(-np.inf)
+    bits = ~(cut >> 32)
+    return _from_bits(np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)))
+
+
+@kernel()
+def _keep_smallest(keys: Array, n: int, wanted: int) -> None:
+    """Quickselect, after Hoare: the `wanted` smallest of keys[:n] move to the front, their largest last."""
     low, high, at = 0, n - 1, wanted - 1
     while low < high:
         a, b, c = keys[low], keys[(low + high) >> 1], keys[high]
@@ -311,8 +369,8 @@ def _keep_smallest(keys, n, wanted):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _push(keys, n, cut, key, wanted):  # type: ignore[no-untyped-def]
-    """Adds a key that passes the cut; a full buffer keeps its `wanted` best and lowers the cut. Returns (n, cut)."""
+def _push(keys: Array, n: int, cut: Scalar, key: Scalar, wanted: int) -> tuple[int, Scalar]:
+    """(n, cut) after adding a key that passes; a full buffer keeps its `wanted` best and lowers the cut."""
     keys[n] = key
     n += 1
     if n == keys.size:
@@ -322,8 +380,10 @@ def _push(keys, n, cut, key, wanted):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _threshold(keys, order, wanted, scores, lse, maxima, block_offset):  # type: ignore[no-untyped-def]
-    """The cut that the `wanted`-th largest block bound sets: a score that as many candidates reach, else ALL."""
+def _threshold(
+    keys: Array, order: Array, wanted: int, scores: Array, lse: Array, maxima: Array, block_offset: Array
+) -> Scalar:
+    """The cut that the `wanted`-th largest block bound sets: as many candidates reach it. ALL if too few."""
     n, cut = 0, ALL
     for row_key in order:
         r = row_key & 0xFFFFFFFF
@@ -341,7 +401,20 @@ def _threshold(keys, order, wanted, scores, lse, maxima, block_offset):  # type:
 
 
 @kernel()
-def _collect(keys, order, wanted, cut, x, trie, scores, lse, first, child_offset, maxima, block_offset):  # type: ignore[no-untyped-def]
+def _collect(
+    keys: Array,
+    order: Array,
+    wanted: int,
+    cut: Scalar,
+    x: Array,
+    trie: Level,
+    scores: Array,
+    lse: Array,
+    first: Array,
+    child_offset: Array,
+    maxima: Array,
+    block_offset: Array,
+) -> tuple[int, int, int]:
     """Fills keys with the best candidates. Returns (how many, rows looked at, children looked at)."""
     n, rows, visited = 0, 0, 0
     values = np.empty(BLOCK, np.float32)
@@ -358,10 +431,11 @@ def _collect(keys, order, wanted, cut, x, trie, scores, lse, first, child_offset
             size = min(BLOCK, children - start)
             _load(x[r], trie, first[r] + start, first[r] + start + size, values)
             visited += size
+            floor = _floor(cut)
             for i in range(size):
-                if values[i] > -np.inf:
-                    rank = _order(_score(scores[r], values[i], lse[r]))
-                    key = (rank << 32) | (child_offset[r] + start + i)
+                score = _score(scores[r], values[i], lse[r])
+                if score >= floor and values[i] > -np.inf:
+                    key = (_order(score) << 32) | (child_offset[r] + start + i)
                     if key <= cut:
                         n, cut = _push(keys, n, cut, key, wanted)
     if n > wanted:
@@ -372,7 +446,18 @@ def _collect(keys, order, wanted, cut, x, trie, scores, lse, first, child_offset
 
 
 @kernel()
-def _choose(request, x, scores, lse, first, child_offset, block_offset, maxima, out_score, out_node):  # type: ignore[no-untyped-def]
+def _choose(
+    request: Array,
+    x: Array,
+    scores: Array,
+    lse: Array,
+    first: Array,
+    child_offset: Array,
+    block_offset: Array,
+    maxima: Array,
+    out_score: Array,
+    out_node: Array,
+) -> tuple[int, int, int, Scalar]:
     """Writes a request's children, best first. All arrays hold its rows only, child_offset starting at 0.
 
     Returns (results, rows looked at, children looked at, cut).
@@ -411,12 +496,15 @@ def _choose(request, x, scores, lse, first, child_offset, block_offset, maxima, 
 
 
 @kernel(parallel=True)
-def select(logits, V, requests, row_request, scores, lo, hi):  # type: ignore[no-untyped-def]
+def select(
+    logits: int, V: int, requests: Array, row_request: Array, scores: Array, lo: Array, hi: Array
+) -> tuple[Array, ...]:
     """Beam selection of a whole batch.
 
     logits: address of [R, V] float32; requests [B, COLUMNS] int64; row_request [R] int64; scores [R] float32;
-    lo, hi [R] int32. Returns (lse [R] float32, child_offset [R+1], counts [B, 5]: results, rows looked at, children
-    looked at, cut, invalid; out_offset [B+1], score [N] float32, node [N, 4] int32: token, parent, lo, hi).
+    lo, hi [R] int32. Returns (lse [R] float32, child_offset [R+1], counts [B, 5]: results, rows looked at,
+    children looked at, cut, invalid; out_offset [B+1], score [N] float32, node [N, 4] int32: token, parent,
+    lo, hi).
     Results of request b start at out_offset[b].
     """
     R, B = scores.size, len(requests)

@@ -1,4 +1,4 @@
-"""Beam selection by its definition: float64 log-sum-exp, a full sort, Python loops. Every backend must equal it."""
+"""Beam selection by its definition: float64 log-sum-exp, full sort, Python loops. Backends must equal it."""
 
 import numpy as np
 from torch import Tensor

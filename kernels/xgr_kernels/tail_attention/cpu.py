@@ -65,7 +65,7 @@ def _store(tail_k: Tensor, tail_v: Tensor, k: Tensor, v: Tensor, rows: Tensor, t
 
 
 def _merge(scores: Tensor, values: Tensor, o: Tensor, lse2: Tensor) -> Tensor:
-    """Base-2 softmax over shared part and tokens. scores [R, Hkv, G, n], values [R, Hkv, n, D] -> [R, Hkv, G, D]."""
+    """Base-2 softmax over shared part and tokens. scores [R, Hkv, G, n], values [R, Hkv, n, D] -> o."""
     top = torch.maximum(scores.amax(-1, keepdim=True), lse2)  # finite: the newest token always counts
     weights = torch.exp2(scores - top)
     shared = torch.exp2(lse2 - top)
