@@ -7,6 +7,7 @@ import pytest
 
 from xgr_runtime.cli.demo import words
 from xgr_runtime.cli.demo.data import DEPTH, LONGEST, SHORTEST, Shop, ShopSettings, generate
+from xgr_runtime.errors import ConfigError
 
 SETTINGS = ShopSettings(items=2000, users=1500)
 
@@ -93,5 +94,5 @@ def test_every_product_has_its_own_name_and_every_department_the_same_size() -> 
     ids=["items=99", "users=9", "codebook=8", "codebook=257"],
 )
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, int], hint: str) -> None:
-    with pytest.raises(ValueError, match=hint):
+    with pytest.raises(ConfigError, match=hint):
         ShopSettings(**settings)

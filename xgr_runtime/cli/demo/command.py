@@ -6,6 +6,7 @@ Exit code 1 says that the model does not beat the popularity baseline; errors on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -61,13 +62,9 @@ def run_demo(args: argparse.Namespace) -> int:
     """The whole demo. Ctrl-C and SIGTERM end it at any point, with everything stopped."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _demo(args, console)
-    except KeyboardInterrupt:
-        console.print("\nStopped.")
-        return 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    return _demo(args, Console(highlight=False))
 
 
 def _demo(args: argparse.Namespace, console: Console) -> int:
@@ -104,14 +101,14 @@ def _prepare(args: argparse.Namespace, console: Console) -> DemoFiles:
     if folder.is_dir():
         console.print(f"Using the shop and the model in {folder}")
         return DemoFiles(folder)
-    console.print(
-        f"Making a shop of {args.items:,} items and {args.users:,} users, and a small Qwen3 that knows them"
-    )
+    console.print(f"Making a shop of {args.items:,} items, {args.users:,} users and a small Qwen3")
     with show.training_bar(console) as report:
         return prepare(settings, args.cache, report)
 
 
 def _stay(console: Console) -> None:
     console.print("\nPress Ctrl-C to stop.")
-    while True:
-        time.sleep(3600)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
+    console.print("\nStopping ...")

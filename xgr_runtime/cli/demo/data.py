@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xgr_runtime.cli.demo import words
+from xgr_runtime.errors import ConfigError
 
 DEPTH = 3
 SHORTEST, LONGEST = 6, 20  # items in a user's sequence, the held-out one included
@@ -37,9 +38,9 @@ class ShopSettings:
 
     def __post_init__(self) -> None:
         if self.items < 100 or self.users < 10:
-            raise ValueError("the demo needs at least 100 items and 10 users: raise --items or --users")
+            raise ConfigError("the demo needs at least 100 items and 10 users: raise --items or --users")
         if not 16 <= self.codebook <= len(words.PRODUCTS):
-            raise ValueError(f"codebook must lie between 16 and {len(words.PRODUCTS)}, not {self.codebook}")
+            raise ConfigError(f"codebook must lie between 16 and {len(words.PRODUCTS)}, not {self.codebook}")
 
 
 @dataclass(frozen=True)

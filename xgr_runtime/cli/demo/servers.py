@@ -21,4 +21,4 @@ def start_servers(made: DemoFiles, port: int) -> Iterator[str]:
         model_path=str(made.model), catalog=str(made.catalog), port=port, log_level="WARNING"
     )
     with Deployment(config) as deployment:
-        yield deployment.base_url
+        yield deployment.url

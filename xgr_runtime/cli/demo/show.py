@@ -64,11 +64,9 @@ def recommendations(
 
 
 def quality(console: Console, users: int, model: float, popularity: float) -> None:
-    """HR@10 of the model beside that of the most popular items."""
-    table = Table(
-        title=f"The item bought next is among the ten ({users} users)", title_justify="left", box=None
-    )
-    table.add_column("")
+    """HR@10 (share of users whose next item is among the ten) beside that of the most popular items."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(f"{users} users")
     table.add_column(f"HR@{measure.TOP}", justify="right")
     table.add_row("this model", f"[bold]{model:.3f}[/]")
     table.add_row("the most popular items", f"{popularity:.3f}")

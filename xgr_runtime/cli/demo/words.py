@@ -68,8 +68,9 @@ EDITIONS = _list(
 
 def title(product: int, maker: int, variant: int) -> str:
     """The name of the item with these codes: "Holm Works coffee grinder, pro, moss"."""
-    stem = MAKER_STEMS[maker % len(MAKER_STEMS)]
-    tail = MAKER_TAILS[maker // len(MAKER_STEMS) % len(MAKER_TAILS)]
+    stem, house = maker % len(MAKER_STEMS), maker // len(MAKER_STEMS)
+    # Common makers have neighbouring codes; the sum gives them unlike names and still tells all 256 apart.
+    tail = MAKER_TAILS[(stem + house) % len(MAKER_TAILS)]
     colour = COLOURS[variant % len(COLOURS)]
     edition = EDITIONS[variant // len(COLOURS) % len(EDITIONS)]
-    return f"{stem} {tail} {PRODUCTS[product % len(PRODUCTS)]}, {edition}, {colour}"
+    return f"{MAKER_STEMS[stem]} {tail} {PRODUCTS[product % len(PRODUCTS)]}, {edition}, {colour}"
