@@ -140,8 +140,8 @@ class Child:
         code = self.poll()
         if code is None:
             how = "stopped answering"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+        elif code < 0:  # it had no time for last words
+            return f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"ended with exit code {code}"
         last = next((line for line in reversed(self.last_lines) if line.strip()), "")

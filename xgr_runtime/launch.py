@@ -5,35 +5,26 @@ found out before any port opens, and reaches the user as one line.
 """
 
 import contextlib
-import ipaddress
+import http.client
+import json
 import logging
 import os
 import signal
-import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from xgr_runtime.catalog import load_catalog
-from xgr_runtime.catalog.file import is_built_file
-from xgr_runtime.child import Program
-from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
-from xgr_runtime.errors import ConfigError
-from xgr_runtime.model.checkpoint import read_config
+from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.run_folder import run_folder
-from xgr_runtime.supervisor import Stage, StopRequest, Supervisor
+from xgr_runtime.supervisor import StopRequest, Supervisor
+from xgr_runtime.topology import ROUTER, check, plan, shared_catalog
 
 log = logging.getLogger(__name__)
 
-ROUTER = "router"
-WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
-ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
-
-AnyConfig = PrefillConfig | DecodeConfig | RouterConfig
-C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
+PROBE_EVERY = 0.2  # seconds between looks at /readiness while starting
 
 
 class Deployment:
@@ -49,6 +40,9 @@ class Deployment:
         self._stop_request = StopRequest()
         self._over = threading.Event()  # started, or failed to
         self._error: BaseException | None = None
+        self._reason = "the router has not been asked yet"
+        self._next_probe = 0.0
+        self._signals = contextlib.ExitStack()
         self._thread = threading.Thread(target=self._run_in_thread, name="deployment", daemon=True)
 
     def run_forever(self) -> None:
@@ -57,6 +51,9 @@ class Deployment:
             self._run()
 
     def __enter__(self) -> "Deployment":
+        """Wait until it serves. In a main thread SIGTERM now acts as Ctrl-C does, so that `__exit__` runs."""
+        if threading.current_thread() is threading.main_thread():
+            self._signals.enter_context(_handling_signals(signal.default_int_handler))
         self._thread.start()
         try:
             self._over.wait()
@@ -84,7 +81,7 @@ class Deployment:
             catalog = shared_catalog(config, folder)
             stages = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
             self._supervisor = Supervisor(stages, config.start_timeout, self._stop_request)
-            self._supervisor.run(self._on_started)
+            self._supervisor.run(self._missing)
 
     def _run_in_thread(self) -> None:
         try:
@@ -94,10 +91,20 @@ class Deployment:
         finally:
             self._over.set()
 
-    def _on_started(self, infos: Mapping[str, dict[str, Any]]) -> None:
-        assert self._supervisor
+    def _missing(self, infos: Mapping[str, dict[str, Any]]) -> str:
+        """Why the deployment does not serve yet; announces it as soon as it does."""
         config, port = self.config, int(infos[ROUTER]["port"])
-        router = self._supervisor.programs[ROUTER]
+        if time.monotonic() < self._next_probe:
+            return self._reason
+        self._reason = probe(config.host, port)
+        self._next_probe = time.monotonic() + PROBE_EVERY
+        if not self._reason:
+            self._announce(port)
+        return self._reason
+
+    def _announce(self, port: int) -> None:
+        assert self._supervisor
+        config, router = self.config, self._supervisor.programs[ROUTER]
         # A restarted router comes back where its clients know it, also if any free port was asked for.
         self._supervisor.programs[ROUTER] = replace(router, argv=[*router.argv, f"{flag('port')}={port}"])
         self.url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
@@ -117,111 +124,21 @@ class Deployment:
             with contextlib.suppress(KeyboardInterrupt):
                 self._stop_request.ask()
                 self._thread.join()
+        self._signals.close()
 
 
-def check(config: ServeConfig) -> None:
-    """What can be said before anything is started. Raises `StartupError`."""
-    _check_port(config.host, config.port)
-    read_config(Path(config.model_path))
-    if not config.api_key and not _is_loopback(config.host):
-        log.warning("--host %s is open to other machines and no --api-key is set", config.host)
-
-
-def shared_catalog(config: ServeConfig, folder: Path) -> str:
-    """The built catalog file that all processes map: the given one, or one made in `folder` from the source.
-
-    Raises `CatalogError`.
-    """
-    path = Path(config.catalog)
-    if is_built_file(path):
-        return str(path)
-    built = folder / "catalog.xgr"
-    load_catalog(path, config.model_path).save(built)
-    return str(built)
-
-
-def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[Stage]:
-    """The processes of the deployment; their sockets lie in `folder`.
-
-    The router is a stage of its own: no port opens before every worker has found its model and catalog good.
-    """
-    threads = config.threads or max(1, cores // (config.prefill_workers + config.decode_workers))
-    prefill = [
-        _derive(PrefillConfig, config, name=name, control_address=_socket(folder, name), threads=threads)
-        for name in _names("prefill", config.prefill_workers)
-    ]
-    decode = [
-        _derive(
-            DecodeConfig,
-            config,
-            name=name,
-            control_address=_socket(folder, name),
-            data_address=_socket(folder, f"{name}.data"),
-            catalog=catalog,
-            threads=threads,
-        )
-        for name in _names("decode", config.decode_workers)
-    ]
-    router = _derive(
-        RouterConfig,
-        config,
-        catalog=catalog,
-        prefill=[worker.control_address for worker in prefill],
-        decode=[worker.control_address for worker in decode],
-    )
-    workers = [_worker("prefill_worker", c) for c in prefill] + [_worker("decode_worker", c) for c in decode]
-    return [
-        Stage(workers, WORKER_GRACE),
-        Stage([_router(router)], config.drain_timeout + ROUTER_GRACE),
-    ]
-
-
-def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
-    """A process's configuration: its own values, and the launcher's for every other field they share."""
-    shared = {name: getattr(config, name) for name in kind.__struct_fields__ if hasattr(config, name)}
-    return kind(**(shared | {"ready_fd": -1} | own))
-
-
-def _worker(module: str, config: PrefillConfig | DecodeConfig) -> Program:
-    # Also for the OpenMP pools that torch's own thread setting does not reach.
-    return Program(config.name, module, to_argv(config), {"OMP_NUM_THREADS": str(config.threads)})
-
-
-def _router(config: RouterConfig) -> Program:
-    """The key travels in the environment: everybody on the machine can read a process's arguments."""
-    argv = [arg for arg in to_argv(config) if not arg.startswith(f"{flag('api_key')}=")]
-    return Program(ROUTER, "router", argv, {"XGR_API_KEY": config.api_key} if config.api_key else {})
-
-
-def _names(stage: str, count: int) -> list[str]:
-    return [f"{stage}-{number}" for number in range(count)]
-
-
-def _socket(folder: Path, name: str) -> str:
-    return f"ipc://{folder / name}"
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises `ConfigError` where the router could not bind; what changes meanwhile it finds out itself."""
+def probe(host: str, port: int) -> str:
+    """Why the router at that address takes no requests, empty when it does."""
+    connection = http.client.HTTPConnection(host, port, timeout=2.0)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host {host} is not an address of this machine: {error.strerror}") from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot use port {port} of {host}, {error.strerror}: choose another --port or --host"
-            ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        connection.request("GET", "/readiness")
+        answer = connection.getresponse()
+        body = answer.read()
+        return "" if answer.status == 200 else str(json.loads(body)["error"]["message"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        return f"the router does not answer /readiness ({type(error).__name__})"
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,9 @@ HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
 LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
 PULSE = 0.05  # seconds between looks at the children
 
+# What each child said when it became ready -> why the whole does not serve yet.
+Missing = Callable[[Mapping[str, dict[str, Any]]], str]
+
 
 class Phase(Enum):
     """Where a child is in its life; it ends only with the supervisor."""
@@ -100,16 +103,17 @@ class Supervisor:
         self._info: dict[str, dict[str, Any]] = {}
         self._stop = stop
 
-    def run(self, on_started: Callable[[Mapping[str, dict[str, Any]]], None]) -> None:
-        """Start everything, call `on_started` with what each child said, keep it alive until asked to stop.
+    def run(self, missing: Missing) -> None:
+        """Start everything and keep it alive until asked to stop.
 
-        Raises `StartupError` when the first start fails. No child is left in any case.
+        `missing` is given what each child said when it became ready, and is asked until it returns an empty
+        string: until then the whole does not serve yet, for that reason. Raises `StartupError` when the
+        first start fails or takes longer than `start_timeout`. No child is left in any case.
         """
+        deadline = time.monotonic() + self.start_timeout
         try:
-            if not self._stop.drain.is_set() and self._start_all():
-                on_started(self._info)
-                while not self._stop.drain.wait(PULSE):
-                    self._look_after_all()
+            if not self._stop.drain.is_set() and self._start_all(deadline):
+                self._keep_alive(deadline, missing)
             self._stop_all()
         finally:
             self._kill_all()
@@ -119,9 +123,19 @@ class Supervisor:
         child = self._children.get(name)
         return child.pid if child else None
 
-    def _start_all(self) -> bool:
+    def _keep_alive(self, deadline: float, missing: Missing) -> None:
+        complete = False
+        while not self._stop.drain.wait(PULSE):
+            self._look_after_all()
+            if complete:
+                continue
+            reason = missing(self._info)
+            complete = not reason
+            if reason and time.monotonic() >= deadline:
+                raise StartupError(f"not serving after {self.start_timeout:g} s: {reason}")
+
+    def _start_all(self, deadline: float) -> bool:
         """Whether all became ready; False when asked to stop before. Raises `StartupError`."""
-        deadline = time.monotonic() + self.start_timeout
         for stage in self.stages:
             for program in stage.programs:
                 self._start(program.name)

@@ -1,0 +1,133 @@
+"""Tiny real processes: one module whose behaviour its flags choose, and a launcher that can be killed."""
+
+import os
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from xgr_runtime.child import Child, Program
+
+BODY = """
+    import logging, os, signal, sys, time
+    import msgspec
+    from xgr_runtime.errors import ModelError
+    from xgr_runtime.process import main
+
+    class Config(msgspec.Struct, frozen=True, kw_only=True):
+        log_level: str = "INFO"
+        ready_fd: int = -1
+        name: str = "tiny"
+        act: str = "serve"
+        marks: str = ""
+        api_key: str = ""
+
+    def mark(config, text):
+        with open(config.marks, "a") as stream:
+            stream.write(text + "\\n")
+
+    def body(config, lifecycle):
+        if config.act == "refuse":
+            raise ModelError("no such model:\\n give another")
+        if config.act == "crash":
+            raise RuntimeError("boom")
+        if config.act == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config.act == "garbage":
+            os.write(config.ready_fd, b"hello\\n")
+        if config.act == "once" and os.path.exists(config.marks):
+            raise ModelError("the second start is refused")
+        if config.act == "deaf":
+            lifecycle.on_stop(lambda: None)
+        if config.marks:
+            mark(config, f"start {config.name}")
+        if config.act != "silent":
+            lifecycle.ready({"pid": os.getpid(), "key": config.api_key})
+        while config.act in ("deaf", "silent") or not lifecycle.stopping:
+            if config.act == "brief":
+                return
+            time.sleep(0.01)
+        if config.marks:
+            mark(config, f"stop {config.name}")
+
+    if __name__ == "__main__":
+        sys.exit(main(Config, body, "tiny_process"))
+"""
+
+LAUNCHER = """
+    import sys, time
+    from xgr_runtime.child import Program
+    from xgr_runtime.supervisor import Stage, StopRequest, Supervisor
+
+    def missing(infos):
+        print(infos["tiny"]["pid"], flush=True)
+        return ""
+
+    Supervisor([Stage([Program("tiny", "tiny_process")], 1.0)], 20.0, StopRequest()).run(missing)
+"""
+
+Tiny = Callable[..., Program]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    """A program of the tiny module: `tiny("name", act="serve", marks="file")`."""
+    (tmp_path / "tiny_process.py").write_text(textwrap.dedent(BODY))
+
+    def program(name: str = "tiny", environ: dict[str, str] | None = None, **flags: object) -> Program:
+        argv = [f"--{key}={value}" for key, value in {"name": name, **flags}.items()]
+        return Program(name, "tiny_process", argv, {"PYTHONPATH": str(tmp_path), **(environ or {})})
+
+    return program
+
+
+@pytest.fixture
+def start(tiny: Tiny) -> Iterator[Callable[..., Child]]:
+    """Starts tiny children, and sees to it that they are gone afterwards."""
+    children = []
+
+    def started(**flags: object) -> Child:
+        child = Child(tiny(**flags))
+        child.start()
+        children.append(child)
+        return child
+
+    yield started
+    for child in children:
+        child.kill()
+        child.close()
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, tiny: Tiny) -> tuple[Path, dict[str, str]]:
+    """A launcher script with one tiny child, whose pid it prints; and the environment to run it in."""
+    tiny()
+    script = tmp_path / "launcher.py"
+    script.write_text(textwrap.dedent(LAUNCHER))
+    return script, os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Neither a child process nor a descriptor outlives a test."""
+    own = psutil.Process()
+    children, descriptors = set(own.children(recursive=True)), own.num_fds()
+    yield
+    assert set(own.children(recursive=True)) <= children
+    wait_until(lambda: own.num_fds() <= descriptors)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Raises AssertionError when `condition` does not hold in time; long enough for a busy machine."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    return wait_until

@@ -1,0 +1,142 @@
+"""A child and its handle: ready, not ready, stopped, killed, orphaned."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from xgr_runtime.child import Child, ChildFailed
+from xgr_runtime.process import Lifecycle
+
+Start = Callable[..., Child]
+
+
+def soon() -> float:
+    return time.monotonic() + 20.0
+
+
+def test_ready_info_arrives(start: Start) -> None:
+    child = start()
+    assert child.wait_ready(soon())["pid"] == child.pid
+    assert child.check_ready() == child.wait_ready(soon())  # it stays known
+
+
+def test_sigterm_ends_with_code_zero(start: Start) -> None:
+    child = start()
+    child.wait_ready(soon())
+    child.terminate()
+    assert child.wait(10.0)
+    assert child.poll() == 0
+
+
+def test_stop_is_told_once_also_to_latecomers() -> None:
+    lifecycle, told = Lifecycle(), []
+    lifecycle.on_stop(lambda: told.append("early"))
+    lifecycle.stop()
+    lifecycle.stop()
+    lifecycle.on_stop(lambda: told.append("late"))
+    assert lifecycle.stopping
+    assert told == ["early", "late"]
+
+
+def test_second_sigterm_changes_nothing(start: Start) -> None:
+    child = start(act="deaf")
+    child.wait_ready(soon())
+    for _ in range(3):
+        child.terminate()
+        time.sleep(0.05)
+    assert child.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("act", "message", "startup"),
+    [
+        ("refuse", "no such model: give another", True),
+        ("crash", "tiny ended with exit code 1: RuntimeError: boom (before it was ready)", False),
+        ("killed", "tiny was killed by SIGKILL (before it was ready)", False),
+        ("garbage", "tiny announced itself with something else than JSON", False),
+    ],
+)
+def test_death_before_ready_is_reported_at_once(start: Start, act: str, message: str, startup: bool) -> None:
+    child = start(act=act)
+    with pytest.raises(ChildFailed) as caught:
+        child.wait_ready(time.monotonic() + 3600.0)  # a hang would meet the test's own limit
+    assert str(caught.value) == message
+    assert caught.value.startup is startup
+
+
+def test_startup_error_is_kept_from_stderr_but_a_stack_is_not(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for act in ("refuse", "crash"):
+        with pytest.raises(ChildFailed):
+            start(act=act).wait_ready(soon())
+    errors = capfd.readouterr().err
+    assert "no such model" not in errors
+    assert "RuntimeError: boom" in errors
+
+
+def test_startup_error_without_a_launcher_is_one_line(tmp_path: Path, start: Start) -> None:
+    command = [sys.executable, str(tmp_path / "tiny_process.py"), "--act=refuse"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == "tiny_process: error: no such model: give another\n"
+
+
+def test_deadline(start: Start) -> None:
+    child = start(act="silent")
+    with pytest.raises(ChildFailed, match="not ready in time"):
+        child.wait_ready(time.monotonic() + 0.2)
+    assert child.poll() is None
+
+
+def test_kill_ends_what_ignores_sigterm(start: Start) -> None:
+    child = start(act="deaf")
+    child.wait_ready(soon())
+    child.terminate()
+    child.kill()
+    assert child.poll() == -9
+
+
+def test_secret_is_in_the_environment_and_not_in_the_arguments(start: Start) -> None:
+    child = start(environ={"XGR_API_KEY": "sesame"})
+    assert child.wait_ready(soon())["key"] == "sesame"
+    assert not [arg for arg in psutil.Process(child.pid).cmdline() if "sesame" in arg]
+    assert "sesame" not in repr(child.program)
+
+
+def test_launchers_own_key_and_file_stay_with_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XGR_API_KEY", "sesame")
+    monkeypatch.setenv("XGR_CONFIG", "/nowhere/serve.toml")  # would end the child, were it read
+    assert start().wait_ready(soon())["key"] == ""
+
+
+def test_child_has_a_session_of_its_own(start: Start) -> None:
+    child = start()
+    child.wait_ready(soon())
+    assert os.getsid(child.pid) == child.pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+def test_killed_launcher_leaves_no_child(
+    launcher: tuple[Path, dict[str, str]], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    script, environ = launcher
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        assert psutil.pid_exists(child)
+        process.kill()
+    eventually(lambda: not psutil.pid_exists(child))

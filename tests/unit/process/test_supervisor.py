@@ -1,0 +1,189 @@
+"""Restart decisions as cases, and the supervisor over real tiny processes."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xgr_runtime import supervisor as module
+from xgr_runtime.child import Program
+from xgr_runtime.errors import StartupError
+from xgr_runtime.supervisor import (
+    Phase,
+    Stage,
+    State,
+    StopRequest,
+    Supervisor,
+    backoff,
+    may_restart,
+    moved,
+    overdue,
+)
+
+Tiny = Callable[..., Program]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.mark.parametrize(
+    ("failures", "seconds"), [(1, 0.2), (2, 0.4), (3, 0.8), (6, 6.4), (7, 10.0), (10_000, 10.0)]
+)
+def test_backoff(failures: int, seconds: float) -> None:
+    assert backoff(failures) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("before", "lived", "failures"),
+    [
+        (State(Phase.READY, 0.0, 3), 59.9, 4),
+        (State(Phase.READY, 0.0, 3), 60.0, 1),  # a minute of service makes up for it
+        (State(Phase.STARTING, 0.0, 3), 500.0, 4),  # a slow start is no service
+        (State(Phase.STARTING, 0.0, 0), 1.0, 1),
+    ],
+)
+def test_failures_in_a_row(before: State, lived: float, failures: int) -> None:
+    assert moved(before, Phase.WAITING, lived) == State(Phase.WAITING, lived, failures)
+
+
+def test_starting_keeps_the_count() -> None:
+    assert moved(State(Phase.WAITING, 1.0, 4), Phase.STARTING, 2.0) == State(Phase.STARTING, 2.0, 4)
+    assert moved(State(Phase.STARTING, 2.0, 4), Phase.READY, 3.0) == State(Phase.READY, 3.0, 4)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_what_is_due(phase: Phase) -> None:
+    state = State(phase, 10.0, 2)
+    assert [may_restart(state, now) for now in (10.3, 10.5)] == [False, phase is Phase.WAITING]
+    assert [overdue(state, now, 5.0) for now in (14.9, 15.0)] == [False, phase is Phase.STARTING]
+
+
+class Running:
+    """A supervisor in a thread of its own, and how it ended."""
+
+    def __init__(self, stages: list[Stage], start_timeout: float = 30.0) -> None:
+        self.stop = StopRequest()
+        self.supervisor = Supervisor(stages, start_timeout, self.stop)
+        self.started = threading.Event()
+        self.error: BaseException | None = None
+        self.infos: dict[str, dict[str, Any]] = {}
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.supervisor.run(self._missing)
+        except StartupError as error:
+            self.error = error
+        self.started.set()
+
+    def _missing(self, infos: Any) -> str:
+        self.infos = infos
+        self.started.set()
+        return ""
+
+    def end(self) -> None:
+        self.stop.ask()
+        self.thread.join(60.0)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def supervise() -> Iterator[Callable[..., Running]]:
+    running = []
+
+    def run(*stages: Stage, **options: float) -> Running:
+        running.append(Running(list(stages), **options))
+        assert running[-1].started.wait(60.0)
+        return running[-1]
+
+    yield run
+    for one in running:
+        one.end()
+
+
+Supervise = Callable[..., Running]
+
+
+def test_starts_in_order_and_stops_in_the_opposite_one(
+    tiny: Tiny, supervise: Supervise, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    stages = [Stage([tiny(name, marks=marks)], 10.0) for name in ("worker", "router")]
+    running = supervise(*stages)
+    assert set(running.infos) == {"worker", "router"}
+    running.end()
+    assert marks.read_text().splitlines() == ["start worker", "start router", "stop router", "stop worker"]
+
+
+def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise, eventually: Eventually) -> None:
+    running = supervise(Stage([tiny("a"), tiny("b")], 10.0))
+    first, other = running.infos["a"]["pid"], running.infos["b"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: running.infos["a"]["pid"] != first)
+    assert running.infos["b"]["pid"] == other
+    assert running.supervisor.restarts == 1
+
+
+def test_child_that_ends_by_itself_comes_back(
+    tiny: Tiny, supervise: Supervise, eventually: Eventually
+) -> None:
+    running = supervise(Stage([tiny(act="brief")], 10.0))
+    eventually(lambda: running.supervisor.restarts >= 2)
+
+
+def test_crash_loop_is_named(
+    tiny: Tiny,
+    supervise: Supervise,
+    eventually: Eventually,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
+    running = supervise(Stage([tiny(act="once", marks=tmp_path / "marks")], 10.0))
+    os.kill(running.infos["tiny"]["pid"], signal.SIGKILL)
+    eventually(lambda: "crash loop: 5 failures in a row" in caplog.text)
+    assert "the second start is refused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [("refuse", "no such model: give another"), ("crash", "boom"), ("silent", "not ready after")],
+)
+def test_failed_first_start_ends_everything(tiny: Tiny, supervise: Supervise, act: str, message: str) -> None:
+    stage = Stage([tiny("good"), tiny("bad", act=act), tiny("bad-too", act=act)], 10.0)
+    running = supervise(stage, start_timeout=3.0 if act == "silent" else 30.0)
+    running.thread.join(60.0)
+    assert message in str(running.error)
+    assert "\n" not in str(running.error)
+
+
+def test_what_never_serves_ends_with_the_reason(tiny: Tiny) -> None:
+    supervisor = Supervisor([Stage([tiny()], 10.0)], 3.0, StopRequest())
+    with pytest.raises(StartupError, match="not serving after 3 s: the pair does not match"):
+        supervisor.run(lambda _: "the pair does not match")
+
+
+def test_stop_before_the_start_starts_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.ask()
+    Supervisor([Stage([tiny(marks=tmp_path / "marks")], 10.0)], 30.0, stop).run(lambda _: "")
+    assert not (tmp_path / "marks").exists()
+
+
+def test_grace_ends_in_sigkill(tiny: Tiny, supervise: Supervise) -> None:
+    running = supervise(Stage([tiny(act="deaf")], 0.2))
+    running.end()
+    assert running.supervisor.pid("tiny") is None
+
+
+def test_second_request_kills_at_once(tiny: Tiny, supervise: Supervise) -> None:
+    running = supervise(Stage([tiny(act="deaf")], 3600.0))
+    running.stop.ask()
+    time.sleep(0.2)
+    assert running.thread.is_alive()  # it drains, for up to an hour
+    running.end()

@@ -1,0 +1,145 @@
+"""What a deployment is made of, its private folder, and what it refuses before anything starts."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xgr_runtime.cli import main
+from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.run_folder import PID_FILE, run_folder, sweep
+from xgr_runtime.topology import check, plan
+
+SERVE = ServeConfig(
+    model_path="model",
+    catalog="source.json",
+    prefill_workers=2,
+    decode_workers=3,
+    api_key="sesame",
+    max_rows=1500,
+)
+
+
+def test_plan_is_what_the_processes_parse() -> None:
+    workers, router = plan(SERVE, Path("/run/x"), "/run/x/catalog.xgr", cores=16)
+    modules = [program.module for program in workers.programs]
+    assert modules == ["prefill_worker"] * 2 + ["decode_worker"] * 3
+    prefill = [parse(PrefillConfig, p.argv, {}) for p in workers.programs[:2]]
+    decode = [parse(DecodeConfig, p.argv, {}) for p in workers.programs[2:]]
+    assert [c.name for c in prefill + decode] == [
+        "prefill-0",
+        "prefill-1",
+        "decode-0",
+        "decode-1",
+        "decode-2",
+    ]
+    assert {c.threads for c in prefill + decode} == {3}
+    assert {c.catalog for c in decode} == {"/run/x/catalog.xgr"}
+    assert {c.max_rows for c in decode} == {1500}
+    addresses = [c.control_address for c in prefill + decode] + [c.data_address for c in decode]
+    assert len(set(addresses)) == 8
+    assert all(address.startswith("ipc:///run/x/") for address in addresses)
+    (program,) = router.programs
+    config = parse(RouterConfig, program.argv, program.environ)
+    assert config.prefill == [c.control_address for c in prefill]
+    assert config.decode == [c.control_address for c in decode]
+    assert config.api_key == "sesame"
+
+
+def test_key_is_in_no_argument_and_only_the_router_has_it() -> None:
+    workers, router = plan(SERVE, Path("/run/x"), "c", cores=1)
+    for program in [*workers.programs, *router.programs]:
+        assert not [arg for arg in program.argv if "sesame" in arg]
+    assert [p.name for p in [*workers.programs, *router.programs] if "sesame" in p.environ.values()] == [
+        "router"
+    ]
+
+
+@pytest.mark.parametrize(("given", "cores", "threads"), [(0, 16, 3), (0, 2, 1), (7, 2, 7)])
+def test_threads(given: int, cores: int, threads: int) -> None:
+    config = ServeConfig(model_path="m", catalog="c", prefill_workers=2, decode_workers=3, threads=given)
+    workers, _ = plan(config, Path("/run/x"), "c", cores)
+    assert {program.environ["OMP_NUM_THREADS"] for program in workers.programs} == {str(threads)}
+
+
+def test_run_folder_is_private_and_goes(tmp_path: Path) -> None:
+    with run_folder(tmp_path) as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert (folder / PID_FILE).read_text() == f"{os.getpid()}\n"
+        (folder / "socket").touch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from xgr_runtime.run_folder import run_folder\n"
+    code += "with run_folder(Path(sys.argv[1])) as f: os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    (dead,) = tmp_path.iterdir()
+    strange = tmp_path / "xgr-notes"
+    strange.mkdir()  # no pid file: somebody else's
+    with run_folder(tmp_path) as living:
+        sweep(tmp_path)
+        assert not dead.exists()
+        assert set(tmp_path.iterdir()) == {living, strange}
+
+
+def checkpoint(folder: Path) -> str:
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    return str(folder)
+
+
+def test_port_in_use_names_the_flag(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1, .*--port"):
+            check(ServeConfig(model_path=checkpoint(tmp_path), catalog="c", port=port))
+    check(ServeConfig(model_path=checkpoint(tmp_path), catalog="c", port=port))  # free again
+
+
+def test_unknown_host_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        check(ServeConfig(model_path=checkpoint(tmp_path), catalog="c", port=0, host="192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("127.0.0.1", "", False)]
+)
+def test_open_host_without_key_is_warned_about(
+    tmp_path: Path, host: str, key: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(ServeConfig(model_path=checkpoint(tmp_path), catalog="c", port=0, host=host, api_key=key))
+    assert ("no --api-key" in caplog.text) is warned
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--model-path is required"),
+        (["--model-path=/nowhere", "--catalog=c"], "/nowhere"),
+        (["--model-path={model}", "--catalog=/nowhere.json"], "/nowhere.json"),
+        (["--model-path={model}", "--catalog=c", "--prefill-workers=0"], "--prefill-workers"),
+    ],
+)
+def test_serve_refuses_in_one_line(
+    argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = checkpoint(tmp_path)
+    code = main(["serve", "--port=0", *[arg.format(model=model) for arg in argv]])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("xgr serve: error: ")
+    assert words in lines[0]
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from xgr_runtime.cli import main\n"
+    code += "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert all(command in ended.stdout for command in ("serve", "demo", "catalog"))

@@ -1,0 +1,128 @@
+"""What a deployment consists of: a launcher's configuration, checked and spread over its processes."""
+
+import ipaddress
+import logging
+import socket
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xgr_runtime.catalog import load_catalog
+from xgr_runtime.catalog.file import is_built_file
+from xgr_runtime.child import Program
+from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.model.checkpoint import read_config
+from xgr_runtime.supervisor import Stage
+
+log = logging.getLogger(__name__)
+
+ROUTER = "router"
+WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
+ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
+
+C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
+
+
+def check(config: ServeConfig) -> None:
+    """What can be said before anything is started. Raises `StartupError`."""
+    _check_port(config.host, config.port)
+    read_config(Path(config.model_path))
+    if not config.api_key and not _is_loopback(config.host):
+        log.warning("--host %s is open to other machines and no --api-key is set", config.host)
+
+
+def shared_catalog(config: ServeConfig, folder: Path) -> str:
+    """The built catalog file that all processes map: the given one, or one made in `folder` from the source.
+
+    Raises `CatalogError`.
+    """
+    path = Path(config.catalog)
+    if is_built_file(path):
+        return str(path)
+    built = folder / "catalog.xgr"
+    load_catalog(path, config.model_path).save(built)
+    return str(built)
+
+
+def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[Stage]:
+    """The processes of the deployment; their sockets lie in `folder`.
+
+    The router is a stage of its own: no port opens before every worker has found its model and catalog good.
+    """
+    threads = config.threads or max(1, cores // (config.prefill_workers + config.decode_workers))
+    prefill = [
+        _derive(PrefillConfig, config, name=name, control_address=_socket(folder, name), threads=threads)
+        for name in _names("prefill", config.prefill_workers)
+    ]
+    decode = [
+        _derive(
+            DecodeConfig,
+            config,
+            name=name,
+            control_address=_socket(folder, name),
+            data_address=_socket(folder, f"{name}.data"),
+            catalog=catalog,
+            threads=threads,
+        )
+        for name in _names("decode", config.decode_workers)
+    ]
+    router = _derive(
+        RouterConfig,
+        config,
+        catalog=catalog,
+        prefill=[worker.control_address for worker in prefill],
+        decode=[worker.control_address for worker in decode],
+    )
+    workers = [_worker("prefill_worker", c) for c in prefill] + [_worker("decode_worker", c) for c in decode]
+    return [
+        Stage(workers, WORKER_GRACE),
+        Stage([_router(router)], config.drain_timeout + ROUTER_GRACE),
+    ]
+
+
+def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
+    """A process's configuration: its own values, and the launcher's for every other field they share."""
+    shared = {name: getattr(config, name) for name in kind.__struct_fields__ if hasattr(config, name)}
+    return kind(**(shared | {"ready_fd": -1} | own))
+
+
+def _worker(module: str, config: PrefillConfig | DecodeConfig) -> Program:
+    # Also for the OpenMP pools that torch's own thread setting does not reach.
+    return Program(config.name, module, to_argv(config), {"OMP_NUM_THREADS": str(config.threads)})
+
+
+def _router(config: RouterConfig) -> Program:
+    """The key travels in the environment: everybody on the machine can read a process's arguments."""
+    argv = [arg for arg in to_argv(config) if not arg.startswith(f"{flag('api_key')}=")]
+    return Program(ROUTER, "router", argv, {"XGR_API_KEY": config.api_key} if config.api_key else {})
+
+
+def _names(stage: str, count: int) -> list[str]:
+    return [f"{stage}-{number}" for number in range(count)]
+
+
+def _socket(folder: Path, name: str) -> str:
+    return f"ipc://{folder / name}"
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises `ConfigError` where the router could not bind; what changes meanwhile it finds out itself."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError(f"--host {host} is not an address of this machine: {error.strerror}") from None
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot use port {port} of {host}, {error.strerror}: choose another --port or --host"
+            ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
