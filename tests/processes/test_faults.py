@@ -1,0 +1,145 @@
+"""Workers killed in the middle of their work: every request still gets its answer, and nothing leaks."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+from xgr_runtime.answer import Answer
+from xgr_runtime.client import XgrClient
+from xgr_runtime.errors import NoWorkers, WorkerLost
+
+CHUNK_BYTES = 8192
+WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def prompts(checkpoint: Path) -> list[list[int]]:
+    """Eight different prompts of 2,000 tokens, or as long as the model allows."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    length = min(2000, config["max_position_embeddings"] - 8)
+    return [[1 + (7 * n + i * i) % (config["vocab_size"] - 1) for i in range(length)] for n in range(8)]
+
+
+@pytest.fixture
+def two_by_two(checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
+    with Cluster(checkpoint, catalog_source, 2, 2, proxies=True, chunk_bytes=CHUNK_BYTES) as cluster:
+        yield cluster
+
+
+def ask(client: XgrClient, prompt: list[int]) -> Answer:
+    return client.generate(input_ids=prompt, beam_width=WIDTH, n=10, timeout_ms=30_000)
+
+
+def ask_all(client: XgrClient, prompts: list[list[int]], pool: ThreadPoolExecutor) -> list[Future[Answer]]:
+    return [pool.submit(ask, client, prompt) for prompt in prompts]
+
+
+def same(a: Answer, b: Answer) -> bool:
+    """The same list in the sense of the project: scores within 5e-5, order but for pairs closer than that."""
+    scores = [r.meta_info.cumulative_logprob for r in a.meta_info.beam_results]
+    others = [r.meta_info.cumulative_logprob for r in b.meta_info.beam_results]
+    if len(scores) != len(others) or any(abs(x - y) > 5e-5 for x, y in zip(scores, others, strict=True)):
+        return False
+    ours = [r.output_ids for r in a.meta_info.beam_results]
+    theirs = [r.output_ids for r in b.meta_info.beam_results]
+    swapped = [i for i, (x, y) in enumerate(zip(ours, theirs, strict=True)) if x != y]
+    return all(any(i != j and abs(scores[i] - scores[j]) < 5e-5 for j in range(len(scores))) for i in swapped)
+
+
+def test_prefill_killed_between_chunks(two_by_two: Cluster, prompts: list[list[int]]) -> None:
+    with two_by_two.client() as client, ThreadPoolExecutor(8) as pool:
+        undisturbed = [ask(client, prompt) for prompt in prompts]
+        sent = two_by_two.proxies[0].chunks
+        assert sum(p.chunks for p in two_by_two.proxies) >= 16 * len(prompts), f"too few chunks: {sent}"
+        held = two_by_two.proxies[0]
+        held.hold_after(10)
+        answers = ask_all(client, prompts, pool)
+        assert held.held.wait(30) and held.held_chunk is not None
+        victim = two_by_two.incarnations[held.held_chunk.id.prefill]
+        assert held.held_chunk.sequence > 0, "the hold is inside a transfer"
+        two_by_two.kill(victim)
+        held.release()
+        results = [answer.result(60) for answer in answers]
+    assert all(same(a, b) for a, b in zip(results, undisturbed, strict=True))
+    assert max(answer.meta_info.attempts for answer in results) > 1, "somebody was retried"
+    living = two_by_two.settled()
+    assert victim not in {worker.worker for worker in living} and len(living) == 3
+
+
+def test_decode_killed_mid_beam(two_by_two: Cluster, prompts: list[list[int]]) -> None:
+    with two_by_two.client() as client, ThreadPoolExecutor(8) as pool:
+        undisturbed = [ask(client, prompt) for prompt in prompts]
+        frozen = threading.Event()
+
+        def freeze(_: object) -> None:  # its KV has just been verified: it is about to run beams
+            if not frozen.is_set():
+                two_by_two.signal("decode-0", signal.SIGSTOP)
+                frozen.set()
+
+        two_by_two.proxies[0].on_ack = freeze
+        answers = ask_all(client, prompts, pool)
+        assert frozen.wait(30)
+        time.sleep(0.5)  # the other decode worker answers its share
+        assert not all(answer.done() for answer in answers), "the frozen worker holds a request"
+        two_by_two.kill("decode-0")
+        results = [answer.result(60) for answer in answers]
+    assert all(same(a, b) for a, b in zip(results, undisturbed, strict=True))
+    assert max(answer.meta_info.attempts for answer in results) > 1
+    assert len(two_by_two.settled()) == 3
+
+
+@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
+    checkpoint: Path, catalog_source: Path, prompts: list[list[int]], victim: str
+) -> None:
+    settings = {"proxies": True, "chunk_bytes": CHUNK_BYTES}
+    with (
+        Cluster(checkpoint, catalog_source, 1, 1, **settings) as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        proxy = cluster.proxies[0]
+        proxy.hold_after(10)
+        answer = pool.submit(ask, client, prompts[0])
+        assert proxy.held.wait(30)
+        killed = time.monotonic()
+        cluster.kill(victim)
+        with pytest.raises(WorkerLost) as lost:
+            answer.result(30)
+        assert lost.value.param == victim.split("-")[0], "the error names the stage"
+        with pytest.raises(NoWorkers):
+            ask(client, prompts[0])
+        assert time.monotonic() - killed < 5, "nobody waits for the 30 s deadline"
+        proxy.release()
+        assert not client.ready()
+        assert len(cluster.settled()) == 1
+
+
+def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
+    two_by_two: Cluster, prompts: list[list[int]]
+) -> None:
+    with two_by_two.client() as client:
+        before = ask(client, prompts[0])
+        proxy = two_by_two.proxies[0]
+        proxy.hold_after(10)
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(client.generate, input_ids=prompts[1], beam_width=WIDTH, timeout_ms=1_500)
+            if proxy.held.wait(10):  # the request went through this proxy
+                name = two_by_two.incarnations[proxy.held_chunk.id.prefill]  # type: ignore[union-attr]
+                os.kill(two_by_two.pid(name), signal.SIGSTOP)
+                error = late.exception(30)
+                assert error is not None and "deadline" in str(error)
+                os.kill(two_by_two.pid(name), signal.SIGCONT)
+                proxy.release()  # its chunks arrive now, long after the request ended
+            else:
+                pytest.fail("the first request of an idle cluster goes to the first pair")
+        assert len(two_by_two.settled()) == 4
+        assert same(ask(client, prompts[0]), before)

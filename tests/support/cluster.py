@@ -1,0 +1,141 @@
+"""Workers and a router started one by one, so that a test can stand between them and kill any of them.
+
+Unlike the launcher, nothing here is restarted: a worker that a test kills stays dead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from kv_proxy import KvProxy
+
+from xgr_runtime.answer import WorkerStatus
+from xgr_runtime.child import Child, Program
+from xgr_runtime.client import XgrClient
+from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
+
+START_SECONDS = 120.0
+
+
+class Cluster(AbstractContextManager["Cluster"]):
+    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy`."""
+
+    def __init__(
+        self,
+        model: Path,
+        catalog: Path,
+        prefill: int = 1,
+        decode: int = 1,
+        proxies: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="xgr-test-"))
+        self.children: dict[str, Child] = {}
+        self.incarnations: dict[int, str] = {}
+        self.proxies: list[KvProxy] = []
+        self._prefill = [f"prefill-{i}" for i in range(prefill)]
+        self._decode = [f"decode-{i}" for i in range(decode)]
+        self._use_proxies = proxies
+        self._common = {"model_path": str(model), "threads": 1, "kv_bytes": 64 << 20} | settings
+        self._catalog = str(catalog)
+        self.url = ""
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def client(self) -> XgrClient:
+        return XgrClient(self.url)
+
+    def pid(self, name: str) -> int:
+        return self.children[name].pid
+
+    def kill(self, name: str) -> None:
+        """kill -9, and wait until the process is gone."""
+        self.children[name].kill()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.pid(name), number)
+
+    def settled(self, seconds: float = 20.0) -> list[WorkerStatus]:
+        """The living workers once no page, credit or lease is held; fails when that does not come."""
+        with self.client() as client:
+            return wait_settled(client, seconds)
+
+    def close(self) -> None:
+        for child in self.children.values():
+            child.kill()
+            child.close()
+        for proxy in self.proxies:
+            proxy.close()
+        shutil.rmtree(self.folder)
+
+    def _start(self) -> None:
+        for name in self._prefill:
+            self._spawn("prefill_worker", self._config(PrefillConfig, name))
+        for name in self._decode:
+            data = {"catalog": self._catalog, "data_address": self._address(f"{name}.data")}
+            if self._use_proxies:
+                proxy = KvProxy(self._address(f"{name}.proxy"), data["data_address"])
+                self.proxies.append(proxy)
+                data["advertise_data_address"] = proxy.address
+            self._spawn("decode_worker", self._config(DecodeConfig, name, **data))
+        until = time.monotonic() + START_SECONDS
+        for name, child in self.children.items():
+            self.incarnations[child.wait_ready(until)["incarnation"]] = name
+        router = RouterConfig(
+            model_path=self._common["model_path"],
+            catalog=self._catalog,
+            port=0,
+            prefill=[self._address(name) for name in self._prefill],
+            decode=[self._address(name) for name in self._decode],
+        )
+        child = self._spawn("router", router, "router")
+        self.url = f"http://127.0.0.1:{child.wait_ready(until)['port']}"
+        with self.client() as client:
+            while not all(worker.usable for worker in client.workers()):
+                assert time.monotonic() < until, "the router never saw all workers"
+                time.sleep(0.05)
+
+    def _config(self, kind: Any, name: str, **own: Any) -> Any:
+        wanted = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
+        return kind(**wanted, name=name, control_address=self._address(name), **own)
+
+    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
+        child = Child(Program(name or config.name, module, to_argv(config)))
+        child.start()
+        self.children[child.name] = child
+        return child
+
+    def _address(self, name: str) -> str:
+        return f"ipc://{self.folder / name}"
+
+
+def wait_settled(client: XgrClient, seconds: float = 20.0) -> list[WorkerStatus]:
+    """The living workers once no page, credit or lease is held; fails when that does not come."""
+    until = time.monotonic() + seconds
+    while True:
+        living = [worker for worker in client.workers() if worker.alive]
+        held = [
+            (w.worker, w.load.pages_used, w.load.credits_out, w.load.leases, w.load.requests)
+            for w in living
+            if w.load
+        ]
+        if all(not any(numbers[1:]) for numbers in held):
+            return living
+        assert time.monotonic() < until, f"still held (pages, credits, leases, requests): {held}"
+        time.sleep(0.1)
