@@ -26,7 +26,7 @@ def tail_attention_merge(
 
     q [R, Hq, D]; k, v [R, Hkv, D] the newest token; tail_k, tail_v [T, rows, Hkv, D] of one layer;
     anc [R, T] int64, the tail row of token t, read for t < tail_len[r] only; rows [R] int64 distinct, where
-    row r stores; tail_len [R] int64 in [0, T]; o [R, Hq, D] and lse2 [R, Hq] (base 2) from `shared_attention`.
+    row r stores; tail_len [R] int64 in [0, T]; o [R, Hq, D], lse2 [R, Hq] (base 2) from `shared_attention`.
     Returns o [R, Hq, D] in q's dtype. Writes k[r], v[r] to tail_k, tail_v at [tail_len[r], rows[r]] where
     tail_len[r] < T: a token of the last step is never read again. T may be 0.
     Raises: ValueError for an unknown backend.
