@@ -4,10 +4,11 @@ A message is one msgpack frame of a tagged union, followed by raw frames where t
 never blocks: `send` returns False when the peer is gone or its queue is full, and the caller decides.
 """
 
+import asyncio
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -127,16 +128,17 @@ class AsyncLink(Generic[In]):
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._plain: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)  # to send without awaiting
         self._socket.connect(address)
 
     def send(self, message: Message) -> bool:
         """False when the peer is gone or its queue is full."""
-        try:
-            self._plain.send(_encoder.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+        # Through asyncio's own socket: a send can take in the news that a message has arrived, and only this
+        # way is whoever waits for that message woken. With NOBLOCK the future is done at once.
+        sent = cast("asyncio.Future[Any]", self._socket.send(_encoder.encode(message), zmq.NOBLOCK))
+        error = sent.exception()
+        if error is not None and not isinstance(error, zmq.Again):
+            raise error
+        return error is None
 
     async def receive(self) -> In:
         """The next valid message. Invalid ones are dropped and counted."""

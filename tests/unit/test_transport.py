@@ -11,6 +11,7 @@ import pytest
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     AttemptId,
+    Committed,
     Credit,
     Grant,
     Hello,
@@ -113,6 +114,30 @@ def test_a_broken_connection_is_noticed_at_once(address: str) -> None:
             while link.send(Hello(1, 2)):  # the queue closes a moment after the event
                 await asyncio.sleep(0.01)
         link.close()
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_arrives_before_a_send_still_wakes_its_reader(address: str) -> None:
+    """ZeroMQ tells of an arrival once, and a send in between may be the one that is told."""
+
+    async def run() -> None:
+        link: AsyncLink[Any] = AsyncLink(address, ToRouter)
+        listener: Listener[Any] = Listener(address, ToPrefill)
+        async with asyncio.timeout(10):
+            while not link.send(Hello(1, 2)):
+                await asyncio.sleep(0.01)
+            received = await asyncio.to_thread(wait, listener)
+            assert received is not None
+            for _ in range(20):
+                reader = asyncio.create_task(link.receive())
+                await asyncio.sleep(0.01)  # it waits now
+                assert listener.send(received.peer, Committed(ID))
+                time.sleep(0.02)  # the answer arrives while the loop is busy
+                assert link.send(Hello(1, 2))
+                assert await reader == Committed(ID)
+        link.close()
+        listener.close()
 
     asyncio.run(run())
 
