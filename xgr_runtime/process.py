@@ -76,9 +76,29 @@ def main(
     """Run `body` as this process; the exit code, for `sys.exit`.
 
     0: the body returned. 2: `StartupError`, one line on stderr. 1: anything else, logged with its stack.
+    Below a launcher it does not return but ends the process: what a body holds it frees itself, not at exit.
     """
     try:
         config = parse(kind, sys.argv[1:] if argv is None else argv, program=program)
+    except StartupError as error:
+        return _refuse(program, error)
+    code = _run(config, body, program)
+    if config.ready_fd >= 0:
+        # Taking the interpreter and torch apart object by object costs seconds, in which the launcher waits.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks."""
+    return " ".join(part.strip() for part in str(error).splitlines())
+
+
+def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
+    """`main` once the configuration is known."""
+    try:
         configure(getattr(config, "name", program), config.log_level)
         lifecycle = Lifecycle(config.ready_fd)
         lifecycle.listen()
@@ -87,17 +107,16 @@ def main(
             _die_with_parent(config.ready_fd)
         body(config, lifecycle)
     except StartupError as error:
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr, flush=True)
-        return STARTUP_FAILED
+        return _refuse(program, error)
     except Exception:
         log.exception("%s failed", program)
         return 1
     return 0
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message without line breaks."""
-    return " ".join(part.strip() for part in str(error).splitlines())
+def _refuse(program: str, error: StartupError) -> int:
+    print(f"{program}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    return STARTUP_FAILED
 
 
 def _die_with_parent(ready_fd: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from xgr_runtime.cli import catalog, demo, serve
 from xgr_runtime.errors import StartupError
+from xgr_runtime.process import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except StartupError as error:
-        print(f"xgr {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"xgr {args.command}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
