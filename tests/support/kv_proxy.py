@@ -19,7 +19,7 @@ class KvProxy:
     """Stands at `address` for the decode worker that listens at `target`.
 
     `hold_after(n)` lets n chunks pass and then nothing more from prefill workers until `release()`; `held` is
-    set when the next chunk waits, and `held_chunk` is its header. `on_ack` is called with each ACK that passes.
+    set when the next chunk waits; `held_chunk` is its header. `on_ack` is called with each ACK that passes.
     """
 
     def __init__(self, address: str, target: str) -> None:

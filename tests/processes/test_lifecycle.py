@@ -1,0 +1,223 @@
+"""The whole deployment as a user runs it: start, serve, stop, start again, and a worker that dies."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import wait_settled
+
+from xgr_runtime.client import XgrClient
+from xgr_runtime.errors import RequestError
+
+START_SECONDS = 150.0
+
+
+class Server:
+    """`xgr serve` in a process of its own, and what it printed."""
+
+    def __init__(self, *argv: str, folder: Path) -> None:
+        environ = {**os.environ, "TMPDIR": str(folder)}
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "xgr_runtime.cli", "serve", *argv],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environ,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def url(self) -> str:
+        """Where it serves, once it says that it is ready."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            for line in self.lines:
+                if match := re.search(r"ready at (http://\S+)", line):
+                    return match.group(1)
+            time.sleep(0.05)
+        raise AssertionError("not ready:\n" + "".join(self.lines))
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self, module: str) -> psutil.Process:
+        return next(p for p in self.family() if module in p.cmdline())
+
+    def end(self, seconds: float = 60) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(5)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: socket paths have a limit."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="xgr-t-", dir="/tmp") as made:
+        yield Path(made)
+
+
+@contextmanager
+def serving(checkpoint: Path, catalog: Path, folder: Path, *flags: str) -> Iterator[Server]:
+    files = ["--model-path", str(checkpoint), "--catalog", str(catalog)]
+    server = Server(*files, "--port", "0", "--kv-bytes", "67108864", *flags, folder=folder)
+    try:
+        yield server
+    finally:
+        family = [server.process, *_family_or_nothing(server)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.kill()
+        server.process.wait(10)
+
+
+def _family_or_nothing(server: Server) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return server.family()
+    return []
+
+
+def assert_nothing_left(family: list[psutil.Process], folder: Path, shm: set[Path]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"still running: {alive}"
+    assert not run_folders(folder), "sockets or folders left"
+    assert shared_memory() <= shm, "segments left"
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """What launchers made there; torch keeps a cache of its own in the same place."""
+    return list(folder.glob("xgr-*"))
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_signal_under_load_drains_and_leaves_nothing(
+    checkpoint: Path, catalog_source: Path, folder: Path, stop: signal.Signals
+) -> None:
+    shm = shared_memory()
+    with serving(checkpoint, catalog_source, folder) as server:
+        client = XgrClient(server.url())
+        family = server.family()
+        assert len(family) == 3
+        started = threading.Event()
+        outcomes: list[object] = []
+
+        def load() -> None:
+            while True:
+                try:
+                    outcomes.append(client.generate(input_ids=[1, 5, 6, 7] * 60, beam_width=64, n=5))
+                except RequestError as error:
+                    outcomes.append(error)
+                    return
+                except Exception as error:  # the port is closed: the drain is over
+                    outcomes.append(error)
+                    return
+                started.set()
+
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(load)
+            assert started.wait(60)
+            server.process.send_signal(stop)
+            assert server.end() == 0
+        assert_nothing_left(family, folder, shm)
+    ended = [o for o in outcomes if isinstance(o, Exception)]
+    codes = {getattr(error, "code", type(error).__name__) for error in ended}
+    assert codes <= {"draining", "ConnectError", "RemoteProtocolError", "ReadError"}, codes
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_killed_launcher_takes_everything_with_it(
+    checkpoint: Path, catalog_source: Path, folder: Path
+) -> None:
+    with serving(checkpoint, catalog_source, folder) as server:
+        server.url()
+        family = server.family()
+        server.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+    # What a killed launcher could not remove, the next one does.
+    with serving(checkpoint, catalog_source, folder) as server:
+        server.url()
+        assert len(run_folders(folder)) == 1
+        server.process.terminate()
+        assert server.end() == 0
+    assert not run_folders(folder)
+
+
+def test_killed_workers_come_back(checkpoint: Path, catalog_source: Path, folder: Path) -> None:
+    with serving(checkpoint, catalog_source, folder) as server:
+        client = XgrClient(server.url())
+        before = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
+        for module in ("prefill_worker", "decode_worker"):
+            server.worker(module).kill()
+            until = time.monotonic() + START_SECONDS
+            while client.ready():  # the loss is noticed at once
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            while not client.ready():
+                assert time.monotonic() < until, "".join(server.lines)
+                time.sleep(0.1)
+            after = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
+            assert after.meta_info.beam_results == before.meta_info.beam_results
+        wait_settled(client)
+
+
+def test_a_second_server_on_the_same_port_says_so(
+    checkpoint: Path, catalog_source: Path, folder: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        argv = ["--model-path", str(checkpoint), "--catalog", str(catalog_source), "--port", str(port)]
+        server = Server(*argv, folder=folder)
+        assert server.end() == 2
+    errors = [line for line in server.lines if "error:" in line]
+    assert len(errors) == 1 and "--port" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--model-path", "/nowhere"], "/nowhere"),
+        (["--catalog", "/nowhere.json"], "/nowhere.json"),
+        (["--max-prompt-tokens", "100000000"], "--max-prompt-tokens"),
+        (["--max-rows", "8"], "--max-rows"),
+        (["--model-backend", "sglang"], "sglang"),
+        (["--kv-bytes", "1"], "--kv-bytes"),
+        (["--port", "http"], "--port"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_wrong_flag_is_one_clear_line_before_any_port_opens(
+    checkpoint: Path, catalog_source: Path, folder: Path, flags: list[str], named: str
+) -> None:
+    argv = {"--model-path": str(checkpoint), "--catalog": str(catalog_source), "--port": "0"}
+    argv |= {flags[0]: flags[1]}
+    server = Server(*(part for pair in argv.items() for part in pair), folder=folder)
+    assert server.end(START_SECONDS) == 2
+    errors = [line for line in server.lines if "error:" in line]
+    assert len(errors) == 1 and named in errors[0], "".join(server.lines)
+    assert not any("Traceback" in line or "ready at" in line for line in server.lines)
+    assert not run_folders(folder)
