@@ -95,7 +95,7 @@ class Dispatcher:
                 return work.result()
             if aborted.done():
                 raise Cancelled("the request was aborted")
-            raise DeadlineExceeded("the deadline passed; the work was cancelled")
+            raise DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
         finally:
             work.cancel()
             del self._live[job.rid]
@@ -236,7 +236,8 @@ class Dispatcher:
                 if not tried.future.done():
                     tried.future.set_result(message)
             case Failed():
-                error = request_error(message.code, message.message, message.stage)
+                late = message.code == DeadlineExceeded.code  # a worker saw it before we did
+                error = request_error(message.code, message.message, "timeout_ms" if late else message.stage)
                 tried.fail(_Retry(error) if message.retry else error)
 
     def _on_lost(self, link: WorkerLink, incarnation: int, reason: str) -> None:
