@@ -1,0 +1,114 @@
+"""What the answer should be: exact beam search in plain Python, and Hugging Face's own.
+
+The model runs in float32: Hugging Face computes norms and rotary angles in float32 whatever the weights are,
+so that loading in float64 would make it slower and hardly more exact. What is summed up on top of it, the
+log-softmax and the scores, is float64: the oracle adds no rounding of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from items import Items, Sid
+from transformers import AutoModelForCausalLM
+
+ScoreMode = Literal["vocab", "legal"]
+Ranked = list[tuple[Sid, float]]
+
+
+class Oracle:
+    """One checkpoint, asked one request at a time."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def beams(self, prompt: Sequence[int], items: Items, width: int, mode: ScoreMode = "vocab") -> Ranked:
+        """The `width` best SIDs of an exact beam search, best first."""
+        return self._search(prompt, items, width, mode)[0]
+
+    def closest_cut(self, prompt: Sequence[int], items: Items, width: int) -> float:
+        """The smallest gap between the last beam kept and the first one dropped, over all levels."""
+        return min(self._search(prompt, items, width, "vocab")[1])
+
+    @torch.inference_mode()
+    def every_leaf(self, prompt: Sequence[int], items: Items, mode: ScoreMode) -> Ranked:
+        """Every SID by its score, each computed by itself: no search, nothing pruned."""
+        sids = list(items.by_sid)
+        logits = self._logits(prompt, [sid[:-1] for sid in sids])  # [S, depth, V]
+        scores = [
+            sum(
+                _log_probability(row[level], items.children[sid[:level]], mode)[t]
+                for level, t in enumerate(sid)
+            )
+            for sid, row in zip(sids, logits, strict=True)
+        ]
+        return sorted(zip(sids, map(float, scores), strict=True), key=lambda pair: -pair[1])
+
+    @torch.inference_mode()
+    def hugging_face(self, prompt: Sequence[int], items: Items, width: int) -> Ranked:
+        """The same beams from `generate`, held to the catalog by `prefix_allowed_tokens_fn`."""
+        ids = torch.tensor([list(prompt)])
+        made = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=items.depth,
+            min_new_tokens=items.depth,
+            prefix_allowed_tokens_fn=lambda _, row: items.children.get(
+                tuple(row[len(prompt) :].tolist()), [0]
+            ),
+            do_sample=False,
+            early_stopping=True,
+            length_penalty=0.0,
+            return_dict_in_generate=True,
+            output_scores=True,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        pairs = zip(made.sequences[:, len(prompt) :].tolist(), made.sequences_scores.tolist(), strict=True)
+        # Where a level has fewer children than beams, generate fills up with dead beams of minus infinity.
+        return [(tuple(sid), score) for sid, score in pairs if score > -1e6]
+
+    @torch.inference_mode()
+    def _search(
+        self, prompt: Sequence[int], items: Items, width: int, mode: ScoreMode
+    ) -> tuple[Ranked, list[float]]:
+        beams: Ranked = [((), 0.0)]
+        gaps = []
+        for _ in range(items.depth):
+            logits = self._logits(prompt, [prefix for prefix, _ in beams])[:, -1]  # [beams, V]
+            grown: Ranked = []
+            for (prefix, score), row in zip(beams, logits, strict=True):
+                legal = items.children[prefix]
+                grown += [
+                    ((*prefix, token), score + value)
+                    for token, value in _log_probability(row, legal, mode).items()
+                ]
+            grown.sort(key=lambda pair: -pair[1])  # stable: equal scores stay by parent, then by token
+            gaps.append(grown[width - 1][1] - grown[width][1] if len(grown) > width else math.inf)
+            beams = grown[:width]
+        return beams, gaps
+
+    def _logits(self, prompt: Sequence[int], prefixes: list[Sid]) -> torch.Tensor:
+        """Logits after the prompt and after each token of each prefix [N, tokens + 1, V], equal lengths."""
+        first = self.model(torch.tensor([list(prompt)]), use_cache=True)
+        last = first.logits[:, -1:].expand(len(prefixes), -1, -1)
+        if not prefixes[0]:
+            return last
+        cache = copy.deepcopy(first.past_key_values)
+        cache.batch_repeat_interleave(len(prefixes))
+        after = self.model(torch.tensor(prefixes), past_key_values=cache, use_cache=True).logits
+        return torch.cat([last, after], dim=1)
+
+
+def _log_probability(logits: torch.Tensor, legal: list[int], mode: ScoreMode) -> dict[int, float]:
+    """log p of each legal token; logits [V]."""
+    wide = logits.double()
+    total = torch.logsumexp(wide if mode == "vocab" else wide[legal], dim=-1)
+    return dict(zip(legal, (wide[legal] - total).tolist(), strict=True))
