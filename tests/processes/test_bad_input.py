@@ -1,0 +1,250 @@
+"""Every way to be refused, against real processes: status, error body, and nothing held afterwards."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cluster import wait_settled
+from items import Items
+from sameness import assert_identical
+
+from xgr_runtime import errors
+from xgr_runtime.answer import ServerInfo
+from xgr_runtime.client import XgrClient, read
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.launch import Deployment
+
+HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old
+LONG = 6000  # tokens: hundreds of milliseconds of work on any machine that runs tests
+Body = dict[str, Any]
+
+
+def check(response: httpx.Response, status: int, code: str, param: str | None = None) -> str:
+    """Asserts the error body and returns its message."""
+    body = response.json()
+    assert response.status_code == status, body
+    assert set(body) == {"error", "request_id", "retryable"}
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"] and body["request_id"]
+    assert body["retryable"] is errors.BY_CODE[code].retryable
+    return str(error["message"])
+
+
+def post(client: XgrClient, body: object) -> httpx.Response:
+    return client.http.post("/generate", json=body)
+
+
+def live(client: XgrClient) -> int:
+    return read(client.http.get("/server_info"), ServerInfo).live_requests
+
+
+def wait_live(client: XgrClient, count: int) -> None:
+    """Until the router holds exactly `count` requests."""
+    until = time.monotonic() + 30
+    while live(client) != count:
+        assert time.monotonic() < until, f"never {count} live requests"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def long_prompt(client: XgrClient, prompts: list[list[int]]) -> list[int]:
+    """Slow enough to be caught in the middle."""
+    tokens = [token for prompt in prompts for token in prompt]
+    return (tokens * (LONG // len(tokens) + 1))[:LONG]
+
+
+@pytest.fixture(autouse=True)
+def the_next_answer_is_undisturbed(client: XgrClient, prompts: list[list[int]]) -> Iterator[None]:
+    """Whatever a test does wrong, the next request gets the same answer as the one before."""
+    before = client.generate(input_ids=prompts[0], beam_width=16)
+    yield
+    assert_identical(client.generate(input_ids=prompts[0], beam_width=16), before)
+
+
+def sampling(**fields: object) -> Body:
+    return {"input_ids": [1], "sampling_params": fields}
+
+
+BAD_FIELDS: list[tuple[Body, str]] = [
+    ({}, "input_ids"),
+    ({"input_ids": [1], "history": []}, "history"),
+    ({"input_ids": [1], "text": "<a_0>"}, "text"),
+    ({"input_ids": []}, "input_ids"),
+    ({"input_ids": [1 << 20]}, "input_ids"),  # no such token
+    ({"input_ids": [-1]}, "input_ids"),
+    ({"input_ids": [1.5]}, "input_ids"),
+    ({"input_ids": "1"}, "input_ids"),
+    ({"input_ids": [1] * 9000}, "input_ids"),  # prompt too long
+    ({"text": ""}, "text"),
+    ({"text": "<no_such_token>"}, "text"),
+    ({"history": ["no such item"]}, "history"),
+    ({"history": [-7]}, "history"),
+    ({"input_ids": [1], "rid": "two words"}, "rid"),
+    ({"input_ids": [1], "timeout_ms": 0}, "timeout_ms"),
+    ({"input_ids": [1], "timeout_ms": 3_600_001}, "timeout_ms"),
+    ({"input_ids": [1], "colour": "red"}, "colour"),
+    ({"input_ids": [1], "filters": {"deny": "0"}}, "filters.deny"),
+    ({"input_ids": [1], "filters": {"allow": [None]}}, "filters.allow"),
+    ({"input_ids": [1], "filters": {"some": []}}, "filters.some"),
+    ({"input_ids": [1], "filters": {"exclude_history": True}}, "filters.exclude_history"),
+    (sampling(beam_width=0), "sampling_params.beam_width"),
+    (sampling(beam_width=1025), "sampling_params.beam_width"),
+    (sampling(beam_width="9"), "sampling_params.beam_width"),
+    (sampling(n=0), "sampling_params.n"),
+    (sampling(beam_width=8, n=9), "sampling_params.n"),
+    (sampling(score_mode="best"), "sampling_params.score_mode"),
+    (sampling(temperature=0.7), "sampling_params.temperature"),
+    (sampling(max_new_tokens=99), "sampling_params.max_new_tokens"),
+    (sampling(beams=3), "sampling_params.beams"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=[f"{body!s:.50}" for body, _ in BAD_FIELDS])
+def test_bad_field(client: XgrClient, body: Body, param: str) -> None:
+    message = check(post(client, body), 400, "invalid_value", param)
+    assert param.rpartition(".")[2] in message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"text": "\xff"}'], ids=repr)
+def test_no_json_object(client: XgrClient, body: bytes) -> None:
+    check(client.http.post("/generate", content=body), 400, "invalid_value")
+
+
+def test_body_too_large(client: XgrClient) -> None:
+    most = read(client.http.get("/server_info"), ServerInfo).max_body_bytes
+    check(client.http.post("/generate", content=b" " * (most + 1)), 413, "body_too_large")
+
+
+def test_unannounced_body_too_large(client: XgrClient) -> None:
+    most = read(client.http.get("/server_info"), ServerInfo).max_body_bytes
+    parts = (b" " * (1 << 20) for _ in range(most // (1 << 20) + 1))
+    check(client.http.post("/generate", content=parts), 413, "body_too_large")
+
+
+@pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded", "application/msgpack"])
+def test_wrong_media_type(client: XgrClient, media: str) -> None:
+    response = client.http.post("/generate", content=b"{}", headers={"content-type": media})
+    check(response, 415, "wrong_media_type")
+
+
+def test_no_such_route(client: XgrClient) -> None:
+    check(client.http.get("/nothing"), 404, "not_found")
+
+
+def test_wrong_method(client: XgrClient) -> None:
+    response = client.http.get("/generate")
+    check(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def test_abort_of_nobody(client: XgrClient) -> None:
+    check(client.http.post("/abort_request", json={"rid": "nobody"}), 404, "not_found", "rid")
+
+
+# --- requests that are under way -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def caught(client: XgrClient, long_prompt: list[int]) -> Iterator[Callable[..., Future[httpx.Response]]]:
+    """Sends a long request from a thread and returns while the router holds it."""
+    with ThreadPoolExecutor(1) as pool:
+
+        def send(rid: str) -> Future[httpx.Response]:
+            answer = pool.submit(post, client, {"input_ids": long_prompt, "rid": rid})
+            wait_live(client, 1)
+            return answer
+
+        yield send
+
+
+def test_duplicate_live_rid(
+    client: XgrClient, caught: Callable[..., Future[httpx.Response]], prompts: list[list[int]]
+) -> None:
+    first = caught("twin")
+    check(post(client, {"input_ids": prompts[0], "rid": "twin"}), 409, "duplicate_rid", "rid")
+    assert first.result(60).status_code == 200, "the live one goes on"
+    assert post(client, {"input_ids": prompts[0], "rid": "twin"}).status_code == 200, "it is free again"
+
+
+def test_aborted_request(client: XgrClient, caught: Callable[..., Future[httpx.Response]]) -> None:
+    first = caught("unwanted")
+    client.abort("unwanted")
+    check(first.result(60), 499, "cancelled")
+    assert_all_freed(client)
+
+
+@pytest.mark.parametrize("timeout_ms", [1, 20], ids="{}ms".format)
+def test_deadline(client: XgrClient, long_prompt: list[int], timeout_ms: int) -> None:
+    body = {"input_ids": long_prompt, "timeout_ms": timeout_ms, "sampling_params": {"beam_width": 512}}
+    for _ in range(3):
+        message = check(post(client, body), 504, "deadline_exceeded", "timeout_ms")
+        assert "deadline" in message
+    assert_all_freed(client)
+
+
+def test_client_that_goes_away(client: XgrClient, deployment: Deployment, long_prompt: list[int]) -> None:
+    body = {"input_ids": long_prompt, "sampling_params": {"beam_width": 1024}}
+    for _ in range(3):
+        with httpx.Client(base_url=deployment.url) as other, pytest.raises(httpx.ReadTimeout):
+            other.post("/generate", json=body, timeout=httpx.Timeout(30.0, read=0.05))
+    wait_live(client, 0)
+    assert_all_freed(client)
+
+
+def assert_all_freed(client: XgrClient) -> None:
+    assert live(client) == 0
+    time.sleep(HEARTBEATS)
+    wait_settled(client)
+
+
+# --- keys ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a deployment that wants a key."""
+    few = items.only(set(sorted(items.sids)[:30]))
+    index = few.write_index(tmp_path_factory.mktemp("locked") / "index.json", checkpoint)
+    config = ServeConfig(
+        model_path=str(checkpoint),
+        catalog=str(index),
+        port=0,
+        api_key="k3y",
+        kv_bytes=32 << 20,
+        log_level="WARNING",
+    )
+    with Deployment(config) as deployment:
+        yield deployment.url
+
+
+KEYS: list[tuple[str | None, int, str]] = [
+    (None, 401, "missing_api_key"),
+    ("Basic abc", 401, "missing_api_key"),
+    ("Bearer", 401, "missing_api_key"),
+    ("Bearer wrong", 403, "wrong_api_key"),
+    ("Bearer k3y", 200, ""),
+]
+
+
+@pytest.mark.parametrize(("header", "status", "code"), KEYS, ids=[str(header) for header, _, _ in KEYS])
+def test_key(locked: str, header: str | None, status: int, code: str) -> None:
+    headers = {} if header is None else {"authorization": header}
+    for method, path in (("POST", "/generate"), ("GET", "/workers")):
+        response = httpx.request(
+            method,
+            locked + path,
+            headers={"content-type": "application/json", **headers},
+            content=json.dumps({"input_ids": [1]}) if method == "POST" else None,
+        )
+        if status == 200:
+            assert response.status_code == 200
+        else:
+            check(response, status, code)
+    assert httpx.get(f"{locked}/readiness").status_code == 200, "probes need no key"

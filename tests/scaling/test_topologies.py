@@ -1,0 +1,122 @@
+"""More workers change nothing but the speed: 2 + 2 answers as 1 + 1 does, in any order and company."""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import wait_settled
+from sameness import assert_identical
+
+from xgr_runtime.answer import Answer, WorkerStatus
+from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.launch import Deployment
+
+HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old
+WIDTHS = (1, 7, 20, 50, 128)
+
+
+def deploy(checkpoint: Path, catalog: Path, workers: int) -> Deployment:
+    return Deployment(
+        ServeConfig(
+            model_path=str(checkpoint),
+            catalog=str(catalog),
+            port=0,
+            prefill_workers=workers,
+            decode_workers=workers,
+            kv_bytes=64 << 20,
+            log_level="WARNING",
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def queries(histories: list[dict[str, Any]]) -> list[Query]:
+    """Forty requests: different users, widths, modes and filters."""
+    draw = random.Random(3)
+    users = [[str(item) for item in row["history"]] for row in draw.sample(histories, 40)]
+    seen = sorted({item for history in users for item in history})
+    return [
+        {
+            "history": history,
+            "beam_width": WIDTHS[number % len(WIDTHS)],
+            "score_mode": "legal" if number % 3 == 0 else "vocab",
+            "exclude_history": number % 4 == 0,
+            "deny": draw.sample(seen, len(seen) // 2) if number % 7 == 0 else [],
+        }
+        for number, history in enumerate(users)
+    ]
+
+
+@pytest.fixture(scope="module")
+def single(checkpoint: Path, catalog_source: Path, queries: list[Query]) -> list[Answer]:
+    """The answers of one prefill and one decode worker, one request at a time."""
+    with deploy(checkpoint, catalog_source, 1) as deployment, XgrClient(deployment.url) as client:
+        return [client.generate(**query) for query in queries]
+
+
+@pytest.fixture(scope="module")
+def double(checkpoint: Path, catalog_source: Path, single: list[Answer]) -> Iterator[XgrClient]:
+    """A client of two prefill and two decode workers; at the end nothing may be held anywhere."""
+    with (
+        deploy(checkpoint, catalog_source, 2) as deployment,
+        XgrClient(deployment.url, timeout=120) as client,
+    ):
+        yield client
+        time.sleep(HEARTBEATS)
+        assert len(wait_settled(client)) == 4
+
+
+def test_one_at_a_time(double: XgrClient, queries: list[Query], single: list[Answer]) -> None:
+    for query, expected in zip(queries, single, strict=True):
+        assert_identical(double.generate(**query), expected)
+
+
+@pytest.mark.parametrize("order", range(3), ids="order={}".format)
+def test_sixteen_at_a_time_in_any_order(
+    double: XgrClient, queries: list[Query], single: list[Answer], order: int
+) -> None:
+    """Each order puts other requests into the same batches."""
+    pairs = list(zip(queries, single, strict=True))
+    random.Random(order).shuffle(pairs)
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda pair: double.generate(**pair[0]), pairs))
+    for answer, (_, expected) in zip(answers, pairs, strict=True):
+        assert answer.meta_info.attempts == 1, "nothing failed on the way"
+        assert_identical(answer, expected)
+
+
+def test_the_same_request_sixteen_times_at_once(
+    double: XgrClient, queries: list[Query], single: list[Answer]
+) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: double.generate(**queries[4]), range(16)))
+    for answer in answers:
+        assert_identical(answer, single[4])
+
+
+def test_work_spreads_over_all_workers(double: XgrClient, queries: list[Query]) -> None:
+    before = counted(double)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda query: double.generate(**query), queries * 2))
+    done = {name: after - before[name] for name, after in counted(double).items()}
+    assert len(done) == 4
+    total = 2 * len(queries)
+    assert done["prefill-0"] + done["prefill-1"] == done["decode-0"] + done["decode-1"] == total
+    # Pairing goes by load, and sixteen callers load all: half each, but for the chance of a few.
+    assert min(done.values()) >= total // 5, done
+
+
+def counted(client: XgrClient) -> dict[str, float]:
+    """Requests done so far, by worker."""
+    time.sleep(HEARTBEATS)
+    return {str(worker.worker): done_by(worker) for worker in client.workers()}
+
+
+def done_by(worker: WorkerStatus) -> float:
+    assert worker.load is not None
+    return worker.load.counters.get("prompts" if worker.role == "prefill" else "answered", 0.0)
