@@ -42,15 +42,16 @@ class DecodeEngine:
 
     def step(self, searches: Sequence[Search]) -> Selection:
         """Advance every search by one level; returns the selection for its statistics."""
+        started = time.monotonic()
         running = [s for s in searches if s.level]
         starting = [s for s in searches if not s.level]
         hidden = [torch.from_numpy(np.stack([s.hidden for s in starting]))] if starting else []
         if running:
-            started = time.monotonic()
             hidden.append(self.forward(running).float())
-            for search in running:
-                search.forward_seconds += time.monotonic() - started
         logits = self.model.logits(torch.cat(hidden))  # [R, V]
+        seconds = time.monotonic() - started
+        for search in searches:
+            search.forward_seconds += seconds
         return self.select(starting + running, logits)
 
     def forward(self, searches: Sequence[Search]) -> Tensor:

@@ -125,7 +125,10 @@ class Committed(Message, frozen=True, tag="committed"):
 
 
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a request's time went, in seconds. `forward` is the part of decode inside the model."""
+    """Where a request's time went, in seconds.
+
+    `forward` is the part of `decode` inside the model, layers and head, in steps that it may have shared.
+    """
 
     queue: float
     prefill: float

@@ -87,8 +87,11 @@ def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
 
 
 def _worker(module: str, config: PrefillConfig | DecodeConfig) -> Program:
-    # Also for the OpenMP pools that torch's own thread setting does not reach.
-    return Program(config.name, module, to_argv(config), {"OMP_NUM_THREADS": str(config.threads)})
+    environ = {
+        "OMP_NUM_THREADS": str(config.threads),  # for the pools that torch's own setting does not reach
+        "OMP_WAIT_POLICY": "passive",  # a worker that waits must not burn the other one's core
+    }
+    return Program(config.name, module, to_argv(config), environ)
 
 
 def _router(config: RouterConfig) -> Program:
