@@ -1,21 +1,18 @@
 """One deployment of real processes for the whole session, and what its answers are held against."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import wait_settled
+from freed import assert_all_freed
 from items import Items, read_items
 from oracle import Oracle
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
-
-HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old, so an old zero proves nothing
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +34,7 @@ def client(deployment: Deployment) -> Iterator[XgrClient]:
     """A client; once a module is through with it, nothing may be held anywhere."""
     with XgrClient(deployment.url, timeout=120.0) as open_client:
         yield open_client
-        time.sleep(HEARTBEATS)
-        wait_settled(open_client)
+        assert_all_freed(open_client)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cluster import wait_settled
+from freed import assert_all_freed
 from items import Items
 from sameness import assert_identical
 
@@ -19,7 +19,6 @@ from xgr_runtime.client import XgrClient, read
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
-HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old
 LONG = 6000  # tokens: hundreds of milliseconds of work on any machine that runs tests
 Body = dict[str, Any]
 
@@ -196,12 +195,6 @@ def test_client_that_goes_away(client: XgrClient, deployment: Deployment, long_p
             other.post("/generate", json=body, timeout=httpx.Timeout(30.0, read=0.05))
     wait_live(client, 0)
     assert_all_freed(client)
-
-
-def assert_all_freed(client: XgrClient) -> None:
-    assert live(client) == 0
-    time.sleep(HEARTBEATS)
-    wait_settled(client)
 
 
 # --- keys ----------------------------------------------------------------------------------------------

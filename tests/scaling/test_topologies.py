@@ -1,74 +1,25 @@
 """More workers change nothing but the speed: 2 + 2 answers as 1 + 1 does, in any order and company."""
 
 import random
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
-from cluster import wait_settled
+from freed import assert_all_freed, fresh_workers
 from sameness import assert_identical
 
 from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.client import Query, XgrClient
-from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
-HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old
-WIDTHS = (1, 7, 20, 50, 128)
-
-
-def deploy(checkpoint: Path, catalog: Path, workers: int) -> Deployment:
-    return Deployment(
-        ServeConfig(
-            model_path=str(checkpoint),
-            catalog=str(catalog),
-            port=0,
-            prefill_workers=workers,
-            decode_workers=workers,
-            kv_bytes=64 << 20,
-            log_level="WARNING",
-        )
-    )
-
 
 @pytest.fixture(scope="module")
-def queries(histories: list[dict[str, Any]]) -> list[Query]:
-    """Forty requests: different users, widths, modes and filters."""
-    draw = random.Random(3)
-    users = [[str(item) for item in row["history"]] for row in draw.sample(histories, 40)]
-    seen = sorted({item for history in users for item in history})
-    return [
-        {
-            "history": history,
-            "beam_width": WIDTHS[number % len(WIDTHS)],
-            "score_mode": "legal" if number % 3 == 0 else "vocab",
-            "exclude_history": number % 4 == 0,
-            "deny": draw.sample(seen, len(seen) // 2) if number % 7 == 0 else [],
-        }
-        for number, history in enumerate(users)
-    ]
-
-
-@pytest.fixture(scope="module")
-def single(checkpoint: Path, catalog_source: Path, queries: list[Query]) -> list[Answer]:
-    """The answers of one prefill and one decode worker, one request at a time."""
-    with deploy(checkpoint, catalog_source, 1) as deployment, XgrClient(deployment.url) as client:
-        return [client.generate(**query) for query in queries]
-
-
-@pytest.fixture(scope="module")
-def double(checkpoint: Path, catalog_source: Path, single: list[Answer]) -> Iterator[XgrClient]:
+def double(deploy: Callable[..., Deployment], single: list[Answer]) -> Iterator[XgrClient]:
     """A client of two prefill and two decode workers; at the end nothing may be held anywhere."""
-    with (
-        deploy(checkpoint, catalog_source, 2) as deployment,
-        XgrClient(deployment.url, timeout=120) as client,
-    ):
+    two_by_two = deploy(prefill_workers=2, decode_workers=2)
+    with two_by_two as deployment, XgrClient(deployment.url, timeout=120) as client:
         yield client
-        time.sleep(HEARTBEATS)
-        assert len(wait_settled(client)) == 4
+        assert len(assert_all_freed(client)) == 4
 
 
 def test_one_at_a_time(double: XgrClient, queries: list[Query], single: list[Answer]) -> None:
@@ -113,8 +64,7 @@ def test_work_spreads_over_all_workers(double: XgrClient, queries: list[Query]) 
 
 def counted(client: XgrClient) -> dict[str, float]:
     """Requests done so far, by worker."""
-    time.sleep(HEARTBEATS)
-    return {str(worker.worker): done_by(worker) for worker in client.workers()}
+    return {str(worker.worker): done_by(worker) for worker in fresh_workers(client)}
 
 
 def done_by(worker: WorkerStatus) -> float:

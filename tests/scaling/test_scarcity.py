@@ -1,0 +1,77 @@
+"""Too little memory for everybody at once: requests wait for their turn, none fails, no answer changes."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from freed import assert_all_freed
+from sameness import assert_identical
+
+from xgr_runtime.answer import Answer
+from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.errors import DeadlineExceeded
+from xgr_runtime.launch import Deployment
+
+LONGEST = 257  # tokens: 64 items of four tokens and the begin token
+
+
+@pytest.fixture(scope="module")
+def scarce(checkpoint: Path, deploy: Callable[..., Deployment], single: list[Answer]) -> Iterator[XgrClient]:
+    """KV for three long prompts, rows for one wide beam, small pages, batches and chunks, one credit."""
+    settings = {
+        "kv_bytes": 3 * (LONGEST + 15) * token_bytes(checkpoint),
+        "max_rows": 150,
+        "max_beam_width": 150,
+        "page_size": 4,
+        "batch_tokens": LONGEST,
+        "chunk_bytes": 4096,
+        "chunk_credits": 1,
+    }
+    with deploy(**settings) as deployment, XgrClient(deployment.url, timeout=120) as client:
+        yield client
+        assert len(assert_all_freed(client)) == 2
+
+
+def token_bytes(checkpoint: Path) -> int:
+    """Keys and values of one token in float32."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return 2 * 4 * int(config["num_hidden_layers"] * config["num_key_value_heads"] * head)
+
+
+def test_everybody_waits_and_is_answered(
+    scarce: XgrClient, queries: list[Query], single: list[Answer]
+) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda query: scarce.generate(**query), queries))
+    for answer, expected in zip(answers, single, strict=True):
+        assert answer.meta_info.attempts == 1
+        assert_identical(answer, expected)
+
+
+def test_a_prompt_that_can_never_fit_is_refused(scarce: XgrClient) -> None:
+    response = scarce.http.post("/generate", json={"input_ids": [1] * 4 * LONGEST})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "input_ids"
+
+
+def test_cancelled_while_waiting(scarce: XgrClient, queries: list[Query], single: list[Answer]) -> None:
+    """Deadlines pass in every queue there is; whoever still has time is answered, and rightly."""
+    hurried: list[Query] = [{**query, "timeout_ms": 5 + 15 * i} for i, query in enumerate(queries)]
+
+    def ask(query: Query) -> Answer | None:
+        try:
+            return scarce.generate(**query)
+        except DeadlineExceeded:
+            return None
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, hurried))
+    assert None in answers, "the first deadline is too short for anybody"
+    for answer, expected in zip(answers, single, strict=True):
+        if answer is not None:
+            assert_identical(answer, expected)
+    assert_all_freed(scarce)
+    assert_identical(scarce.generate(**queries[0]), single[0])
