@@ -35,7 +35,11 @@ async def _serve(
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    lifecycle.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    lifecycle.on_stop(wake)
     serving = asyncio.create_task(server.serve(sockets=[http]))
     lifecycle.ready({"port": http.getsockname()[1]})
     await stop.wait()
@@ -58,7 +62,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
-        # Connections inherit it. Without it an answer's second packet waits 40 ms for the client's delayed ACK.
+        # Connections inherit it; without it an answer waits 40 ms for the client's delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:

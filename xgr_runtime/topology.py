@@ -25,7 +25,7 @@ C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 
 def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
-    _check_port(config.host, config.port)
+    check_port(config.host, config.port)
     read_config(Path(config.model_path))
     if not config.api_key and not _is_loopback(config.host):
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
@@ -108,7 +108,7 @@ def _socket(folder: Path, name: str) -> str:
     return f"ipc://{folder / name}"
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Raises `ConfigError` where the router could not bind; what changes meanwhile it finds out itself."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

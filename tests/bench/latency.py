@@ -2,9 +2,9 @@
 
 python tests/bench/latency.py --model-path DIR --catalog FILE [--beam-width 256] [--prompt-tokens 512]
 
-Both sides answer the same prompts, alternating, after a warm-up; what both answered is compared. `overhead` is
-what a request costs outside of the model's own forward passes: HTTP, wire, selection and scheduling, as the
-client's clock sees it. Prints a table, and one JSON line last.
+Both sides answer the same prompts, alternating, after a warm-up; what both answered is compared. `overhead`
+is what a request costs outside of the model's own forward passes: HTTP, wire, selection and scheduling, as
+the client's clock sees it. Prints a table, and one JSON line last.
 """
 
 import argparse

@@ -5,19 +5,19 @@ import sys
 from collections.abc import Callable, Sequence
 
 from xgr_runtime.cli import catalog, demo, serve
-from xgr_runtime.errors import StartupError
+from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: the command's; 2 for a wrong command line or a `StartupError`, one line on stderr."""
+    """The exit code: the command's own; for an error one line on stderr and 2 (nothing was started) or 1."""
     args = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = getattr(args, "func", None) or args.run
+    run: Callable[[argparse.Namespace], int] = args.func
     try:
         return run(args)
-    except StartupError as error:
+    except XgrError as error:
         print(f"xgr {args.command}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, StartupError) else 1
     except KeyboardInterrupt:
         return 130
 

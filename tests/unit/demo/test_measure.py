@@ -2,47 +2,70 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from io import StringIO
 
 import httpx
+import msgspec
 import pytest
 from rich.console import Console
 
+from xgr_runtime.answer import (
+    Answer,
+    BeamMeta,
+    BeamResult,
+    ErrorBody,
+    ErrorDetail,
+    FinishReason,
+    MetaInfo,
+    UnknownItems,
+)
 from xgr_runtime.cli.demo import measure, show
 from xgr_runtime.cli.demo.measure import Item, Recommendation, User
+from xgr_runtime.client import XgrClient
+from xgr_runtime.errors import NoWorkers
+from xgr_runtime.messages import Timing
 
 ITEMS = {f"p{number}": Item(f"thing {number}", popularity=number) for number in range(15)}
 USERS = [User("0", ["p0", "p1"], "p2"), User("1", ["p3"], "p14"), User("2", ["p4"], "p9")]
 
 
+def result(items: list[str], score: float) -> BeamResult:
+    return BeamResult([1, 2, 3], items, BeamMeta(score / 3, score))
+
+
 def server(request: httpx.Request) -> httpx.Response:
     """Recommends the number after the newest item, and then p9, which shares its SID with p8."""
     newest = int(json.loads(request.content)["history"][-1][1:])
-    found = [{"items": [f"p{newest + 1}"], "meta_info": {"cumulative_logprob": -1.0, "sequence_score": -0.3}}]
-    found += [{"items": ["p9", "p8"], "meta_info": {"cumulative_logprob": -2.0, "sequence_score": -0.6}}]
-    return httpx.Response(200, json={"meta_info": {"beam_results": found}})
+    found = [result([f"p{newest + 1}"], -1.0), result(["p9", "p8"], -2.0)]
+    timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
+    end, unknown = FinishReason("length", 3), UnknownItems(0, 0)
+    meta = MetaInfo("r", end, 4, 0, 3, 0.1, -0.3, -1.0, "v", 1, timing, 0, unknown, found)
+    answer = Answer("r", "", found[0].output_ids, found[0].items, meta)
+    return httpx.Response(200, content=msgspec.json.encode(answer))
+
+
+def client_of(answer: Callable[[httpx.Request], httpx.Response]) -> XgrClient:
+    return XgrClient("http://demo", transport=httpx.MockTransport(answer))
 
 
 @pytest.fixture
-def client() -> httpx.Client:
-    return httpx.Client(transport=httpx.MockTransport(server), base_url="http://demo")
+def client() -> XgrClient:
+    return client_of(server)
 
 
-def test_items_of_one_sid_follow_each_other_with_its_score(client: httpx.Client) -> None:
+def test_items_of_one_sid_follow_each_other_with_its_score(client: XgrClient) -> None:
     expected = [Recommendation("p2", -1.0), Recommendation("p9", -2.0), Recommendation("p8", -2.0)]
     assert measure.recommend(client, USERS[0]) == expected
 
 
 def test_a_list_ends_at_ten_items_even_within_a_sid() -> None:
-    results = [
-        {"items": [f"{sid}{twin}" for twin in "abc"], "meta_info": {"cumulative_logprob": 0.0}}
-        for sid in "1234"
-    ]
+    results = [result([f"{sid}{twin}" for twin in "abc"], 0.0) for sid in "1234"]
     found = " ".join(found.item for found in measure.ranked_items(results))
     assert found == "1a 1b 1c 2a 2b 2c 3a 3b 3c 4a"
 
 
-def test_hit_rate_counts_users_whose_next_item_is_listed(client: httpx.Client) -> None:
+def test_hit_rate_counts_users_whose_next_item_is_listed(client: XgrClient) -> None:
     assert measure.hit_rate(client, USERS) == pytest.approx(2 / 3)
 
 
@@ -52,11 +75,10 @@ def test_popularity_recommends_the_same_ten_to_everyone() -> None:
 
 
 def test_a_refused_request_is_an_error() -> None:
-    refusing = httpx.Client(
-        transport=httpx.MockTransport(lambda _: httpx.Response(503)), base_url="http://demo"
-    )
-    with pytest.raises(httpx.HTTPStatusError, match="503"):
-        measure.recommend(refusing, USERS[0])
+    detail = ErrorDetail("no pair of workers is ready", "overloaded_error", None, "no_workers")
+    body = msgspec.json.encode(ErrorBody(detail, "r", True))
+    with pytest.raises(NoWorkers, match="no pair"):
+        measure.recommend(client_of(lambda _: httpx.Response(503, content=body)), USERS[0])
 
 
 def test_curl_line_survives_the_shell() -> None:

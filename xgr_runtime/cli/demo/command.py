@@ -19,14 +19,16 @@ from xgr_runtime.cli.demo.prepare import DemoFiles, DemoSettings, TrainingPlan, 
 if TYPE_CHECKING:
     from rich.console import Console
 
+HOST = "127.0.0.1"
 SHOWN = 3  # users whose lists are printed
 REQUEST_TIMEOUT = 60.0  # seconds; generous, for a machine that is busy
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds `demo` to the command line; the parsed arguments carry `run_demo` as `run`."""
+    """Adds `demo` to the command line; the parsed arguments carry `run_demo` as `func`."""
     shop, training = ShopSettings(), TrainingPlan()
-    parser = subparsers.add_parser("demo", help="generate a shop, train a small model, serve it, ask it")
+    about = "generate a shop, train a small model, serve it, ask it"
+    parser = subparsers.add_parser("demo", help=about, description=about)
     parser.add_argument("--exit", action="store_true", help="leave after the requests instead of staying up")
     parser.add_argument(
         "--port", type=int, default=30000, help="port of the HTTP server (default: %(default)s)"
@@ -55,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         default=Path(".cache/demo"),
         help="folder of what is made once (default: %(default)s)",
     )
-    parser.set_defaults(run=run_demo)
+    parser.set_defaults(func=run_demo)
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -68,17 +70,18 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace, console: Console) -> int:
-    import httpx
-
     from xgr_runtime.cli.demo import show
     from xgr_runtime.cli.demo.servers import start_servers
+    from xgr_runtime.client import XgrClient
+    from xgr_runtime.topology import check_port
 
+    check_port(HOST, args.port)  # before the minute of training, not after it
     made = _prepare(args, console)
     items = measure.read_items(made.catalog)
     users = measure.read_users(made.histories, max(args.test_users, SHOWN))
     console.print("Starting router, prefill worker and decode worker ...")
-    with start_servers(made, args.port) as base_url:
-        with httpx.Client(base_url=base_url, timeout=REQUEST_TIMEOUT) as client:
+    with start_servers(made, HOST, args.port) as base_url:
+        with XgrClient(base_url, timeout=REQUEST_TIMEOUT) as client:
             for user in users[:SHOWN]:
                 show.recommendations(console, user, measure.recommend(client, user), items)
             model, popularity = measure.hit_rate(client, users), measure.popularity_hit_rate(items, users)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import httpx
+    from xgr_runtime.answer import BeamResult
+    from xgr_runtime.client import XgrClient
 
 TOP = 10
 BEAM_WIDTH = 64
@@ -62,27 +63,27 @@ def most_popular(items: dict[str, Item]) -> list[str]:
 
 
 def request_body(user: User) -> dict[str, Any]:
-    """The body of POST /generate for this user."""
+    """The body of POST /generate for this user, as a client without our library sends it."""
     return {"history": user.history, "sampling_params": {"beam_width": BEAM_WIDTH, "n": TOP}}
 
 
-def recommend(client: httpx.Client, user: User) -> list[Recommendation]:
-    """The TOP items for a user, best first. Raises `httpx.HTTPStatusError` for anything but 200."""
-    answer = client.post("/generate", json=request_body(user)).raise_for_status().json()
-    return ranked_items(answer["meta_info"]["beam_results"])
+def recommend(client: XgrClient, user: User) -> list[Recommendation]:
+    """The TOP items for a user, best first. Raises `RequestError`."""
+    answer = client.generate(history=user.history, beam_width=BEAM_WIDTH, n=TOP)
+    return ranked_items(answer.meta_info.beam_results)
 
 
-def ranked_items(beam_results: Sequence[dict[str, Any]]) -> list[Recommendation]:
+def ranked_items(beam_results: Sequence[BeamResult]) -> list[Recommendation]:
     """Items in the order of their SIDs; those that share one follow each other. At most TOP."""
     every = [
-        Recommendation(item, result["meta_info"]["cumulative_logprob"])
+        Recommendation(item, result.meta_info.cumulative_logprob)
         for result in beam_results
-        for item in result["items"]
+        for item in result.items
     ]
     return every[:TOP]
 
 
-def hit_rate(client: httpx.Client, users: Sequence[User]) -> float:
+def hit_rate(client: XgrClient, users: Sequence[User]) -> float:
     """Share of users whose held-out item is among their TOP recommendations."""
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         answers = pool.map(lambda user: recommend(client, user), users)
