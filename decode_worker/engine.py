@@ -1,7 +1,7 @@
 """One decode step: a forward over the beams of many requests, the head, and the selection."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import numpy as np
@@ -40,21 +40,24 @@ class DecodeEngine:
             while not search.over:
                 self.step([search])
 
-    def step(self, searches: Sequence[Search]) -> Selection:
-        """Advance every search by one level; returns the selection for its statistics."""
+    def step(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> Selection:
+        """Advance every search by one level; returns the selection for its statistics.
+
+        `on_layer` is called between the layers of the forward.
+        """
         started = time.monotonic()
         running = [s for s in searches if s.level]
         starting = [s for s in searches if not s.level]
         hidden = [torch.from_numpy(np.stack([s.hidden for s in starting]))] if starting else []
         if running:
-            hidden.append(self.forward(running).float())
+            hidden.append(self.forward(running, on_layer).float())
         logits = self.model.logits(torch.cat(hidden))  # [R, V]
         seconds = time.monotonic() - started
         for search in searches:
             search.forward_seconds += seconds
         return self.select(starting + running, logits)
 
-    def forward(self, searches: Sequence[Search]) -> Tensor:
+    def forward(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None) -> Tensor:
         """The newest token of every beam through the layers -> [R, hidden]."""
         counts = np.array([s.forward_rows for s in searches])
         levels = np.repeat([s.level for s in searches], counts)
@@ -74,6 +77,7 @@ class DecodeEngine:
             rows=_int64(np.concatenate([s.rows[: s.forward_rows] for s in searches])),
             tail_len=_int64(levels - 1),
             backend=self.kernels,
+            on_layer=on_layer,
         )
         tokens = _int64(np.concatenate([s.tokens for s in searches]))
         return self.model.forward(tokens, _int64(lengths + levels - 1), stage)

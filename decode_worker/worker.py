@@ -117,6 +117,7 @@ class DecodeWorker:
         self.early_opens: dict[AttemptId, tuple[bytes, Open]] = {}
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
+        self.inbox: list[Message] = []  # requests and cancels that came in during a step
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
             PagePool(engine.pool.pages), PagePool(config.max_rows), config.page_size
         )
@@ -136,8 +137,8 @@ class DecodeWorker:
         while not stopping():
             self.poller.wait(0 if self.running else self.config.heartbeat / 2)
             now = self.clock()
-            for message in self.control.receive(now):
-                self.handle_control(message, now)
+            self.listen()
+            self.handle_control(now)
             for received in self.data.receive():
                 self.handle_data(received, now)
             self.expire(now)
@@ -148,7 +149,8 @@ class DecodeWorker:
 
     def step(self) -> None:
         """One level for every running search; those that are over are answered."""
-        selection = self.engine.step([task.search for task in self.running if task.search])
+        searches = [task.search for task in self.running if task.search]
+        selection = self.engine.step(searches, on_layer=lambda _: self.listen())
         self.counters["steps"] += 1
         self.counters["rows"] += len(selection.score)
         self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
@@ -170,7 +172,16 @@ class DecodeWorker:
 
     # --- messages ---
 
-    def handle_control(self, message: Message, now: float) -> None:
+    def listen(self) -> None:
+        """Answer heartbeats and keep the rest for later. Also runs between the layers of a step."""
+        self.inbox.extend(self.control.receive(self.clock()))
+
+    def handle_control(self, now: float) -> None:
+        messages, self.inbox = self.inbox, []
+        for message in messages:
+            self.handle_request(message, now)
+
+    def handle_request(self, message: Message, now: float) -> None:
         match message:
             case DecodeRequest(id=id) if id.decode == self.incarnation and id not in self.tasks:
                 try:

@@ -31,7 +31,7 @@ async def _serve(
 ) -> None:
     dispatcher = Dispatcher(config, catalog.version)
     dispatcher.start()
-    app = make_app(dispatcher, catalog, tokenizer, _settings(config))
+    app = make_app(dispatcher, catalog, tokenizer, _settings(config, catalog.vocab_size))
     server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _settings(config: RouterConfig) -> HttpSettings:
+def _settings(config: RouterConfig, vocab_size: int) -> HttpSettings:
     name = config.served_model_name or Path(config.model_path).resolve().name
     return HttpSettings(
         model_name=name,
@@ -90,6 +90,7 @@ def _settings(config: RouterConfig) -> HttpSettings:
         api_key=config.api_key or None,
         timeout_ms=config.timeout_ms,
         max_beam_width=config.max_beam_width,
+        vocab_size=vocab_size,
     )
 
 

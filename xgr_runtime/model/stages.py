@@ -63,6 +63,7 @@ class CascadeStage:
     `shared` says which rows read which pages, `anc` [R, T] which tail row holds which token of a beam, `rows`
     [R] where a beam's own new k and v go and `tail_len` [R] how many tail tokens it has already. tail_k and
     tail_v are [layers, T, rows, Hkv, D], see `TailKv`. `backend` names the kernels, as `xgr_kernels` does.
+    `on_layer(layer)` is called before each layer's attention: a long forward need not make its worker deaf.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CascadeStage:
         rows: Tensor,
         tail_len: Tensor,
         backend: str = "cpu",
+        on_layer: Callable[[int], None] | None = None,
     ) -> None:
         self._pool = pool
         self._shared = shared
@@ -84,9 +86,12 @@ class CascadeStage:
         self._rows = rows
         self._tail_len = tail_len
         self._backend = backend
+        self._on_layer = on_layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See `Stage.attend`."""
+        if self._on_layer is not None:
+            self._on_layer(layer)
         pool = self._pool
         o, lse2 = shared_attention(q, pool.k[layer], pool.v[layer], self._shared, scale, self._backend)
         return tail_attention_merge(
