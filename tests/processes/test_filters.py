@@ -63,15 +63,19 @@ def test_random_sets_equal_a_smaller_catalog(
     assert_items(answer, left)
 
 
+@pytest.mark.parametrize("width", [10, 90], ids="W={}".format)
 def test_best_items_denied_again_and_again(
-    client: XgrClient, oracle: Oracle, items: Items, prompts: list[list[int]]
+    client: XgrClient, oracle: Oracle, items: Items, prompts: list[list[int]], width: int
 ) -> None:
-    """Random sets seldom hit the top of a list; here every answer's own items are denied next."""
+    """Random sets seldom hit the top of a list; here every answer's own items are denied next.
+
+    Four rounds of 90 pass the length at which a deny list becomes a bitmap.
+    """
     denied: set[str] = set()
     for _ in range(4):
-        answer = client.generate(input_ids=prompts[5], beam_width=10, deny=sorted(denied))
+        answer = client.generate(input_ids=prompts[5], beam_width=width, deny=sorted(denied))
         left = items.without(denied)
-        assert_same(answer, oracle.beams(prompts[5], left, 10))
+        assert_same(answer, oracle.beams(prompts[5], left, width))
         assert_items(answer, left)
         found = {item for result in answer.meta_info.beam_results for item in result.items}
         assert found and not found & denied
