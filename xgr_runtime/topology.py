@@ -73,7 +73,9 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
         prefill=[worker.control_address for worker in prefill],
         decode=[worker.control_address for worker in decode],
     )
-    workers = [_worker("prefill_worker", c) for c in prefill] + [_worker("decode_worker", c) for c in decode]
+    crowded = threads * (len(prefill) + len(decode)) > cores
+    workers = [_worker("prefill_worker", c, crowded) for c in prefill]
+    workers += [_worker("decode_worker", c, crowded) for c in decode]
     return [
         Stage(workers, WORKER_GRACE),
         Stage([_router(router)], config.drain_timeout + ROUTER_GRACE),
@@ -86,11 +88,13 @@ def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
     return kind(**(shared | {"ready_fd": -1} | own))
 
 
-def _worker(module: str, config: PrefillConfig | DecodeConfig) -> Program:
-    environ = {
-        "OMP_NUM_THREADS": str(config.threads),  # for the pools that torch's own setting does not reach
-        "OMP_WAIT_POLICY": "passive",  # a worker that waits must not burn the other one's core
-    }
+def _worker(module: str, config: PrefillConfig | DecodeConfig, crowded: bool) -> Program:
+    # For the thread pools that torch's own setting does not reach.
+    environ = {"OMP_NUM_THREADS": str(config.threads)}
+    if crowded:
+        # Threads that wait for each other spin. Where workers share cores, spinning for long starves the one
+        # that computes (10 times slower, seen); not spinning at all costs every forward a factor of two.
+        environ["GOMP_SPINCOUNT"] = "20000"
     return Program(config.name, module, to_argv(config), environ)
 
 

@@ -76,9 +76,16 @@ def rival(logits: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def timed(call: Callable[[], Any], times: list[float], clock: Clock) -> Any:
-    start = clock()
+    """Two timed calls behind an untimed one: each side finds caches as its own last call left them.
+
+    In a server the head has just written the logits; without the untimed call the smaller side would pay for
+    what the larger one drove out.
+    """
     answer = call()
-    times.append((clock() - start) * 1e3)
+    for _ in range(2):
+        start = clock()
+        answer = call()
+        times.append((clock() - start) * 1e3)
     return answer
 
 
@@ -91,7 +98,7 @@ def run_case(
     ours: list[float] = []
     plain: list[float] = []
     masked: list[float] = []
-    for _ in range(rounds + 1):  # the first round warms up
+    for _ in range(rounds):
         timed(lambda: rival(logits, scores, None), plain, clock)
         want = timed(lambda: rival(logits, scores, mask), masked, clock)
         got: Selection = timed(lambda: beam_select(logits, batch), ours, clock)
@@ -99,7 +106,7 @@ def run_case(
     # the rival's own log-softmax is off by up to 3e-5 at V=151,936: see `max_error`
     np.testing.assert_allclose(got.score, want, rtol=0, atol=1e-4)
     of = {"ours_ms": ours, "torch_ms": plain, "masked_ms": masked}
-    medians = {key: float(np.median(times[1:])) for key, times in of.items()}
+    medians = {key: float(np.median(times)) for key, times in of.items()}
     return {
         "case": name,
         "V": V,
@@ -125,7 +132,7 @@ def largest_errors(logits: Tensor, batch: BeamBatch) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     # one thread is timed by the processor time it takes, which busy neighbours cannot stretch
     clock = time.thread_time if options.threads == 1 else time.perf_counter
