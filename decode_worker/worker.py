@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -92,6 +93,14 @@ class DecodeTask:
         )
 
 
+class EarlyOpen(NamedTuple):
+    """An OPEN that overtook the router's request."""
+
+    peer: bytes
+    message: Open
+    arrived: float
+
+
 class DecodeWorker:
     """Owns beams and received KV, from GRANT until the answer or an abort."""
 
@@ -114,7 +123,7 @@ class DecodeWorker:
         self.incarnation = new_incarnation()
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
-        self.early_opens: dict[AttemptId, tuple[bytes, Open]] = {}
+        self.early_opens: dict[AttemptId, EarlyOpen] = {}
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
         self.inbox: list[Message] = []  # requests and cancels that came in during a step
@@ -190,7 +199,8 @@ class DecodeWorker:
                     self.report(id, error, retry=isinstance(error, Overloaded))
                     return
                 if id in self.early_opens:
-                    self.open(self.tasks[id], *self.early_opens.pop(id), now)
+                    early = self.early_opens.pop(id)
+                    self.open(self.tasks[id], early.peer, early.message, early.arrived)
             case Cancel(id=id):
                 self.early_opens.pop(id, None)
                 if id in self.tasks:
@@ -205,7 +215,7 @@ class DecodeWorker:
         if id.decode != self.incarnation or id.prefill != self.data.incarnation_of(received.peer):
             self.counters["stale_messages"] += 1
         elif task is None:
-            self.keep_early(received.peer, message)
+            self.keep_early(received.peer, message, now)
         else:
             match message:
                 case Open():
@@ -217,10 +227,10 @@ class DecodeWorker:
                 case Cancel(reason=reason):
                     self.fail(task, WorkerLost(f"prefill gave up: {reason}", "prefill"), retry=True)
 
-    def keep_early(self, peer: bytes, message: Message) -> None:
+    def keep_early(self, peer: bytes, message: Message, now: float) -> None:
         """An OPEN may overtake the router's request; anything else without a task is late."""
         if isinstance(message, Open) and len(self.early_opens) < _EARLY_OPENS:
-            self.early_opens[message.id] = (peer, message)
+            self.early_opens[message.id] = EarlyOpen(peer, message, now)
         elif isinstance(message, Cancel):
             self.early_opens.pop(message.id, None)
         else:
@@ -330,12 +340,15 @@ class DecodeWorker:
             self.data.send(task.peer, task.receiver.fail(tell_prefill))
 
     def expire(self, now: float) -> None:
-        """Deadlines, leases to renew, and routers that passed away."""
+        """Deadlines, orphaned OPENs, leases to renew, and routers that passed away."""
         for task in [t for t in self.tasks.values() if t.deadline <= now]:
             self.fail(task, DeadlineExceeded("the deadline passed in the decode worker"), retry=False)
         for router in self.control.lost(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
                 self.end(task, tell_prefill="the router is gone")
+        late = [id for id, early in self.early_opens.items() if now - early.arrived > self.config.lease]
+        for id in late:  # the router's request never came
+            del self.early_opens[id]
         if now - self.renewed_at >= self.config.lease / 3:
             self.renewed_at = now
             for task in self.tasks.values():

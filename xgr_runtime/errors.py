@@ -27,10 +27,6 @@ class CatalogError(StartupError):
     """A catalog cannot be read, or does not fit the checkpoint."""
 
 
-class ProtocolError(XgrError):
-    """A peer sent bytes that are not a valid message of the link."""
-
-
 class RequestError(XgrError):
     """A request ended without a result. `status` is its HTTP status, `code` its name on the wire."""
 

@@ -6,7 +6,7 @@ A table is one blob of UTF-8 with offsets, so that it is memory-mapped and never
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,6 +29,12 @@ class StringTable(NamedTuple):
         if not len(self.offsets):
             return b""
         return self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes()
+
+    def take(self, rows: NDArray[Any]) -> list[bytes]:
+        """The texts of `rows` [N]."""
+        first, last = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        view = memoryview(self.blob.data)
+        return [bytes(view[a:b]) for a, b in zip(first, last, strict=True)]
 
     def texts(self) -> list[bytes]:
         """Every text, in row order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Int32 = NDArray[np.int32]
 
@@ -135,19 +136,35 @@ class Catalog:
     def item_id(self, row: int) -> str:
         return self._ids.get(row).decode()
 
-    def items_of_leaf(
-        self, leaf: int, *, allowed_rows: Int32 | None = None, denied_rows: Int32 | None = None
-    ) -> list[str]:
-        """Ids of the leaf's items in collision order, without the denied and those not allowed.
+    def items_of_leaves(
+        self,
+        leaves: ArrayLike,
+        *,
+        allowed_rows: Int32 | None = None,
+        denied_rows: Int32 | None = None,
+    ) -> list[list[str]]:
+        """Ids of each leaf's items in collision order, without the denied and those not allowed.
 
         The row sets are sorted, as `resolve_items` gives them.
         """
-        rows = np.arange(self.item_lo[leaf], self.item_lo[leaf + 1], dtype=np.int32)
+        leaves = np.asarray(leaves, np.int64)
+        lo, hi = self.item_lo[leaves], self.item_lo[leaves + 1]
+        ends = np.cumsum(hi - lo)
+        rows = np.repeat(lo - (ends - (hi - lo)), hi - lo) + np.arange(ends[-1] if len(ends) else 0)
+        keep = np.ones(len(rows), np.bool_)
         if allowed_rows is not None:
-            rows = rows[_member(allowed_rows, rows)]
+            keep &= _member(allowed_rows, rows)
         if denied_rows is not None:
-            rows = rows[~_member(denied_rows, rows)]
-        return [self.item_id(int(row)) for row in rows]
+            keep &= ~_member(denied_rows, rows)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[ends]
+        names = [name.decode() for name in self._ids.take(rows[keep])]
+        return [names[first:last] for first, last in pairwise([0, *ends.tolist()])]
+
+    def items_of_leaf(
+        self, leaf: int, *, allowed_rows: Int32 | None = None, denied_rows: Int32 | None = None
+    ) -> list[str]:
+        """`items_of_leaves` for one leaf."""
+        return self.items_of_leaves([leaf], allowed_rows=allowed_rows, denied_rows=denied_rows)[0]
 
     def title(self, item: str | int) -> str | None:
         """The item's title; None if it has none or the catalog does not hold it."""

@@ -11,7 +11,16 @@ import pytest
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.messages import PROTOCOL, Hello, Limits, ModelIdentity, ToRouter, WorkerHello
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    Hello,
+    Limits,
+    ModelIdentity,
+    Open,
+    ToRouter,
+    WorkerHello,
+)
 from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
@@ -71,3 +80,12 @@ def test_heartbeats_are_answered_between_the_layers_of_a_step(worker: DecodeWork
     assert all(isinstance(answer, WorkerHello) for answer in answers)
     assert answers[0].incarnation == worker.incarnation
     router.close()
+
+
+def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:
+    id = AttemptId(1, 2, 1, 3, worker.incarnation)
+    worker.keep_early(b"peer", Open(id, 10, 0.0), now=100.0)
+    worker.expire(100.0 + worker.config.lease)
+    assert id in worker.early_opens
+    worker.expire(100.1 + worker.config.lease)
+    assert not worker.early_opens
