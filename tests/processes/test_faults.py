@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from sameness import assert_identical
 
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
@@ -42,16 +43,10 @@ def ask_all(client: XgrClient, prompts: list[list[int]], pool: ThreadPoolExecuto
     return [pool.submit(ask, client, prompt) for prompt in prompts]
 
 
-def same(a: Answer, b: Answer) -> bool:
-    """The same list in the sense of the project: scores within 5e-5, order but for pairs closer than that."""
-    scores = [r.meta_info.cumulative_logprob for r in a.meta_info.beam_results]
-    others = [r.meta_info.cumulative_logprob for r in b.meta_info.beam_results]
-    if len(scores) != len(others) or any(abs(x - y) > 5e-5 for x, y in zip(scores, others, strict=True)):
-        return False
-    ours = [r.output_ids for r in a.meta_info.beam_results]
-    theirs = [r.output_ids for r in b.meta_info.beam_results]
-    swapped = [i for i, (x, y) in enumerate(zip(ours, theirs, strict=True)) if x != y]
-    return all(any(i != j and abs(scores[i] - scores[j]) < 5e-5 for j in range(len(scores))) for i in swapped)
+def assert_undisturbed(answers: list[Answer], undisturbed: list[Answer]) -> None:
+    """Everybody got the answer that was there before the fault."""
+    for answer, expected in zip(answers, undisturbed, strict=True):
+        assert_identical(answer, expected)
 
 
 def test_prefill_killed_between_chunks(two_by_two: Cluster, prompts: list[list[int]]) -> None:
@@ -68,7 +63,7 @@ def test_prefill_killed_between_chunks(two_by_two: Cluster, prompts: list[list[i
         two_by_two.kill(victim)
         held.release()
         results = [answer.result(60) for answer in answers]
-    assert all(same(a, b) for a, b in zip(results, undisturbed, strict=True))
+    assert_undisturbed(results, undisturbed)
     assert max(answer.meta_info.attempts for answer in results) > 1, "somebody was retried"
     living = two_by_two.settled()
     assert victim not in {worker.worker for worker in living} and len(living) == 3
@@ -91,7 +86,7 @@ def test_decode_killed_mid_beam(two_by_two: Cluster, prompts: list[list[int]]) -
         assert not all(answer.done() for answer in answers), "the frozen worker holds a request"
         two_by_two.kill("decode-0")
         results = [answer.result(60) for answer in answers]
-    assert all(same(a, b) for a, b in zip(results, undisturbed, strict=True))
+    assert_undisturbed(results, undisturbed)
     assert max(answer.meta_info.attempts for answer in results) > 1
     assert len(two_by_two.settled()) == 3
 
@@ -142,4 +137,4 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
             else:
                 pytest.fail("the first request of an idle cluster goes to the first pair")
         assert len(two_by_two.settled()) == 4
-        assert same(ask(client, prompts[0]), before)
+        assert_identical(ask(client, prompts[0]), before)

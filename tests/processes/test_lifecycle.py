@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import wait_settled
+from freed import assert_all_freed
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.errors import RequestError
@@ -182,7 +182,7 @@ def test_killed_workers_come_back(checkpoint: Path, catalog_source: Path, folder
                 time.sleep(0.1)
             after = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
             assert after.meta_info.beam_results == before.meta_info.beam_results
-        wait_settled(client)
+        assert_all_freed(client)
 
 
 def test_a_second_server_on_the_same_port_says_so(

@@ -2,8 +2,6 @@
 
 import time
 
-from cluster import wait_settled
-
 from xgr_runtime.answer import WorkerStatus
 from xgr_runtime.client import XgrClient
 
@@ -16,7 +14,12 @@ def fresh_workers(client: XgrClient) -> list[WorkerStatus]:
     return client.workers()
 
 
-def assert_all_freed(client: XgrClient) -> list[WorkerStatus]:
-    """The living workers; pages in use, credits and leases go back to zero within seconds."""
-    time.sleep(HEARTBEATS)
-    return wait_settled(client)
+def assert_all_freed(client: XgrClient, seconds: float = 20.0) -> list[WorkerStatus]:
+    """The living workers; pages in use, credits, leases and requests go back to zero within `seconds`."""
+    until = time.monotonic() + seconds
+    while True:
+        living = [worker for worker in fresh_workers(client) if worker.alive]
+        loads = [worker.load for worker in living if worker.load]
+        if not any(x.pages_used or x.credits_out or x.leases or x.requests for x in loads):
+            return living
+        assert time.monotonic() < until, f"still held: {loads}"
