@@ -199,7 +199,9 @@ def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> 
         try:
             values[name] = msgspec.convert(raw, field.type, strict=False)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{sources[name]} is {values[name]!r}: {str(error).lower()}") from None
+            choices = _choices(hints[name])
+            problem = f"choose from {', '.join(choices)}" if choices else str(error).lower()
+            raise ConfigError(f"{sources[name]} is {values[name]!r}: {problem}") from None
     return kind(**values)
 
 
@@ -222,6 +224,11 @@ def _description(hint: object) -> str:
 def _metavar(hint: object) -> str:
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
-    if get_origin(hint) is Literal:
-        return "{" + ",".join(map(str, get_args(hint))) + "}"
+    if choices := _choices(hint):
+        return "{" + ",".join(choices) + "}"
     return getattr(hint, "__name__", str(hint)).upper()
+
+
+def _choices(hint: object) -> list[str]:
+    """The values of a `Literal`; empty for any other type."""
+    return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []
