@@ -125,7 +125,7 @@ class PrefillWorker:
 
     def handle_control(self, message: Message, now: float) -> None:
         match message:
-            case PrefillRequest(id=id) if id.prefill == self.incarnation:
+            case PrefillRequest(id=id) if id.prefill == self.incarnation and not self.holds(id):
                 try:
                     self.scheduler.add(self.accept(message, now))
                 except RequestError as error:
@@ -240,6 +240,10 @@ class PrefillWorker:
         self.control.send(id.router, Failed(id, "prefill", error.code, error.message, retry))
 
     # --- state ---
+
+    def holds(self, id: AttemptId) -> bool:
+        """Whether this attempt waits or is under way here."""
+        return id in self.transfers or any(prompt.id == id for prompt in self.scheduler.waiting)
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""

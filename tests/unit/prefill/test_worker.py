@@ -1,0 +1,86 @@
+"""The prefill worker's handling of what routers send, over real sockets and without a model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefill_worker.worker import PrefillWorker
+from xgr_runtime.config import PrefillConfig
+from xgr_runtime.messages import AttemptId, Cancel, ModelIdentity, PrefillRequest
+from xgr_runtime.pages import PagePool
+
+IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
+    tmp_path.chmod(0o700)
+    config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c")
+    geometry = SimpleNamespace(token_bytes=64)
+    engine: Any = SimpleNamespace(model=SimpleNamespace(geometry=geometry))
+    made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
+    yield made
+    made.control.listener.close()
+
+
+def request(worker: PrefillWorker, tokens: list[int], number: int = 1, address: str = "") -> PrefillRequest:
+    id = AttemptId(1, number, 1, worker.incarnation, 2)
+    address = address or worker.config.control_address + ".data"
+    return PrefillRequest(id, address, np.array(tokens, np.int32).tobytes(), timeout=5.0)
+
+
+def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
+    message = request(worker, [1, 2, 3])
+    worker.handle_control(message, 10.0)
+    worker.handle_control(message, 10.0)
+    assert len(worker.scheduler.waiting) == 1
+    ((prompt, pages),) = worker.scheduler.next_batch()
+    worker.open(prompt, pages)
+    worker.handle_control(message, 10.0)
+    assert not worker.scheduler.waiting and worker.pool.used == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "address"),
+    [([], ""), ([1] * 33, ""), ([1, 100], ""), ([1, -1], ""), ([1], "tcp://10.0.0.1:5"), ([1], "nonsense")],
+    ids=str,
+)
+def test_a_bad_request_is_refused_and_holds_nothing(
+    worker: PrefillWorker, tokens: list[int], address: str
+) -> None:
+    worker.handle_control(request(worker, tokens, address=address), 10.0)
+    assert not worker.scheduler.waiting and not worker.pool.used
+    assert worker.counters["failed"] == 1
+
+
+def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> None:
+    message = PrefillRequest(AttemptId(1, 1, 1, worker.incarnation + 1, 2), "ipc:///x", b"\0\0\0\0", 5.0)
+    worker.handle_control(message, 10.0)
+    assert not worker.scheduler.waiting and worker.counters["stale_messages"] == 1
+
+
+def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
+    message = request(worker, [1] * 20)
+    worker.handle_control(message, 10.0)
+    ((prompt, pages),) = worker.scheduler.next_batch()
+    worker.open(prompt, pages)
+    worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+    assert worker.pool.used == 2, "a forward may still write to these pages"
+    worker.retire()
+    assert not worker.pool.used and not worker.transfers
+
+
+def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
+    for number in (1, 2):
+        worker.handle_control(request(worker, [1] * 20, number), 10.0)
+    first = worker.scheduler.waiting.popleft()
+    pages = worker.pool.allocate(2)
+    assert pages is not None
+    worker.open(first, pages)
+    worker.expire(15.0)  # both deadlines are 5 s after arrival
+    worker.retire()
+    assert not worker.scheduler.waiting and not worker.transfers and not worker.pool.used
