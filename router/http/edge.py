@@ -104,7 +104,10 @@ class Edge:
             self.metrics.observe(
                 visit.status, seconds, visit.prompt_tokens, underfilled=visit.results < visit.wanted
             )
-        log.info(
+        # Probes and scrapes come every few seconds; only their failures are worth a line.
+        quiet = scope["method"] == "GET" and visit.status < 400
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
             "%s %s %d %.1f ms rid=%s prompt=%d width=%d",
             scope["method"],
             printable(scope["path"]),
