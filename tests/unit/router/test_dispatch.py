@@ -1,0 +1,320 @@
+"""The dispatcher against workers that a test plays itself, over real sockets."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from router.dispatch import Dispatcher
+from router.job import Job, Outcome
+from xgr_runtime.config import RouterConfig
+from xgr_runtime.errors import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    DuplicateRequest,
+    InvalidLogits,
+    NoWorkers,
+    Overloaded,
+    WorkerLost,
+)
+from xgr_runtime.messages import (
+    PROTOCOL,
+    Cancel,
+    Committed,
+    DecodeRequest,
+    Failed,
+    Hello,
+    Limits,
+    Load,
+    Message,
+    ModelIdentity,
+    PrefillRequest,
+    Result,
+    Role,
+    Timing,
+    ToDecode,
+    ToPrefill,
+    WorkerHello,
+)
+from xgr_runtime.transport import Listener
+
+MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+TIMING = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
+LOAD = Load(0, 0, 0, 8, 0, 0, {})
+
+
+class PlayedWorker:
+    """Answers heartbeats by itself; everything else waits in `inbox` for the test."""
+
+    def __init__(self, address: str, role: Role, incarnation: int, model: ModelIdentity = MODEL) -> None:
+        self.address = address
+        self.inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self.hello = WorkerHello(
+            PROTOCOL,
+            role,
+            f"{role}-{incarnation}",
+            incarnation,
+            model,
+            "ipc:///data",
+            ["v1"],
+            Limits(64, 8),
+            LOAD,
+        )
+        self._listener: Listener[Any] = Listener(address, ToPrefill if role == "prefill" else ToDecode)
+        self._peer = b""
+        self._task = asyncio.create_task(self._run())
+
+    def send(self, message: Message) -> None:
+        assert self._listener.send(self._peer, message)
+
+    async def next(self, kind: type[Any]) -> Any:
+        """The next message, which has to be of this kind."""
+        async with asyncio.timeout(5):
+            message = await self.inbox.get()
+        assert isinstance(message, kind), message
+        return message
+
+    def die(self) -> None:
+        self._task.cancel()
+        self._listener.close()
+
+    async def _run(self) -> None:
+        while True:
+            while (received := self._listener.receive()) is not None:
+                self._peer = received.peer
+                if isinstance(received.message, Hello):
+                    self.send(self.hello)
+                else:
+                    self.inbox.put_nowait(received.message)
+            await asyncio.sleep(0.001)
+
+
+class Stage:
+    """A dispatcher and the played workers around it."""
+
+    def __init__(self, folder: Path, prefill: int, decode: int, **settings: Any) -> None:
+        self.prefill = [PlayedWorker(f"ipc://{folder}/p{i}", "prefill", 10 + i) for i in range(prefill)]
+        self.decode = [PlayedWorker(f"ipc://{folder}/d{i}", "decode", 20 + i) for i in range(decode)]
+        config = RouterConfig(
+            model_path="m",
+            catalog="c",
+            prefill=[w.address for w in self.prefill],
+            decode=[w.address for w in self.decode],
+            heartbeat=0.05,
+            **settings,
+        )
+        self.dispatcher = Dispatcher(config, "v1")
+
+    def ask(self, rid: str = "r", seconds: float = 5.0) -> "asyncio.Task[Outcome]":
+        tokens = np.array([1, 2, 3], np.int32)
+        none = np.zeros(0, np.int32)
+        job = Job(rid, tokens, 4, 2, "vocab", "v1", None, none, time.monotonic() + seconds)
+        return asyncio.create_task(self.dispatcher.generate(job))
+
+
+@asynccontextmanager
+async def stage(folder: Path, prefill: int = 1, decode: int = 1, **settings: Any) -> AsyncIterator[Stage]:
+    folder.chmod(0o700)
+    made = Stage(folder, prefill, decode, **settings)
+    made.dispatcher.start()
+    async with asyncio.timeout(10):
+        while not all(worker.alive for worker in made.dispatcher.workers()):
+            await asyncio.sleep(0.01)
+    yield made
+    for worker in [*made.prefill, *made.decode]:
+        worker.die()
+    await made.dispatcher.stop()
+
+
+def play(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
+    """Runs an async test in a loop of its own."""
+
+    def run(tmp_path: Path) -> None:
+        asyncio.run(asyncio.wait_for(test(tmp_path), 30))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__  # type: ignore[attr-defined]
+    return run
+
+
+def result_of(request: DecodeRequest) -> Result:
+    leaves, scores = np.array([5, 3], np.int32), np.array([-1.0, -2.0], np.float32)
+    return Result(request.id, leaves.tobytes(), scores.tobytes(), TIMING)
+
+
+@play
+async def test_both_workers_get_their_part_and_the_answer_comes_back(folder: Path) -> None:
+    async with stage(folder) as s:
+        answer = s.ask()
+        decode, prefill = await s.decode[0].next(DecodeRequest), await s.prefill[0].next(PrefillRequest)
+        assert decode.id == prefill.id and (decode.id.prefill, decode.id.decode) == (10, 20)
+        assert decode.prompt_tokens == 3 and prefill.data_address == "ipc:///data"
+        assert s.dispatcher.live == 1
+        s.decode[0].send(Committed(decode.id))
+        s.decode[0].send(result_of(decode))
+        outcome = await answer
+        assert outcome.leaves.tolist() == [5, 3] and outcome.attempts == 1
+        assert s.dispatcher.live == 0 and not any(w.in_flight for w in s.dispatcher.workers())
+        await asyncio.sleep(0.05)
+        assert s.prefill[0].inbox.empty() and s.decode[0].inbox.empty(), "nobody is cancelled after success"
+
+
+@play
+async def test_a_retry_has_a_new_number_and_another_pair(folder: Path) -> None:
+    async with stage(folder, 2, 2) as s:
+        answer = s.ask()
+        first = await s.decode[0].next(DecodeRequest)
+        s.decode[0].send(Failed(first.id, "decode", "worker_lost", "broken", retry=True))
+        await s.decode[0].next(Cancel)
+        second = await s.decode[1].next(DecodeRequest)
+        assert (first.id.attempt, second.id.attempt) == (1, 2) and first.id.request == second.id.request
+        assert second.id.prefill != first.id.prefill
+        s.decode[0].send(result_of(first))  # from an attempt that is over: ignored
+        await asyncio.sleep(0.05)
+        assert not answer.done()
+        s.decode[1].send(result_of(second))
+        assert (await answer).attempts == 2
+
+
+@play
+async def test_retries_end(folder: Path) -> None:
+    async with stage(folder, max_attempts=2) as s:
+        answer = s.ask()
+        for _ in range(2):
+            request = await s.decode[0].next(DecodeRequest)
+            s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken", retry=True))
+            await s.decode[0].next(Cancel)
+        with pytest.raises(WorkerLost, match="broken"):
+            await answer
+        assert s.decode[0].inbox.empty()
+
+
+@play
+async def test_a_final_error_is_not_retried(folder: Path) -> None:
+    async with stage(folder, 2, 2) as s:
+        for code, kind in (("invalid_value", BadRequest), ("invalid_logits", InvalidLogits)):
+            answer = s.ask()
+            request = await s.decode[0].next(DecodeRequest)
+            s.decode[0].send(Failed(request.id, "decode", code, "no use", retry=False))
+            with pytest.raises(kind, match="no use"):
+                await answer
+            await s.decode[0].next(Cancel)
+        assert s.decode[1].inbox.empty()
+
+
+@play
+async def test_a_deadline_cancels_both_workers(folder: Path) -> None:
+    async with stage(folder) as s:
+        answer = s.ask(seconds=0.2)
+        request = await s.decode[0].next(DecodeRequest)
+        await s.prefill[0].next(PrefillRequest)
+        with pytest.raises(DeadlineExceeded):
+            await answer
+        for worker in (s.decode[0], s.prefill[0]):
+            assert (await worker.next(Cancel)).id == request.id
+
+
+@play
+async def test_abort_and_a_gone_client_cancel_both_workers(folder: Path) -> None:
+    async with stage(folder) as s:
+        for end in ("abort", "gone"):
+            answer = s.ask(end)
+            await s.decode[0].next(DecodeRequest)
+            await s.prefill[0].next(PrefillRequest)
+            assert s.dispatcher.abort(end) if end == "abort" else answer.cancel()
+            with pytest.raises(Cancelled if end == "abort" else asyncio.CancelledError):
+                await answer
+            await s.decode[0].next(Cancel)
+            await s.prefill[0].next(Cancel)
+        assert not s.dispatcher.abort("abort"), "it is no longer live"
+
+
+@play
+async def test_a_full_house_and_a_duplicate_are_refused(folder: Path) -> None:
+    async with stage(folder, max_live=2) as s:
+        first, _ = s.ask("a"), s.ask("b")
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await s.ask("c")
+        request = await s.decode[0].next(DecodeRequest)
+        s.decode[0].send(result_of(request))
+        await first
+        with pytest.raises(DuplicateRequest):
+            await s.ask("b")
+        again = s.ask("a")  # no longer live: free to use
+        await s.decode[0].next(DecodeRequest)
+        await s.decode[0].next(DecodeRequest)
+        again.cancel()
+
+
+@play
+async def test_a_drain_lets_live_requests_end_and_refuses_new_ones(folder: Path) -> None:
+    async with stage(folder) as s:
+        answer = s.ask()
+        request = await s.decode[0].next(DecodeRequest)
+        drained = asyncio.create_task(s.dispatcher.drain())
+        await asyncio.sleep(0.05)
+        with pytest.raises(Draining):
+            await s.ask("late")
+        assert not drained.done()
+        s.decode[0].send(result_of(request))
+        assert (await answer).attempts == 1
+        await drained
+
+
+@play
+async def test_after_commit_the_prefill_worker_may_die(folder: Path) -> None:
+    async with stage(folder) as s:
+        answer = s.ask()
+        request = await s.decode[0].next(DecodeRequest)
+        s.decode[0].send(Committed(request.id))
+        await asyncio.sleep(0.05)
+        s.prefill[0].die()
+        await asyncio.sleep(0.1)
+        s.decode[0].send(result_of(request))
+        assert (await answer).attempts == 1
+
+
+@play
+async def test_a_worker_that_comes_back_as_another_is_a_lost_one(folder: Path) -> None:
+    async with stage(folder, max_attempts=1) as s:
+        answer = s.ask()
+        await s.decode[0].next(DecodeRequest)
+        s.decode[0].hello = msgspec.structs.replace(s.decode[0].hello, incarnation=99)
+        with pytest.raises(WorkerLost, match="restarted"):
+            await answer
+
+
+@play
+async def test_workers_that_do_not_fit_are_never_used(folder: Path) -> None:
+    async with stage(folder) as s:
+        for change in ({"model": msgspec.structs.replace(MODEL, dtype="bfloat16")}, {"catalogs": ["v2"]}):
+            kept = s.decode[0].hello
+            s.decode[0].hello = msgspec.structs.replace(kept, **change)
+            await asyncio.sleep(0.2)
+            assert s.dispatcher.limits() is None
+            with pytest.raises(NoWorkers):
+                await s.ask()
+            s.decode[0].hello = kept
+            await asyncio.sleep(0.2)
+            assert s.dispatcher.limits() == Limits(64, 8)
+
+
+@pytest.mark.parametrize("change", [{"protocol": PROTOCOL + 1}, {"role": "prefill"}], ids=str)
+def test_a_worker_of_another_kind_says_why_it_is_not_used(tmp_path: Path, change: dict[str, Any]) -> None:
+    async def run() -> None:
+        async with stage(tmp_path) as s:
+            s.decode[0].hello = msgspec.structs.replace(s.decode[0].hello, **change)
+            await asyncio.sleep(0.2)
+            state = s.dispatcher.workers()[1]
+            assert not state.usable and state.problem
+            assert s.dispatcher.limits() is None
+
+    asyncio.run(asyncio.wait_for(run(), 30))
