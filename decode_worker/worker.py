@@ -4,29 +4,26 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from decode_worker.engine import DecodeEngine
 from decode_worker.links import PrefillLinks
 from decode_worker.scheduler import DecodeScheduler
-from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import LeafFilter, Trie
-from xgr_runtime.catalog import Catalog, leaf_filter
+from decode_worker.search import Search
+from decode_worker.task import DecodeTask, EarlyOpen, TaskFactory
+from xgr_kernels.beam_select.api import Selection, Trie
+from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import ControlServer, new_incarnation
 from xgr_runtime.errors import (
-    BadRequest,
-    CatalogError,
     DeadlineExceeded,
+    InternalError,
     InvalidLogits,
     Overloaded,
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.handover import Receiver
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,
@@ -45,60 +42,16 @@ from xgr_runtime.messages import (
     Nack,
     Open,
     Result,
-    Timing,
     ToDecode,
     ToDecodeData,
     WorkerHello,
 )
-from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Listener, Poller, Received
 
 log = logging.getLogger(__name__)
 
 _EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
-
-
-@dataclass(eq=False)
-class DecodeTask:
-    """One attempt, from the router's request to the answer."""
-
-    id: AttemptId
-    question: Question
-    receiver: Receiver
-    deadline: float
-    peer: bytes = b""  # of the prefill worker, once it opened
-    pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))
-    hidden: bytes = b""
-    opened_at: float = 0.0
-    committed_at: float = 0.0
-    search: Search | None = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.question.prompt_tokens
-
-    @property
-    def most_beams(self) -> int:
-        return self.question.most_beams
-
-    def timing(self, now: float) -> Timing:
-        """Where the time went, in seconds."""
-        arrived = self.committed_at - self.opened_at
-        return Timing(
-            queue=self.receiver.queue_seconds,
-            prefill=self.receiver.prefill_seconds,
-            transfer=max(0.0, arrived - self.receiver.prefill_seconds),
-            decode=now - self.committed_at,
-            forward=self.search.forward_seconds if self.search else 0.0,
-        )
-
-
-class EarlyOpen(NamedTuple):
-    """An OPEN that overtook the router's request."""
-
-    peer: bytes
-    message: Open
-    arrived: float
 
 
 class DecodeWorker:
@@ -116,8 +69,10 @@ class DecodeWorker:
         self.config = config
         self.engine = engine
         self.catalog = catalog
-        self.trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
         self.identity = identity
+        trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
+        layer_token_bytes = engine.model.geometry.token_bytes // identity.layers
+        self.factory = TaskFactory(catalog, trie, identity, limits, layer_token_bytes)
         self.limits = limits
         self.clock = clock
         self.incarnation = new_incarnation()
@@ -140,9 +95,10 @@ class DecodeWorker:
 
     def warm_up(self) -> None:
         """Pay all first-use costs before the first request."""
-        self.engine.warm_up(self.trie)
+        self.engine.warm_up(self.factory.trie)
 
     def run(self, stopping: Callable[[], bool]) -> None:
+        """Messages in, one step for all beams, answers out; until `stopping`."""
         while not stopping():
             self.poller.wait(0 if self.running else self.config.heartbeat / 2)
             now = self.clock()
@@ -159,16 +115,34 @@ class DecodeWorker:
     def step(self) -> None:
         """One level for every running search; those that are over are answered."""
         searches = [task.search for task in self.running if task.search]
-        selection = self.engine.step(searches, on_layer=lambda _: self.listen())
-        self.counters["steps"] += 1
-        self.counters["rows"] += len(selection.score)
-        self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
-        self.counters["elements_visited"] += int(selection.elements_visited.sum())
-        self.counters["elements_total"] += int(selection.elements_total.sum())
+        self.counters["rows"] += sum(len(search.scores) for search in searches)
+        try:
+            self.count(self.engine.step(searches, on_layer=lambda _: self.listen()))
+        except Exception:
+            log.exception("a step of %d requests failed: each is tried alone", len(searches))
+            self.step_alone()
         for task in [t for t in self.running if t.search and t.search.over]:
             self.answer(task)
 
+    def step_alone(self) -> None:
+        """Find out whose step fails: only that request ends."""
+        for task in list(self.running):
+            assert task.search is not None
+            try:
+                self.count(self.engine.step([task.search]))
+            except Exception:
+                log.exception("request %d failed", task.id.request)
+                self.fail(task, InternalError("the decode worker failed on this request"), retry=False)
+
+    def count(self, selection: Selection) -> None:
+        """Keep the totals of a step."""
+        self.counters["steps"] += 1
+        self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
+        self.counters["elements_visited"] += int(selection.elements_visited.sum())
+        self.counters["elements_total"] += int(selection.elements_total.sum())
+
     def answer(self, task: DecodeTask) -> None:
+        """Send the result of a search that is over, or the error that ended it."""
         assert task.search is not None
         if task.search.invalid:
             self.fail(task, InvalidLogits("the model returned NaN or infinity for this request"), retry=False)
@@ -186,6 +160,7 @@ class DecodeWorker:
         self.inbox.extend(self.control.receive(self.clock()))
 
     def handle_control(self, now: float) -> None:
+        """What routers sent since the last step."""
         messages, self.inbox = self.inbox, []
         for message in messages:
             self.handle_request(message, now)
@@ -237,40 +212,15 @@ class DecodeWorker:
             self.counters["stale_messages"] += 1
 
     def accept(self, request: DecodeRequest, now: float) -> DecodeTask:
-        """The task of a request, checked. Raises `Overloaded`, `BadRequest`."""
+        """The task of a request. Raises `Overloaded`, `BadRequest`."""
         if len(self.tasks) >= self.config.max_queued:
             raise Overloaded(f"decode worker {self.config.name} holds {len(self.tasks)} requests")
-        if not 0 < request.prompt_tokens <= self.limits.max_prompt_tokens:
-            raise BadRequest(f"the prompt has {request.prompt_tokens} tokens, see the limits announced")
-        if not 0 < request.results <= request.width <= self.limits.max_beam_width:
-            raise BadRequest(f"width {request.width} or results {request.results} out of range")
-        if request.catalog != self.catalog.version:
-            raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog")
-        question = Question(
-            request.prompt_tokens,
-            request.width,
-            request.results,
-            request.score_mode,
-            self.trie,
-            self.filter_of(request),
-        )
-        model = self.identity
-        token_bytes = self.engine.model.geometry.token_bytes // model.layers
-        receiver = Receiver(request.id, request.prompt_tokens, model.layers, token_bytes, 4 * model.hidden)
-        return DecodeTask(request.id, question, receiver, now + request.timeout)
-
-    def filter_of(self, request: DecodeRequest) -> LeafFilter:
-        """The request's live leaves, from the leaf numbers that the router sent."""
-        try:
-            allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
-            deny = np.frombuffer(request.deny, np.int32)
-            return LeafFilter(*leaf_filter(self.catalog.leaves, allow, deny))
-        except (CatalogError, ValueError) as error:
-            raise BadRequest(f"filter: {error}", "filters") from None
+        return self.factory.make(request, now)
 
     # --- KV in ---
 
     def open(self, task: DecodeTask, peer: bytes, message: Open, now: float) -> None:
+        """The prefill worker has begun: the task may wait for pages."""
         task.peer, task.opened_at = peer, now
         if nack := task.receiver.open(message):
             self.broken(task, nack)
@@ -278,6 +228,7 @@ class DecodeWorker:
             self.scheduler.waiting.append(task)
 
     def grant_pages(self) -> None:
+        """GRANT to every task for which pages are free now."""
         for task, pages in self.scheduler.next_grants():
             task.pages = pages
             grant = task.receiver.grant(self.config.chunk_credits, self.config.lease)
@@ -285,6 +236,7 @@ class DecodeWorker:
                 self.fail(task, WorkerLost("the prefill worker is gone", "prefill"), retry=True)
 
     def take_chunk(self, task: DecodeTask, message: KvChunk, frames: list[memoryview]) -> None:
+        """Copy a checked chunk, keys and values in a frame each, into the task's pages."""
         keys, values = frames if len(frames) == 2 else (b"", b"")
         reply = task.receiver.chunk(message, keys, values)
         if isinstance(reply, Credit):
@@ -299,6 +251,7 @@ class DecodeWorker:
         self.counters["kv_bytes"] += len(keys) + len(values)
 
     def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
+        """Verify the hand-over; the one frame is the hidden state from which the search starts."""
         hidden = bytes(frames[0]) if len(frames) == 1 else b""
         reply = task.receiver.commit(message, hidden)
         if isinstance(reply, Ack):
@@ -310,6 +263,7 @@ class DecodeWorker:
             self.broken(task, reply)
 
     def start_searches(self) -> None:
+        """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
         for task, rows in self.scheduler.next_starts():
             hidden = np.frombuffer(task.hidden, np.float32).copy()
             task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
@@ -380,5 +334,6 @@ class DecodeWorker:
             pages_total=self.scheduler.pages.capacity,
             credits_out=sum(task.receiver.credits_out for task in self.tasks.values()),
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
-            counters={**self.counters, "rows_used": self.scheduler.rows.used},
+            rows_used=self.scheduler.rows.used,
+            counters=dict(self.counters),
         )

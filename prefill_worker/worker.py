@@ -13,7 +13,14 @@ from prefill_worker.links import DecodeLink, DecodeLinks
 from prefill_worker.scheduler import PrefillScheduler, Prompt
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ControlServer, new_incarnation
-from xgr_runtime.errors import BadRequest, ConfigError, DeadlineExceeded, RequestError, WorkerLost
+from xgr_runtime.errors import (
+    BadRequest,
+    ConfigError,
+    DeadlineExceeded,
+    InternalError,
+    RequestError,
+    WorkerLost,
+)
 from xgr_runtime.handover import ChunkPlan, Sender, SenderState, chunk_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -52,6 +59,7 @@ class Transfer:
     link: DecodeLink
     open_sent: bool = False
     hidden: bytes = b""
+    error: RequestError | None = None  # why it ended, if not by the hand-over; final for the request
 
 
 class PrefillWorker:
@@ -84,6 +92,7 @@ class PrefillWorker:
         self.links = DecodeLinks(config.name, self.incarnation, identity, self.poller)
 
     def run(self, stopping: Callable[[], bool]) -> None:
+        """Messages in, KV out, a forward when prompts wait; until `stopping`."""
         while not stopping():
             self.poller.wait(self.idle_seconds())
             self.exchange()
@@ -111,7 +120,13 @@ class PrefillWorker:
                 transfer.sender.layer_ready(layer)
             self.exchange()
 
-        hidden = self.engine.run([(t.prompt.tokens, t.pages) for t in batch], on_layer)
+        try:
+            hidden = self.engine.run([(t.prompt.tokens, t.pages) for t in batch], on_layer)
+        except Exception:
+            log.exception("a forward of %d prompts failed", len(batch))
+            for transfer in batch:
+                self.give_up(transfer, InternalError("the prefill worker failed on this batch"))
+            return
         seconds = self.clock() - started
         for transfer, row in zip(batch, hidden, strict=True):
             transfer.hidden = row.astype(np.float32).tobytes()
@@ -208,13 +223,18 @@ class PrefillWorker:
             sender.commit_sent()
         return True
 
+    def give_up(self, transfer: Transfer, error: RequestError) -> None:
+        """End a transfer for a reason of our own; its pages are freed at the next retirement."""
+        transfer.error = error
+        transfer.sender.fail(error.message)
+
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
             self.fail(prompt.id, DeadlineExceeded("the deadline passed in the prefill queue"), retry=False)
         for transfer in self.transfers.values():
             if transfer.prompt.deadline <= now:
-                transfer.sender.fail("the deadline passed")
+                self.give_up(transfer, DeadlineExceeded("the deadline passed during the hand-over"))
             transfer.sender.expire(now)
         for router in self.control.lost(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
@@ -232,7 +252,7 @@ class PrefillWorker:
                 if transfer.sender.state is SenderState.FAILED:
                     reason = f"hand-over failed: {transfer.sender.reason}"
                     transfer.link.send(id.decode, Cancel(id, reason))
-                    self.fail(id, WorkerLost(reason), retry=True)
+                    self.fail(id, transfer.error or WorkerLost(reason), retry=transfer.error is None)
 
     def fail(self, id: AttemptId, error: RequestError, retry: bool) -> None:
         """Tell the router that this attempt is over; it ignores what it has cancelled itself."""
@@ -272,5 +292,6 @@ class PrefillWorker:
             pages_total=self.pool.capacity,
             credits_out=sum(sender.credits for sender in senders),
             leases=len(senders),
+            rows_used=0,
             counters=dict(self.counters),
         )

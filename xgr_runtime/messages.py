@@ -53,7 +53,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a worker holds now. Pages in use by requests are apart from pages held by caches."""
+    """What a worker holds now. Pages in use by requests are apart from pages held by caches.
+
+    `credits_out` counts KV chunks that may still leave (prefill) or come (decode), `leases` hand-overs that
+    are open, `rows_used` beams that take part in steps (decode).
+    """
 
     requests: int
     pages_used: int
@@ -61,6 +65,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages_total: int
     credits_out: int
     leases: int
+    rows_used: int
     counters: dict[str, float]  # totals since start, by name
 
 
@@ -164,7 +169,7 @@ ToRouter = WorkerHello | Committed | Result | Failed
 
 
 class LinkHello(Message, frozen=True, tag="link_hello"):
-    """Prefill to decode, first on the link and at every heartbeat until answered."""
+    """Prefill to decode: first on the link, and again after a refusal."""
 
     protocol: int
     worker: str
@@ -179,7 +184,7 @@ class LinkWelcome(Message, frozen=True, tag="link_welcome"):
 
 
 class LinkRefused(Message, frozen=True, tag="link_refused"):
-    """Decode to prefill: the pair must never be used, and why."""
+    """Decode to prefill: nothing is taken on this link, and why: the models differ, or no greeting came."""
 
     incarnation: int
     reason: str

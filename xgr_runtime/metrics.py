@@ -85,6 +85,7 @@ _LOAD: dict[str, Callable[[Load], float]] = {
     "pages_total": lambda load: load.pages_total,
     "credits_out": lambda load: load.credits_out,
     "leases": lambda load: load.leases,
+    "rows_used": lambda load: load.rows_used,
 }
 
 

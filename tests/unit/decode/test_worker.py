@@ -14,6 +14,7 @@ from xgr_runtime.config import DecodeConfig
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    DecodeRequest,
     Hello,
     Limits,
     ModelIdentity,
@@ -26,17 +27,23 @@ from xgr_runtime.transport import Link, Poller
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
 
-class SlowEngine:
-    """Two layers per step, and something to do between them."""
+class PlayedEngine:
+    """Two layers per step, something to do between them, and searches on which it breaks."""
 
-    def __init__(self, between: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.pool = SimpleNamespace(pages=4)
-        self.between = between
+        self.model = SimpleNamespace(geometry=SimpleNamespace(token_bytes=64))
+        self.between: Callable[[], None] = lambda: None
+        self.broken: list[Any] = []
 
-    def step(self, searches: list[Any], on_layer: Callable[[int], None]) -> SimpleNamespace:
+    def step(
+        self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None
+    ) -> SimpleNamespace:
         for layer in range(2):
             self.between()
             on_layer(layer)
+        if any(search is bad for search in searches for bad in self.broken):
+            raise RuntimeError("a step that cannot be done")
         none = np.zeros(0, np.int64)
         return SimpleNamespace(score=none, rows_skipped=none, elements_visited=none, elements_total=none)
 
@@ -51,7 +58,7 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
         data_address=f"ipc://{tmp_path}/d",
     )
     catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))
-    engine: Any = SlowEngine(lambda: None)
+    engine: Any = PlayedEngine()
     made = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
     yield made
     made.control.listener.close()
@@ -80,6 +87,22 @@ def test_heartbeats_are_answered_between_the_layers_of_a_step(worker: DecodeWork
     assert all(isinstance(answer, WorkerHello) for answer in answers)
     assert answers[0].incarnation == worker.incarnation
     router.close()
+
+
+def test_a_step_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker) -> None:
+    searches: list[Any] = [SimpleNamespace(scores=[0.0], over=False) for _ in range(3)]
+    for number, search in enumerate(searches):
+        id = AttemptId(1, number, 1, 3, worker.incarnation)
+        request = DecodeRequest(id, 10, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+        worker.handle_request(request, 0.0)
+        worker.tasks[id].search = search
+        worker.running.append(worker.tasks[id])
+    worker.engine.broken.append(searches[1])  # type: ignore[attr-defined]
+    worker.step()
+    assert [task.id.request for task in worker.running] == [0, 2]
+    assert [id.request for id in worker.tasks] == [0, 2] and worker.counters["failed"] == 1
+    worker.step()
+    assert len(worker.running) == 2 and worker.counters["failed"] == 1
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:

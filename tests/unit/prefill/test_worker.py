@@ -74,6 +74,19 @@ def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> Non
     assert not worker.pool.used and not worker.transfers
 
 
+def test_a_forward_that_fails_ends_its_batch_and_not_the_worker(worker: PrefillWorker) -> None:
+    def broken(prompts: list[Any], on_layer: Any) -> None:
+        on_layer(0)
+        raise RuntimeError("out of memory")
+
+    worker.engine.run = broken  # type: ignore[method-assign, assignment]
+    for number in (1, 2):
+        worker.handle_control(request(worker, [1] * 20, number), 10.0)
+    worker.prefill([worker.open(prompt, pages) for prompt, pages in worker.scheduler.next_batch()])
+    worker.retire()
+    assert not worker.transfers and not worker.pool.used and worker.counters["failed"] == 2
+
+
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number), 10.0)

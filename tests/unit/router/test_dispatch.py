@@ -48,7 +48,7 @@ from xgr_runtime.transport import Listener
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TIMING = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-LOAD = Load(0, 0, 0, 8, 0, 0, {})
+LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
 
 
 class PlayedWorker:

@@ -1,0 +1,97 @@
+"""One attempt at a request in the decode worker, and how a router's message becomes one."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from decode_worker.search import Question, Search
+from xgr_kernels.beam_select.api import LeafFilter, Trie
+from xgr_runtime.catalog import Catalog, leaf_filter
+from xgr_runtime.errors import BadRequest, CatalogError
+from xgr_runtime.handover import Receiver
+from xgr_runtime.messages import AttemptId, DecodeRequest, Limits, ModelIdentity, Open, Timing
+from xgr_runtime.pages import PageIds
+
+
+@dataclass(eq=False)
+class DecodeTask:
+    """One attempt, from the router's request to the answer."""
+
+    id: AttemptId
+    question: Question
+    receiver: Receiver
+    deadline: float
+    peer: bytes = b""  # of the prefill worker, once it opened
+    pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))
+    hidden: bytes = b""
+    opened_at: float = 0.0
+    committed_at: float = 0.0
+    search: Search | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.question.prompt_tokens
+
+    @property
+    def most_beams(self) -> int:
+        return self.question.most_beams
+
+    def timing(self, now: float) -> Timing:
+        """Where the time went, in seconds."""
+        arrived = self.committed_at - self.opened_at
+        return Timing(
+            queue=self.receiver.queue_seconds,
+            prefill=self.receiver.prefill_seconds,
+            transfer=max(0.0, arrived - self.receiver.prefill_seconds),
+            decode=now - self.committed_at,
+            forward=self.search.forward_seconds if self.search else 0.0,
+        )
+
+
+class EarlyOpen(NamedTuple):
+    """An OPEN that overtook the router's request."""
+
+    peer: bytes
+    message: Open
+    arrived: float
+
+
+@dataclass(frozen=True)
+class TaskFactory:
+    """Makes tasks for one catalog and one model."""
+
+    catalog: Catalog
+    trie: Trie  # the catalog's, as the kernels take it
+    model: ModelIdentity
+    limits: Limits
+    layer_token_bytes: int  # keys and values of one token in one layer
+
+    def make(self, request: DecodeRequest, now: float) -> DecodeTask:
+        """The task of a request, checked. Raises `BadRequest`."""
+        if not 0 < request.prompt_tokens <= self.limits.max_prompt_tokens:
+            raise BadRequest(f"the prompt has {request.prompt_tokens} tokens, see the limits announced")
+        if not 0 < request.results <= request.width <= self.limits.max_beam_width:
+            raise BadRequest(f"width {request.width} or results {request.results} out of range")
+        if request.catalog != self.catalog.version:
+            raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog")
+        question = Question(
+            request.prompt_tokens,
+            request.width,
+            request.results,
+            request.score_mode,
+            self.trie,
+            self.filter_of(request),
+        )
+        model, tokens = self.model, request.prompt_tokens
+        receiver = Receiver(request.id, tokens, model.layers, self.layer_token_bytes, 4 * model.hidden)
+        return DecodeTask(request.id, question, receiver, now + request.timeout)
+
+    def filter_of(self, request: DecodeRequest) -> LeafFilter:
+        """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
+        try:
+            allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
+            deny = np.frombuffer(request.deny, np.int32)
+            return LeafFilter(*leaf_filter(self.catalog.leaves, allow, deny))
+        except (CatalogError, ValueError) as error:
+            raise BadRequest(f"filter: {error}", "filters") from None
