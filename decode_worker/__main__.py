@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
-    if config.max_rows < config.max_beam_width:
+    max_rows = config.max_rows or 2 * config.max_beam_width
+    if max_rows < config.max_beam_width:
         raise ConfigError(
-            f"--max-rows is {config.max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
+            f"--max-rows is {max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
         )
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config)
@@ -29,7 +30,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     kernels, reason = choose_backend("auto", config.device)
     log.info("kernels: %s (%s)", kernels, reason)
     tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
-    engine = DecodeEngine(model.backend, model.pool, tail_tokens, config.max_rows, kernels)
+    engine = DecodeEngine(model.backend, model.pool, tail_tokens, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
     worker.warm_up()

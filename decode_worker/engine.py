@@ -26,6 +26,7 @@ class DecodeEngine:
         self.model = model
         self.pool = pool
         self.tail_tokens = tail_tokens
+        self.max_rows = max_rows
         self.tail = TailKv(model.geometry, tail_tokens, max_rows)
         self.kernels = kernels
 

@@ -83,7 +83,7 @@ class DecodeWorker:
         self.renewed_at = 0.0
         self.inbox: list[Message] = []  # requests and cancels that came in during a step
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
-            PagePool(engine.pool.pages), PagePool(config.max_rows), config.page_size
+            PagePool(engine.pool.pages), PagePool(engine.max_rows), config.page_size
         )
         control: Listener[Message] = Listener(config.control_address, ToDecode)
         data: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)

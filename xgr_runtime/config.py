@@ -1,7 +1,7 @@
 """Configuration: one frozen struct per process, parsed once at the door.
 
-Every field is a flag (`--beam-width`), an environment variable (`XGR_BEAM_WIDTH`) and a key of the file that
-`--config` names. Precedence: flag, environment, file, default. Nothing else reads the environment.
+Every field is a flag (`--max-rows`), an environment variable (`XGR_MAX_ROWS`) and a key of the file that
+`--config` names. Precedence: flag, environment, file, default. No setting is read anywhere else.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Backend = Literal["auto", "sglang", "transformers"]
+Backend = Literal["auto", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -76,7 +76,9 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     advertise_data_address: Annotated[str, about("address given to prefill workers, if another")] = ""
     catalog: Annotated[str, about("catalog file or source")]
     max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
-    max_rows: Annotated[Count, about("beams that one forward may hold")] = 2048
+    max_rows: Annotated[
+        Annotated[int, Meta(ge=0)], about("beams that one forward may hold; 0: twice --max-beam-width")
+    ] = 0
     max_queued: Annotated[Count, about("requests held before more are refused")] = 512
     chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
 
@@ -115,7 +117,9 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
     timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
     max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
-    max_rows: Annotated[Count, about("beams that one forward may hold")] = 2048
+    max_rows: Annotated[
+        Annotated[int, Meta(ge=0)], about("beams that one forward may hold; 0: twice --max-beam-width")
+    ] = 0
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     batch_tokens: Annotated[Count, about("prompt tokens packed into one prefill forward")] = 4096
@@ -181,7 +185,7 @@ def to_argv(config: _Process) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """`beam_width` -> `--beam-width`."""
+    """`max_rows` -> `--max-rows`."""
     return "--" + name.replace("_", "-")
 
 

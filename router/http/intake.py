@@ -188,8 +188,8 @@ class Intake:
             raise BadRequest(f"{name} gives an empty prompt: it needs at least one token", name)
         if tokens.size > most:
             raise BadRequest(
-                f"{name} gives a prompt of {tokens.size} tokens, the limit is {most}: shorten it or restart "
-                f"with --max-prompt-tokens {tokens.size}",
+                f"{name} gives a prompt of {tokens.size} tokens, the limit is {most}: shorten it (the limit "
+                "comes from the model's positions, --kv-bytes and --max-prompt-tokens)",
                 name,
             )
 

@@ -22,7 +22,8 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
     """The catalog at `path`, verified and within the vocabulary of the checkpoint. Raises CatalogError."""
     path, model_dir = Path(path), None if model_dir is None else Path(model_dir)
     if not is_built_file(path):
-        _log.info("building the catalog in memory; `xgr catalog build %s --out FILE` saves this", path)
+        command = f"xgr catalog build {path} --out FILE" + (f" --model-path {model_dir}" if model_dir else "")
+        _log.info("building the catalog in memory; to save this: %s", command)
         return build_catalog(path, model_dir)
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
     catalog = verify_file(path)

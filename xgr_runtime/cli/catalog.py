@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xgr_runtime.errors import CatalogError
-
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from xgr_runtime.catalog import Catalog
 
-    Command = Callable[[argparse.Namespace], None]
-
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `catalog` and its three commands; each sets `func`, which returns the exit code."""
+    """Adds `catalog` and its three commands; each sets `func`, which returns the exit code or raises."""
     parser = subparsers.add_parser("catalog", help="build, inspect and verify catalog files")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -28,18 +22,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     command.add_argument("--out", type=Path, required=True, help="the file to write")
     command.add_argument("--model-path", type=Path, help="the checkpoint folder: tokenizer and vocabulary")
-    command.set_defaults(func=_guarded(build))
+    command.set_defaults(func=build)
 
     command = commands.add_parser("inspect", help="say what a catalog file holds")
     command.add_argument("file", type=Path)
-    command.set_defaults(func=_guarded(inspect))
+    command.set_defaults(func=inspect)
 
     command = commands.add_parser("verify", help="reread a catalog file and check everything in it")
     command.add_argument("file", type=Path)
-    command.set_defaults(func=_guarded(check))
+    command.set_defaults(func=check)
 
 
-def build(args: argparse.Namespace) -> None:
+def build(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import build_catalog
 
     catalog = build_catalog(args.source, args.model_path)
@@ -47,21 +41,24 @@ def build(args: argparse.Namespace) -> None:
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
     if not catalog.template.prefix:
         print("note: prompts have no prefix; --model-path or catalog.json beside the source can give one")
+    return 0
 
 
-def inspect(args: argparse.Namespace) -> None:
+def inspect(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import Catalog
 
     catalog = Catalog.open(args.file)
     for name, value in summary(catalog, args.file.stat().st_size).items():
         print(f"{name:<12} {value}")
+    return 0
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import Catalog, verify_file
 
     verify_file(args.file)
     print(f"{args.file}: ok, version {Catalog.open(args.file).version}")
+    return 0
 
 
 def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
@@ -85,17 +82,3 @@ def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
     )
     lines["size"] = f"{file_bytes / 1e6:.1f} MB, of which the trie {catalog.trie_bytes / 1e6:.1f} MB"
     return lines
-
-
-def _guarded(command: Command) -> Callable[[argparse.Namespace], int]:
-    """A command whose CatalogError becomes one line on stderr and exit code 2."""
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            command(args)
-        except CatalogError as error:
-            print(f"xgr catalog: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        return 0
-
-    return run

@@ -6,7 +6,7 @@ prefill, decode and the tests share one contract and no backend knows about requ
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from torch import Tensor
 from xgr_runtime.errors import ModelError
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-BackendName = Literal["auto", "transformers"]
 
 
 class Stage(Protocol):

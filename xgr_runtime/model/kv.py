@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.model.base import Geometry
+from xgr_runtime.pages import PageIds
 
-PageIds = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
 
@@ -123,7 +123,7 @@ def _as_bytes(x: Tensor) -> memoryview:
 
 
 class TailKv:
-    """Keys and values of generated tokens: tail_k and tail_v [layers, T, rows, Hkv, D], scratch of a cohort.
+    """Keys and values of generated tokens: tail_k and tail_v [layers, T, rows, Hkv, D], of running requests.
 
     Written in place and never moved; the ancestor tables say which row holds which token.
     """

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
 from xgr_kernels.tail_attention.api import tail_attention_merge
-from xgr_runtime.model.kv import KvPool, PageIds
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.pages import PageIds
 
 
 class PrefillStage:

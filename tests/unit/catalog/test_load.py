@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from xgr_runtime.catalog import build_from_arrays, load_catalog
-from xgr_runtime.cli import catalog as command
+from xgr_runtime.cli import main
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -18,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def xgr(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["catalog", *map(str, arguments)])
-    code = args.func(args)
-    assert isinstance(code, int)
-    return code
+    return main(["catalog", *map(str, arguments)])
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ class PlayedEngine:
 
     def __init__(self) -> None:
         self.pool = SimpleNamespace(pages=4)
+        self.max_rows = 16
         self.model = SimpleNamespace(geometry=SimpleNamespace(token_bytes=64))
         self.between: Callable[[], None] = lambda: None
         self.broken: list[Any] = []
