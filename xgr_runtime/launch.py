@@ -79,8 +79,8 @@ class Deployment:
         check(config)
         with run_folder() as folder:
             catalog = shared_catalog(config, folder)
-            stages = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
-            self._supervisor = Supervisor(stages, config.start_timeout, self._stop_request)
+            groups = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
+            self._supervisor = Supervisor(groups, config.start_timeout, self._stop_request)
             self._supervisor.run(self._missing)
 
     def _run_in_thread(self) -> None:

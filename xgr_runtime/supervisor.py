@@ -1,4 +1,4 @@
-"""Keeps a launcher's children alive: start in stages, restart with backoff, stop in the opposite order.
+"""Keeps a launcher's children alive: start in groups, restart with backoff, stop in the opposite order.
 
 What to do when is decided by functions of a `State` and the time; `Supervisor` carries it out on processes.
 """
@@ -68,8 +68,8 @@ def overdue(state: State, now: float, start_timeout: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Children that start together once the stage before is ready, and stop together before it stops."""
+class StartGroup:
+    """Children that start together once the group before is ready, and stop together before it stops."""
 
     programs: Sequence[Program]
     grace: float  # seconds between SIGTERM and SIGKILL
@@ -90,14 +90,14 @@ class StopRequest:
 
 
 class Supervisor:
-    """Runs the stages' children until asked to stop; all of it in the thread that calls `run`."""
+    """Runs the groups' children until asked to stop; all of it in the thread that calls `run`."""
 
-    def __init__(self, stages: Sequence[Stage], start_timeout: float, stop: StopRequest) -> None:
-        self.stages = stages
+    def __init__(self, groups: Sequence[StartGroup], start_timeout: float, stop: StopRequest) -> None:
+        self.groups = groups
         self.start_timeout = start_timeout
         self.restarts = 0
-        self.programs = {program.name: program for stage in stages for program in stage.programs}
-        assert len(self.programs) == sum(len(stage.programs) for stage in stages), "names are unique"
+        self.programs = {program.name: program for group in groups for program in group.programs}
+        assert len(self.programs) == sum(len(group.programs) for group in groups), "names are unique"
         self._children: dict[str, Child] = {}
         self._states: dict[str, State] = {}
         self._info: dict[str, dict[str, Any]] = {}
@@ -136,10 +136,10 @@ class Supervisor:
 
     def _start_all(self, deadline: float) -> bool:
         """Whether all became ready; False when asked to stop before. Raises `StartupError`."""
-        for stage in self.stages:
-            for program in stage.programs:
+        for group in self.groups:
+            for program in group.programs:
                 self._start(program.name)
-            names = [program.name for program in stage.programs]
+            names = [program.name for program in group.programs]
             while not all([self._is_ready(name) for name in names]):  # a list: look at every child each time
                 if self._stop.drain.wait(PULSE):
                     return False
@@ -213,13 +213,13 @@ class Supervisor:
         self._states[name] = moved(self._states.get(name, State(phase, now)), phase, now)
 
     def _stop_all(self) -> None:
-        """Last stage first, each with its time to drain; a child that never became ready has nothing to."""
-        for stage in reversed(self.stages):
-            children = [self._children[p.name] for p in stage.programs if p.name in self._children]
+        """Last group first, each with its time to drain; a child that never became ready has nothing to."""
+        for group in reversed(self.groups):
+            children = [self._children[p.name] for p in group.programs if p.name in self._children]
             for child in children:
                 ready = self._states[child.name].phase is Phase.READY
                 child.terminate() if ready else child.kill()
-            self._await_end(children, stage.grace)
+            self._await_end(children, group.grace)
 
     def _await_end(self, children: Sequence[Child], grace: float) -> None:
         deadline = time.monotonic() + grace

@@ -12,7 +12,7 @@ from xgr_runtime.child import Program
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.checkpoint import read_config
-from xgr_runtime.supervisor import Stage
+from xgr_runtime.supervisor import StartGroup
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def shared_catalog(config: ServeConfig, folder: Path) -> str:
     return str(built)
 
 
-def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[Stage]:
+def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[StartGroup]:
     """The processes of the deployment; their sockets lie in `folder`.
 
-    The router is a stage of its own: no port opens before every worker has found its model and catalog good.
+    The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
     threads = config.threads or max(1, cores // (config.prefill_workers + config.decode_workers))
     prefill = [
@@ -77,8 +77,8 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
     workers = [_worker("prefill_worker", c, crowded) for c in prefill]
     workers += [_worker("decode_worker", c, crowded) for c in decode]
     return [
-        Stage(workers, WORKER_GRACE),
-        Stage([_router(router)], config.drain_timeout + ROUTER_GRACE),
+        StartGroup(workers, WORKER_GRACE),
+        StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
     ]
 
 
@@ -104,8 +104,8 @@ def _router(config: RouterConfig) -> Program:
     return Program(ROUTER, "router", argv, {"XGR_API_KEY": config.api_key} if config.api_key else {})
 
 
-def _names(stage: str, count: int) -> list[str]:
-    return [f"{stage}-{number}" for number in range(count)]
+def _names(role: str, count: int) -> list[str]:
+    return [f"{role}-{number}" for number in range(count)]
 
 
 def _socket(folder: Path, name: str) -> str:

@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,16 @@ def measure(args: argparse.Namespace, client: XgrClient, rival: HuggingFace, pro
     }
 
 
+def throughput(args: argparse.Namespace, client: XgrClient, prompts: list[list[int]]) -> dict[str, float]:
+    """Ours alone, `--in-flight` requests at a time: two rounds of the prompts, of which the second counts."""
+    with ThreadPoolExecutor(args.in_flight) as callers:
+        for _ in range(2):
+            started = time.perf_counter()
+            list(callers.map(lambda p: client.generate(input_ids=p, beam_width=args.beam_width), prompts))
+            seconds = time.perf_counter() - started
+    return {"in_flight": args.in_flight, "ours_requests_per_s": round(len(prompts) / seconds, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model-path", type=Path, required=True)
@@ -126,6 +137,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--rival-requests", type=int, default=5)
+    parser.add_argument("--in-flight", type=int, default=8, help="for requests per second")
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="per worker, as `xgr serve --threads`")
     args = parser.parse_args()
@@ -142,6 +154,7 @@ def main() -> None:
     )
     with Deployment(config) as deployment, XgrClient(deployment.url) as client:
         figures = measure(args, client, HuggingFace(args.model_path, catalog), prompts)
+        figures |= throughput(args, client, prompts)
     figures |= {"cores": cores, "threads_per_worker": args.threads or "cores / workers"}
     for name, value in figures.items():
         print(f"{name:>24}  {value}")

@@ -60,13 +60,13 @@ BODY = """
 LAUNCHER = """
     import sys, time
     from xgr_runtime.child import Program
-    from xgr_runtime.supervisor import Stage, StopRequest, Supervisor
+    from xgr_runtime.supervisor import StartGroup, StopRequest, Supervisor
 
     def missing(infos):
         print(infos["tiny"]["pid"], flush=True)
         return ""
 
-    Supervisor([Stage([Program("tiny", "tiny_process")], 1.0)], 20.0, StopRequest()).run(missing)
+    Supervisor([StartGroup([Program("tiny", "tiny_process")], 1.0)], 20.0, StopRequest()).run(missing)
 """
 
 Tiny = Callable[..., Program]

@@ -15,7 +15,7 @@ from xgr_runtime.child import Program
 from xgr_runtime.errors import StartupError
 from xgr_runtime.supervisor import (
     Phase,
-    Stage,
+    StartGroup,
     State,
     StopRequest,
     Supervisor,
@@ -64,9 +64,9 @@ def test_what_is_due(phase: Phase) -> None:
 class Running:
     """A supervisor in a thread of its own, and how it ended."""
 
-    def __init__(self, stages: list[Stage], start_timeout: float = 30.0) -> None:
+    def __init__(self, groups: list[StartGroup], start_timeout: float = 30.0) -> None:
         self.stop = StopRequest()
-        self.supervisor = Supervisor(stages, start_timeout, self.stop)
+        self.supervisor = Supervisor(groups, start_timeout, self.stop)
         self.started = threading.Event()
         self.error: BaseException | None = None
         self.infos: dict[str, dict[str, Any]] = {}
@@ -95,8 +95,8 @@ class Running:
 def supervise() -> Iterator[Callable[..., Running]]:
     running = []
 
-    def run(*stages: Stage, **options: float) -> Running:
-        running.append(Running(list(stages), **options))
+    def run(*groups: StartGroup, **options: float) -> Running:
+        running.append(Running(list(groups), **options))
         assert running[-1].started.wait(60.0)
         return running[-1]
 
@@ -112,15 +112,15 @@ def test_starts_in_order_and_stops_in_the_opposite_one(
     tiny: Tiny, supervise: Supervise, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
-    stages = [Stage([tiny(name, marks=marks)], 10.0) for name in ("worker", "router")]
-    running = supervise(*stages)
+    groups = [StartGroup([tiny(name, marks=marks)], 10.0) for name in ("worker", "router")]
+    running = supervise(*groups)
     assert set(running.infos) == {"worker", "router"}
     running.end()
     assert marks.read_text().splitlines() == ["start worker", "start router", "stop router", "stop worker"]
 
 
 def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise, eventually: Eventually) -> None:
-    running = supervise(Stage([tiny("a"), tiny("b")], 10.0))
+    running = supervise(StartGroup([tiny("a"), tiny("b")], 10.0))
     first, other = running.infos["a"]["pid"], running.infos["b"]["pid"]
     os.kill(first, signal.SIGKILL)
     eventually(lambda: running.infos["a"]["pid"] != first)
@@ -131,7 +131,7 @@ def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise, eventually: E
 def test_child_that_ends_by_itself_comes_back(
     tiny: Tiny, supervise: Supervise, eventually: Eventually
 ) -> None:
-    running = supervise(Stage([tiny(act="brief")], 10.0))
+    running = supervise(StartGroup([tiny(act="brief")], 10.0))
     eventually(lambda: running.supervisor.restarts >= 2)
 
 
@@ -144,7 +144,7 @@ def test_crash_loop_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
-    running = supervise(Stage([tiny(act="once", marks=tmp_path / "marks")], 10.0))
+    running = supervise(StartGroup([tiny(act="once", marks=tmp_path / "marks")], 10.0))
     os.kill(running.infos["tiny"]["pid"], signal.SIGKILL)
     eventually(lambda: "crash loop: 5 failures in a row" in caplog.text)
     assert "the second start is refused" in caplog.text
@@ -155,15 +155,15 @@ def test_crash_loop_is_named(
     [("refuse", "no such model: give another"), ("crash", "boom"), ("silent", "not ready after")],
 )
 def test_failed_first_start_ends_everything(tiny: Tiny, supervise: Supervise, act: str, message: str) -> None:
-    stage = Stage([tiny("good"), tiny("bad", act=act), tiny("bad-too", act=act)], 10.0)
-    running = supervise(stage, start_timeout=3.0 if act == "silent" else 30.0)
+    group = StartGroup([tiny("good"), tiny("bad", act=act), tiny("bad-too", act=act)], 10.0)
+    running = supervise(group, start_timeout=3.0 if act == "silent" else 30.0)
     running.thread.join(60.0)
     assert message in str(running.error)
     assert "\n" not in str(running.error)
 
 
 def test_what_never_serves_ends_with_the_reason(tiny: Tiny) -> None:
-    supervisor = Supervisor([Stage([tiny()], 10.0)], 3.0, StopRequest())
+    supervisor = Supervisor([StartGroup([tiny()], 10.0)], 3.0, StopRequest())
     with pytest.raises(StartupError, match="not serving after 3 s: the pair does not match"):
         supervisor.run(lambda _: "the pair does not match")
 
@@ -171,18 +171,18 @@ def test_what_never_serves_ends_with_the_reason(tiny: Tiny) -> None:
 def test_stop_before_the_start_starts_nothing(tiny: Tiny, tmp_path: Path) -> None:
     stop = StopRequest()
     stop.ask()
-    Supervisor([Stage([tiny(marks=tmp_path / "marks")], 10.0)], 30.0, stop).run(lambda _: "")
+    Supervisor([StartGroup([tiny(marks=tmp_path / "marks")], 10.0)], 30.0, stop).run(lambda _: "")
     assert not (tmp_path / "marks").exists()
 
 
 def test_grace_ends_in_sigkill(tiny: Tiny, supervise: Supervise) -> None:
-    running = supervise(Stage([tiny(act="deaf")], 0.2))
+    running = supervise(StartGroup([tiny(act="deaf")], 0.2))
     running.end()
     assert running.supervisor.pid("tiny") is None
 
 
 def test_second_request_kills_at_once(tiny: Tiny, supervise: Supervise) -> None:
-    running = supervise(Stage([tiny(act="deaf")], 3600.0))
+    running = supervise(StartGroup([tiny(act="deaf")], 3600.0))
     running.stop.ask()
     time.sleep(0.2)
     assert running.thread.is_alive()  # it drains, for up to an hour
