@@ -14,6 +14,7 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import Limits
 from xgr_runtime.model.startup import load_model, prompt_limit
 from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.transport import check_address
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         raise ConfigError(
             f"--max-rows is {max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
         )
+    if config.advertise_data_address:
+        check_address(config.advertise_data_address)
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config)
     numba.set_num_threads(min(model.threads, numba.get_num_threads()))

@@ -15,7 +15,7 @@ from decode_worker.task import DecodeTask, EarlyOpen, TaskFactory
 from xgr_kernels.beam_select.api import Selection, Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.control import ControlServer, new_incarnation
+from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -81,6 +81,7 @@ class DecodeWorker:
         self.early_opens: dict[AttemptId, EarlyOpen] = {}
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
+        self.worked = False  # the last turn stepped: pages, rows or messages may have come free meanwhile
         self.inbox: list[Message] = []  # requests and cancels that came in during a step
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
             PagePool(engine.pool.pages), PagePool(engine.max_rows), config.page_size
@@ -100,15 +101,17 @@ class DecodeWorker:
     def run(self, stopping: Callable[[], bool]) -> None:
         """Messages in, one step for all beams, answers out; until `stopping`."""
         while not stopping():
-            self.poller.wait(0 if self.running else self.config.heartbeat / 2)
+            self.poller.wait(self.idle_seconds())
             now = self.clock()
             self.listen()
             self.handle_control(now)
             for received in self.data.receive():
                 self.handle_data(received, now)
+            self.drop_unreadable()
             self.expire(now)
             self.grant_pages()
             self.start_searches()
+            self.worked = bool(self.running)
             if self.running:
                 self.step()
 
@@ -199,8 +202,14 @@ class DecodeWorker:
                     self.take_chunk(task, message, received.frames)
                 case Commit():
                     self.take_commit(task, message, received.frames, now)
-                case Cancel(reason=reason):
+                case Cancel(reason=reason) if not task.committed_at:
                     self.fail(task, WorkerLost(f"prefill gave up: {reason}", "prefill"), retry=True)
+
+    def drop_unreadable(self) -> None:
+        """A message that cannot be read may be of any transfer of its sender: those fail, nothing else."""
+        for peer in self.data.listener.take_bad_peers():
+            for task in [t for t in self.tasks.values() if t.peer == peer and t.receiver.renewable]:
+                self.broken(task, task.receiver.fail("a message on its link could not be read"))
 
     def keep_early(self, peer: bytes, message: Message, now: float) -> None:
         """An OPEN may overtake the router's request; anything else without a task is late."""
@@ -221,6 +230,9 @@ class DecodeWorker:
 
     def open(self, task: DecodeTask, peer: bytes, message: Open, now: float) -> None:
         """The prefill worker has begun: the task may wait for pages."""
+        if task.receiver.opened:
+            self.counters["stale_messages"] += 1
+            return
         task.peer, task.opened_at = peer, now
         if nack := task.receiver.open(message):
             self.broken(task, nack)
@@ -297,9 +309,10 @@ class DecodeWorker:
         """Deadlines, orphaned OPENs, leases to renew, and routers that passed away."""
         for task in [t for t in self.tasks.values() if t.deadline <= now]:
             self.fail(task, DeadlineExceeded("the deadline passed in the decode worker"), retry=False)
-        for router in self.control.lost(now):
+        for router in self.control.silent(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
-                self.end(task, tell_prefill="the router is gone")
+                self.fail(task, WorkerLost(ROUTER_SILENT), retry=True)
+            self.control.forget(router)
         late = [id for id, early in self.early_opens.items() if now - early.arrived > self.config.lease]
         for id in late:  # the router's request never came
             del self.early_opens[id]
@@ -310,6 +323,10 @@ class DecodeWorker:
                     self.data.send(task.peer, renew)
 
     # --- state ---
+
+    def idle_seconds(self) -> float:
+        """How long the loop may sleep if nothing arrives."""
+        return 0.0 if self.running or self.worked else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(

@@ -12,7 +12,7 @@ from prefill_worker.engine import PrefillEngine
 from prefill_worker.links import DecodeLink, DecodeLinks
 from prefill_worker.scheduler import PrefillScheduler, Prompt
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.control import ControlServer, new_incarnation
+from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.errors import (
     BadRequest,
     ConfigError,
@@ -84,7 +84,8 @@ class PrefillWorker:
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
         self.transfers: dict[AttemptId, Transfer] = {}
         self.counters: dict[str, float] = defaultdict(float)
-        self.stalled = False
+        self.stalled = False  # a socket took no more
+        self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
         listener: Listener[Message] = Listener(config.control_address, ToPrefill)
         self.control = ControlServer(listener, self.introduce, config.silence)
         self.poller = Poller()
@@ -96,11 +97,11 @@ class PrefillWorker:
         while not stopping():
             self.poller.wait(self.idle_seconds())
             self.exchange()
-            batch = self.scheduler.next_batch()
-            if batch:
-                self.prefill([self.open(prompt, pages) for prompt, pages in batch])
             self.expire(self.clock())
             self.retire()
+            batch = [self.open(prompt, pages) for prompt, pages in self.scheduler.next_batch()]
+            self.prefill(batch)
+            self.worked = bool(batch)
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
@@ -113,6 +114,8 @@ class PrefillWorker:
 
     def prefill(self, batch: list[Transfer]) -> None:
         """One forward; each layer's KV leaves while the next layer is computed."""
+        if not batch:
+            return
         started = self.clock()
 
         def on_layer(layer: int) -> None:
@@ -124,8 +127,7 @@ class PrefillWorker:
             hidden = self.engine.run([(t.prompt.tokens, t.pages) for t in batch], on_layer)
         except Exception:
             log.exception("a forward of %d prompts failed", len(batch))
-            for transfer in batch:
-                self.give_up(transfer, InternalError("the prefill worker failed on this batch"))
+            self.prefill_alone(batch)
             return
         seconds = self.clock() - started
         for transfer, row in zip(batch, hidden, strict=True):
@@ -135,6 +137,14 @@ class PrefillWorker:
         self.counters["prompts"] += len(batch)
         self.counters["prompt_tokens"] += sum(len(t.prompt.tokens) for t in batch)
         self.counters["forward_seconds"] += seconds
+
+    def prefill_alone(self, batch: list[Transfer]) -> None:
+        """Find out whose forward fails: only that request ends."""
+        if len(batch) == 1:
+            self.give_up(batch[0], InternalError("the prefill worker failed on this request"))
+        else:
+            for transfer in batch:
+                self.prefill([transfer])
 
     # --- messages ---
 
@@ -236,12 +246,15 @@ class PrefillWorker:
             if transfer.prompt.deadline <= now:
                 self.give_up(transfer, DeadlineExceeded("the deadline passed during the hand-over"))
             transfer.sender.expire(now)
-        for router in self.control.lost(now):
+        for router in self.control.silent(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
                 self.scheduler.drop(prompt.id)
+                self.fail(prompt.id, WorkerLost(ROUTER_SILENT), retry=True)
             for id, transfer in self.transfers.items():
                 if id.router == router:
-                    transfer.sender.fail("the router is gone")
+                    transfer.sender.fail(ROUTER_SILENT)
+                    self.fail(id, WorkerLost(ROUTER_SILENT), retry=True)
+            self.control.forget(router)
 
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""
@@ -267,6 +280,8 @@ class PrefillWorker:
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
+        if self.worked:
+            return 0.0
         return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

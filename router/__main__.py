@@ -18,6 +18,8 @@ from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
+CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
+
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     catalog = load_catalog(config.catalog, config.model_path)
@@ -32,7 +34,15 @@ async def _serve(
     dispatcher = Dispatcher(config, catalog.version)
     dispatcher.start()
     app = make_app(dispatcher, catalog, tokenizer, _settings(config, catalog.vocab_size))
-    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+        )
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -75,7 +75,7 @@ class Dispatcher:
         self._incarnation = new_incarnation()
         self._numbers = count(1)
         self._attempts: dict[AttemptId, _Attempt] = {}
-        self._live: dict[str, asyncio.Future[None]] = {}  # rid -> set when aborted
+        self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
         self.draining = False
         self._prefill = [self._link(address, "prefill") for address in config.prefill]
         self._decode = [self._link(address, "decode") for address in config.decode]
@@ -94,7 +94,7 @@ class Dispatcher:
             if work.done():
                 return work.result()
             if aborted.done():
-                raise Cancelled("the request was aborted")
+                raise aborted.result()
             raise DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
         finally:
             work.cancel()
@@ -102,12 +102,7 @@ class Dispatcher:
 
     def abort(self, rid: str) -> bool:
         """See `Dispatch.abort`."""
-        aborted = self._live.get(rid)
-        if aborted is None:
-            return False
-        if not aborted.done():
-            aborted.set_result(None)
-        return True
+        return self._end_live(rid, Cancelled("the request was aborted"))
 
     def workers(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
@@ -147,7 +142,14 @@ class Dispatcher:
         while self._live and time.monotonic() < end:
             await asyncio.sleep(0.02)
         for rid in list(self._live):
-            self.abort(rid)
+            self._end_live(rid, Draining("the deployment stopped before the request was done"))
+
+    def _end_live(self, rid: str, error: RequestError) -> bool:
+        """End a live request with `error`; False when there is none of that id."""
+        aborted = self._live.get(rid)
+        if aborted is not None and not aborted.done():
+            aborted.set_result(error)
+        return aborted is not None
 
     # --- attempts ---
 

@@ -108,6 +108,10 @@ class WorkerLink:
         loop = asyncio.get_running_loop()
         while True:
             self._link.send(self._beat)
+            slept = loop.time()
             await asyncio.sleep(self._heartbeat)
-            if self.alive and loop.time() - self._heard > self._silence:
+            now = loop.time()
+            if now - slept > self._heartbeat + self._silence / 2:
+                self._heard = now  # it was us who paused
+            elif self.alive and now - self._heard > self._silence:
                 self.lost(f"no heartbeat for {self._silence:g} s")

@@ -171,6 +171,8 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
         ):
             if value is not None and name not in values:
                 values[name], sources[name] = value, source
+    if not str(values.get("api_key", "given")).strip():
+        raise ConfigError(f"{sources['api_key']} is empty, which would let everybody in: give a key or none")
     if file:
         raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
     return _convert(kind, values, sources)
@@ -180,6 +182,8 @@ def to_argv(config: _Process) -> list[str]:
     """Flags that make `parse` return this very configuration: how the launcher hands it down."""
     argv = []
     for name, value in msgspec.structs.asdict(config).items():
+        if value == "":
+            continue  # nothing is said of it
         argv.append(f"{flag(name)}={','.join(value) if isinstance(value, list) else value}")
     return argv
 

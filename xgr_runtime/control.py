@@ -11,6 +11,8 @@ from xgr_runtime.transport import Listener
 
 log = logging.getLogger(__name__)
 
+ROUTER_SILENT = "the router was silent for too long"
+
 
 def new_incarnation() -> int:
     """A random id that tells one run of a process from every other."""
@@ -50,13 +52,17 @@ class ControlServer:
         known = self._routers.get(router)
         return known is not None and self.listener.send(known.peer, message)
 
-    def lost(self, now: float) -> list[int]:
-        """Incarnations of routers that fell silent; each is reported once and forgotten."""
-        silent = [r for r, known in self._routers.items() if now - known.heard > self.silence]
-        for router in silent:
-            log.warning("router %x is silent: its requests are dropped", router)
-            del self._routers[router]
-        return silent
+    def silent(self, now: float) -> list[int]:
+        """Incarnations of routers that sent no heartbeat for too long. Tell them, then `forget` them.
+
+        A router that was only stopped finds the news when it wakes up, and tries its requests again.
+        """
+        return [r for r, known in self._routers.items() if now - known.heard > self.silence]
+
+    def forget(self, router: int) -> None:
+        """Its requests are dropped; it is welcome again."""
+        log.warning("router %x is silent: its requests are dropped", router)
+        del self._routers[router]
 
     def _greet(self, router: int, peer: bytes, now: float) -> None:
         if router not in self._routers:

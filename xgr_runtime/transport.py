@@ -5,11 +5,11 @@ never blocks: `send` returns False when the peer is gone or its queue is full, a
 """
 
 import asyncio
+import ipaddress
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 import msgspec
 import zmq
@@ -42,6 +42,7 @@ class _Socket(Generic[In]):
 
     def __init__(self, kind: int, incoming: Any, max_bytes: int) -> None:
         self.bad_messages = 0
+        self._bad_peers: set[bytes] = set()
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         _set_options(self.socket, max_bytes)
         self._decoder = msgspec.msgpack.Decoder(incoming)
@@ -58,6 +59,8 @@ class _Socket(Generic[In]):
             if received is not None:
                 return received
             self.bad_messages += 1
+            if self._envelope:
+                self._bad_peers.add(bytes(parts[0].buffer))
 
     def _parse(self, parts: list[memoryview]) -> Received[In] | None:
         if len(parts) <= self._envelope:
@@ -96,6 +99,11 @@ class Listener(_Socket[In]):
             raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
         self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
+    def take_bad_peers(self) -> set[bytes]:
+        """Who sent something that could not be read since this was last asked."""
+        bad, self._bad_peers = self._bad_peers, set()
+        return bad
+
     def send(self, peer: bytes, message: Message, *frames: Frame) -> bool:
         """False when the peer is gone or its queue is full."""
         return self._send([peer, _encoder.encode(message), *frames])
@@ -108,7 +116,11 @@ class Link(_Socket[In]):
         check_address(address)
         super().__init__(zmq.DEALER, incoming, max_bytes)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # never queue for a peer that is not there
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot connect to {address}: {error.strerror or error}") from None
         self.address = address
 
     def send(self, message: Message, *frames: Frame) -> bool:
@@ -182,11 +194,20 @@ def check_address(address: str) -> None:
     if scheme == "ipc":
         _check_folder(Path(rest).parent, address)
     elif scheme == "tcp":
-        host = urlsplit(address).hostname or ""
-        if host not in ("localhost", "::1") and not host.startswith("127."):
+        host, _, port = rest.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        if not _is_loopback(host) or not (port == "*" or port.isdecimal()):
             raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
     else:
         raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_folder(folder: Path, address: str) -> None:

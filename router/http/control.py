@@ -105,7 +105,7 @@ class Control:
         return as_json(Flushed(True, 0, "nothing to flush: no worker caches prompts"))
 
     async def abort_request(self, request: Request) -> Response:
-        body = decode(_ABORT, await read_json(request, self.settings.max_body_bytes))
+        body = decode(_ABORT, await read_json(request, self.settings))
         checked_rid(body.rid)
         if not self.dispatch.abort(body.rid):
             raise NotFound(f"no live request has the rid {body.rid}", "rid")

@@ -27,7 +27,7 @@ class Generate:
 
     async def __call__(self, request: Request) -> Response:
         visit = visit_of(request)
-        body = decode(_DECODER, await read_json(request, self.intake.settings.max_body_bytes))
+        body = decode(_DECODER, await read_json(request, self.intake.settings))
         visit.rid = checked_rid(body.rid) or visit.id
         ticket = await self.intake.ticket(body, visit.rid, visit.arrival, self.dispatch.limits())
         note_job(visit, ticket)

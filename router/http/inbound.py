@@ -8,6 +8,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.types import Receive
 
+from router.http.settings import HttpSettings
 from xgr_runtime.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, WrongMediaType
 
 T = TypeVar("T")
@@ -19,23 +20,34 @@ class ClientGone(Cancelled):
     """HTTP 499. Nobody is left to read the answer."""
 
 
-async def read_json(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes. Raises `WrongMediaType`, `BodyTooLarge`, `BadRequest`.
+async def read_json(request: Request, settings: HttpSettings) -> bytes:
+    """The body, within the deployment's size and the deadline of a request that names none.
 
-    A body without a content type is taken as JSON: nothing says otherwise.
+    A body without a content type is taken as JSON: nothing says otherwise. Raises `WrongMediaType`,
+    `BodyTooLarge`, `BadRequest`, `DeadlineExceeded`.
     """
+    limit, seconds = settings.max_body_bytes, settings.timeout_ms / 1000
     check_media_type(request.headers.get("content-type"))
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise too_large(limit)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _read(request, limit)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body did not arrive within {seconds:g} s") from None
+    if not body:
+        raise BadRequest("the body is empty: send a JSON object")
+    return body
+
+
+async def _read(request: Request, limit: int) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > limit:
             raise too_large(limit)
         parts.append(part)
-    if not size:
-        raise BadRequest("the body is empty: send a JSON object")
     return b"".join(parts)
 
 

@@ -15,11 +15,12 @@ def fresh_workers(client: XgrClient) -> list[WorkerStatus]:
 
 
 def assert_all_freed(client: XgrClient, seconds: float = 20.0) -> list[WorkerStatus]:
-    """The living workers; pages in use, credits, leases and requests go back to zero within `seconds`."""
+    """The living workers; pages, rows, credits, leases and requests go back to zero within `seconds`."""
     until = time.monotonic() + seconds
     while True:
         living = [worker for worker in fresh_workers(client) if worker.alive]
         loads = [worker.load for worker in living if worker.load]
-        if not any(x.pages_used or x.credits_out or x.leases or x.requests for x in loads):
+        held = any(x.pages_used or x.credits_out or x.leases or x.requests or x.rows_used for x in loads)
+        if not held and not any(worker.in_flight for worker in living):
             return living
         assert time.monotonic() < until, f"still held: {loads}"

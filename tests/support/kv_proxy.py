@@ -18,8 +18,9 @@ FromDecode = msgspec.msgpack.Decoder(ToPrefillData)
 class KvProxy:
     """Stands at `address` for the decode worker that listens at `target`.
 
-    `hold_after(n)` lets n chunks pass and then nothing more from prefill workers until `release()`; `held` is
-    set when the next chunk waits; `held_chunk` is its header. `on_ack` is called with each ACK that passes.
+    `hold_after(n)` lets n chunks of each transfer pass; the prefill worker that first sends another one is
+    held until `release()`. `held` is set when that chunk waits; `held_chunk` is its header. `on_ack` is called
+    with each ACK that passes.
     """
 
     def __init__(self, address: str, target: str) -> None:
@@ -30,6 +31,7 @@ class KvProxy:
         self.on_ack: Callable[[Ack], None] | None = None
         self._target = target
         self._limit: int | None = None
+        self._held_peer: bytes | None = None
         self._waiting: list[list[bytes]] = []
         self._stop = threading.Event()
         self._front: Any = zmq.Context.instance().socket(zmq.ROUTER)
@@ -39,7 +41,7 @@ class KvProxy:
         self._thread.start()
 
     def hold_after(self, chunks: int) -> None:
-        self._limit = self.chunks + chunks
+        self._limit = chunks
 
     def release(self) -> None:
         self._limit = None
@@ -67,11 +69,12 @@ class KvProxy:
 
     def _from_prefill(self, parts: list[bytes], poller: zmq.Poller) -> None:
         message: Message = FromPrefill.decode(parts[1])
-        full = self._limit is not None and self.chunks >= self._limit
-        if full and isinstance(message, KvChunk) and not self.held.is_set():
+        full = isinstance(message, KvChunk) and self._limit is not None and message.sequence >= self._limit
+        if full and not self.held.is_set():
             self.held_chunk = message
             self.held.set()
-        if self.held.is_set() and self._limit is not None:
+            self._held_peer = parts[0]
+        if parts[0] == self._held_peer and self._limit is not None:
             self._waiting.append(parts)
         else:
             self.chunks += isinstance(message, KvChunk)

@@ -46,6 +46,8 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
         ([*NEEDED, "--prefill-workers", "0"], {}, "--prefill-workers"),
         ([*NEEDED, "--chunk-bytes", str(8 << 20)], {}, "--chunk-bytes"),
         ([*NEEDED, "--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+        ([*NEEDED, "--api-key", ""], {}, "--api-key"),
+        (NEEDED, {"XGR_API_KEY": " "}, "XGR_API_KEY"),
     ],
 )
 def test_an_error_names_what_to_change(argv: list[str], environ: dict[str, str], named: str) -> None:

@@ -159,6 +159,27 @@ def test_addresses_that_let_strangers_in_are_refused(address: str) -> None:
         check_address(address)
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:port", "tcp://127.0.0.1:1/", "tcp://[::1:5", "tcp://127.example.com:5", "tcp://"],
+)
+def test_an_address_that_means_nothing_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError):
+        Link(address, ToPrefillData)
+
+
+def test_who_sent_bad_bytes_is_told_once(pair: tuple[Listener[Any], Link[Any]]) -> None:
+    listener, link = pair
+    listener.take_bad_peers()
+    link.socket.send(b"junk")
+    assert wait(listener) is None
+    link.send(CHUNK)
+    received = wait(listener)
+    assert received is not None
+    assert listener.take_bad_peers() == {received.peer}
+    assert not listener.take_bad_peers()
+
+
 def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(ConfigError, match="chmod 700"):

@@ -51,7 +51,9 @@ class Sender:
     # --- events from the model ---
 
     def layer_ready(self, layer: int) -> None:
-        """Keys and values of `layer` are in our pages; layers come in order."""
+        """Keys and values of `layer` are in our pages. In order; a repeated forward changes nothing."""
+        if layer < self._ready_layers:
+            return
         assert layer == self._ready_layers, "layers are computed in order"
         self._ready_layers += 1
         if self.state is SenderState.STREAMING:

@@ -14,6 +14,7 @@ from xgr_runtime.config import DecodeConfig
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    Cancel,
     DecodeRequest,
     Hello,
     Limits,
@@ -22,7 +23,7 @@ from xgr_runtime.messages import (
     ToRouter,
     WorkerHello,
 )
-from xgr_runtime.transport import Link, Poller
+from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
@@ -104,6 +105,44 @@ def test_a_step_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker) 
     assert [id.request for id in worker.tasks] == [0, 2] and worker.counters["failed"] == 1
     worker.step()
     assert len(worker.running) == 2 and worker.counters["failed"] == 1
+
+
+def test_after_a_step_the_loop_looks_again_at_once(worker: DecodeWorker) -> None:
+    assert worker.idle_seconds() > 0
+    worker.worked = True  # what the last step freed may let somebody start
+    assert worker.idle_seconds() == 0
+
+
+def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
+    """A request whose prefill worker, the peer b"p", has begun."""
+    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    request = DecodeRequest(id, 10, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    return id
+
+
+def test_an_open_that_comes_twice_waits_for_pages_once(worker: DecodeWorker) -> None:
+    id = opened(worker)
+    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    assert len(worker.scheduler.waiting) == 1 and worker.counters["stale_messages"] == 1
+
+
+def test_a_message_that_cannot_be_read_fails_the_transfers_of_its_sender(worker: DecodeWorker) -> None:
+    mine, other = opened(worker), opened(worker, 2)
+    worker.tasks[other].peer = b"q"
+    worker.data.listener._bad_peers.add(b"p")
+    worker.drop_unreadable()
+    assert mine not in worker.tasks and other in worker.tasks
+    assert worker.counters["broken_transfers"] == 1
+
+
+def test_a_cancel_of_prefill_after_the_commit_changes_nothing(worker: DecodeWorker) -> None:
+    id = opened(worker)
+    worker.tasks[id].committed_at = 1.0
+    worker.data._welcome[b"p"] = id.prefill
+    worker.handle_data(Received(b"p", Cancel(id, "the lease lapsed"), []), 1.0)
+    assert id in worker.tasks
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:

@@ -74,17 +74,27 @@ def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> Non
     assert not worker.pool.used and not worker.transfers
 
 
-def test_a_forward_that_fails_ends_its_batch_and_not_the_worker(worker: PrefillWorker) -> None:
-    def broken(prompts: list[Any], on_layer: Any) -> None:
+def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWorker) -> None:
+    def run(prompts: list[Any], on_layer: Any) -> np.ndarray:
         on_layer(0)
-        raise RuntimeError("out of memory")
+        if any(tokens[0] == 66 for tokens, _ in prompts):
+            raise RuntimeError("a prompt that cannot be run")
+        on_layer(1)
+        return np.zeros((len(prompts), 8), np.float32)
 
-    worker.engine.run = broken  # type: ignore[method-assign, assignment]
-    for number in (1, 2):
-        worker.handle_control(request(worker, [1] * 20, number), 10.0)
+    worker.engine.run = run  # type: ignore[method-assign, assignment]
+    for number, token in enumerate([1, 66, 2]):
+        worker.handle_control(request(worker, [token] * 5, number), 10.0)
     worker.prefill([worker.open(prompt, pages) for prompt, pages in worker.scheduler.next_batch()])
     worker.retire()
-    assert not worker.transfers and not worker.pool.used and worker.counters["failed"] == 2
+    assert [id.request for id in worker.transfers] == [0, 2] and worker.pool.used == 2
+    assert worker.counters["failed"] == 1 and worker.counters["prompts"] == 2
+
+
+def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> None:
+    assert worker.idle_seconds() > 0
+    worker.worked = True  # an ACK that came during the forward may have freed pages
+    assert worker.idle_seconds() == 0
 
 
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:

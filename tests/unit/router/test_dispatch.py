@@ -270,6 +270,17 @@ async def test_a_drain_lets_live_requests_end_and_refuses_new_ones(folder: Path)
 
 
 @play
+async def test_what_is_live_when_the_drain_ends_may_be_tried_again(folder: Path) -> None:
+    async with stage(folder, drain_timeout=0.1) as s:
+        answer = s.ask()
+        await s.decode[0].next(DecodeRequest)
+        await s.dispatcher.drain()
+        with pytest.raises(Draining):
+            await answer
+        await s.decode[0].next(Cancel)
+
+
+@play
 async def test_after_commit_the_prefill_worker_may_die(folder: Path) -> None:
     async with stage(folder) as s:
         answer = s.ask()
