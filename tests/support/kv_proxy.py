@@ -19,8 +19,8 @@ class KvProxy:
     """Stands at `address` for the decode worker that listens at `target`.
 
     `hold_after(n)` lets n chunks of each transfer pass; the prefill worker that first sends another one is
-    held until `release()`. `held` is set when that chunk waits; `held_chunk` is its header. `on_ack` is called
-    with each ACK that passes.
+    held until `release()`. `held` is set when that chunk waits, `held_chunk` is its header. `on_ack` is
+    called with each ACK that passes.
     """
 
     def __init__(self, address: str, target: str) -> None:

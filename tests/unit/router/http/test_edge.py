@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+
+from router.http import HttpSettings
+from router.http.inbound import read_json
+from xgr_runtime.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
+    from starlette.types import Message
 
 
 class Talk:
@@ -116,6 +122,16 @@ def test_late_dispatcher_is_cut_off(
 
     start, body = asyncio.run(exchange()).sent
     assert (start["status"], json.loads(body["body"])["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_body_that_never_ends_has_a_deadline() -> None:
+    async def silence() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits that long")
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, silence)
+    with pytest.raises(DeadlineExceeded, match="body"):
+        asyncio.run(read_json(request, HttpSettings("m", "1", timeout_ms=50)))
 
 
 def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
