@@ -53,5 +53,10 @@ def with_description(table: list[RouteSpec], intake: Intake) -> list[RouteSpec]:
     whole = described(table, page("openapi"), page("docs"))
     document = openapi(whole, intake)
     pages["openapi"] = Response(msgspec.json.encode(document), media_type="application/json")
-    pages["docs"] = Response(docs_page(document), media_type="text/html")
+    pages["docs"] = Response(docs_page(document, some_items(intake.catalog)), media_type="text/html")
     return whole
+
+
+def some_items(catalog: Catalog) -> list[str]:
+    """Two items, for an example."""
+    return [catalog.item_id(row) for row in range(min(2, catalog.items))]

@@ -1,5 +1,6 @@
 """/docs: the description of /openapi.json as one page that needs nothing else."""
 
+import json
 from html import escape
 from typing import Any
 
@@ -21,11 +22,12 @@ td { vertical-align: top; padding: .25rem .8rem .25rem 0; border-top: 1px solid 
 td:first-child { white-space: nowrap }
 """
 _EXAMPLE = """curl -s http://HOST:PORT/generate -H 'Content-Type: application/json' -d '
-  {"history": ["2135", "79"], "sampling_params": {"beam_width": 128, "n": 10}}'"""
+  {"history": %s, "sampling_params": {"beam_width": 128, "n": 10}}'"""
 
 
-def docs_page(described: Json) -> str:
-    """HTML of an OpenAPI description."""
+def docs_page(described: Json, items: list[str]) -> str:
+    """HTML of an OpenAPI description; `items` of the catalog make its example one that works."""
+    example = _EXAMPLE % json.dumps(items)
     info = described["info"]
     routes = [
         route(method.upper(), path, operation)
@@ -38,7 +40,7 @@ def docs_page(described: Json) -> str:
         '<meta name="viewport" content="width=device-width"><title>xgr-runtime</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(info['title'])} {escape(info['version'])}</h1>"
         f"<p>{escape(info['description'])} The same for programs: "
-        f'<a href="openapi.json">openapi.json</a>.</p><pre>{escape(_EXAMPLE)}</pre>'
+        f'<a href="openapi.json">openapi.json</a>.</p><pre>{escape(example)}</pre>'
         f"<h2>Routes</h2>{''.join(routes)}<h2>Shapes</h2>{''.join(shapes)}</body></html>"
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +140,9 @@ def test_docs_need_nothing_else(server: Server) -> None:
         assert f"<code>{path}</code>" in response.text
     for name in ("GenerateRequest", "SamplingParams", "Answer", "ErrorBody"):
         assert f'id="{name}"' in response.text
+
+
+def test_docs_show_an_example_that_works(server: Server) -> None:
+    shown = re.search(r'"history": (\[.*?\])', html.unescape(server.get("/docs").text))
+    assert shown is not None
+    assert server.generate(history=json.loads(shown.group(1))).status_code == 200
