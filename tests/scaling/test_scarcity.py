@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import pytest
 from freed import assert_all_freed
@@ -19,9 +20,9 @@ LONGEST = 257  # tokens: 64 items of four tokens and the begin token
 
 @pytest.fixture(scope="module")
 def scarce(checkpoint: Path, deploy: Callable[..., Deployment], single: list[Answer]) -> Iterator[XgrClient]:
-    """KV for three long prompts, rows for one wide beam, small pages, batches and chunks, one credit."""
+    """KV for one long prompt, rows for one wide beam, small pages, batches and chunks, one credit."""
     settings = {
-        "kv_bytes": 3 * (LONGEST + 15) * token_bytes(checkpoint),
+        "kv_bytes": (LONGEST + 15) * token_bytes(checkpoint),
         "max_rows": 150,
         "max_beam_width": 150,
         "page_size": 4,
@@ -49,6 +50,8 @@ def test_everybody_waits_and_is_answered(
     for answer, expected in zip(answers, single, strict=True):
         assert answer.meta_info.attempts == 1
         assert_identical(answer, expected)
+    timings = [answer.meta_info.timing for answer in answers]
+    assert max(t.queue for t in timings) > 3 * median(t.prefill for t in timings), "nobody waited"
 
 
 def test_a_prompt_that_can_never_fit_is_refused(scarce: XgrClient) -> None:
