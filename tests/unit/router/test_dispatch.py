@@ -125,9 +125,7 @@ async def stage(folder: Path, prefill: int = 1, decode: int = 1, **settings: Any
     folder.chmod(0o700)
     made = Stage(folder, prefill, decode, **settings)
     made.dispatcher.start()
-    async with asyncio.timeout(10):
-        while not all(worker.alive for worker in made.dispatcher.workers()):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(worker.alive for worker in made.dispatcher.workers()))
     yield made
     for worker in [*made.prefill, *made.decode]:
         worker.die()
@@ -142,6 +140,13 @@ def play(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__  # type: ignore[attr-defined]
     return run
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the next heartbeats bring."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def result_of(request: DecodeRequest) -> Result:
@@ -309,13 +314,11 @@ async def test_workers_that_do_not_fit_are_never_used(folder: Path) -> None:
         for change in ({"model": msgspec.structs.replace(MODEL, dtype="bfloat16")}, {"catalogs": ["v2"]}):
             kept = s.decode[0].hello
             s.decode[0].hello = msgspec.structs.replace(kept, **change)
-            await asyncio.sleep(0.2)
-            assert s.dispatcher.limits() is None
+            await until(lambda: s.dispatcher.limits() is None)
             with pytest.raises(NoWorkers):
                 await s.ask()
             s.decode[0].hello = kept
-            await asyncio.sleep(0.2)
-            assert s.dispatcher.limits() == Limits(64, 8)
+            await until(lambda: s.dispatcher.limits() == Limits(64, 8))
 
 
 @pytest.mark.parametrize("change", [{"protocol": PROTOCOL + 1}, {"role": "prefill"}], ids=str)
@@ -323,9 +326,8 @@ def test_a_worker_of_another_kind_says_why_it_is_not_used(tmp_path: Path, change
     async def run() -> None:
         async with stage(tmp_path) as s:
             s.decode[0].hello = msgspec.structs.replace(s.decode[0].hello, **change)
-            await asyncio.sleep(0.2)
-            state = s.dispatcher.workers()[1]
-            assert not state.usable and state.problem
+            await until(lambda: not s.dispatcher.workers()[1].usable)
+            assert s.dispatcher.workers()[1].problem
             assert s.dispatcher.limits() is None
 
     asyncio.run(asyncio.wait_for(run(), 30))
