@@ -291,9 +291,9 @@ async def test_after_commit_the_prefill_worker_may_die(folder: Path) -> None:
         answer = s.ask()
         request = await s.decode[0].next(DecodeRequest)
         s.decode[0].send(Committed(request.id))
-        await asyncio.sleep(0.05)
+        await until(lambda: not s.dispatcher.workers()[0].in_flight)
         s.prefill[0].die()
-        await asyncio.sleep(0.1)
+        await until(lambda: not s.dispatcher.workers()[0].alive)
         s.decode[0].send(result_of(request))
         assert (await answer).attempts == 1
 
