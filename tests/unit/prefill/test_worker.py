@@ -10,7 +10,7 @@ import pytest
 
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.messages import AttemptId, Cancel, ModelIdentity, PrefillRequest
+from xgr_runtime.messages import AttemptId, Cancel, LinkRefused, ModelIdentity, PrefillRequest
 from xgr_runtime.pages import PagePool
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
@@ -107,3 +107,16 @@ def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWor
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
     assert not worker.scheduler.waiting and not worker.transfers and not worker.pool.used
+
+
+def test_a_refused_link_fails_its_transfers_and_no_others(worker: PrefillWorker) -> None:
+    addresses = [f"{worker.config.control_address}.{name}" for name in ("data", "other")]
+    for number, address in enumerate(addresses):
+        worker.handle_control(request(worker, [1] * 5, number, address), 10.0)
+    for prompt, pages in worker.scheduler.next_batch():
+        worker.open(prompt, pages)
+    worker.handle_data(worker.links.to(addresses[0]), LinkRefused(2, "its dtype is bfloat16"), 10.0)
+    reasons = [transfer.sender.reason for transfer in worker.transfers.values()]
+    assert "bfloat16" in reasons[0] and not reasons[1]
+    worker.retire()
+    assert [id.request for id in worker.transfers] == [1] and worker.pool.used == 1

@@ -1,0 +1,98 @@
+"""The data link's greeting: who is welcome, who is refused and why, and what happens to the ungreeted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from decode_worker.links import PrefillLinks, incompatibility
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    LinkHello,
+    LinkRefused,
+    LinkWelcome,
+    ModelIdentity,
+    Open,
+    ToDecodeData,
+    ToPrefillData,
+)
+from xgr_runtime.transport import Link, Listener, Poller
+
+MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+HELLO = LinkHello(PROTOCOL, "prefill-0", incarnation=3, model=MODEL)
+OPEN = Open(AttemptId(1, 2, 1, 3, 4), 10, 0.0)
+
+
+class Pair:
+    """A decode worker's side and one prefill worker's socket."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.chmod(0o700)
+        self.links = PrefillLinks(Listener(f"ipc://{folder}/d", ToDecodeData), incarnation=4, model=MODEL)
+        self.link: Link[Any] = Link(f"ipc://{folder}/d", ToPrefillData)
+        self._decode, self._prefill = Poller(), Poller()
+        self._decode.add(self.links.listener)
+        self._prefill.add(self.link)
+
+    def say(self, message: Any) -> list[Any]:
+        """Send to the decode worker; the messages that its loop gets to see."""
+        while not self.link.send(message):
+            pass
+        self._decode.wait(5)
+        return [received.message for received in self.links.receive()]
+
+    def hear(self) -> Any:
+        """What the decode worker answered."""
+        self._prefill.wait(5)
+        received = self.link.receive()
+        return received.message if received else None
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    yield made
+    made.link.close()
+    made.links.listener.close()
+
+
+def test_a_worker_with_the_same_model_is_welcome(pair: Pair) -> None:
+    assert pair.say(HELLO) == [] and pair.hear() == LinkWelcome(4)
+    assert pair.say(OPEN) == [OPEN]
+
+
+def test_who_has_not_greeted_is_told_to(pair: Pair) -> None:
+    assert pair.say(OPEN) == []
+    assert pair.hear() == LinkRefused(4, "greet first") and pair.links.stale_messages == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weights_hash": "other"}, {"dtype": "bfloat16"}, {"layers": 3}, {"head_dim": 8}, {"tp_size": 2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_model_is_refused_with_the_reason(pair: Pair, change: dict[str, Any]) -> None:
+    hello = msgspec.structs.replace(HELLO, model=msgspec.structs.replace(MODEL, **change))
+    assert pair.say(hello) == []
+    refused = pair.hear()
+    assert isinstance(refused, LinkRefused) and next(iter(change)) in refused.reason
+    assert pair.say(OPEN) == []
+
+
+def test_another_protocol_is_refused() -> None:
+    hello = msgspec.structs.replace(HELLO, protocol=PROTOCOL + 1)
+    assert "protocol" in incompatibility(hello, MODEL)
+    assert incompatibility(HELLO, MODEL) == ""
+
+
+def test_a_peer_speaks_for_the_incarnation_that_it_greeted_with(pair: Pair) -> None:
+    pair.say(HELLO)
+    pair.hear()
+    while not pair.link.send(OPEN):
+        pass
+    pair._decode.wait(5)
+    (received,) = pair.links.receive()
+    assert pair.links.incarnation_of(received.peer) == HELLO.incarnation
