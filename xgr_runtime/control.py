@@ -1,6 +1,7 @@
 """A worker's control link: which routers are alive, what they ask, and how they are answered."""
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,12 +49,17 @@ class ControlServer:
                 self.listener.send(received.peer, self.introduce())  # so that it can say why
 
     def send(self, router: int, message: Message) -> bool:
-        """Answer the router with this incarnation; False when it is gone."""
+        """Answer the router with this incarnation; False when it is gone, which `silent` then reports too."""
         known = self._routers.get(router)
-        return known is not None and self.listener.send(known.peer, message)
+        if known is None:
+            return False
+        sent = self.listener.send(known.peer, message)
+        if not sent:
+            known.heard = -math.inf
+        return sent
 
     def silent(self, now: float) -> list[int]:
-        """Incarnations of routers that sent no heartbeat for too long. Tell them, then `forget` them.
+        """Incarnations of routers that are gone or sent no heartbeat for too long. Tell them, then `forget`.
 
         A router that was only stopped finds the news when it wakes up, and tries its requests again.
         """
