@@ -67,7 +67,7 @@ class ControlServer:
 
     def forget(self, router: int) -> None:
         """Its requests are dropped; it is welcome again."""
-        log.warning("router %x is silent: its requests are dropped", router)
+        log.warning("router %x is gone: its requests are dropped", router)
         del self._routers[router]
 
     def _greet(self, router: int, peer: bytes, now: float) -> None:
