@@ -8,13 +8,13 @@ import numba
 from decode_worker.engine import DecodeEngine
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.backend import choose_backend
+from xgr_runtime.addresses import check_address
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import Limits
 from xgr_runtime.model.startup import load_model, prompt_limit
 from xgr_runtime.process import Lifecycle, main
-from xgr_runtime.transport import check_address
 
 log = logging.getLogger(__name__)
 

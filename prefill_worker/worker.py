@@ -253,7 +253,7 @@ class PrefillWorker:
             for id, transfer in self.transfers.items():
                 if id.router == router:
                     transfer.sender.fail(ROUTER_SILENT)
-                    self.fail(id, WorkerLost(ROUTER_SILENT), retry=True)
+            self.retire()  # which tells the router; so forget it afterwards
             self.control.forget(router)
 
     def retire(self) -> None:

@@ -1,11 +1,11 @@
 """What a deployment consists of: a launcher's configuration, checked and spread over its processes."""
 
-import ipaddress
 import logging
 import socket
 from pathlib import Path
 from typing import Any, TypeVar
 
+from xgr_runtime.addresses import is_loopback
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.child import Program
@@ -27,7 +27,7 @@ def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_port(config.host, config.port)
     read_config(Path(config.model_path))
-    if not config.api_key and not _is_loopback(config.host):
+    if not config.api_key and not is_loopback(config.host):
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
 
 
@@ -126,10 +126,3 @@ def check_port(host: str, port: int) -> None:
             raise ConfigError(
                 f"cannot use port {port} of {host}, {error.strerror}: choose another --port or --host"
             ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

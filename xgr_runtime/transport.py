@@ -5,10 +5,7 @@ never blocks: `send` returns False when the peer is gone or its queue is full, a
 """
 
 import asyncio
-import ipaddress
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -16,6 +13,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import Message
 
@@ -183,40 +181,6 @@ class Poller:
     def wait(self, seconds: float) -> None:
         """Return when a socket has something, or after `seconds`."""
         self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
-
-
-def check_address(address: str) -> None:
-    """Refuse what would let strangers in. Raises `ConfigError`.
-
-    A folder of our own with mode 0700 guards `ipc://`; `tcp://` stays on this machine until links have keys.
-    """
-    scheme, _, rest = address.partition("://")
-    if scheme == "ipc":
-        _check_folder(Path(rest).parent, address)
-    elif scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        if not _is_loopback(host) or not (port == "*" or port.isdecimal()):
-            raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
-    else:
-        raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_folder(folder: Path, address: str) -> None:
-    if len(address) > 100:
-        raise ConfigError(f"{address}: longer than a socket path may be, use a shorter folder")
-    if not folder.is_dir():
-        raise ConfigError(f"{address}: the folder {folder} does not exist")
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        raise ConfigError(f"{address}: others may enter {folder}, run: chmod 700 {folder}")
 
 
 def _set_options(socket: zmq.Socket[Any], max_bytes: int) -> None:

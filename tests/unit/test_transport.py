@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     AttemptId,
@@ -21,7 +22,7 @@ from xgr_runtime.messages import (
     ToPrefillData,
     ToRouter,
 )
-from xgr_runtime.transport import AsyncLink, Link, Listener, Poller, Received, check_address
+from xgr_runtime.transport import AsyncLink, Link, Listener, Poller, Received
 
 ID = AttemptId(1, 2, 3, 4, 5)
 CHUNK = KvChunk(ID, 0, 0, 1, 0, 2, 2**64 - 1)

@@ -10,8 +10,19 @@ import pytest
 
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.messages import AttemptId, Cancel, LinkRefused, ModelIdentity, PrefillRequest
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    Cancel,
+    Failed,
+    Hello,
+    LinkRefused,
+    ModelIdentity,
+    PrefillRequest,
+    ToRouter,
+)
 from xgr_runtime.pages import PagePool
+from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
@@ -27,10 +38,12 @@ def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     made.control.listener.close()
 
 
-def request(worker: PrefillWorker, tokens: list[int], number: int = 1, address: str = "") -> PrefillRequest:
+def request(
+    worker: PrefillWorker, tokens: list[int], number: int = 1, address: str = "", timeout: float = 5.0
+) -> PrefillRequest:
     id = AttemptId(1, number, 1, worker.incarnation, 2)
     address = address or worker.config.control_address + ".data"
-    return PrefillRequest(id, address, np.array(tokens, np.int32).tobytes(), timeout=5.0)
+    return PrefillRequest(id, address, np.array(tokens, np.int32).tobytes(), timeout)
 
 
 def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
@@ -120,3 +133,31 @@ def test_a_refused_link_fails_its_transfers_and_no_others(worker: PrefillWorker)
     assert "bfloat16" in reasons[0] and not reasons[1]
     worker.retire()
     assert [id.request for id in worker.transfers] == [1] and worker.pool.used == 1
+
+
+def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorker) -> None:
+    router: Link[Any] = Link(worker.config.control_address, ToRouter)
+    poller = Poller()
+    poller.add(router)
+    while not router.send(Hello(PROTOCOL, 1)):
+        pass
+    while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m", retry=False)):
+        list(worker.control.receive(10.0))
+    for number in (1, 2):
+        worker.handle_control(request(worker, [1] * 5, number, timeout=60.0), 10.0)
+    first = worker.scheduler.waiting.popleft()
+    pages = worker.pool.allocate(1)
+    assert pages is not None
+    worker.open(first, pages)
+    worker.expire(10.1 + worker.config.silence)
+    worker.retire()
+    assert not worker.transfers and not worker.scheduler.waiting and not worker.pool.used
+    heard: list[int] = []
+    while len(heard) < 3:
+        poller.wait(5)
+        received = router.receive()
+        assert received is not None
+        if isinstance(received.message, Failed):
+            heard.append(received.message.id.request)
+    assert sorted(heard) == [1, 2, 9] and worker.counters["failed"] == 2
+    router.close()

@@ -1,0 +1,42 @@
+"""Which addresses are safe to listen on and to connect to: those that no stranger reaches."""
+
+import ipaddress
+import stat
+from pathlib import Path
+
+from xgr_runtime.errors import ConfigError
+
+
+def check_address(address: str) -> None:
+    """Refuse what would let strangers in. Raises `ConfigError`.
+
+    A folder of our own with mode 0700 guards `ipc://`; `tcp://` stays on this machine until links have keys.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc":
+        _check_folder(Path(rest).parent, address)
+    elif scheme == "tcp":
+        host, _, port = rest.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        if not is_loopback(host) or not (port == "*" or port.isdecimal()):
+            raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
+    else:
+        raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_folder(folder: Path, address: str) -> None:
+    if len(address) > 100:
+        raise ConfigError(f"{address}: longer than a socket path may be, use a shorter folder")
+    if not folder.is_dir():
+        raise ConfigError(f"{address}: the folder {folder} does not exist")
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        raise ConfigError(f"{address}: others may enter {folder}, run: chmod 700 {folder}")
