@@ -36,7 +36,7 @@ class DecodeEngine:
         hidden = np.zeros(self.model.geometry.hidden, np.float32)
         rows = np.arange(min(8, trie.leaves), dtype=np.int32)
         for mode in get_args(ScoreMode):
-            question = Question(1, len(rows), 1, mode, trie, no_filter())
+            question = Question(1, 0, len(rows), 1, mode, trie, no_filter())
             search = Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)
             while not search.over:
                 self.step([search])
@@ -47,26 +47,24 @@ class DecodeEngine:
         `on_layer` is called between the layers of the forward.
         """
         started = time.monotonic()
-        running = [s for s in searches if s.level]
-        starting = [s for s in searches if not s.level]
-        hidden = [torch.from_numpy(np.stack([s.hidden for s in starting]))] if starting else []
+        running = [s for s in searches if s.forward_rows]
+        given = [s for s in searches if not s.forward_rows]
+        hidden = [torch.from_numpy(s.hidden)[None] for s in given]
         if running:
             hidden.append(self.forward(running, on_layer).float())
         logits = self.model.logits(torch.cat(hidden))  # [R, V]
         seconds = time.monotonic() - started
         for search in searches:
             search.forward_seconds += seconds
-        return self.select(starting + running, logits)
+        return self.select(given + running, logits)
 
     def forward(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None) -> Tensor:
         """The newest token of every beam through the layers -> [R, hidden]."""
         counts = np.array([s.forward_rows for s in searches])
-        levels = np.repeat([s.level for s in searches], counts)
-        lengths = np.repeat([s.question.prompt_tokens for s in searches], counts)
         plan = SharedPlan(
             row_offsets=[0, *np.cumsum(counts).tolist()],
             pages=[s.pages for s in searches],
-            lengths=[s.question.prompt_tokens for s in searches],
+            lengths=[s.shared_tokens for s in searches],
             page_size=self.pool.page_size,
         )
         stage = CascadeStage(
@@ -76,12 +74,13 @@ class DecodeEngine:
             self.tail.v,
             anc=torch.from_numpy(np.concatenate([s.anc for s in searches])),
             rows=_int64(np.concatenate([s.rows[: s.forward_rows] for s in searches])),
-            tail_len=_int64(levels - 1),
+            tail_len=_int64(np.repeat([s.tail_len for s in searches], counts)),
             backend=self.kernels,
             on_layer=on_layer,
         )
         tokens = _int64(np.concatenate([s.tokens for s in searches]))
-        return self.model.forward(tokens, _int64(lengths + levels - 1), stage)
+        positions = _int64(np.repeat([s.position for s in searches], counts))
+        return self.model.forward(tokens, positions, stage)
 
     def select(self, searches: Sequence[Search], logits: Tensor) -> Selection:
         """Choose every search's next beams from the logits [R, V] of its present ones."""

@@ -18,6 +18,7 @@ class Question:
     """What is asked: fixed for the life of a search."""
 
     prompt_tokens: int
+    last_token: int  # of the prompt
     width: int
     results: int
     score_mode: ScoreMode
@@ -35,28 +36,52 @@ class Question:
 
 
 class Search:
-    """The beams of one request, best first. `level` is the level that the next selection fills."""
+    """The beams of one request, best first. `level` is the level that the next selection fills.
+
+    The first selection needs the hidden state of the prompt's last token. When none came with the KV, that
+    token is the one beam of level 0: it runs over the prompt before it, later levels over the whole prompt.
+    """
 
     def __init__(
-        self, question: Question, pages: PageIds, rows: PageIds, hidden: Floats, tail_tokens: int
+        self, question: Question, pages: PageIds, rows: PageIds, hidden: Floats | None, tail_tokens: int
     ) -> None:
         self.question = question
         self.pages = pages  # of the prompt's KV
         self.rows = rows  # tail rows, [most_beams]
-        self.hidden = hidden  # [hidden] of the prompt's last token
+        self.hidden = hidden  # [hidden] of the prompt's last token, if it came
         self.level = 0
         self.invalid = False
         self.forward_seconds = 0.0
         self.scores: Floats = np.zeros(1, np.float32)
-        self.tokens: Ints = np.zeros(0, np.int32)
+        unknown = [question.last_token] if hidden is None else []
+        self.tokens: Ints = np.array(unknown, np.int32)
         self.lo: Ints = np.zeros(1, np.int32)
         self.hi: Ints = np.array([question.trie.leaves], np.int32)
-        self.anc: NDArray[np.int64] = np.zeros((0, tail_tokens), np.int64)
+        self.anc: NDArray[np.int64] = np.zeros((len(unknown), tail_tokens), np.int64)
 
     @property
     def forward_rows(self) -> int:
-        """Beams that the next step runs through the model; the first level starts from the hidden state."""
+        """Beams that the next step runs through the model; 0 when it starts from a hidden state."""
         return len(self.tokens)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of the prompt that the next step's beams attend to in its pages."""
+        return self.question.prompt_tokens - (self.level == 0)
+
+    @property
+    def tail_len(self) -> int:
+        """Tokens of their own that the next step's beams have in the tail.
+
+        The prompt's last token has none; its k and v land in slot 0 of our first row, where level 1 writes
+        next.
+        """
+        return max(0, self.level - 1)
+
+    @property
+    def position(self) -> int:
+        """Of the newest token of every beam; the prompt's last token is that of level 0."""
+        return self.question.prompt_tokens + self.level - 1
 
     @property
     def over(self) -> bool:

@@ -24,7 +24,7 @@ class DecodeTask:
     deadline: float
     peer: bytes = b""  # of the prefill worker, once it opened
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))
-    hidden: bytes = b""
+    hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     opened_at: float = 0.0
     committed_at: float = 0.0
     search: Search | None = None
@@ -71,12 +71,15 @@ class TaskFactory:
         """The task of a request, checked. Raises `BadRequest`."""
         if not 0 < request.prompt_tokens <= self.limits.max_prompt_tokens:
             raise BadRequest(f"the prompt has {request.prompt_tokens} tokens, see the limits announced")
+        if not 0 <= request.last_token < self.model.vocab:
+            raise BadRequest(f"the prompt's last token is outside of the vocabulary of {self.model.vocab}")
         if not 0 < request.results <= request.width <= self.limits.max_beam_width:
             raise BadRequest(f"width {request.width} or results {request.results} out of range")
         if request.catalog != self.catalog.version:
             raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog")
         question = Question(
             request.prompt_tokens,
+            request.last_token,
             request.width,
             request.results,
             request.score_mode,

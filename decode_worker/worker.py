@@ -263,9 +263,9 @@ class DecodeWorker:
         self.counters["kv_bytes"] += len(keys) + len(values)
 
     def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
-        """Verify the hand-over; the one frame is the hidden state from which the search starts."""
-        hidden = bytes(frames[0]) if len(frames) == 1 else b""
-        reply = task.receiver.commit(message, hidden)
+        """Verify the hand-over; a frame behind it is the hidden state from which the search starts."""
+        hidden = bytes(frames[0]) if frames else None
+        reply = task.receiver.commit(message, hidden if len(frames) < 2 else b"")
         if isinstance(reply, Ack):
             task.hidden, task.committed_at = hidden, now
             self.data.send(task.peer, reply)
@@ -277,7 +277,7 @@ class DecodeWorker:
     def start_searches(self) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
         for task, rows in self.scheduler.next_starts():
-            hidden = np.frombuffer(task.hidden, np.float32).copy()
+            hidden = None if task.hidden is None else np.frombuffer(task.hidden, np.float32).copy()
             task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
             self.running.append(task)
 

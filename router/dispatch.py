@@ -271,6 +271,7 @@ class Dispatcher:
         return DecodeRequest(
             id=id,
             prompt_tokens=len(job.tokens),
+            last_token=int(job.tokens[-1]),
             width=job.width,
             results=job.results,
             score_mode=job.score_mode,

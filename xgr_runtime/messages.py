@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
@@ -107,6 +107,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
 
     id: AttemptId
     prompt_tokens: int
+    last_token: int  # of the prompt: what the search runs when no hidden state comes
     width: int
     results: int
     score_mode: ScoreMode
@@ -238,12 +239,15 @@ class KvChunk(Message, frozen=True, tag="kv"):
 
 
 class Commit(Message, frozen=True, tag="commit"):
-    """All chunks are sent. One frame follows: the last hidden state after the final norm, float32."""
+    """All chunks are sent. One frame follows: the last hidden state after the final norm, float32.
+
+    With `checksum` None no frame follows: decode runs the prompt's last token over the KV before it.
+    """
 
     id: AttemptId
     chunks: int
     digest: int  # xxh3_64 of all chunk checksums in sequence
-    checksum: int  # xxh3_64 of the hidden state
+    checksum: int | None  # xxh3_64 of the hidden state
     prefill: float  # seconds inside the model
 
 

@@ -128,6 +128,23 @@ def test_shared_then_tail(
     torch.testing.assert_close(tail_v, before[1], rtol=0, atol=0, equal_nan=True)
 
 
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize("T", [0, 2])
+def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, backend: str) -> None:
+    """A prompt of one token, run between rows that have keys: its softmax has one entry."""
+    g = torch.Generator().manual_seed(T)
+    plan = make_plan(np.random.default_rng(T), [2, 1, 3], [20, 0, 5], scattered=True)
+    pool = draw(g, 3, PAGE, 2, 8, dtype=dtype)
+    q, k, v = draw(g, 6, 4, 8, dtype=dtype), draw(g, 6, 2, 8, dtype=dtype), draw(g, 6, 2, 8, dtype=dtype)
+    tail = torch.full((T, 6, 2, 8), torch.nan, dtype=dtype)
+    anc, rows, tail_len = torch.zeros(6, T, dtype=torch.int64), torch.arange(6), torch.zeros(6).long()
+    o, lse2 = shared_attention(q, pool, pool, plan, 0.3, backend)
+    got = tail_attention_merge(q, k, v, tail, tail.clone(), anc, rows, tail_len, o, lse2, 0.3, backend)
+    assert lse2[2].tolist() == [-np.inf] * 4 and got.isfinite().all()
+    torch.testing.assert_close(got[2], v[2].repeat_interleave(2, 0), rtol=0, atol=0)
+
+
 def test_reference_keeps_float64() -> None:
     g = torch.Generator().manual_seed(0)
     q, pool = (

@@ -4,7 +4,7 @@ prefill: Sender                              decode: Receiver
   OPEN        ----------------------------->   waits for OPEN and for pages, in either order
   streaming   <-------------- GRANT{credits}
               ----- KV chunks, one per credit ->  checks, copies, returns CREDIT
-  committed   ----- COMMIT{digest, hidden} --->   verifies everything
+  committed   ----- COMMIT{digest[, hidden]} ->   verifies everything
   done        <-------------------------- ACK     ready to decode
 """
 

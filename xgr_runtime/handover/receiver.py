@@ -85,15 +85,18 @@ class Receiver:
         self._checksums.append(message.checksum)
         return Credit(self.id, 1)
 
-    def commit(self, message: Commit, hidden: Buffer) -> Ack | Nack | None:
-        """The closing message: verify that everything is here, bit by bit."""
+    def commit(self, message: Commit, hidden: Buffer | None) -> Ack | Nack | None:
+        """The closing message: verify that everything is here, bit by bit.
+
+        `hidden` is the frame behind it; None: none came, so decode starts from KV alone.
+        """
         if self.state is not ReceiverState.STREAMING:
             return None
         if message.chunks != len(self._checksums) or message.digest != digest_of(self._checksums):
             return self.fail("COMMIT's digest is not that of the chunks received")
         if any(token != self.prompt_tokens for token in self._next_token):
             return self.fail("COMMIT came before all tokens of all layers")
-        if len(hidden) != self._hidden_bytes or message.checksum != chunk_checksum(hidden, b""):
+        if not self._fits(message.checksum, hidden):
             return self.fail("the hidden state behind COMMIT is damaged")
         self.state = ReceiverState.READY
         self.prefill_seconds = message.prefill
@@ -107,6 +110,12 @@ class Receiver:
             self.reason = reason
             self.credits_out = 0
         return Nack(self.id, self.reason)
+
+    def _fits(self, checksum: int | None, hidden: Buffer | None) -> bool:
+        """Whether the hidden state is the one that COMMIT names, or neither is there."""
+        if checksum is None or hidden is None:
+            return checksum is None and hidden is None
+        return len(hidden) == self._hidden_bytes and checksum == chunk_checksum(hidden, b"")
 
     def _problem_with(self, message: KvChunk, keys: Buffer, values: Buffer) -> str:
         """Why this chunk cannot be accepted, or an empty string. Sizes first, the checksum last."""

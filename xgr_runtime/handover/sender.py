@@ -35,9 +35,9 @@ class Sender:
         self._held_tokens = 0
         self._queue: deque[Chunk] = deque()
         self._checksums: list[int] = []
-        self._hidden_ready = False
+        self._prompt_ready = False
         self._prefill_seconds = 0.0
-        self._hidden_checksum = 0
+        self._hidden_checksum: int | None = None
 
     @property
     def over(self) -> bool:
@@ -59,10 +59,10 @@ class Sender:
         if self.state is SenderState.STREAMING:
             self._queue.extend(self.plan.layer(layer, self._held_tokens))
 
-    def prompt_ready(self, prefill_seconds: float, hidden_checksum: int) -> None:
-        """All layers are ready and so is the last hidden state."""
-        assert self._ready_layers == self.plan.layers, "the hidden state comes after the last layer"
-        self._hidden_ready = True
+    def prompt_ready(self, prefill_seconds: float, hidden_checksum: int | None) -> None:
+        """All layers are ready, and so is the last hidden state; None: the receiver computes that itself."""
+        assert self._ready_layers == self.plan.layers, "the prompt ends with its last layer"
+        self._prompt_ready = True
         self._prefill_seconds = prefill_seconds
         self._hidden_checksum = hidden_checksum
 
@@ -132,7 +132,7 @@ class Sender:
 
     def commit(self) -> Commit | None:
         """The closing message, once every chunk has left. After sending it, call `commit_sent`."""
-        if self.state is not SenderState.STREAMING or self._queue or not self._hidden_ready:
+        if self.state is not SenderState.STREAMING or self._queue or not self._prompt_ready:
             return None
         digest = digest_of(self._checksums)
         chunks = len(self._checksums)

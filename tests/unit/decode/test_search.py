@@ -14,7 +14,7 @@ DEPTH, LEAVES = 5, 40
 
 def new_search(width: int, results: int, rows: np.ndarray) -> Search:
     trie = Trie(LEAVES, (np.zeros(1, np.int32),) * DEPTH, (np.zeros(1, np.int32),) * DEPTH)
-    question = Question(3, width, results, "vocab", trie, no_filter())
+    question = Question(3, 0, width, results, "vocab", trie, no_filter())
     return Search(question, np.zeros(1, np.int32), rows, np.zeros(4, np.float32), DEPTH - 2)
 
 

@@ -5,16 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
+from xgr_runtime.handover import digest_of
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
     Cancel,
+    Commit,
     DecodeRequest,
     Hello,
     Limits,
@@ -34,6 +37,7 @@ class PlayedEngine:
     def __init__(self) -> None:
         self.pool = SimpleNamespace(pages=4)
         self.max_rows = 16
+        self.tail_tokens = 0
         self.model = SimpleNamespace(geometry=SimpleNamespace(token_bytes=64))
         self.between: Callable[[], None] = lambda: None
         self.broken: list[Any] = []
@@ -95,7 +99,7 @@ def test_a_step_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker) 
     searches: list[Any] = [SimpleNamespace(scores=[0.0], over=False) for _ in range(3)]
     for number, search in enumerate(searches):
         id = AttemptId(1, number, 1, 3, worker.incarnation)
-        request = DecodeRequest(id, 10, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+        request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
         worker.handle_request(request, 0.0)
         worker.tasks[id].search = search
         worker.running.append(worker.tasks[id])
@@ -116,10 +120,20 @@ def test_after_a_step_the_loop_looks_again_at_once(worker: DecodeWorker) -> None
 def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
     """A request whose prefill worker, the peer b"p", has begun."""
     id = AttemptId(1, number, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
     worker.handle_request(request, 0.0)
     worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     return id
+
+
+@pytest.mark.parametrize("change", [{"last_token": -1}, {"last_token": 100}, {"prompt_tokens": 0}], ids=str)
+def test_a_request_out_of_range_is_refused(worker: DecodeWorker, change: dict[str, Any]) -> None:
+    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    request = DecodeRequest(id, 10, 99, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(msgspec.structs.replace(request, **change), 0.0)
+    assert not worker.tasks and worker.counters["failed"] == 1
+    worker.handle_request(request, 0.0)
+    assert id in worker.tasks
 
 
 def test_an_open_that_comes_twice_waits_for_pages_once(worker: DecodeWorker) -> None:
@@ -143,6 +157,31 @@ def test_a_cancel_of_prefill_after_the_commit_changes_nothing(worker: DecodeWork
     worker.data._welcome[b"p"] = id.prefill
     worker.handle_data(Received(b"p", Cancel(id, "the lease lapsed"), []), 1.0)
     assert id in worker.tasks
+
+
+@pytest.mark.parametrize(
+    ("checksum", "frames"),
+    [(None, [b"\0" * 32]), (7, []), (7, [b"\0" * 32]), (None, [b"", b""])],
+    ids=["frame-unannounced", "frame-missing", "frame-damaged", "two-frames"],
+)
+def test_a_commit_with_the_wrong_frames_fails(
+    worker: DecodeWorker, checksum: int | None, frames: list[bytes]
+) -> None:
+    id = opened(worker)
+    task = worker.tasks[id]
+    task.receiver.grant(1, 10.0, held_tokens=10)
+    commit = Commit(id, 0, digest_of([]), checksum, 0.1)
+    worker.take_commit(task, commit, [memoryview(frame) for frame in frames], 1.0)
+    assert id not in worker.tasks and worker.counters["broken_transfers"] == 1
+
+
+def test_a_commit_without_a_hidden_state_is_taken(worker: DecodeWorker) -> None:
+    id = opened(worker)
+    task = worker.tasks[id]
+    task.receiver.grant(1, 10.0, held_tokens=10)
+    worker.take_commit(task, Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
+    worker.start_searches()
+    assert task.search is not None and task.search.forward_rows == 1
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:

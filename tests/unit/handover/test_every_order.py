@@ -36,6 +36,7 @@ from xgr_runtime.messages import (
 ID = AttemptId(router=1, request=2, attempt=1, prefill=3, decode=4)
 LAYERS, TOKENS, TOKEN_BYTES, CREDITS = 2, 2, 2, 2
 HIDDEN = b"hiddn"
+WITH_HIDDEN = pytest.mark.parametrize("hidden", [HIDDEN, None], ids=["hidden", "kv-only"])
 LEASE = 10.0
 
 
@@ -51,6 +52,7 @@ class World:
 
     sender: Sender
     receiver: Receiver
+    hidden: bytes | None = HIDDEN  # None: COMMIT comes without a frame
     to_decode: list[tuple[Any, ...]] = field(default_factory=list)
     to_prefill: list[Any] = field(default_factory=list)
     layers_ready: int = 0
@@ -67,11 +69,11 @@ class World:
         )
 
 
-def new_world(faults: int) -> World:
+def new_world(faults: int, hidden: bytes | None) -> World:
     plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes=TOKEN_BYTES)
     sender = Sender(ID, plan, now=0.0, lease=LEASE)
     receiver = Receiver(ID, TOKENS, LAYERS, TOKEN_BYTES, len(HIDDEN))
-    return World(sender, receiver, [(sender.open(0.0),)], faults=faults)
+    return World(sender, receiver, hidden, [(sender.open(0.0),)], faults=faults)
 
 
 Event = Callable[[World], None]
@@ -89,7 +91,7 @@ def compute_layer(w: World) -> None:
 
 def finish_prompt(w: World) -> None:
     w.hidden_ready = True
-    w.sender.prompt_ready(0.1, chunk_checksum(HIDDEN, b""))
+    w.sender.prompt_ready(0.1, None if w.hidden is None else chunk_checksum(w.hidden, b""))
 
 
 def send_chunk(w: World) -> None:
@@ -104,7 +106,7 @@ def send_chunk(w: World) -> None:
 def send_commit(w: World) -> None:
     commit = w.sender.commit()
     assert commit is not None
-    w.to_decode.append((commit, HIDDEN))
+    w.to_decode.append((commit, w.hidden))
     w.sender.commit_sent()
 
 
@@ -240,10 +242,11 @@ def check_promises(w: World) -> None:
         assert w.receiver.state in (ReceiverState.READY, ReceiverState.FAILED)
 
 
+@WITH_HIDDEN
 @pytest.mark.parametrize("fault_count", [0, 1, 2], ids=lambda n: f"faults={n}")
-def test_every_order_keeps_the_promises(fault_count: int) -> None:
+def test_every_order_keeps_the_promises(fault_count: int, hidden: bytes | None) -> None:
     states = ends = 0
-    for world in explore(new_world(fault_count)):
+    for world in explore(new_world(fault_count, hidden)):
         states += 1
         check_promises(world)
         if not set(events(world)) - FAULTS:

@@ -65,14 +65,16 @@ def test_commit_before_all_chunks_fails() -> None:
     assert isinstance(receiver.commit(commit, b"hhhh"), Nack)
 
 
-def whole_transfer(tokens: int, held: int) -> tuple[Sender, Receiver, list[KvChunk]]:
+def whole_transfer(
+    tokens: int, held: int, hidden: bytes | None = b"hhhh"
+) -> tuple[Sender, Receiver, list[KvChunk]]:
     """Run a transfer of two layers to just before COMMIT."""
     receiver = streaming_receiver(tokens, 2, held)
     sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=16), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
     sender.layer_ready(0)
     sender.layer_ready(1)
-    sender.prompt_ready(0.1, chunk_checksum(b"hhhh", b""))
+    sender.prompt_ready(0.1, None if hidden is None else chunk_checksum(hidden, b""))
     sent = []
     while (piece := sender.next_chunk()) is not None:
         keys = values = bytes(4 * piece.count)
@@ -98,6 +100,31 @@ def test_a_commit_that_lies_fails(field: str) -> None:
     assert commit is not None
     lie = msgspec.structs.replace(commit, **{field: getattr(commit, field) + 1})
     assert isinstance(receiver.commit(lie, b"hhhh"), Nack)
+
+
+def test_a_hidden_state_may_be_left_out() -> None:
+    sender, receiver, _ = whole_transfer(tokens=5, held=0, hidden=None)
+    commit = sender.commit()
+    assert commit is not None and commit.checksum is None
+    assert receiver.commit(commit, None) == Ack(ID) and receiver.state is ReceiverState.READY
+
+
+@pytest.mark.parametrize(
+    ("announced", "frame"),
+    [
+        pytest.param(b"hhhh", None, id="checksum-without-frame"),
+        pytest.param(None, b"hhhh", id="frame-without-checksum"),
+        pytest.param(None, b"", id="empty-frame-without-checksum"),
+        pytest.param(b"hhhhh", b"hhhhh", id="too-long"),
+        pytest.param(b"", b"", id="empty"),
+        pytest.param(b"hhhh", b"hhhi", id="damaged"),
+    ],
+)
+def test_a_hidden_state_other_than_announced_fails(announced: bytes | None, frame: bytes | None) -> None:
+    sender, receiver, _ = whole_transfer(tokens=5, held=0, hidden=announced)
+    commit = sender.commit()
+    assert commit is not None
+    assert isinstance(receiver.commit(commit, frame), Nack) and receiver.state is ReceiverState.FAILED
 
 
 def test_an_open_of_another_prompt_fails() -> None:

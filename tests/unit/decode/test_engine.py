@@ -1,0 +1,107 @@
+"""The decode engine on a real model: a search that starts from KV alone equals one from a hidden state."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decode_worker.engine import DecodeEngine
+from decode_worker.search import Question, Search
+from prefill_worker.engine import PrefillEngine
+from xgr_kernels.beam_select.api import Trie, no_filter
+from xgr_runtime.catalog import build_from_arrays
+from xgr_runtime.messages import ScoreMode
+from xgr_runtime.model.base import ModelBackend, load_backend
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.pages import PageIds
+
+PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4
+# float32 as everywhere: the last token alone or among its prompt moves a log-probability by about 1e-5.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="module")
+def backend(checkpoint: Path) -> Iterator[ModelBackend]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny products: more threads cost more than they gain
+    yield load_backend("transformers", checkpoint, "float32")
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trie(backend: ModelBackend) -> Trie:
+    """300 made-up items."""
+    sids = np.random.default_rng(5).integers(3, min(30, backend.geometry.vocab), (300, DEPTH))
+    catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
+    return Trie(catalog.leaves, catalog.tokens, catalog.lo)
+
+
+class Requests:
+    """Prompts in a pool with their hidden states, and the searches over them."""
+
+    def __init__(self, backend: ModelBackend, trie: Trie, lengths: list[int]) -> None:
+        draw = np.random.default_rng(11)
+        pool = KvPool(backend.geometry, PAGES, PAGE)
+        self.engine = DecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+        # Memory that nobody has written must not matter.
+        self.engine.tail.k.fill_(torch.nan)
+        self.engine.tail.v.fill_(torch.nan)
+        self.prompts = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in lengths]
+        pages = draw.permutation(PAGES).astype(np.int32)
+        self.pages = [pages[10 * i :][: -(-n // PAGE)] for i, n in enumerate(lengths)]
+        self.hidden = self.prefill(pool)
+        self._trie = trie
+
+    def prefill(self, pool: KvPool) -> np.ndarray:
+        batch: list[tuple[np.ndarray, PageIds]] = list(zip(self.prompts, self.pages, strict=True))
+        return PrefillEngine(self.engine.model, pool).run(batch, lambda layer: None)
+
+    def search(self, i: int, given: bool, mode: ScoreMode = "vocab") -> Search:
+        prompt, width = self.prompts[i], 1 + 7 * i
+        question = Question(len(prompt), int(prompt[-1]), width, width, mode, self._trie, no_filter())
+        rows = np.arange(20 * i, 20 * i + width, dtype=np.int32)
+        return Search(question, self.pages[i], rows, self.hidden[i] if given else None, DEPTH - 2)
+
+    def finish(self, *searches: Search) -> None:
+        while running := [s for s in searches if not s.over]:
+            self.engine.step(running)
+
+
+def assert_same(a: Search, b: Search) -> None:
+    (leaves, scores), (other, expected) = a.answer(), b.answer()
+    assert len(leaves) and leaves.tolist() == other.tolist()
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", ["vocab", "legal"])
+@pytest.mark.parametrize("length", [1, 2, PAGE, PAGE + 1, 61], ids="L={}".format)
+def test_a_search_starts_from_kv_alone(
+    backend: ModelBackend, trie: Trie, length: int, mode: ScoreMode
+) -> None:
+    requests = Requests(backend, trie, [7, length])
+    given, alone = requests.search(1, True, mode), requests.search(1, False, mode)
+    assert (given.forward_rows, alone.forward_rows) == (0, 1)
+    requests.finish(given)
+    requests.finish(alone)
+    assert_same(alone, given)
+
+
+def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBackend, trie: Trie) -> None:
+    requests = Requests(backend, trie, [33, 1, 50])
+    expected = [requests.search(i, True) for i in range(3)]
+    for search in expected:
+        requests.finish(search)
+    running, from_kv, from_hidden = (
+        requests.search(0, False),
+        requests.search(1, False),
+        requests.search(2, True),
+    )
+    requests.engine.step([running])
+    requests.engine.step([running])
+    requests.engine.step([from_hidden, running, from_kv])
+    assert [s.level for s in (running, from_kv, from_hidden)] == [3, 1, 1]
+    requests.finish(running, from_kv, from_hidden)
+    for search, other in zip((running, from_kv, from_hidden), expected, strict=True):
+        assert_same(search, other)
