@@ -120,7 +120,7 @@ class PrefillWorker:
 
         def on_layer(layer: int) -> None:
             for transfer in batch:
-                transfer.sender.layer_ready(layer)
+                transfer.sender.layer_ready(layer, len(transfer.prompt.tokens))
             self.exchange()
 
         try:

@@ -22,7 +22,7 @@ class Chunk:
 class ChunkPlan:
     """Cuts `layers` x `tokens` into chunks of one layer and at most `chunk_bytes` (keys and values together).
 
-    A chunk never spans layers, so that a layer can leave while the next one is computed.
+    A chunk never spans layers, nor tokens of two forwards, so that KV can leave while the next is computed.
     """
 
     layers: int
@@ -30,13 +30,10 @@ class ChunkPlan:
     layer_token_bytes: int  # keys and values of one token in one layer
     chunk_bytes: int
 
-    def layer(self, layer: int, held_tokens: int = 0) -> list[Chunk]:
-        """The chunks of one layer in token order, from the first token that the receiver lacks."""
+    def cut(self, layer: int, start: int, end: int) -> list[Chunk]:
+        """The chunks of tokens [start, end) of one layer, in token order."""
         step = max(1, self.chunk_bytes // self.layer_token_bytes)
-        return [
-            Chunk(layer, layer + 1, start, min(step, self.tokens - start))
-            for start in range(held_tokens, self.tokens, step)
-        ]
+        return [Chunk(layer, layer + 1, first, min(step, end - first)) for first in range(start, end, step)]
 
 
 def chunk_checksum(keys: Buffer, values: Buffer) -> int:

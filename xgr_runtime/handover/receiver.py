@@ -18,8 +18,8 @@ class ReceiverState(Enum):
 class Receiver:
     """One attempt's KV on its way in.
 
-    Layers may come in any order, tokens of one layer in ascending order without gaps. Whatever breaks a rule
-    fails the attempt with a NACK and touches nothing else; whatever comes after the end is ignored.
+    Layers may come in any order and in turns, tokens of one layer in ascending order without gaps. Whatever
+    breaks a rule fails the attempt with a NACK and touches nothing else; what comes after the end is ignored.
     """
 
     def __init__(

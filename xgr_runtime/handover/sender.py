@@ -20,8 +20,8 @@ class SenderState(Enum):
 class Sender:
     """One attempt's KV on its way out.
 
-    The caller computes layers (`layer_ready`, `prompt_ready`), feeds answers (`granted`, `credited`, ...),
-    and sends whatever `next_chunk` and `commit` allow. An event that comes too late or twice changes nothing.
+    The caller computes KV (`layer_ready`, `prompt_ready`), feeds answers (`granted`, `credited`, ...), and
+    sends whatever `next_chunk` and `commit` allow. An event that comes too late or twice changes nothing.
     """
 
     def __init__(self, id: AttemptId, plan: ChunkPlan, now: float, lease: float) -> None:
@@ -31,7 +31,7 @@ class Sender:
         self.reason = ""
         self.credits = 0
         self.lease_until = now + lease
-        self._ready_layers = 0
+        self._ready = [0] * plan.layers  # tokens of each layer that are in our pages
         self._held_tokens = 0
         self._queue: deque[Chunk] = deque()
         self._checksums: list[int] = []
@@ -50,18 +50,24 @@ class Sender:
 
     # --- events from the model ---
 
-    def layer_ready(self, layer: int) -> None:
-        """Keys and values of `layer` are in our pages. In order; a repeated forward changes nothing."""
-        if layer < self._ready_layers:
-            return
-        assert layer == self._ready_layers, "layers are computed in order"
-        self._ready_layers += 1
+    def layer_ready(self, layer: int, tokens: int) -> None:
+        """Keys and values of `layer` are in our pages for tokens [0, tokens).
+
+        A prompt may take several forwards, each of which adds tokens to every layer in order.
+        """
+        before = self._ready[layer]
+        if tokens <= before:
+            return  # a forward that is repeated
+        assert tokens <= (self._ready[layer - 1] if layer else self.plan.tokens), (
+            "layers are computed in order"
+        )
+        self._ready[layer] = tokens
         if self.state is SenderState.STREAMING:
-            self._queue.extend(self.plan.layer(layer, self._held_tokens))
+            self._queue.extend(self.plan.cut(layer, max(before, self._held_tokens), tokens))
 
     def prompt_ready(self, prefill_seconds: float, hidden_checksum: int | None) -> None:
-        """All layers are ready, and so is the last hidden state; None: the receiver computes that itself."""
-        assert self._ready_layers == self.plan.layers, "the prompt ends with its last layer"
+        """All KV is ready, and so is the last hidden state; None: the receiver computes that itself."""
+        assert self._ready[-1] == self.plan.tokens, "the prompt ends with the last token of its last layer"
         self._prompt_ready = True
         self._prefill_seconds = prefill_seconds
         self._hidden_checksum = hidden_checksum
@@ -69,7 +75,7 @@ class Sender:
     # --- events from the decode worker ---
 
     def granted(self, grant: Grant, now: float) -> None:
-        """The receiver holds pages: start streaming all layers that are ready."""
+        """The receiver holds pages: start streaming all that is ready."""
         if self.state is not SenderState.OPENED:
             return
         if not 0 <= grant.held_tokens <= self.plan.tokens or grant.credits < 1:
@@ -79,8 +85,8 @@ class Sender:
         self.credits = grant.credits
         self._held_tokens = grant.held_tokens
         self.lease_until = now + grant.lease
-        for layer in range(self._ready_layers):
-            self._queue.extend(self.plan.layer(layer, self._held_tokens))
+        for layer, tokens in enumerate(self._ready):
+            self._queue.extend(self.plan.cut(layer, self._held_tokens, tokens))
 
     def credited(self, chunks: int) -> None:
         """The receiver has room for `chunks` more."""

@@ -35,6 +35,7 @@ from xgr_runtime.messages import (
 
 ID = AttemptId(router=1, request=2, attempt=1, prefill=3, decode=4)
 LAYERS, TOKENS, TOKEN_BYTES, CREDITS = 2, 2, 2, 2
+FORWARDS = pytest.mark.parametrize("forward_tokens", [TOKENS, 1], ids="tokens-per-forward={}".format)
 HIDDEN = b"hiddn"
 WITH_HIDDEN = pytest.mark.parametrize("hidden", [HIDDEN, None], ids=["hidden", "kv-only"])
 LEASE = 10.0
@@ -55,7 +56,8 @@ class World:
     hidden: bytes | None = HIDDEN  # None: COMMIT comes without a frame
     to_decode: list[tuple[Any, ...]] = field(default_factory=list)
     to_prefill: list[Any] = field(default_factory=list)
-    layers_ready: int = 0
+    forward_tokens: int = TOKENS
+    layers_ready: int = 0  # over all forwards
     hidden_ready: bool = False
     faults: int = 0  # that may still happen
     faults_spent: int = 0
@@ -69,11 +71,13 @@ class World:
         )
 
 
-def new_world(faults: int, hidden: bytes | None) -> World:
+def new_world(faults: int, hidden: bytes | None, forward_tokens: int) -> World:
     plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes=TOKEN_BYTES)
     sender = Sender(ID, plan, now=0.0, lease=LEASE)
     receiver = Receiver(ID, TOKENS, LAYERS, TOKEN_BYTES, len(HIDDEN))
-    return World(sender, receiver, hidden, [(sender.open(0.0),)], faults=faults)
+    return World(
+        sender, receiver, hidden, [(sender.open(0.0),)], faults=faults, forward_tokens=forward_tokens
+    )
 
 
 Event = Callable[[World], None]
@@ -84,8 +88,13 @@ def spend_fault(w: World) -> None:
     w.faults_spent += 1
 
 
+def layers_to_compute(w: World) -> int:
+    return LAYERS * TOKENS // w.forward_tokens
+
+
 def compute_layer(w: World) -> None:
-    w.sender.layer_ready(w.layers_ready)
+    forward, layer = divmod(w.layers_ready, LAYERS)
+    w.sender.layer_ready(layer, (forward + 1) * w.forward_tokens)
     w.layers_ready += 1
 
 
@@ -183,9 +192,9 @@ FAULTS = {sender_fails, lease_lapses, receiver_fails, lose_message, repeat_messa
 
 def events(w: World) -> Iterator[Event]:
     """All that can happen next."""
-    if not w.sender.over and w.layers_ready < LAYERS:
+    if not w.sender.over and w.layers_ready < layers_to_compute(w):
         yield compute_layer
-    if not w.sender.over and w.layers_ready == LAYERS and not w.hidden_ready:
+    if not w.sender.over and w.layers_ready == layers_to_compute(w) and not w.hidden_ready:
         yield finish_prompt
     if w.sender.next_chunk() is not None:
         yield send_chunk
@@ -243,10 +252,11 @@ def check_promises(w: World) -> None:
 
 
 @WITH_HIDDEN
+@FORWARDS
 @pytest.mark.parametrize("fault_count", [0, 1, 2], ids=lambda n: f"faults={n}")
-def test_every_order_keeps_the_promises(fault_count: int, hidden: bytes | None) -> None:
+def test_every_order_keeps_the_promises(fault_count: int, forward_tokens: int, hidden: bytes | None) -> None:
     states = ends = 0
-    for world in explore(new_world(fault_count, hidden)):
+    for world in explore(new_world(fault_count, hidden, forward_tokens)):
         states += 1
         check_promises(world)
         if not set(events(world)) - FAULTS:

@@ -1,6 +1,5 @@
 """The rules of the hand-over one by one: what a receiver refuses, and how prompts are cut into chunks."""
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -72,8 +71,8 @@ def whole_transfer(
     receiver = streaming_receiver(tokens, 2, held)
     sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=16), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
-    sender.layer_ready(0)
-    sender.layer_ready(1)
+    for layer in range(2):
+        sender.layer_ready(layer, tokens)
     sender.prompt_ready(0.1, None if hidden is None else chunk_checksum(hidden, b""))
     sent = []
     while (piece := sender.next_chunk()) is not None:
@@ -149,18 +148,64 @@ def test_a_renewed_lease_holds_longer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chunk_bytes", "held", "expected"),
+    ("chunk_bytes", "start", "end", "expected"),
     [
-        (4, 16, 0, [(0, 2), (2, 2)]),
-        (5, 16, 0, [(0, 2), (2, 2), (4, 1)]),
-        (5, 1, 3, [(3, 1), (4, 1)]),
-        (5, 1 << 20, 0, [(0, 5)]),
-        (5, 16, 5, []),
+        (16, 0, 4, [(0, 2), (2, 2)]),
+        (16, 0, 5, [(0, 2), (2, 2), (4, 1)]),
+        (16, 1, 4, [(1, 2), (3, 1)]),
+        (1, 3, 5, [(3, 1), (4, 1)]),
+        (1 << 20, 0, 5, [(0, 5)]),
+        (16, 5, 5, []),
+        (16, 5, 3, []),
     ],
 )
 def test_a_layer_is_cut_in_token_order(
-    tokens: int, chunk_bytes: int, held: int, expected: list[tuple[int, int]]
+    chunk_bytes: int, start: int, end: int, expected: list[tuple[int, int]]
 ) -> None:
-    plan = ChunkPlan(3, tokens, 8, chunk_bytes)
-    assert plan.layer(1, held) == [Chunk(1, 2, start, count) for start, count in expected]
-    assert replace(plan, tokens=0).layer(1) == []
+    plan = ChunkPlan(3, 5, 8, chunk_bytes)
+    assert plan.cut(1, start, end) == [Chunk(1, 2, first, count) for first, count in expected]
+
+
+def sent_now(sender: Sender) -> list[tuple[int, int, int]]:
+    """(layer, start, count) of all that may leave, sent."""
+    sent = []
+    while (piece := sender.next_chunk()) is not None:
+        sent.append((piece.first_layer, piece.start, piece.count))
+        sender.chunk_sent(0)
+    return sent
+
+
+def test_several_forwards_send_each_token_of_each_layer_once() -> None:
+    sender = Sender(ID, ChunkPlan(2, 5, 8, chunk_bytes=16), now=0.0, lease=10.0)
+    sender.layer_ready(0, 2)
+    sender.granted(Grant(ID, 100, 10.0, 1), now=0.0)
+    assert sent_now(sender) == [(0, 1, 1)], "the receiver holds token 0"
+    sender.layer_ready(1, 2)
+    sender.layer_ready(0, 5)
+    assert sent_now(sender) == [(1, 1, 1), (0, 2, 2), (0, 4, 1)]
+    sender.layer_ready(0, 2)  # the second forward failed and is repeated after the first
+    sender.layer_ready(0, 5)
+    assert sent_now(sender) == [] and sender.commit() is None
+    sender.layer_ready(1, 5)
+    sender.prompt_ready(0.1, None)
+    assert sent_now(sender) == [(1, 2, 2), (1, 4, 1)] and sender.commit() is not None
+
+
+@pytest.mark.parametrize("held", [2, 3, 4], ids="held={}".format)
+def test_held_tokens_may_end_in_any_forward(held: int) -> None:
+    sender = Sender(ID, ChunkPlan(1, 5, 8, chunk_bytes=1 << 20), now=0.0, lease=10.0)
+    sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
+    sender.layer_ready(0, 3)
+    sender.layer_ready(0, 5)
+    sent = sent_now(sender)
+    assert [token for _, start, count in sent for token in range(start, start + count)] == [*range(held, 5)]
+
+
+def test_layers_that_come_out_of_order_are_our_bug() -> None:
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    with pytest.raises(AssertionError, match="in order"):
+        sender.layer_ready(1, 5)
+    with pytest.raises(AssertionError, match="in order"):
+        sender.layer_ready(0, 6)
+    with pytest.raises(AssertionError, match="last token"):
+        sender.prompt_ready(0.1, None)
