@@ -12,6 +12,9 @@ import numpy as np
 from router.job import Job, Outcome, WorkerState
 from router.links import WorkerLink
 from router.pairing import Candidate, choose_pair
+from router.sglang_server import SglangServer
+from router.worker import Worker
+from xgr_runtime.addresses import check_url, is_url
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import (
@@ -54,8 +57,8 @@ class _Attempt:
     """One try: who works on it and who waits for it."""
 
     id: AttemptId
-    prefill: WorkerLink
-    decode: WorkerLink
+    prefill: Worker
+    decode: Worker
     tokens: int
     beams: int
     future: asyncio.Future[Result]
@@ -77,8 +80,8 @@ class Dispatcher:
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
         self.draining = False
-        self._prefill = [self._link(address, "prefill") for address in config.prefill]
-        self._decode = [self._link(address, "decode") for address in config.decode]
+        self._prefill = [self._worker(address, "prefill") for address in config.prefill]
+        self._decode = [self._worker(address, "decode") for address in config.decode]
 
     # --- what the HTTP edge calls ---
 
@@ -106,9 +109,9 @@ class Dispatcher:
 
     def workers(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
-        links = [*self._prefill, *self._decode]
         return [
-            WorkerState(w.address, w.alive, not w.problem, w.problem, w.hello, w.in_flight) for w in links
+            WorkerState(w.address, w.alive, not w.problem, w.problem, w.hello, w.in_flight)
+            for w in [*self._prefill, *self._decode]
         ]
 
     def limits(self) -> Limits | None:
@@ -129,11 +132,11 @@ class Dispatcher:
     # --- life ---
 
     def start(self) -> None:
-        for link in [*self._prefill, *self._decode]:
-            link.start()
+        for worker in [*self._prefill, *self._decode]:
+            worker.start()
 
     async def stop(self) -> None:
-        await asyncio.gather(*(link.stop() for link in [*self._prefill, *self._decode]))
+        await asyncio.gather(*(worker.stop() for worker in [*self._prefill, *self._decode]))
 
     async def drain(self) -> None:
         """Take no new requests and wait for the live ones, at most `drain_timeout`."""
@@ -224,9 +227,9 @@ class Dispatcher:
         tried.prefill.load -= tried.tokens
         tried.prefill.in_flight -= 1
 
-    # --- events from the links ---
+    # --- events from the workers ---
 
-    def _on_message(self, link: WorkerLink, message: Message) -> None:
+    def _on_message(self, worker: Worker, message: Message) -> None:
         tried = self._attempts.get(message.id)  # type: ignore[attr-defined]
         if tried is None:
             return  # an attempt that is over
@@ -242,7 +245,7 @@ class Dispatcher:
                 error = request_error(message.code, message.message, "timeout_ms" if late else message.stage)
                 tried.fail(_Retry(error) if message.retry else error)
 
-    def _on_lost(self, link: WorkerLink, incarnation: int, reason: str) -> None:
+    def _on_lost(self, worker: Worker, incarnation: int, reason: str) -> None:
         for id, tried in list(self._attempts.items()):
             if id.decode == incarnation:
                 tried.fail(_Retry(WorkerLost(f"the decode worker was lost: {reason}", "decode")))
@@ -251,19 +254,15 @@ class Dispatcher:
 
     # --- messages ---
 
-    def _link(self, address: str, role: Role) -> WorkerLink:
-        c = self._config
-        return WorkerLink(
-            address,
-            role,
-            self._incarnation,
-            c.heartbeat,
-            c.silence,
-            self._on_message,
-            self._on_lost,
-        )
+    def _worker(self, address: str, role: Role) -> Worker:
+        """Raises `ConfigError` for an address that is not local."""
+        c, told = self._config, (self._on_message, self._on_lost)
+        if role == "prefill" and is_url(address):
+            check_url(address)
+            return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *told)
+        return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told)
 
-    def _prefill_request(self, job: Job, id: AttemptId, decode: WorkerLink) -> PrefillRequest:
+    def _prefill_request(self, job: Job, id: AttemptId, decode: Worker) -> PrefillRequest:
         assert decode.hello is not None
         return PrefillRequest(id, decode.hello.data_address, job.tokens.tobytes(), _seconds_left(job))
 
@@ -286,13 +285,13 @@ def _seconds_left(job: Job) -> float:
     return max(0.0, job.deadline - time.monotonic())
 
 
-def _usable(links: Sequence[WorkerLink]) -> list[WorkerLink]:
-    return [link for link in links if not link.problem]
+def _usable(workers: Sequence[Worker]) -> list[Worker]:
+    return [worker for worker in workers if not worker.problem]
 
 
-def _candidates(links: Sequence[WorkerLink]) -> list[Candidate]:
+def _candidates(workers: Sequence[Worker]) -> list[Candidate]:
     return [
         Candidate(w.hello.worker, w.incarnation, w.hello.model, w.load, w.hello.catalogs)
-        for w in links
+        for w in workers
         if w.hello
     ]

@@ -3,6 +3,7 @@
 import ipaddress
 import stat
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from xgr_runtime.errors import ConfigError
 
@@ -23,6 +24,24 @@ def check_address(address: str) -> None:
             raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
     else:
         raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is that of an HTTP server, not of a link."""
+    return address.startswith(("http://", "https://"))
+
+
+def check_url(url: str) -> None:
+    """Refuse a server that is not on this machine. Raises `ConfigError`."""
+    parts = urlsplit(url)
+    try:
+        local = parts.scheme == "http" and is_loopback(parts.hostname or "") and parts.port is not None
+    except ValueError:
+        local = False
+    if not local or parts.path.strip("/") or parts.query or parts.username:
+        raise ConfigError(
+            f"{url}: a server's address is http://127.0.0.1:PORT, its KV does not leave this machine"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -88,11 +88,14 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
 
     model_path: Annotated[str, about("checkpoint folder (tokenizer and config only)")]
     catalog: Annotated[str, about("catalog file or source")]
-    prefill: Annotated[list[str], about("control addresses of the prefill workers, comma-separated")]
+    prefill: Annotated[
+        list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")
+    ]
     decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")]
     host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
     timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
     max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
@@ -111,9 +114,14 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     catalog: Annotated[str, about("catalog file, or index.json, .jsonl, .parquet")]
     host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
-    prefill_workers: Annotated[Count, about("prefill processes")] = 1
+    prefill_workers: Annotated[Annotated[int, Meta(ge=0)], about("prefill processes")] = 1
+    sglang_prefill: Annotated[
+        list[str],
+        about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
+    ] = []
     decode_workers: Annotated[Count, about("decode processes")] = 1
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
     timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
     max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
@@ -171,8 +179,9 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
         ):
             if value is not None and name not in values:
                 values[name], sources[name] = value, source
-    if not str(values.get("api_key", "given")).strip():
-        raise ConfigError(f"{sources['api_key']} is empty, which would let everybody in: give a key or none")
+    for key in ("api_key", "sglang_api_key"):
+        if not str(values.get(key, "given")).strip():
+            raise ConfigError(f"{sources[key]} is empty, which would let everybody in: give a key or none")
     if file:
         raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
     return _convert(kind, values, sources)

@@ -108,9 +108,8 @@ class Deployment:
         # A restarted router comes back where its clients know it, also if any free port was asked for.
         self._supervisor.programs[ROUTER] = replace(router, argv=[*router.argv, f"{flag('port')}={port}"])
         self.url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-        log.info(
-            "ready at %s (%d prefill, %d decode)", self.url, config.prefill_workers, config.decode_workers
-        )
+        prefill = config.prefill_workers + len(config.sglang_prefill)
+        log.info("ready at %s (%d prefill, %d decode)", self.url, prefill, config.decode_workers)
         self._over.set()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:

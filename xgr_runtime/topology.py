@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xgr_runtime.addresses import is_loopback
+from xgr_runtime.addresses import check_url, is_loopback
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.child import Program
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 ROUTER = "router"
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
+_KEYS = ("api_key", "sglang_api_key")  # fields of RouterConfig that are secrets
 
 C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 
@@ -27,6 +28,12 @@ def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_port(config.host, config.port)
     read_config(Path(config.model_path))
+    for url in config.sglang_prefill:
+        check_url(url)
+    if not config.prefill_workers and not config.sglang_prefill:
+        raise ConfigError(
+            "--prefill-workers is 0: start at least one, or name an SGLang server: --sglang-prefill"
+        )
     if not config.api_key and not is_loopback(config.host):
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
 
@@ -49,7 +56,8 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
 
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
-    threads = config.threads or max(1, cores // (config.prefill_workers + config.decode_workers))
+    sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
+    threads = config.threads or max(1, cores // sharing)
     prefill = [
         _derive(PrefillConfig, config, name=name, control_address=_socket(folder, name), threads=threads)
         for name in _names("prefill", config.prefill_workers)
@@ -70,10 +78,10 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
         RouterConfig,
         config,
         catalog=catalog,
-        prefill=[worker.control_address for worker in prefill],
+        prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
         decode=[worker.control_address for worker in decode],
     )
-    crowded = threads * (len(prefill) + len(decode)) > cores
+    crowded = threads * sharing > cores
     workers = [_worker("prefill_worker", c, crowded) for c in prefill]
     workers += [_worker("decode_worker", c, crowded) for c in decode]
     return [
@@ -99,9 +107,10 @@ def _worker(module: str, config: PrefillConfig | DecodeConfig, crowded: bool) ->
 
 
 def _router(config: RouterConfig) -> Program:
-    """The key travels in the environment: everybody on the machine can read a process's arguments."""
-    argv = [arg for arg in to_argv(config) if not arg.startswith(f"{flag('api_key')}=")]
-    return Program(ROUTER, "router", argv, {"XGR_API_KEY": config.api_key} if config.api_key else {})
+    """Keys travel in the environment: everybody on the machine can read a process's arguments."""
+    argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in _KEYS))]
+    environ = {f"XGR_{key.upper()}": value for key in _KEYS if (value := getattr(config, key))}
+    return Program(ROUTER, "router", argv, environ)
 
 
 def _names(role: str, count: int) -> list[str]:

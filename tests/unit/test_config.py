@@ -43,11 +43,13 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
         (NEEDED, {"XGR_PORT": "-1"}, "XGR_PORT"),
         ([*NEEDED, "--dtype", "float8"], {}, "--dtype"),
         ([*NEEDED, "--device", "cuda"], {}, "--device"),
-        ([*NEEDED, "--prefill-workers", "0"], {}, "--prefill-workers"),
+        ([*NEEDED, "--prefill-workers", "-1"], {}, "--prefill-workers"),
+        ([*NEEDED, "--decode-workers", "0"], {}, "--decode-workers"),
         ([*NEEDED, "--chunk-bytes", str(8 << 20)], {}, "--chunk-bytes"),
         ([*NEEDED, "--config", "/nowhere.toml"], {}, "/nowhere.toml"),
         ([*NEEDED, "--api-key", ""], {}, "--api-key"),
         (NEEDED, {"XGR_API_KEY": " "}, "XGR_API_KEY"),
+        ([*NEEDED, "--sglang-api-key", ""], {}, "--sglang-api-key"),
     ],
 )
 def test_an_error_names_what_to_change(argv: list[str], environ: dict[str, str], named: str) -> None:

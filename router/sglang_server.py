@@ -1,0 +1,165 @@
+"""A stock SGLang server as prefill worker, driven over its own HTTP routes.
+
+`/server_info` introduces it and shows that its scheduler turns; `/generate` runs a prompt, whose KV then goes
+straight to the decode worker that the ticket names; `/abort_request` cancels. The answer to `/generate` comes
+when the hand-over is over, and says why if it failed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+
+from router.worker import OnLost, OnMessage, Worker
+from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
+from xgr_runtime.messages import AttemptId, Cancel, Failed, Message, PrefillRequest, WorkerHello
+from xgr_runtime.ticket import Ticket, request_id
+
+log = logging.getLogger(__name__)
+
+_PLUGIN_MISSING = "it is no SGLang server with --disaggregation-transfer-backend xgr_zmq"
+
+
+class SglangServer(Worker):
+    """One server; its attempts are tasks that wait for an HTTP answer each."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        heartbeat: float,
+        silence: float,
+        on_message: OnMessage,
+        on_lost: OnLost,
+    ) -> None:
+        super().__init__(url, "prefill", on_message, on_lost)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # Proxies that the environment names are for the world outside, not for this machine's servers.
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, trust_env=False)
+        self._heartbeat = heartbeat
+        self._silence = silence
+        self._complained = ""
+        self._prompts: dict[AttemptId, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """See `Worker.start`."""
+        self._keep(self._beats())
+
+    async def stop(self) -> None:
+        """See `Worker.stop`."""
+        tasks = [*self._prompts.values(), *self._others]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
+
+    def send(self, message: Message) -> bool:
+        """See `Worker.send`."""
+        match message:
+            case PrefillRequest(id=id) if self.alive:
+                task = self._prompts[id] = asyncio.create_task(self._prefill(message))
+                task.add_done_callback(lambda _: self._prompts.pop(id, None))
+            case Cancel(id=id):
+                self._keep(self._abort(id))
+        return self.alive
+
+    # --- one prompt ---
+
+    async def _prefill(self, request: PrefillRequest) -> None:
+        """Run a prompt. A hand-over that succeeds is reported by the decode worker, not here."""
+        try:
+            answer = await self._http.post("/generate", content=_body(request), timeout=request.timeout)
+        except httpx.TimeoutException:
+            return  # the router's own deadline has passed
+        except httpx.TransportError as error:
+            self._fail(request.id, WorkerLost(f"the SGLang server broke off: {type(error).__name__}"))
+            self.lost("its connection broke")
+            return
+        problem = _problem(answer)
+        if problem is not None:
+            self._fail(request.id, problem)
+
+    def _fail(self, id: AttemptId, error: RequestError) -> None:
+        self._on_message(self, Failed(id, "prefill", error.code, error.message, error.retryable))
+
+    async def _abort(self, id: AttemptId) -> None:
+        try:
+            body = {"rid": request_id(id)}
+            await self._http.post("/abort_request", json=body, timeout=self._silence)
+        except httpx.HTTPError as error:
+            log.warning("%s: could not abort request %d: %r", self.address, id.request, error)
+        if id in self._prompts:
+            self._prompts[id].cancel()
+
+    # --- life ---
+
+    async def _beats(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            try:
+                answer = await self._http.get("/server_info", timeout=self._silence)
+                self._introduced(answer)
+            except httpx.TimeoutException:
+                if loop.time() - asked < 1.5 * self._silence:  # else it was us who paused
+                    self.lost(f"no answer for {self._silence:g} s")
+            except httpx.TransportError:
+                self.lost("its connection broke")
+            await asyncio.sleep(self._heartbeat)
+
+    def _introduced(self, answer: httpx.Response) -> None:
+        try:
+            state = answer.raise_for_status().json()["internal_states"][0]
+            self.meet(msgspec.convert(state["xgr"], WorkerHello))
+            self._complained = ""
+        except (httpx.HTTPStatusError, LookupError, TypeError, ValueError) as error:
+            problem = f"HTTP {answer.status_code}" if answer.is_error else f"{_PLUGIN_MISSING} ({error!r})"
+            self.lost(problem)
+            if problem != self._complained:
+                log.warning("prefill worker at %s is unusable: %s", self.address, problem)
+                self._complained = problem
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+
+def _body(request: PrefillRequest) -> bytes:
+    tokens = np.frombuffer(request.tokens, np.int32)
+    ticket = Ticket(request.id, request.data_address, len(tokens), request.timeout)
+    body = {
+        "rid": request_id(request.id),
+        "input_ids": tokens.tolist(),
+        "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+        "bootstrap_host": ticket.to_text(),
+        "bootstrap_room": request.id.request << 8 | request.id.attempt & 0xFF,
+    }
+    return msgspec.json.encode(body)
+
+
+def _problem(answer: httpx.Response) -> RequestError | None:
+    """Why the prompt did not reach its decode worker, as SGLang tells it; None when it did."""
+    if answer.status_code == 400:
+        return BadRequest(f"the SGLang server refused the prompt: {_message(answer)}")
+    if answer.is_error:
+        return WorkerLost(f"the SGLang server answered {answer.status_code}: {_message(answer)}")
+    try:
+        reason = answer.json()["meta_info"]["finish_reason"]
+        aborted = reason["type"] == "abort"
+    except (ValueError, LookupError, TypeError):
+        return WorkerLost(f"the SGLang server answered what SGLang does not: {answer.text[:500]}")
+    return WorkerLost(f"the SGLang server aborted the prompt: {reason.get('message')}") if aborted else None
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])[:500]
+    except (ValueError, LookupError, TypeError):
+        return answer.text[:500]

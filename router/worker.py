@@ -1,0 +1,74 @@
+"""One configured worker as the router knows it, whatever carries the messages."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
+
+log = logging.getLogger(__name__)
+
+OnMessage = Callable[["Worker", Message], None]
+OnLost = Callable[["Worker", int, str], None]
+
+
+class Worker(ABC):
+    """`alive` from its first introduction until it is silent, gone or another incarnation."""
+
+    def __init__(self, address: str, role: Role, on_message: OnMessage, on_lost: OnLost) -> None:
+        self.address = address
+        self.role = role
+        self.hello: WorkerHello | None = None
+        self.alive = False
+        self.load = 0  # what this router has under way there
+        self.in_flight = 0  # attempts
+        self._on_message = on_message
+        self._on_lost = on_lost
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to listen for it. Inside a running loop."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Close the connection."""
+
+    @abstractmethod
+    def send(self, message: Message) -> bool:
+        """False when the worker is gone."""
+
+    @property
+    def incarnation(self) -> int:
+        return self.hello.incarnation if self.hello else 0
+
+    @property
+    def problem(self) -> str:
+        """Why the worker cannot be used, or an empty string."""
+        if self.hello is None:
+            return "it has not answered yet"
+        if not self.alive:
+            return "it is gone"
+        if self.hello.protocol != PROTOCOL:
+            return f"it speaks protocol {self.hello.protocol}, this router {PROTOCOL}"
+        if self.hello.role != self.role:
+            return f"it is a {self.hello.role} worker, configured as {self.role}"
+        if self.hello.model.tp_size != 1:
+            return f"its tensor parallelism is {self.hello.model.tp_size}, this release needs 1"
+        return ""
+
+    def meet(self, hello: WorkerHello) -> None:
+        """It has introduced itself, again or for the first time."""
+        if self.alive and hello.incarnation != self.incarnation:
+            self.lost("it was restarted")
+        newcomer = not self.alive
+        self.hello, self.alive = hello, True
+        if newcomer:
+            problem = f", unusable: {self.problem}" if self.problem else ""
+            log.info("%s worker %s connected%s", self.role, hello.worker, problem)
+
+    def lost(self, reason: str) -> None:
+        """Report the present incarnation as lost, once."""
+        if self.alive:
+            self.alive = False
+            log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
+            self._on_lost(self, self.incarnation, reason)

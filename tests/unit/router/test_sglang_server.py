@@ -1,0 +1,247 @@
+"""The link to a stock SGLang server, against an HTTP server that the test plays, over real sockets."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from router.sglang_server import SglangServer
+from router.worker import Worker
+from xgr_runtime.errors import BadRequest, WorkerLost
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    Cancel,
+    Failed,
+    Limits,
+    Load,
+    Message,
+    ModelIdentity,
+    PrefillRequest,
+    WorkerHello,
+)
+from xgr_runtime.ticket import Ticket
+
+MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
+ID = AttemptId(11, 22, 1, 33, 44)
+TOKENS = np.array([5, 6, 7], np.int32)
+DONE = {"meta_info": {"finish_reason": {"type": "length", "length": 0}}}
+
+
+class PlayedServer:
+    """What SGLang with our plugin answers; a test changes the attributes."""
+
+    def __init__(self) -> None:
+        self.hello = WorkerHello(PROTOCOL, "prefill", "sglang-1", 33, MODEL, "", [], Limits(99), LOAD)
+        self.info: dict[str, Any] | None = None  # in place of the usual /server_info
+        self.answer: tuple[int, Any] = (200, DONE)
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.asked: list[tuple[str, Any, str | None]] = []
+        routes = [
+            Route("/server_info", self._info),
+            Route("/generate", self._generate, methods=["POST"]),
+            Route("/abort_request", self._abort, methods=["POST"]),
+        ]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        config = uvicorn.Config(Starlette(routes=routes), log_config=None, lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+
+    async def _info(self, request: Request) -> Response:
+        state = {"xgr": msgspec.to_builtins(self.hello)}
+        return JSONResponse(self.info if self.info is not None else {"internal_states": [state]})
+
+    async def _generate(self, request: Request) -> Response:
+        self.asked.append(("generate", await request.json(), request.headers.get("authorization")))
+        await self.hold.wait()
+        status, body = self.answer
+        return JSONResponse(body, status)
+
+    async def _abort(self, request: Request) -> Response:
+        self.asked.append(("abort", await request.json(), None))
+        return Response()
+
+    async def close(self) -> None:
+        """As abrupt as a kill: connections break."""
+        self._server.should_exit = self._server.force_exit = True
+        for listener in self._server.servers:
+            listener.close()
+        self.hold.set()
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+        await self._serving
+
+
+class Told:
+    """What the dispatcher would hear."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.losses: list[tuple[int, str]] = []
+
+    def message(self, _: Worker, message: Message) -> None:
+        self.messages.append(message)
+
+    def lost(self, _: Worker, incarnation: int, reason: str) -> None:
+        self.losses.append((incarnation, reason))
+
+
+@contextlib.asynccontextmanager
+async def served(key: str = "") -> AsyncIterator[tuple[PlayedServer, SglangServer, Told]]:
+    server, told = PlayedServer(), Told()
+    link = SglangServer(server.url, key, 0.02, 1.0, told.message, told.lost)
+    link.start()
+    try:
+        yield server, link, told
+    finally:
+        await link.stop()
+        await server.close()
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+def prompt(timeout: float = 5.0) -> PrefillRequest:
+    return PrefillRequest(ID, "ipc:///data", TOKENS.tobytes(), timeout)
+
+
+def test_introduces_itself_and_takes_prompts() -> None:
+    async def body() -> None:
+        async with served(key="secret") as (server, link, told):
+            assert link.problem == "it has not answered yet"
+            assert not link.send(prompt()), "nobody is there yet"
+            await until(lambda: link.alive)
+            assert link.problem == "" and link.incarnation == 33 and link.hello == server.hello
+            assert link.send(prompt())
+            await until(lambda: server.asked)
+            (route, asked, authorization) = server.asked[0]
+            assert route == "generate" and authorization == "Bearer secret"
+            assert asked["input_ids"] == TOKENS.tolist()
+            assert asked["sampling_params"]["max_new_tokens"] == 1
+            assert Ticket.from_text(asked["bootstrap_host"]) == Ticket(ID, "ipc:///data", 3, 5.0)
+            assert not told.messages, "the decode worker reports a success"
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "status, body, error, retry",
+    [
+        (500, {"error": {"message": "Prefill transfer failed"}}, WorkerLost, True),
+        (503, "busy", WorkerLost, True),
+        (400, {"error": {"message": "too long"}}, BadRequest, False),
+        (200, {"meta_info": {"finish_reason": {"type": "abort", "message": "x"}}}, WorkerLost, True),
+        (200, "no answer of SGLang's", WorkerLost, True),
+    ],
+    ids=["failed", "overloaded", "refused", "aborted", "strange"],
+)
+def test_a_failure_is_reported_with_its_reason(status: int, body: Any, error: type[Any], retry: bool) -> None:
+    async def play() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.answer = (status, body)
+            link.send(prompt())
+            await until(lambda: told.messages)
+            (failed,) = told.messages
+            assert isinstance(failed, Failed)
+            assert (failed.id, failed.stage, failed.code) == (ID, "prefill", error.code)
+            assert failed.retry is retry
+            assert "SGLang" in failed.message
+            if isinstance(body, dict) and "error" in body:
+                assert body["error"]["message"] in failed.message
+            assert link.alive
+
+    run(play)
+
+
+def test_a_cancel_aborts_and_stops_waiting() -> None:
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.hold.clear()
+            link.send(prompt())
+            await until(lambda: server.asked)
+            link.send(Cancel(ID, "no longer wanted"))
+            await until(lambda: len(server.asked) == 2)
+            assert server.asked[1][:2] == ("abort", {"rid": server.asked[0][1]["rid"]})
+            await until(lambda: not link._prompts)
+            assert not told.messages
+
+    run(body)
+
+
+def test_a_server_that_dies_loses_its_prompts() -> None:
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.hold.clear()
+            link.send(prompt())
+            await until(lambda: server.asked)
+            await server.close()
+            await until(lambda: told.messages and told.losses)
+            (failed,) = told.messages
+            assert isinstance(failed, Failed) and failed.retry and failed.code == WorkerLost.code
+            assert told.losses == [(33, "its connection broke")]
+            assert link.problem == "it is gone"
+
+    run(body)
+
+
+def test_a_restarted_server_is_another_one() -> None:
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.hello = msgspec.structs.replace(server.hello, incarnation=34)
+            await until(lambda: told.losses)
+            assert told.losses == [(33, "it was restarted")]
+            assert link.alive and link.incarnation == 34
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "info", [{}, {"internal_states": [{}]}, {"internal_states": [{"xgr": {"a": 1}}]}, []], ids=str
+)
+def test_a_server_without_our_plugin_is_unusable(info: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        async with served() as (server, link, _told):
+            server.info = info
+            await until(lambda: caplog.records)
+            await asyncio.sleep(0.1)
+            assert not link.alive
+            assert len(caplog.records) == 1, "said once"
+            assert "xgr_zmq" in caplog.text
+
+    run(body)
+
+
+def test_tensor_parallelism_is_refused_by_name() -> None:
+    async def body() -> None:
+        async with served() as (server, link, _told):
+            wide = msgspec.structs.replace(MODEL, tp_size=2)
+            server.hello = msgspec.structs.replace(server.hello, model=wide)
+            await until(lambda: link.hello)
+            assert link.problem == "its tensor parallelism is 2, this release needs 1"
+
+    run(body)
