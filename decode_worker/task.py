@@ -65,7 +65,6 @@ class TaskFactory:
     trie: Trie  # the catalog's, as the kernels take it
     model: ModelIdentity
     limits: Limits
-    layer_token_bytes: int  # keys and values of one token in one layer
 
     def make(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request, checked. Raises `BadRequest`."""
@@ -87,7 +86,7 @@ class TaskFactory:
             self.filter_of(request),
         )
         model, tokens = self.model, request.prompt_tokens
-        receiver = Receiver(request.id, tokens, model.layers, self.layer_token_bytes, 4 * model.hidden)
+        receiver = Receiver(request.id, tokens, model.layers, model.layer_token_bytes, 4 * model.hidden)
         return DecodeTask(request.id, question, receiver, now + request.timeout)
 
     def filter_of(self, request: DecodeRequest) -> LeafFilter:

@@ -71,8 +71,7 @@ class DecodeWorker:
         self.catalog = catalog
         self.identity = identity
         trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
-        layer_token_bytes = engine.model.geometry.token_bytes // identity.layers
-        self.factory = TaskFactory(catalog, trie, identity, limits, layer_token_bytes)
+        self.factory = TaskFactory(catalog, trie, identity, limits)
         self.limits = limits
         self.clock = clock
         self.incarnation = new_incarnation()

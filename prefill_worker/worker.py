@@ -9,40 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefill_worker.engine import PrefillEngine
-from prefill_worker.links import DecodeLink, DecodeLinks
 from prefill_worker.scheduler import PrefillScheduler, Prompt
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
-from xgr_runtime.errors import (
-    BadRequest,
-    ConfigError,
-    DeadlineExceeded,
-    InternalError,
-    RequestError,
-    WorkerLost,
-)
-from xgr_runtime.handover import ChunkPlan, Sender, SenderState, chunk_checksum
+from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
+from xgr_runtime.handover import Chunk
 from xgr_runtime.messages import (
     PROTOCOL,
-    Ack,
     AttemptId,
     Cancel,
-    Credit,
     Failed,
-    Grant,
     Limits,
-    LinkRefused,
     Load,
     Message,
     ModelIdentity,
-    Nack,
     PrefillRequest,
-    Renew,
     ToPrefill,
     WorkerHello,
 )
+from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.transport import Listener, Poller
+from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +37,12 @@ _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
 @dataclass(eq=False)
-class Transfer:
-    """A prompt whose KV is being made or handed over."""
+class Running:
+    """A prompt that has pages, from its turn until the decode worker has its KV."""
 
     prompt: Prompt
     pages: PageIds
-    sender: Sender
-    link: DecodeLink
-    open_sent: bool = False
-    hidden: bytes = b""
-    error: RequestError | None = None  # why it ended, if not by the hand-over; final for the request
+    transfer: Transfer
 
 
 class PrefillWorker:
@@ -82,15 +65,18 @@ class PrefillWorker:
         self.clock = clock
         self.incarnation = new_incarnation()
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
-        self.transfers: dict[AttemptId, Transfer] = {}
+        self.running: dict[AttemptId, Running] = {}
         self.counters: dict[str, float] = defaultdict(float)
+        self.stale_messages = 0
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
         listener: Listener[Message] = Listener(config.control_address, ToPrefill)
         self.control = ControlServer(listener, self.introduce, config.silence)
         self.poller = Poller()
         self.poller.add(listener)
-        self.links = DecodeLinks(config.name, self.incarnation, identity, self.poller)
+        self.outbound = Outbound(
+            config.name, self.incarnation, identity, config.chunk_bytes, config.lease, self.poller
+        )
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Messages in, KV out, a forward when prompts wait; until `stopping`."""
@@ -108,43 +94,40 @@ class PrefillWorker:
         now = self.clock()
         for message in self.control.receive(now):
             self.handle_control(message, now)
-        for link, message in self.links.receive():
-            self.handle_data(link, message, now)
-        self.stalled = not all([self.flush(transfer) for transfer in self.transfers.values()])
+        self.stalled = not self.outbound.exchange(now)
 
-    def prefill(self, batch: list[Transfer]) -> None:
+    def prefill(self, batch: list[Running]) -> None:
         """One forward; each layer's KV leaves while the next layer is computed."""
         if not batch:
             return
         started = self.clock()
 
         def on_layer(layer: int) -> None:
-            for transfer in batch:
-                transfer.sender.layer_ready(layer, len(transfer.prompt.tokens))
+            for running in batch:
+                running.transfer.layer_ready(layer, len(running.prompt.tokens))
             self.exchange()
 
         try:
-            hidden = self.engine.run([(t.prompt.tokens, t.pages) for t in batch], on_layer)
+            hidden = self.engine.run([(r.prompt.tokens, r.pages) for r in batch], on_layer)
         except Exception:
             log.exception("a forward of %d prompts failed", len(batch))
             self.prefill_alone(batch)
             return
         seconds = self.clock() - started
-        for transfer, row in zip(batch, hidden, strict=True):
-            transfer.hidden = row.astype(np.float32).tobytes()
-            transfer.sender.prompt_ready(seconds, chunk_checksum(transfer.hidden, b""))
-            self.flush(transfer)
+        for running, row in zip(batch, hidden, strict=True):
+            running.transfer.prompt_ready(seconds, row.tobytes())
+            running.transfer.flush()
         self.counters["prompts"] += len(batch)
-        self.counters["prompt_tokens"] += sum(len(t.prompt.tokens) for t in batch)
+        self.counters["prompt_tokens"] += sum(len(r.prompt.tokens) for r in batch)
         self.counters["forward_seconds"] += seconds
 
-    def prefill_alone(self, batch: list[Transfer]) -> None:
+    def prefill_alone(self, batch: list[Running]) -> None:
         """Find out whose forward fails: only that request ends."""
         if len(batch) == 1:
-            self.give_up(batch[0], InternalError("the prefill worker failed on this request"))
+            batch[0].transfer.give_up(InternalError("the prefill worker failed on this request"))
         else:
-            for transfer in batch:
-                self.prefill([transfer])
+            for running in batch:
+                self.prefill([running])
 
     # --- messages ---
 
@@ -157,32 +140,10 @@ class PrefillWorker:
                     self.fail(id, error, retry=False)
             case Cancel(id=id):
                 self.scheduler.drop(id)
-                if id in self.transfers:
-                    self.transfers[id].sender.fail("cancelled by the router")
+                if id in self.running:
+                    self.running[id].transfer.fail("cancelled by the router")
             case _:
-                self.counters["stale_messages"] += 1
-
-    def handle_data(self, link: DecodeLink, message: Message, now: float) -> None:
-        if isinstance(message, LinkRefused):
-            for refused in self.transfers.values():
-                if refused.link is link:
-                    refused.sender.fail(f"the decode worker refused the link: {message.reason}")
-            return
-        transfer = self.transfers.get(message.id)  # type: ignore[attr-defined]
-        if transfer is None or transfer.link is not link:
-            self.counters["stale_messages"] += 1
-            return
-        match message:
-            case Grant():
-                transfer.sender.granted(message, now)
-            case Credit(chunks=chunks):
-                transfer.sender.credited(chunks)
-            case Renew(lease=lease):
-                transfer.sender.renewed(lease, now)
-            case Ack():
-                transfer.sender.acknowledged()
-            case Nack(reason=reason):
-                transfer.sender.fail(f"the decode worker gave up: {reason}")
+                self.stale_messages += 1
 
     def accept(self, request: PrefillRequest, now: float) -> Prompt:
         """The prompt of a request, checked. Raises `BadRequest`."""
@@ -192,80 +153,53 @@ class PrefillWorker:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, the limit is {self.max_prompt_tokens}")
         if tokens.min() < 0 or tokens.max() >= self.identity.vocab:
             raise BadRequest(f"a prompt token is outside of the vocabulary of {self.identity.vocab}")
-        try:
-            self.links.to(request.data_address)  # connects while the prompt waits
-        except ConfigError as error:
-            raise BadRequest(str(error)) from None
+        self.outbound.connect(request.data_address)  # while the prompt waits
         return Prompt(request.id, tokens, request.data_address, now, now + request.timeout)
 
-    # --- transfers ---
+    # --- hand-overs ---
 
-    def open(self, prompt: Prompt, pages: PageIds) -> Transfer:
+    def open(self, prompt: Prompt, pages: PageIds) -> Running:
         """Pages are reserved: announce the prompt to its decode worker and begin."""
         now = self.clock()
-        token_bytes = self.engine.model.geometry.token_bytes // self.identity.layers
-        plan = ChunkPlan(self.identity.layers, len(prompt.tokens), token_bytes, self.config.chunk_bytes)
-        sender = Sender(prompt.id, plan, now, self.config.lease)
-        link = self.links.to(prompt.data_address)
-        transfer = self.transfers[prompt.id] = Transfer(prompt, pages, sender, link)
-        self.flush(transfer)
-        return transfer
 
-    def flush(self, transfer: Transfer) -> bool:
-        """Send what the protocol allows; False when the socket takes no more for now."""
-        sender, decode = transfer.sender, transfer.prompt.id.decode
-        if not transfer.open_sent and not sender.over:
-            wait = self.clock() - transfer.prompt.arrived
-            transfer.open_sent = transfer.link.send(decode, sender.open(wait))
-            if not transfer.open_sent:
-                return False
-        while (chunk := sender.next_chunk()) is not None:
-            keys, values = self.engine.pool.read_bytes(
-                chunk.first_layer, chunk.last_layer, transfer.pages, chunk.start, chunk.count
+        def read(chunk: Chunk) -> tuple[Frame, Frame]:
+            return self.engine.pool.read_bytes(
+                chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
             )
-            checksum = chunk_checksum(keys, values)
-            if not transfer.link.send(decode, sender.chunk_message(checksum), keys, values):
-                return False
-            sender.chunk_sent(checksum)
-        if (commit := sender.commit()) is not None:
-            if not transfer.link.send(decode, commit, transfer.hidden):
-                return False
-            sender.commit_sent()
-        return True
 
-    def give_up(self, transfer: Transfer, error: RequestError) -> None:
-        """End a transfer for a reason of our own; its pages are freed at the next retirement."""
-        transfer.error = error
-        transfer.sender.fail(error.message)
+        transfer = self.outbound.open(
+            prompt.id,
+            len(prompt.tokens),
+            prompt.data_address,
+            prompt.deadline,
+            now - prompt.arrived,
+            read,
+            now,
+        )
+        running = self.running[prompt.id] = Running(prompt, pages, transfer)
+        return running
 
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
             self.fail(prompt.id, DeadlineExceeded("the deadline passed in the prefill queue"), retry=False)
-        for transfer in self.transfers.values():
-            if transfer.prompt.deadline <= now:
-                self.give_up(transfer, DeadlineExceeded("the deadline passed during the hand-over"))
-            transfer.sender.expire(now)
+        self.outbound.expire(now)
         for router in self.control.silent(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
                 self.scheduler.drop(prompt.id)
                 self.fail(prompt.id, WorkerLost(ROUTER_SILENT), retry=True)
-            for id, transfer in self.transfers.items():
+            for id, running in self.running.items():
                 if id.router == router:
-                    transfer.sender.fail(ROUTER_SILENT)
+                    running.transfer.fail(ROUTER_SILENT)
             self.retire()  # which tells the router; so forget it afterwards
             self.control.forget(router)
 
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""
-        for id, transfer in list(self.transfers.items()):
-            if transfer.sender.over:
-                del self.transfers[id]
-                self.pool.release(transfer.pages)
-                if transfer.sender.state is SenderState.FAILED:
-                    reason = f"hand-over failed: {transfer.sender.reason}"
-                    transfer.link.send(id.decode, Cancel(id, reason))
-                    self.fail(id, transfer.error or WorkerLost(reason), retry=transfer.error is None)
+        for transfer in self.outbound.retire():
+            self.pool.release(self.running.pop(transfer.id).pages)
+            if transfer.failure:
+                self.fail(transfer.id, transfer.failure, retry=transfer.error is None)
 
     def fail(self, id: AttemptId, error: RequestError, retry: bool) -> None:
         """Tell the router that this attempt is over; it ignores what it has cancelled itself."""
@@ -276,7 +210,7 @@ class PrefillWorker:
 
     def holds(self, id: AttemptId) -> bool:
         """Whether this attempt waits or is under way here."""
-        return id in self.transfers or any(prompt.id == id for prompt in self.scheduler.waiting)
+        return id in self.running or any(prompt.id == id for prompt in self.scheduler.waiting)
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
@@ -298,15 +232,15 @@ class PrefillWorker:
         )
 
     def load(self) -> Load:
-        senders = [t.sender for t in self.transfers.values()]
-        self.counters["bad_messages"] = self.control.listener.bad_messages + self.links.bad_messages
+        self.counters["bad_messages"] = self.control.listener.bad_messages + self.outbound.bad_messages
+        self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
         return Load(
-            requests=len(self.scheduler.waiting) + len(senders),
+            requests=len(self.scheduler.waiting) + len(self.running),
             pages_used=self.pool.used,
             pages_cached=0,
             pages_total=self.pool.capacity,
-            credits_out=sum(sender.credits for sender in senders),
-            leases=len(senders),
+            credits_out=self.outbound.credits_out,
+            leases=len(self.running),
             rows_used=0,
             counters=dict(self.counters),
         )

@@ -17,6 +17,8 @@ PROTOCOL = 2
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
 
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
     """Base of all messages."""
@@ -43,6 +45,11 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hidden: int
     vocab: int
     tp_size: int
+
+    @property
+    def layer_token_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * _ITEM_BYTES[self.dtype]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

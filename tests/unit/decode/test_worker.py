@@ -38,7 +38,6 @@ class PlayedEngine:
         self.pool = SimpleNamespace(pages=4)
         self.max_rows = 16
         self.tail_tokens = 0
-        self.model = SimpleNamespace(geometry=SimpleNamespace(token_bytes=64))
         self.between: Callable[[], None] = lambda: None
         self.broken: list[Any] = []
 

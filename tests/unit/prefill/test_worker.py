@@ -16,7 +16,6 @@ from xgr_runtime.messages import (
     Cancel,
     Failed,
     Hello,
-    LinkRefused,
     ModelIdentity,
     PrefillRequest,
     ToRouter,
@@ -31,8 +30,7 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     tmp_path.chmod(0o700)
     config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c")
-    geometry = SimpleNamespace(token_bytes=64)
-    engine: Any = SimpleNamespace(model=SimpleNamespace(geometry=geometry))
+    engine: Any = SimpleNamespace()
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
     made.control.listener.close()
@@ -73,7 +71,7 @@ def test_a_bad_request_is_refused_and_holds_nothing(
 def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> None:
     message = PrefillRequest(AttemptId(1, 1, 1, worker.incarnation + 1, 2), "ipc:///x", b"\0\0\0\0", 5.0)
     worker.handle_control(message, 10.0)
-    assert not worker.scheduler.waiting and worker.counters["stale_messages"] == 1
+    assert not worker.scheduler.waiting and worker.load().counters["stale_messages"] == 1
 
 
 def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
@@ -84,7 +82,7 @@ def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> Non
     worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
     assert worker.pool.used == 2, "a forward may still write to these pages"
     worker.retire()
-    assert not worker.pool.used and not worker.transfers
+    assert not worker.pool.used and not worker.running
 
 
 def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWorker) -> None:
@@ -100,7 +98,7 @@ def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWork
         worker.handle_control(request(worker, [token] * 5, number), 10.0)
     worker.prefill([worker.open(prompt, pages) for prompt, pages in worker.scheduler.next_batch()])
     worker.retire()
-    assert [id.request for id in worker.transfers] == [0, 2] and worker.pool.used == 2
+    assert [id.request for id in worker.running] == [0, 2] and worker.pool.used == 2
     assert worker.counters["failed"] == 1 and worker.counters["prompts"] == 2
 
 
@@ -119,20 +117,7 @@ def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWor
     worker.open(first, pages)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
-    assert not worker.scheduler.waiting and not worker.transfers and not worker.pool.used
-
-
-def test_a_refused_link_fails_its_transfers_and_no_others(worker: PrefillWorker) -> None:
-    addresses = [f"{worker.config.control_address}.{name}" for name in ("data", "other")]
-    for number, address in enumerate(addresses):
-        worker.handle_control(request(worker, [1] * 5, number, address), 10.0)
-    for prompt, pages in worker.scheduler.next_batch():
-        worker.open(prompt, pages)
-    worker.handle_data(worker.links.to(addresses[0]), LinkRefused(2, "its dtype is bfloat16"), 10.0)
-    reasons = [transfer.sender.reason for transfer in worker.transfers.values()]
-    assert "bfloat16" in reasons[0] and not reasons[1]
-    worker.retire()
-    assert [id.request for id in worker.transfers] == [1] and worker.pool.used == 1
+    assert not worker.scheduler.waiting and not worker.running and not worker.pool.used
 
 
 def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorker) -> None:
@@ -151,7 +136,7 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     worker.open(first, pages)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
-    assert not worker.transfers and not worker.scheduler.waiting and not worker.pool.used
+    assert not worker.running and not worker.scheduler.waiting and not worker.pool.used
     heard: list[int] = []
     while len(heard) < 3:
         poller.wait(5)

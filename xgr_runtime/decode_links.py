@@ -1,4 +1,4 @@
-"""Data links to the decode workers: connected on first use, greeted once per incarnation."""
+"""A prefill process's links to the decode workers: connected on first use, greeted once per incarnation."""
 
 from collections.abc import Iterator
 
@@ -38,7 +38,7 @@ class DecodeLink:
 class DecodeLinks:
     """All decode workers that routers have named so far."""
 
-    def __init__(self, worker: str, incarnation: int, model: ModelIdentity, poller: Poller) -> None:
+    def __init__(self, worker: str, incarnation: int, model: ModelIdentity, poller: Poller | None) -> None:
         self._hello = LinkHello(PROTOCOL, worker, incarnation, model)
         self._poller = poller
         self._links: dict[str, DecodeLink] = {}
@@ -48,7 +48,8 @@ class DecodeLinks:
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = DecodeLink(address, self._hello)
-            self._poller.add(link.link)
+            if self._poller is not None:
+                self._poller.add(link.link)
         return link
 
     def receive(self) -> Iterator[tuple[DecodeLink, Message]]:

@@ -1,0 +1,189 @@
+"""Hand-overs of a prefill process over real sockets, against a decode worker that the test plays."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, WorkerLost
+from xgr_runtime.handover import Chunk, Receiver, ReceiverState
+from xgr_runtime.messages import (
+    Ack,
+    AttemptId,
+    Cancel,
+    Commit,
+    Credit,
+    Grant,
+    KvChunk,
+    LinkHello,
+    LinkRefused,
+    LinkWelcome,
+    ModelIdentity,
+    Nack,
+    Open,
+    Renew,
+    ToDecodeData,
+)
+from xgr_runtime.outbound import Outbound, Transfer
+from xgr_runtime.transport import Listener, Poller, Received
+
+MODEL = ModelIdentity("hash", "bfloat16", 2, 1, 4, 8, 100, 1)
+TOKENS, LEASE = 5, 10.0
+HIDDEN = bytes(4 * MODEL.hidden)
+
+
+def read(chunk: Chunk) -> tuple[bytes, bytes]:
+    """Keys and values that tell layer and token apart."""
+    count = MODEL.layer_token_bytes // 2
+    keys = b"".join(
+        bytes([16 * chunk.first_layer + t]) * count for t in range(chunk.start, chunk.start + chunk.count)
+    )
+    return keys, keys[::-1]
+
+
+class Played:
+    """An outbound side and the socket of a decode worker, incarnation 4."""
+
+    def __init__(self, folder: Path, poller: Poller | None) -> None:
+        folder.chmod(0o700)
+        self.address = f"ipc://{folder}/d"
+        self.decode: Listener[Any] = Listener(self.address, ToDecodeData)
+        self.out = Outbound("prefill-0", 3, MODEL, 2 * MODEL.layer_token_bytes, LEASE, poller)
+        self.peer = b""
+        self._poller = Poller()
+        self._poller.add(self.decode)
+
+    def open(self, number: int = 1, address: str = "", deadline: float = 60.0) -> Transfer:
+        id = AttemptId(1, number, 1, 3, 4)
+        return self.out.open(id, TOKENS, address or self.address, deadline, 0.5, read, now=0.0)
+
+    def hear(self) -> Received[Any]:
+        """The next message but the greeting."""
+        while True:
+            while (received := self.decode.receive()) is None:
+                self.out.exchange(0.0)
+                self._poller.wait(0.01)
+            self.peer = received.peer
+            if not isinstance(received.message, LinkHello):
+                return received
+
+    def say(self, message: Any, until: Callable[[], bool]) -> None:
+        """Send to the outbound side and wait for what it makes of it."""
+        assert self.decode.send(self.peer, message)
+        while not until():
+            self.out.exchange(0.0)
+
+
+@pytest.fixture(params=[True, False], ids=["poller", "polled"])
+def played(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Played]:
+    made = Played(tmp_path, Poller() if request.param else None)
+    yield made
+    made.decode.close()
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, None], ids=["hidden", "kv-only"])
+def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
+    transfer = played.open()
+    receiver = Receiver(transfer.id, TOKENS, MODEL.layers, MODEL.layer_token_bytes, len(HIDDEN))
+    opened = played.hear().message
+    assert opened == Open(transfer.id, TOKENS, 0.5) and receiver.open(opened) is None
+    for tokens in (3, TOKENS):  # two forwards, the first of which ends before GRANT
+        for layer in range(MODEL.layers):
+            transfer.layer_ready(layer, tokens)
+    played.say(receiver.grant(1, LEASE), lambda: played.out.credits_out == 0)
+    chunks: list[KvChunk] = []
+    transfer.prompt_ready(0.25, hidden)
+    while receiver.state is not ReceiverState.READY:
+        message, frames = played.hear()[1:]
+        if isinstance(message, KvChunk):
+            chunks.append(message)
+            assert tuple(frames) == read(Chunk(message.first_layer, 0, message.start, message.count))
+            reply: Any = receiver.chunk(message, *frames)
+        else:
+            assert isinstance(message, Commit) and len(frames) == (hidden is not None)
+            reply = receiver.commit(message, frames[0] if frames else None)
+        assert not isinstance(reply, Nack) and not transfer.over
+        played.decode.send(played.peer, reply)
+    assert sum(chunk.count for chunk in chunks) == MODEL.layers * TOKENS
+    while not played.out.retire():
+        played.out.exchange(0.0)
+    assert transfer.over and transfer.failure is None and not played.out.transfers
+
+
+def test_what_comes_before_the_connection_waits(tmp_path: Path) -> None:
+    """Nothing is lost when the decode worker binds after its prompt is computed."""
+    tmp_path.chmod(0o700)
+    late = f"ipc://{tmp_path}/late"
+    out = Outbound("prefill-0", 3, MODEL, 1 << 20, LEASE)
+    transfer = out.open(AttemptId(1, 1, 1, 3, 4), TOKENS, late, 60.0, 0.0, read, now=0.0)
+    assert not transfer.open_sent and not out.exchange(0.0)
+    decode: Listener[Any] = Listener(late, ToDecodeData)
+    while not out.exchange(0.0):
+        pass
+    assert transfer.open_sent
+    decode.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [(Nack, "no pages"), (LinkRefused, "its dtype is float32")],
+    ids=["nack", "refused-link"],
+)
+def test_a_refusal_fails_its_transfers_and_no_others(played: Played, message: Any, reason: str) -> None:
+    other = played.open(2, played.address + ".other")
+    transfer = played.open()
+    played.hear()
+    answer = Nack(transfer.id, reason) if message is Nack else LinkRefused(4, reason)
+    played.say(answer, lambda: transfer.over)
+    assert played.out.retire() == [transfer] and not other.over
+    assert isinstance(transfer.failure, WorkerLost) and reason in transfer.failure.message
+    assert transfer.error is None, "another pair may succeed"
+    assert played.hear().message == Cancel(transfer.id, transfer.failure.message)
+
+
+def test_a_reason_of_our_own_is_final(played: Played) -> None:
+    transfer = played.open()
+    error = InternalError("the forward failed")
+    transfer.give_up(error)
+    transfer.give_up(InternalError("and again"))
+    assert played.out.retire() == [transfer] and transfer.failure is transfer.error is error
+    assert not played.out.transfers and not played.out.retire()
+
+
+def test_deadlines_and_leases_end_transfers(played: Played) -> None:
+    late, unleased, renewed = played.open(1, deadline=5.0), played.open(2), played.open(3)
+    while not isinstance(played.hear().message, Open):
+        pass
+    played.say(Renew(renewed.id, 60.0), lambda: renewed.sender.lease_until == 60.0)
+    played.out.expire(4.9)
+    assert not played.out.retire()
+    played.out.expire(5.0)
+    assert played.out.retire() == [late] and isinstance(late.failure, DeadlineExceeded)
+    played.out.expire(LEASE)
+    assert played.out.retire() == [unleased]
+    assert isinstance(unleased.failure, WorkerLost) and "lease" in unleased.failure.message
+    assert list(played.out.transfers.values()) == [renewed]
+
+
+def test_a_deadline_after_the_end_changes_nothing(played: Played) -> None:
+    transfer = played.open(deadline=5.0)
+    transfer.fail("cancelled")
+    played.out.expire(6.0)
+    assert transfer.error is None and isinstance(transfer.failure, WorkerLost)
+
+
+def test_messages_of_no_transfer_are_counted(played: Played) -> None:
+    transfer = played.open()
+    played.hear()
+    unknown = AttemptId(1, 9, 1, 3, 4)
+    for message in (LinkWelcome(4), Ack(unknown), Credit(unknown, 1), Grant(unknown, 1, 1.0, 0)):
+        played.decode.send(played.peer, message)
+    played.say(Nack(transfer.id, "done"), lambda: transfer.over)
+    assert played.out.stale_messages == 3
+
+
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:5", "nonsense", ""])
+def test_a_bad_address_is_the_requests_fault(played: Played, address: str) -> None:
+    with pytest.raises(BadRequest):
+        played.out.connect(address)

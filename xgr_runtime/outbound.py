@@ -1,0 +1,215 @@
+"""Prompt KV on its way out: every hand-over of one process, from OPEN until ACK, failure or a lapsed lease.
+
+Whoever computes KV uses it: our prefill worker between the layers of a forward, another engine's process from
+a loop of its own. Nothing here waits: `exchange` does what can be done now.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from xgr_runtime.decode_links import DecodeLink, DecodeLinks
+from xgr_runtime.errors import BadRequest, ConfigError, DeadlineExceeded, RequestError, WorkerLost
+from xgr_runtime.handover import Chunk, ChunkPlan, Sender, SenderState, chunk_checksum
+from xgr_runtime.messages import (
+    Ack,
+    AttemptId,
+    Cancel,
+    Credit,
+    Grant,
+    LinkRefused,
+    Message,
+    ModelIdentity,
+    Nack,
+    Renew,
+)
+from xgr_runtime.transport import Frame, Poller
+
+ReadChunk = Callable[[Chunk], tuple[Frame, Frame]]
+"""The keys and the values of a chunk, [layers, count, kv_heads, head_dim] each, from the owner's pages."""
+
+
+@dataclass(eq=False)
+class Transfer:
+    """One prompt whose KV is being made or handed over. Its pages stay as they are until it is `over`."""
+
+    id: AttemptId
+    sender: Sender
+    link: DecodeLink
+    deadline: float
+    queue_seconds: float
+    read: ReadChunk
+    open_sent: bool = False
+    hidden: bytes | None = None
+    error: RequestError | None = None  # why we ended it ourselves; final for the request
+
+    @property
+    def over(self) -> bool:
+        """True once the prompt's pages may be reused."""
+        return self.sender.over
+
+    @property
+    def failure(self) -> RequestError | None:
+        """Why the prompt did not arrive; None if it did. Without `error`, another pair may succeed."""
+        if self.sender.state is not SenderState.FAILED:
+            return None
+        return self.error or WorkerLost(f"hand-over failed: {self.sender.reason}")
+
+    def layer_ready(self, layer: int, tokens: int) -> None:
+        """Keys and values of `layer` can be read for tokens [0, tokens). See `Sender.layer_ready`."""
+        self.sender.layer_ready(layer, tokens)
+
+    def prompt_ready(self, seconds: float, hidden: bytes | None) -> None:
+        """All KV can be read, after `seconds` in the model.
+
+        `hidden` is the last token's hidden state after the final norm, float32 [hidden]; None: the decode
+        worker computes it.
+        """
+        self.hidden = hidden
+        self.sender.prompt_ready(seconds, None if hidden is None else chunk_checksum(hidden, b""))
+
+    def fail(self, reason: str) -> None:
+        """The prompt is wanted no more, or not here."""
+        self.sender.fail(reason)
+
+    def give_up(self, error: RequestError) -> None:
+        """End it for a reason of our own, which is the request's answer."""
+        if not self.over:
+            self.error = error
+            self.sender.fail(error.message)
+
+    def flush(self) -> bool:
+        """Send what the protocol allows; False when the socket takes no more for now."""
+        if self.over:
+            return True
+        self.open_sent = self.open_sent or self._send(self.sender.open(self.queue_seconds))
+        return self.open_sent and self._send_chunks() and self._send_commit()
+
+    def _send_chunks(self) -> bool:
+        while (chunk := self.sender.next_chunk()) is not None:
+            keys, values = self.read(chunk)
+            checksum = chunk_checksum(keys, values)
+            if not self._send(self.sender.chunk_message(checksum), keys, values):
+                return False
+            self.sender.chunk_sent(checksum)
+        return True
+
+    def _send_commit(self) -> bool:
+        if (commit := self.sender.commit()) is None:
+            return True
+        if not self._send(commit, *([] if self.hidden is None else [self.hidden])):
+            return False
+        self.sender.commit_sent()
+        return True
+
+    def _send(self, message: Message, *frames: Frame) -> bool:
+        return self.link.send(self.id.decode, message, *frames)
+
+
+class Outbound:
+    """All transfers of one process, and its links to the decode workers that they go to.
+
+    `lease` is how many seconds KV is held before the first word of a decode worker. With a `poller`, answers
+    wake whoever waits on it; without one, call `exchange` every few milliseconds while there are transfers.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        incarnation: int,
+        model: ModelIdentity,
+        chunk_bytes: int,
+        lease: float,
+        poller: Poller | None = None,
+    ) -> None:
+        self.transfers: dict[AttemptId, Transfer] = {}
+        self.stale_messages = 0
+        self._model = model
+        self._chunk_bytes = chunk_bytes
+        self._lease = lease
+        self._links = DecodeLinks(worker, incarnation, model, poller)
+
+    @property
+    def credits_out(self) -> int:
+        """Chunks that may still leave."""
+        return sum(transfer.sender.credits for transfer in self.transfers.values())
+
+    @property
+    def bad_messages(self) -> int:
+        """Messages of decode workers that could not be read."""
+        return self._links.bad_messages
+
+    def connect(self, data_address: str) -> None:
+        """Begin to connect to a decode worker that will be needed. Raises `BadRequest` for a bad address."""
+        try:
+            self._links.to(data_address)
+        except ConfigError as error:
+            raise BadRequest(str(error)) from None
+
+    def open(
+        self,
+        id: AttemptId,
+        tokens: int,
+        data_address: str,
+        deadline: float,
+        queue_seconds: float,
+        read: ReadChunk,
+        now: float,
+    ) -> Transfer:
+        """Pages for `tokens` tokens are reserved: say OPEN, now or once the socket takes it.
+
+        `queue_seconds` is how long the request waited for this moment. Raises as `connect` does.
+        """
+        self.connect(data_address)
+        plan = ChunkPlan(self._model.layers, tokens, self._model.layer_token_bytes, self._chunk_bytes)
+        sender = Sender(id, plan, now, self._lease)
+        link = self._links.to(data_address)
+        transfer = self.transfers[id] = Transfer(id, sender, link, deadline, queue_seconds, read)
+        transfer.flush()
+        return transfer
+
+    def exchange(self, now: float) -> bool:
+        """Take all answers, send all that may leave; False when a socket takes no more for now."""
+        for link, message in self._links.receive():
+            self._handle(link, message, now)
+        return all([transfer.flush() for transfer in self.transfers.values()])
+
+    def expire(self, now: float) -> None:
+        """End what has passed its deadline or its lease."""
+        for transfer in self.transfers.values():
+            if transfer.deadline <= now:
+                transfer.give_up(DeadlineExceeded("the deadline passed during the hand-over"))
+            transfer.sender.expire(now)
+
+    def retire(self) -> list[Transfer]:
+        """Take out the transfers that are over; decode workers are told of those that failed.
+
+        Their pages may be reused, so never call it during a forward that still writes to them.
+        """
+        over = [transfer for transfer in self.transfers.values() if transfer.over]
+        for transfer in over:
+            del self.transfers[transfer.id]
+            if transfer.failure:
+                transfer.link.send(transfer.id.decode, Cancel(transfer.id, transfer.failure.message))
+        return over
+
+    def _handle(self, link: DecodeLink, message: Message, now: float) -> None:
+        if isinstance(message, LinkRefused):
+            for refused in self.transfers.values():
+                if refused.link is link:
+                    refused.fail(f"the decode worker refused the link: {message.reason}")
+            return
+        transfer = self.transfers.get(message.id)  # type: ignore[attr-defined]
+        if transfer is None or transfer.link is not link:
+            self.stale_messages += 1
+            return
+        match message:
+            case Grant():
+                transfer.sender.granted(message, now)
+            case Credit(chunks=chunks):
+                transfer.sender.credited(chunks)
+            case Renew(lease=lease):
+                transfer.sender.renewed(lease, now)
+            case Ack():
+                transfer.sender.acknowledged()
+            case Nack(reason=reason):
+                transfer.fail(f"the decode worker gave up: {reason}")
