@@ -1,10 +1,9 @@
-"""The start-up self-check: does the checkpoint, run through a stage, compute what it computes on its own?
+"""The start-up self-check: does a checkpoint, run through a stage, compute what Hugging Face's model does?
 
 Configs cannot be trusted to name everything a model does, so two short sequences are run both ways on the
 real weights, before any port opens. It costs two forwards of a few tokens.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -25,25 +24,29 @@ _TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
 HfModel: TypeAlias = Any  # transformers' models are not typed
 
 
-def check_against_eager(model: HfModel, backend: ModelBackend, switch: Callable[[], None]) -> None:
-    """Raises ModelError, naming the architecture, unless stage and eager attention give the same logits.
+def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
+    """What `model` answers with its own eager attention, [16, vocab] float32; for `check_backend`.
 
-    `model` still runs its own eager attention and `switch` puts ours in. Eager is the reference because it is
-    each architecture's own code: the shared SDPA path would ignore soft caps just as we do.
+    Eager is the reference because it is each architecture's own code: the shared SDPA path would ignore soft
+    caps just as we do.
     """
-    tokens = _tokens(backend.geometry)
     with torch.inference_mode():
-        want = model(input_ids=tokens, use_cache=False).logits.float().flatten(0, 1)
-    switch()
-    stage = _CheckStage(backend.geometry, type(model).__name__)
+        logits: Tensor = model(input_ids=_tokens(geometry), use_cache=False).logits
+        return logits.float().flatten(0, 1)
+
+
+def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> None:
+    """Raises ModelError, naming `architecture`, unless `backend` gives the logits `want` through a stage."""
+    stage = _CheckStage(backend.geometry, architecture)
     # Packed into one row of tokens: an architecture that mixes neighbours outside of attention shows here.
-    hidden = backend.forward(tokens.flatten(), torch.arange(_LENGTH).repeat(_SEQUENCES), stage)
+    tokens = _tokens(backend.geometry).flatten()
+    hidden = backend.forward(tokens, torch.arange(_LENGTH).repeat(_SEQUENCES), stage)
     stage.finish()
     error = float((backend.logits(hidden) - want).abs().max() / want.abs().max().clamp_min(1e-6))
     limit = _TOLERANCE[backend.geometry.dtype]
     if not error <= limit:  # NaN fails too
         raise ModelError(
-            f"{type(model).__name__} is not supported: with plain causal attention its logits are off by "
+            f"{architecture} is not supported: with plain causal attention its logits are off by "
             f"{error:.1e} of the largest, {limit:.0e} is allowed"
         )
 

@@ -5,27 +5,20 @@ travels as a keyword argument through the model's forward, never as shared state
 threads in one process cannot mix.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, Stage
-from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
-from xgr_runtime.model.refusals import refuse_unsupported
-from xgr_runtime.model.selfcheck import check_against_eager
+from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
+from xgr_runtime.model.selfcheck import check_backend, reference_logits
+from xgr_runtime.model.sglang import shims
 
-# transformers' configs and models get their attributes at run time.
-HfConfig: TypeAlias = Any
-HfModel: TypeAlias = Any
-_models: HfModel = AutoModelForCausalLM
-_quiet: HfModel = transformers_logging.disable_progress_bar
+shims.install()
+from transformers import AttentionInterface  # noqa: E402, after the shims
 
 _ATTENTION = "xgr"
 _EXTRAS = ("softcap", "s_aux", "sliding_window")
@@ -63,15 +56,14 @@ class TransformersBackend:
 
 def load_transformers(folder: Path, dtype: str) -> TransformersBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line."""
-    raw = read_config(folder)
-    config = _parse_config(folder, raw)
-    refuse_unsupported(_fields(raw, config), str(folder))
-    files = weight_files(folder)
-    model = _load_model(folder, config, dtype)
-    geometry = _geometry(config, model, dtype)
-    backend = TransformersBackend(model, geometry, weights_hash(folder, files))
-    # Loaded with the model's own attention: once it has given its answers, ours takes its place for good.
-    check_against_eager(model, backend, switch=lambda: model.set_attn_implementation(_ATTENTION))
+    checkpoint = open_checkpoint(folder)
+    geometry = checkpoint.geometry(dtype)
+    model = load_eager(checkpoint, dtype)
+    want = reference_logits(model, geometry)
+    # The model has given its own answers: our attention takes the place of its own for good.
+    model.set_attn_implementation(_ATTENTION)
+    backend = TransformersBackend(model, geometry, checkpoint.weights_hash)
+    check_backend(backend, want, type(model).__name__)
     return backend
 
 
@@ -100,62 +92,3 @@ def _attention(
 
 # No mask is registered beside it: transformers then builds none, which saves N * N booleans per forward.
 AttentionInterface.register(_ATTENTION, _attention)
-
-
-def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:
-    if raw.get("auto_map"):
-        refuse_unsupported(raw, str(folder))
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds; each means that it cannot read this config
-        raise ModelError(f"{folder}: config.json is not understood: {_one_line(error)}") from error
-
-
-def _fields(raw: dict[str, Any], config: HfConfig) -> dict[str, Any]:
-    """What the file says, with the defaults and clean-ups of the architecture's config class."""
-    merged = {**raw, **config.to_dict()}
-    if "rope_parameters" not in {field.name for field in dataclasses.fields(config)}:
-        merged.pop("rope_parameters", None)  # a stray field: this architecture has no rotary positions
-    return merged
-
-
-def _load_model(folder: Path, config: HfConfig, dtype: str) -> HfModel:
-    _quiet()
-    try:
-        model, info = _models.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (
-        Exception
-    ) as error:  # as above: an architecture without a causal decoder, shapes that do not fit, ...
-        raise ModelError(f"{folder}: the checkpoint does not load: {_one_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
-    return model.eval().requires_grad_(False)
-
-
-def _geometry(config: HfConfig, model: HfModel, dtype: str) -> Geometry:
-    q_heads = int(config.num_attention_heads)
-    return Geometry(
-        layers=int(config.num_hidden_layers),
-        q_heads=q_heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or q_heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // q_heads),
-        hidden=int(config.hidden_size),
-        vocab=int(model.get_output_embeddings().weight.shape[0]),
-        max_positions=int(config.max_position_embeddings),
-        dtype=dtype,
-    )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
