@@ -20,7 +20,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-Backend = Literal["auto", "transformers"]
+Backend = Literal["auto", "sglang", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -42,7 +42,10 @@ class _Model(_Process, frozen=True, kw_only=True):
     """What both workers and the launcher know of the model."""
 
     model_path: Annotated[str, about("checkpoint folder in Hugging Face form (safetensors)")]
-    model_backend: Annotated[Backend, about("library whose layers run the checkpoint")] = "auto"
+    model_backend: Annotated[
+        Backend, about("library whose layers run the checkpoint; auto: sglang where it is installed")
+    ] = "auto"
+    sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
     device: Annotated[Literal["cpu"], about("where the model runs")] = "cpu"
     dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
     threads: Annotated[Annotated[int, Meta(ge=0)], about("threads per worker; 0: cores / workers")] = 0
@@ -161,7 +164,10 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
             continue
         text = _description(hints[field.name])
         default = "required" if field.required else f"default: {field.default}"
-        parser.add_argument(flag(field.name), metavar=_metavar(hints[field.name]), help=f"{text} ({default})")
+        # A switch is given bare, or with the value that `to_argv` writes.
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _plain(hints[field.name]) is bool else {}
+        metavar = _metavar(hints[field.name])
+        parser.add_argument(flag(field.name), metavar=metavar, help=f"{text} ({default})", **switch)
 
 
 def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> C:
@@ -239,13 +245,21 @@ def _description(hint: object) -> str:
 
 
 def _metavar(hint: object) -> str:
-    while get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
+    hint = _plain(hint)
     if choices := _choices(hint):
         return "{" + ",".join(choices) + "}"
     return getattr(hint, "__name__", str(hint)).upper()
 
 
+def _plain(hint: object) -> object:
+    """The type inside of `Annotated`."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return hint
+
+
 def _choices(hint: object) -> list[str]:
-    """The values of a `Literal`; empty for any other type."""
+    """The values of a `Literal` or of a switch; empty for any other type."""
+    if hint is bool:
+        return ["true", "false"]
     return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []

@@ -38,7 +38,7 @@ def load_model(config: PrefillConfig | DecodeConfig) -> LoadedModel:
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
     dtype = _checkpoint_dtype(folder) if config.dtype == "auto" else config.dtype
-    backend = load_backend(config.model_backend, folder, dtype)
+    backend = load_backend(config.model_backend, folder, dtype, config.sglang_any_version)
     geometry = backend.geometry
     pages = config.kv_bytes // (config.page_size * geometry.token_bytes)
     if not pages:

@@ -32,15 +32,20 @@ def is_tested(version: str) -> bool:
     return _release(FIRST_TESTED) <= _release(version) <= _release(LAST_TESTED)
 
 
-def check_version(version: str, any_version: bool = False) -> None:
-    """Raises ModelError outside of the tested range; with `any_version` it warns instead."""
+def untested(version: str) -> str | None:
+    """Why this release of SGLang is not simply run; None in the tested range."""
     if is_tested(version):
-        return
-    if not any_version:
-        raise ModelError(
-            f"sglang {version} was not tested, {TESTED} were: install one, or try with {OVERRIDE}"
-        )
-    log.warning("sglang %s was not tested, %s were; it runs because of %s", version, TESTED, OVERRIDE)
+        return None
+    return f"sglang {version} was not tested, {TESTED} were: install one of them, or try it with {OVERRIDE}"
+
+
+def check_version(version: str, any_version: bool = False) -> None:
+    """Raises ModelError outside of the tested range; with `any_version` it logs a warning instead."""
+    reason = untested(version)
+    if reason and not any_version:
+        raise ModelError(reason)
+    if reason:
+        log.warning("sglang %s was not tested, %s were; it runs because of %s", version, TESTED, OVERRIDE)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -1,0 +1,174 @@
+"""Starting SGLang's model layer alone: its settings, its groups of one process, its model; no memory pools.
+
+How that is done changed twice among the releases we run, and this file is the only one that knows; `versions`
+says which those are.
+"""
+
+import contextlib
+import inspect
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import distributed, nn
+
+from xgr_runtime.model.sglang import shims
+
+shims.install()
+
+# SGLang is not typed.
+Settings: TypeAlias = Any
+Sizes: TypeAlias = Any
+
+_groups_made = False
+
+
+def start_model(folder: Path, dtype: str) -> tuple[nn.Module, Sizes]:
+    """The checkpoint's model with its weights, and SGLang's reading of its config (a `ModelConfig`).
+
+    `dtype` is "float32" or "bfloat16". A process should hold one: SGLang keeps settings and groups in
+    globals, and a second start replaces those of the first. Raises whatever SGLang raises.
+    """
+    with _quiet(), _our_environment(), _our_threads(), _own_group():
+        settings = _settings(folder, dtype)
+        config, extra = _publish(settings)
+        from sglang.srt.model_executor.model_runner import ModelRunner
+
+        runner = ModelRunner(
+            model_config=config,
+            mem_fraction_static=0.1,  # of the pools that are never made
+            gpu_id=0,
+            nccl_port=0,  # the group exists already: nobody listens
+            server_args=settings,
+            **extra,
+        )
+    return runner.model.eval().requires_grad_(False), config
+
+
+def _settings(folder: Path, dtype: str) -> Settings:
+    from sglang.srt.server_args import ServerArgs
+
+    settings = ServerArgs(
+        model_path=str(folder),
+        device="cpu",
+        dtype=dtype,
+        load_format="safetensors",
+        model_impl="sglang",
+        # Never asked, the stage is; it must be one that SGLang accepts on a CPU.
+        attention_backend="torch_native",
+        sampling_backend="pytorch",
+        grammar_backend="none",
+        skip_tokenizer_init=True,
+        disable_cuda_graph=True,
+        disable_radix_cache=True,
+        disable_overlap_schedule=True,
+        page_size=1,
+        max_total_tokens=8192,
+        max_running_requests=16,
+        chunked_prefill_size=-1,
+    )
+    if hasattr(settings, "resolve_once"):  # from 0.5.18; before, the constructor did it
+        settings.resolve_once()
+    return settings
+
+
+def _publish(settings: Settings) -> tuple[Sizes, dict[str, Any]]:
+    """Make `settings` the process's; returns the model's config and what else this release's runner takes."""
+    from sglang.srt import runtime_context
+    from sglang.srt.configs.model_config import ModelConfig
+
+    if hasattr(runtime_context, "SpawnRanks"):  # 0.5.23
+        ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
+        runtime_context.publish(settings, role="scheduler", ranks=ranks)
+        config = ModelConfig.from_server_args(settings)
+        _make_groups(settings, config)
+        return config, {}
+    if hasattr(runtime_context, "publish"):  # 0.5.18 to 0.5.22
+        runtime_context.publish(settings, role="scheduler")
+    else:  # 0.5.16
+        runtime_context.get_context().set_server_args(settings)
+    _forget_groups()
+    return ModelConfig.from_server_args(settings), {"ps": _alone()}
+
+
+def _make_groups(settings: Settings, config: Sizes) -> None:
+    """0.5.23 makes its groups outside of the runner, and once in a process."""
+    global _groups_made
+    from sglang.srt.distributed import bootstrap
+
+    if not _groups_made:
+        bootstrap.init_parallel_runtime(server_args=settings, device="cpu", dist_port=0)
+        _groups_made = True
+    bootstrap.init_layer_runtime(model_config=config)
+
+
+def _forget_groups() -> None:
+    """Before, every runner makes them and fails where a former one did."""
+    from sglang.srt.distributed import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+def _alone() -> Any:
+    """The parallel state of a process that is alone: every size 1, every rank 0."""
+    from sglang.srt.distributed.parallel_state_wrapper import ParallelState
+
+    absent = ("dp_rank", "moe_dp_rank")  # without a data-parallel controller
+    fields = inspect.signature(ParallelState).parameters
+    return ParallelState(**{name: None if name in absent else int(name.endswith("_size")) for name in fields})
+
+
+@contextmanager
+def _own_group() -> Iterator[None]:
+    """torch.distributed with this process alone, which SGLang then finds made.
+
+    SGLang's way opens a TCP port of a number that two workers could both pick; a store in memory opens none.
+    Gloo still listens, once a group, at whatever ports are free: on loopback then.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if not distributed.is_initialized():
+        store = distributed.HashStore()  # type: ignore[attr-defined]
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+
+
+@contextmanager
+def _our_threads() -> Iterator[None]:
+    """Keep the number of threads that the worker chose."""
+    threads = torch.get_num_threads()
+    # One group of cores, whatever the machine: else SGLang counts NUMA nodes and may refuse to start.
+    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _our_environment() -> Iterator[None]:
+    """Take back what is set meanwhile: SGLang sets dozens of variables, which our children would inherit."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """SGLang reports on a server that does not run here. What goes wrong it raises.
+
+    Its progress bars write to stderr as it is when they are made; our log's handler holds on to the real one.
+    """
+    logging.getLogger("sglang").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
