@@ -4,7 +4,6 @@ What to do when is decided by functions of a `State` and the time; `Supervisor` 
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,17 +75,20 @@ class StartGroup:
 
 
 class StopRequest:
-    """How a supervisor is asked to end: from a signal handler, from any thread, also before it runs."""
+    """How a supervisor is asked to end: from a signal handler, from any thread, also before it runs.
+
+    Plain attributes, looked at once per pulse. A handler that sets a `threading.Event` deadlocks when it
+    interrupts the very wait for it, which holds the same lock.
+    """
 
     def __init__(self) -> None:
-        self.drain = threading.Event()
-        self.kill = threading.Event()
+        self.drain = False
+        self.kill = False
 
     def ask(self) -> None:
         """Drain and stop; asked again: kill at once."""
-        if self.drain.is_set():
-            self.kill.set()
-        self.drain.set()
+        self.kill = self.drain
+        self.drain = True
 
 
 class Supervisor:
@@ -112,7 +114,7 @@ class Supervisor:
         """
         deadline = time.monotonic() + self.start_timeout
         try:
-            if not self._stop.drain.is_set() and self._start_all(deadline):
+            if not self._stop.drain and self._start_all(deadline):
                 self._keep_alive(deadline, missing)
             self._stop_all()
         finally:
@@ -125,7 +127,8 @@ class Supervisor:
 
     def _keep_alive(self, deadline: float, missing: Missing) -> None:
         complete = False
-        while not self._stop.drain.wait(PULSE):
+        while not self._stop.drain:
+            time.sleep(PULSE)
             self._look_after_all()
             if complete:
                 continue
@@ -141,7 +144,8 @@ class Supervisor:
                 self._start(program.name)
             names = [program.name for program in group.programs]
             while not all([self._is_ready(name) for name in names]):  # a list: look at every child each time
-                if self._stop.drain.wait(PULSE):
+                time.sleep(PULSE)
+                if self._stop.drain:
                     return False
                 if time.monotonic() >= deadline:
                     raise self._too_late(names)
@@ -223,13 +227,11 @@ class Supervisor:
 
     def _await_end(self, children: Sequence[Child], grace: float) -> None:
         deadline = time.monotonic() + grace
-        while (
-            left := [child.name for child in children if child.poll() is None]
-        ) and not self._stop.kill.is_set():
+        while (left := [child.name for child in children if child.poll() is None]) and not self._stop.kill:
             if time.monotonic() >= deadline:
                 log.warning("%s did not stop within %g s: killed", ", ".join(left), grace)
                 break
-            self._stop.kill.wait(PULSE)
+            time.sleep(PULSE)
         for child in children:
             child.kill()
 
