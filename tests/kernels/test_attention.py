@@ -1,4 +1,6 @@
-"""Shared and tail attention against float64 attention over the concatenated keys and values."""
+"""Shared, tail and causal attention against float64 attention over the concatenated keys and values."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.backend import choose_backend
+from xgr_kernels.causal_attention import causal_attention
 from xgr_kernels.shared_attention import SharedPlan, shared_attention
 from xgr_kernels.tail_attention import tail_attention_merge
 
@@ -20,11 +23,13 @@ def draw(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.flo
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """float64 attention. q [W, Hq, D], k, v [L, Hkv, D] -> o [W, Hq, D], lse2 [W, Hq]."""
+def exact(q: Tensor, k: Tensor, v: Tensor, scale: float, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """float64 attention. q [W, Hq, D], k, v [L, Hkv, D], seen [W, L] -> o [W, Hq, D], lse2 [W, Hq]."""
     group = q.shape[1] // k.shape[1]
     k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
     scores = torch.einsum("whd,lhd->whl", q.double(), k) * scale
+    if seen is not None:
+        scores.masked_fill_(~seen.unsqueeze(1), -np.inf)
     return torch.einsum("whl,lhd->whd", scores.softmax(-1), v), scores.logsumexp(-1) / np.log(2)
 
 
@@ -145,6 +150,44 @@ def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, bac
     torch.testing.assert_close(got[2], v[2].repeat_interleave(2, 0), rtol=0, atol=0)
 
 
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize("scattered", [False, True], ids=["contiguous", "scattered"])
+@pytest.mark.parametrize("prefixes", [[0, 0, 0, 0], [0, 7, 100, 1], [16, 33, 5, 64]], ids="P={}".format)
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 5), (6, 3, 32), (6, 2, 12), (8, 1, 64)], ids=str)
+def test_causal_attention_over_a_prefix(
+    Hq: int, Hkv: int, D: int, prefixes: list[int], scattered: bool, dtype: torch.dtype, backend: str
+) -> None:
+    """Packed new tokens of several prompts, one of them without any, behind prefixes of other lengths."""
+    rng, g, counts = np.random.default_rng(D), torch.Generator().manual_seed(D), [1, 45, 0, 17]
+    plan = make_plan(rng, counts, prefixes, scattered)
+    pool_k, pool_v = (draw(g, 16, PAGE, Hkv, D, dtype=dtype) for _ in range(2))
+    q = draw(g, Hq, sum(counts), D, dtype=dtype).transpose(0, 1)  # strided, as models give it
+    k, v = (draw(g, sum(counts), Hkv, D, dtype=dtype) for _ in range(2))
+    before = shared_attention(q, pool_k, pool_v, plan, D**-0.5, backend) if any(prefixes) else None
+
+    got = causal_attention(q, k, v, plan.row_offsets, D**-0.5, before, backend)
+
+    assert got.dtype == dtype and got.shape == q.shape
+    for b, (first, last) in enumerate(pairwise(plan.row_offsets)):
+        rows = slice(first, last)
+        keys = torch.cat([prompt(pool_k, plan, b), k[rows]])
+        values = torch.cat([prompt(pool_v, plan, b), v[rows]])
+        seen = torch.ones(last - first, len(keys), dtype=torch.bool).tril(prefixes[b])
+        want, _ = exact(q[rows], keys, values, D**-0.5, seen)
+        torch.testing.assert_close(got[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
+
+
+@BACKENDS
+def test_a_prefix_of_overwhelming_weight_stays_finite(backend: str) -> None:
+    q, zeros = torch.full((3, 2, 8), 30.0), torch.zeros(3, 2, 8)
+    prefix = torch.ones(3, 2, 8), torch.full((3, 2), 1e5)
+    got = causal_attention(q, q, zeros, [0, 3], 1.0, prefix, backend)
+    torch.testing.assert_close(got, torch.ones(3, 2, 8), rtol=0, atol=0)
+    prefix = torch.ones(3, 2, 8), torch.full((3, 2), -1e5)
+    assert (causal_attention(q, q, zeros, [0, 3], 1.0, prefix, backend) == 0).all()
+
+
 def test_reference_keeps_float64() -> None:
     g = torch.Generator().manual_seed(0)
     q, pool = (
@@ -168,5 +211,7 @@ def test_backends_are_chosen_by_name() -> None:
     empty = torch.empty(0, 1, 1)
     with pytest.raises(ValueError, match="gpu"):
         shared_attention(empty, empty, empty, SharedPlan([0], [], [], PAGE), 1.0, "gpu")
+    with pytest.raises(ValueError, match="gpu"):
+        causal_attention(empty, empty, empty, [0], 1.0, backend="gpu")
     with pytest.raises(ValueError, match="gpu"):
         tail_attention_merge(empty, empty, empty, empty, empty, empty, empty, empty, empty, empty, 1.0, "gpu")

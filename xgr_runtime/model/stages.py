@@ -6,10 +6,9 @@ which the model does not.
 
 from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from xgr_kernels.causal_attention.api import causal_attention
 from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
 from xgr_kernels.tail_attention.api import tail_attention_merge
 from xgr_runtime.model.kv import KvPool
@@ -19,9 +18,11 @@ from xgr_runtime.pages import PageIds
 class PrefillStage:
     """Causal attention over several packed prompts; keeps their k and v in the pool.
 
-    `prompts` are (offset, length, pages): rows [offset, offset + length) of the batch are tokens [0, length)
-    of the prompt that `pages` hold. They cover the batch in order. `on_layer(layer)` is called when a
-    layer's k and v of every prompt are in the pool, before its attention: whoever sends them can begin.
+    `prompts` are (offset, count, pages): rows [offset, offset + count) of the batch are the next `count`
+    tokens of the prompt that `pages` hold. They cover the batch in order. `prefixes` says how many tokens of
+    each prompt its pages hold already, from earlier forwards; None: no prompt has any. `on_layer(layer)` is
+    called when a layer's k and v of all rows are in the pool, before its attention: whoever sends them can
+    begin.
     """
 
     def __init__(
@@ -29,33 +30,32 @@ class PrefillStage:
         pool: KvPool,
         prompts: Sequence[tuple[int, int, PageIds]],
         on_layer: Callable[[int], None] | None = None,
+        prefixes: Sequence[int] | None = None,
+        backend: str = "cpu",
     ) -> None:
         self._pool = pool
         self._prompts = prompts
         self._on_layer = on_layer
+        self._prefix = SharedPlan(
+            row_offsets=[0, *(offset + count for offset, count, _ in prompts)],
+            pages=[pages for _, _, pages in prompts],
+            lengths=[0] * len(prompts) if prefixes is None else list(prefixes),
+            page_size=pool.page_size,
+        )
+        self._backend = backend
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See `Stage.attend`."""
-        for offset, length, pages in self._prompts:
-            rows = slice(offset, offset + length)
-            self._pool.write(layer, pages, 0, k[rows], v[rows])
+        pool, plan = self._pool, self._prefix
+        for (offset, count, pages), start in zip(self._prompts, plan.lengths, strict=True):
+            rows = slice(offset, offset + count)
+            pool.write(layer, pages, start, k[rows], v[rows])
         if self._on_layer is not None:
             self._on_layer(layer)
-        spans = [slice(offset, offset + length) for offset, length, _ in self._prompts]
-        outputs = [causal_attention(q[rows], k[rows], v[rows], scale) for rows in spans]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Each token attends to itself and those before it. q [L, Hq, D], k and v [L, Hkv, D] -> [L, Hq, D].
-
-    On a CPU torch picks its flash kernel, which reads shared KV heads in place; repeating them first, or
-    calling the kernel by its own name, measured the same within noise at 512 and 2,048 tokens (2 and 19 ms a
-    layer for 6 heads of 32, 16 and 140 ms for 16 heads of 128, two cores).
-    """
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, L, D]
-    o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    return o[0].transpose(0, 1)
+        prefix = None
+        if any(plan.lengths):
+            prefix = shared_attention(q, pool.k[layer], pool.v[layer], plan, scale, self._backend)
+        return causal_attention(q, k, v, plan.row_offsets, scale, prefix, self._backend)
 
 
 class CascadeStage:

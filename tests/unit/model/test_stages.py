@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,41 @@ def test_beams_equal_whole_sequences(
             sequences = [request.prompt.tolist() + beam for beam in request.tokens]
             torch.testing.assert_close(logits, want(sequences)[:, -1], rtol=0, atol=TOLERANCE[dtype])
     assert requests[2].level == DEPTH - 1
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "cuts", [(0, 31, 32), (0, 1, 32), (0, 8, 32), (0, 9, 15, 16, 32)], ids=lambda cuts: f"cuts={cuts}"
+)
+def test_a_prompt_in_parts_equals_one_forward(
+    make_checkpoint: Callable[..., Path], cuts: tuple[int, ...], dtype: str, kernels: str
+) -> None:
+    """Each part runs beside a whole prompt, and only its own tokens are computed and written."""
+    backend = load_backend("transformers", make_checkpoint("qwen3", 2), dtype)
+    draw = np.random.default_rng(2)
+    whole, parts = (KvPool(backend.geometry, pages=12, page_size=PAGE) for _ in range(2))
+    mate = make_requests(backend.geometry.vocab, draw)[0]
+    prompt = torch.from_numpy(draw.integers(0, backend.geometry.vocab, 32))
+    pages = draw.permutation(np.setdiff1d(np.arange(12), mate.pages))[:4].astype(np.int32)
+    (want,) = prefill(backend, whole, [Beams(prompt, pages, 0)])
+    got = []
+    for start, end in pairwise(cuts):
+        before = parts.k.clone()
+        spans = [(0, end - start, pages), (end - start, len(mate.prompt), mate.pages)]
+        stage = PrefillStage(parts, spans, prefixes=[start, 0], backend=kernels)
+        positions = torch.cat([torch.arange(start, end), torch.arange(len(mate.prompt))])
+        hidden = backend.forward(torch.cat([prompt[start:end], mate.prompt]), positions, stage)
+        got.append(backend.logits(hidden[: end - start]))
+        changed = (parts.k != before).flatten(3).any(-1)
+        changed[:, mate.pages] = False
+        assert changed.sum() == backend.geometry.layers * (end - start)
+    torch.testing.assert_close(torch.cat(got), want, rtol=0, atol=TOLERANCE[dtype])
+    for layer in range(backend.geometry.layers):
+        for ours, theirs in zip(
+            parts.read(layer, pages, 0, 32), whole.read(layer, pages, 0, 32), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_layers_are_announced_when_their_kv_is_in_the_pool(make_checkpoint: Callable[..., Path]) -> None:

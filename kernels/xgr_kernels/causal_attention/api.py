@@ -1,0 +1,34 @@
+"""Causal attention: the tokens of several prompts in one batch, each over itself and those before it.
+
+The first tokens of a prompt may have been computed earlier: what the new ones make of them, a partial result
+of `shared_attention`, is merged in by its log-sum-exp.
+"""
+
+from torch import Tensor
+
+from xgr_kernels.causal_attention import cpu, reference
+
+Partial = tuple[Tensor, Tensor]
+"""o [R, Hq, D] and lse2 [R, Hq] (base 2) over other keys; o = 0 and lse2 = -inf where a row has none."""
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_offsets: list[int],
+    scale: float,
+    prefix: Partial | None = None,
+    backend: str = "cpu",
+) -> Tensor:
+    """Row r of a prompt attends to rows 0..r of the prompt, and through `prefix` to what came before them.
+
+    q [R, Hq, D]; k, v [R, Hkv, D], Hq a multiple of Hkv; prompt b has the rows from row_offsets[b] up to
+    row_offsets[b+1]. prefix None: all prompts begin here. Returns o [R, Hq, D] in q's dtype.
+    Raises: ValueError for an unknown backend.
+    """
+    if backend == "cpu":
+        return cpu.attend(q, k, v, row_offsets, scale, prefix)
+    if backend == "reference":
+        return reference.attend(q, k, v, row_offsets, scale, prefix)
+    raise ValueError(f"unknown causal_attention backend {backend!r}: use cpu or reference")
