@@ -1,12 +1,20 @@
-"""Checkpoint, catalog and histories that tests share: real where XGR_TEST_DATA names them, else generated."""
+"""What tests share: checkpoint, catalog, histories and known answers, real or generated.
+
+Real where XGR_TEST_DATA names a data folder.
+"""
 
 import json
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from items import Items, read_items
+from oracle import Oracle
+from references import Reference, stored_references
 
 from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoSettings, TrainingPlan, prepare
@@ -74,3 +82,57 @@ def catalog_source(test_data: TestData) -> Path:
 def histories(test_data: TestData) -> list[dict[str, Any]]:
     """One row per user: user, history (item ids, oldest first), next."""
     return [json.loads(line) for line in test_data.histories.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def items(catalog_source: Path, checkpoint: Path) -> Items:
+    """The catalog as a plain dict."""
+    return read_items(catalog_source, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint: Path) -> Oracle:
+    """The same checkpoint in Hugging Face's hands."""
+    return Oracle(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def rows(histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Twelve users, from the shortest history to a long one."""
+    by_length = sorted(histories, key=lambda row: len(row["history"]))
+    return by_length[:: len(by_length) // 12][:12]
+
+
+@pytest.fixture(scope="session")
+def users(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Their histories, item ids, oldest first."""
+    return [[str(item) for item in row["history"][-64:]] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def prompts(users: list[list[str]], items: Items) -> list[list[int]]:
+    """Their prompts: the begin token and the SIDs, oldest first."""
+    return [[1, *(token for item in history for token in items.sids[item])] for history in users]
+
+
+@pytest.fixture(scope="session")
+def references(
+    catalog_source: Path,
+    rows: list[dict[str, Any]],
+    prompts: list[list[int]],
+    items: Items,
+    oracle: Oracle,
+) -> list[Reference]:
+    """The files beside the real catalog (520 requests), else a few computed now."""
+    return stored_references(catalog_source.parent) or [
+        Reference(prompt, oracle.hugging_face(prompt, items, width), str(row["next"]))
+        for row, prompt in zip(rows, prompts, strict=True)
+        for width in (8, 20)
+    ]
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Sixteen callers at a time."""
+    with ThreadPoolExecutor(16) as pool:
+        yield pool

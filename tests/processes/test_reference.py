@@ -1,16 +1,14 @@
 """Every answer over HTTP equals Hugging Face's: one by one, and in the middle of other traffic."""
 
-import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from items import Items
-from oracle import Oracle, Ranked
-from sameness import TIE, assert_identical, difference, ranked
+from oracle import Oracle
+from references import Reference, check_all
+from sameness import assert_identical, difference, ranked
 
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
@@ -18,60 +16,10 @@ from xgr_runtime.client import XgrClient
 Ask = Callable[[], Answer]
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A prompt, the best SIDs by Hugging Face's `generate`, and the item that the user took next."""
-
-    prompt: list[int]
-    beams: Ranked
-    target: str
-
-    @property
-    def width(self) -> int:
-        return len(self.beams)
-
-
-@pytest.fixture(scope="session")
-def references(
-    catalog_source: Path,
-    rows: list[dict[str, Any]],
-    prompts: list[list[int]],
-    items: Items,
-    oracle: Oracle,
-) -> list[Reference]:
-    """The files beside the real catalog (520 requests), else a few computed now."""
-    files = sorted(catalog_source.parent.glob("reference_w*.jsonl"))
-    stored = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    if stored:
-        return [
-            Reference(
-                row["prompt_ids"], [(tuple(sid), score) for sid, score in row["beams"]], str(row["target"])
-            )
-            for row in stored
-        ]
-    return [
-        Reference(prompt, oracle.hugging_face(prompt, items, width), str(row["next"]))
-        for row, prompt in zip(rows, prompts, strict=True)
-        for width in (8, 20)
-    ]
-
-
 @pytest.fixture(scope="module")
 def alone(client: XgrClient, references: list[Reference]) -> list[Answer]:
     """The answers when nothing else is asked."""
     return [client.generate(input_ids=r.prompt, beam_width=r.width) for r in references]
-
-
-def check_all(answers: list[Answer], references: list[Reference], oracle: Oracle, items: Items) -> None:
-    """All the same; at most two may differ, and only because a cut fell between two beams that tie."""
-    differing = [
-        (reference, found)
-        for answer, reference in zip(answers, references, strict=True)
-        if (found := difference(ranked(answer), reference.beams))
-    ]
-    assert len(differing) <= 2, [found for _, found in differing]
-    for reference, found in differing:
-        assert oracle.closest_cut(reference.prompt, items, reference.width) <= TIE, found
 
 
 @pytest.mark.timeout(1200)

@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from items import Items, Sid
-from transformers import AutoModelForCausalLM
 
 ScoreMode = Literal["vocab", "legal"]
 Ranked = list[tuple[Sid, float]]
@@ -25,6 +24,8 @@ class Oracle:
     """One checkpoint, asked one request at a time."""
 
     def __init__(self, model: Path) -> None:
+        from transformers import AutoModelForCausalLM  # seconds, which most tests need not spend
+
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def beams(self, prompt: Sequence[int], items: Items, width: int, mode: ScoreMode = "vocab") -> Ranked:
