@@ -65,7 +65,7 @@ class SglangServer(Worker):
             case PrefillRequest(id=id) if self.alive:
                 task = self._prompts[id] = asyncio.create_task(self._prefill(message))
                 task.add_done_callback(lambda _: self._prompts.pop(id, None))
-            case Cancel(id=id):
+            case Cancel(id=id) if id in self._prompts:
                 self._keep(self._abort(id))
         return self.alive
 
@@ -74,7 +74,7 @@ class SglangServer(Worker):
     async def _prefill(self, request: PrefillRequest) -> None:
         """Run a prompt. A hand-over that succeeds is reported by the decode worker, not here."""
         try:
-            answer = await self._http.post("/generate", content=_body(request), timeout=request.timeout)
+            answer = await self._http.post("/generate", json=_body(request), timeout=request.timeout)
         except httpx.TimeoutException:
             return  # the router's own deadline has passed
         except httpx.TransportError as error:
@@ -131,17 +131,16 @@ class SglangServer(Worker):
         task.add_done_callback(self._others.discard)
 
 
-def _body(request: PrefillRequest) -> bytes:
+def _body(request: PrefillRequest) -> dict[str, Any]:
     tokens = np.frombuffer(request.tokens, np.int32)
     ticket = Ticket(request.id, request.data_address, len(tokens), request.timeout)
-    body = {
+    return {
         "rid": request_id(request.id),
         "input_ids": tokens.tolist(),
         "sampling_params": {"max_new_tokens": 1, "temperature": 0},
         "bootstrap_host": ticket.to_text(),
         "bootstrap_room": request.id.request << 8 | request.id.attempt & 0xFF,
     }
-    return msgspec.json.encode(body)
 
 
 def _problem(answer: httpx.Response) -> RequestError | None:
@@ -159,7 +158,9 @@ def _problem(answer: httpx.Response) -> RequestError | None:
 
 
 def _message(answer: httpx.Response) -> str:
+    """SGLang's own errors come as {"message"}, those of its OpenAI routes as {"error": {"message"}}."""
     try:
-        return str(answer.json()["error"]["message"])[:500]
-    except (ValueError, LookupError, TypeError):
+        body = answer.json()
+        return str(body.get("error", body)["message"])[:500]
+    except (ValueError, LookupError, TypeError, AttributeError):
         return answer.text[:500]
