@@ -192,12 +192,12 @@ def test_second_request_kills_at_once(tiny: Tiny, supervise: Supervise) -> None:
 def test_a_signal_in_the_middle_of_asking_does_no_harm() -> None:
     """A handler interrupts whatever runs, also another `ask`: with a lock inside, one of these would hang."""
     request = StopRequest()
-    before = signal.signal(signal.SIGALRM, lambda *_: request.ask())
+    before = signal.signal(signal.SIGVTALRM, lambda *_: request.ask())
     try:
-        signal.setitimer(signal.ITIMER_REAL, 50e-6, 50e-6)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 50e-6, 50e-6)
         for _ in range(100_000):
             request.ask()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
     assert request.drain and request.kill
