@@ -1,0 +1,104 @@
+"""How a stock SGLang server introduces itself to our routers: `WorkerHello` inside its `/server_info`.
+
+The answer comes from SGLang's scheduler process, so it also proves that its loop turns.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import PROTOCOL, Limits, Load, ModelIdentity, WorkerHello
+from xgr_runtime.model.base import DTYPES
+from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
+from xgr_runtime.model.sglang.transfer.memory import SglangKv
+
+
+def refuse_layout(args: Any, mode: Any, server_args: Any, latent: bool) -> None:
+    """Raises ConfigError, in one line, for what this release cannot hand over."""
+    if mode.value != "prefill":
+        raise ConfigError(
+            "xgr_zmq serves --disaggregation-mode prefill only: decode workers are started by xgr"
+        )
+    for field in ("tp_size", "pp_size", "dp_size"):
+        if getattr(server_args, field) != 1:
+            flag = "--" + field.replace("_", "-")
+            raise ConfigError(f"xgr_zmq needs {flag} 1 for now, it is {getattr(server_args, field)}")
+    if latent or args.state_types or args.num_draft_entries:
+        raise ConfigError("xgr_zmq hands over plain keys and values only: this model keeps more than that")
+
+
+def model_identity(args: Any, server_args: Any, model_dtype: str, memory: SglangKv) -> ModelIdentity:
+    """What our decode workers compare with their own model; `model_dtype` is that of its weights.
+
+    Raises `ModelError`, `ConfigError`.
+    """
+    folder = Path(server_args.model_path)
+    config = read_config(folder)
+    dtype = model_dtype.removeprefix("torch.")
+    if dtype not in DTYPES or args.kv_cache_dtype_str not in ("auto", dtype):
+        found = f"they are {dtype} and {args.kv_cache_dtype_str}: see --dtype and --kv-cache-dtype"
+        raise ConfigError(f"xgr_zmq needs model and KV in {' or '.join(DTYPES)}, {found}")
+    return ModelIdentity(
+        weights_hash=weights_hash(folder, weight_files(folder)),
+        dtype=dtype,
+        layers=memory.layers,
+        kv_heads=args.kv_head_num,
+        head_dim=memory.token_bytes // (args.kv_head_num * DTYPES[dtype].itemsize),
+        hidden=config["hidden_size"],
+        vocab=config["vocab_size"],
+        tp_size=server_args.tp_size,
+    )
+
+
+def worker_name(server_args: Any) -> str:
+    return f"sglang-{server_args.port}"
+
+
+def introduce(result: Any, scheduler: Any, _request: Any) -> Any:
+    """SGLang's answer to `/server_info`, with ours in it as `xgr`."""
+    queue = scheduler.disagg_prefill_bootstrap_queue
+    manager = queue and queue.kv_manager
+    if hasattr(manager, "outbound"):
+        manager.exchange()
+        result.internal_state["xgr"] = msgspec.to_builtins(_hello(scheduler, manager))
+    return result
+
+
+def _hello(scheduler: Any, manager: Any) -> WorkerHello:
+    return WorkerHello(
+        protocol=PROTOCOL,
+        role="prefill",
+        worker=manager.name,
+        incarnation=manager.incarnation,
+        model=manager.identity,
+        data_address="",
+        catalogs=[],
+        limits=Limits(scheduler.max_req_input_len - 1),
+        load=_load(scheduler, manager),
+    )
+
+
+def _load(scheduler: Any, manager: Any) -> Load:
+    """Pages that the radix cache could give back count as cached, not as used."""
+    page_size = manager.memory.page_size
+    total = scheduler.max_total_num_tokens
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    cached = scheduler.tree_cache.evictable_size()
+    outbound = manager.outbound
+    queues = (
+        scheduler.disagg_prefill_bootstrap_queue.queue,
+        scheduler.waiting_queue,
+        scheduler.disagg_prefill_inflight_queue,
+    )
+    return Load(
+        requests=sum(map(len, queues)),
+        pages_used=(total - free - cached) // page_size,
+        pages_cached=cached // page_size,
+        pages_total=total // page_size,
+        credits_out=outbound.credits_out,
+        leases=len(outbound.transfers),
+        rows_used=0,
+        counters={"stale_messages": outbound.stale_messages, "bad_messages": outbound.bad_messages},
+    )

@@ -1,0 +1,48 @@
+"""The entry point that SGLang calls in each of its processes: how `xgr_zmq` becomes one of its backends."""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+BACKEND = "xgr_zmq"
+_UTILS = "sglang.srt.disaggregation.utils"
+
+
+def register() -> None:
+    """Offer `--disaggregation-transfer-backend xgr_zmq`, and introduce the server in `/server_info`.
+
+    SGLang logs what an entry point raises and goes on: the flag is then refused as unknown.
+    """
+    from sglang.srt.disaggregation import utils
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import add_disagg_transfer_backend_choices
+
+    from xgr_runtime.model.sglang.transfer.introduction import introduce
+
+    add_disagg_transfer_backend_choices([BACKEND])
+    HookRegistry.register(f"{_UTILS}.TransferBackend", with_ours(utils.TransferBackend), HookType.REPLACE)
+    HookRegistry.register(f"{_UTILS}.get_kv_class", our_class_or, HookType.AROUND)
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state", introduce, HookType.AFTER
+    )
+
+
+def with_ours(known: type[Enum]) -> Any:
+    """SGLang's enumeration of transfer backends and ours; an enumeration cannot be extended in place."""
+    members = {member.name: member.value for member in known}
+    return Enum(known.__name__, {**members, "XGR_ZMQ": BACKEND}, module=known.__module__)  # type: ignore[misc]
+
+
+def our_class_or(original: Callable[..., Any], transfer_backend: Any, class_type: Any) -> Any:
+    """The class that SGLang asks for: ours for our backend, its own for every other."""
+    if transfer_backend.value != BACKEND or class_type.name == "KVARGS":
+        return original(transfer_backend, class_type)
+    from xgr_runtime.model.sglang.transfer import backend
+
+    classes = {
+        "MANAGER": backend.ZmqKVManager,
+        "SENDER": backend.ZmqKVSender,
+        "RECEIVER": backend.ZmqKVReceiver,
+        "BOOTSTRAP_SERVER": backend.NoBootstrapServer,
+    }
+    return classes[class_type.name]
