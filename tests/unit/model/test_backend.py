@@ -89,7 +89,7 @@ def test_missing_shard_is_named(make_checkpoint: MakeCheckpoint, tmp_path: Path)
     folder = shutil.copytree(make_checkpoint("qwen3", 2, shard="60KB"), tmp_path / "sharded")
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
-    load_backend("auto", folder, "float32")
+    load_backend("transformers", folder, "float32")
     shards[1].unlink()
     assert shards[1].name in refusal(folder)
 
@@ -170,7 +170,7 @@ def soft_capped(
 def test_self_check_catches_a_hidden_soft_cap(
     folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_backend("auto", folder, dtype)
+    load_backend("transformers", folder, dtype)
     monkeypatch.setattr(modeling_qwen3, "eager_attention_forward", soft_capped)
     message = refusal(folder, dtype=dtype)
     assert "Qwen3ForCausalLM" in message and "off by" in message
@@ -225,15 +225,15 @@ def test_attention_that_asks_for_more_is_refused(
 def test_logits_are_float32_tied_or_not(make_checkpoint: MakeCheckpoint) -> None:
     for tied in (True, False):
         folder = make_checkpoint("qwen3", 2, tie_word_embeddings=tied)
-        backend = load_backend("auto", folder, "bfloat16")
+        backend = load_backend("transformers", folder, "bfloat16")
         assert backend.logits(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.float32
         assert backend.geometry.vocab == 97
 
 
 def test_two_backends_in_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint) -> None:
     backends = [
-        load_backend("auto", make_checkpoint("qwen3", 2), "float32"),
-        load_backend("auto", make_checkpoint("qwen3", 2, seed=1), "float32"),
+        load_backend("transformers", make_checkpoint("qwen3", 2), "float32"),
+        load_backend("transformers", make_checkpoint("qwen3", 2, seed=1), "float32"),
     ]
     tokens = torch.arange(40)
     alone = [run(backend, tokens) for backend in backends]
@@ -256,10 +256,10 @@ def test_two_backends_in_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint)
 
 
 def test_weights_hash_names_content(make_checkpoint: MakeCheckpoint, folder: Path, tmp_path: Path) -> None:
-    first = load_backend("auto", folder, "float32").weights_hash
+    first = load_backend("transformers", folder, "float32").weights_hash
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert load_backend("auto", copy, "float32").weights_hash == first
-    other_weights = load_backend("auto", make_checkpoint("qwen3", 2, seed=1), "float32").weights_hash
+    assert load_backend("transformers", copy, "float32").weights_hash == first
+    other_weights = load_backend("transformers", make_checkpoint("qwen3", 2, seed=1), "float32").weights_hash
     edit_config(copy, rms_norm_eps=1e-5)
-    other_config = load_backend("auto", copy, "float32").weights_hash
+    other_config = load_backend("transformers", copy, "float32").weights_hash
     assert len({first, other_weights, other_config}) == 3

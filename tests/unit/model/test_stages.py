@@ -1,86 +1,25 @@
 """Packed prefill and cascade decode against Hugging Face's own forward over whole sequences."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from beams import PAGE, TAIL, Beams, decode, make_requests, prefill
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from xgr_kernels.shared_attention.api import SharedPlan
-from xgr_runtime.model.base import ModelBackend, load_backend
-from xgr_runtime.model.kv import KvPool, PageIds, TailKv
-from xgr_runtime.model.stages import CascadeStage, PrefillStage
+from xgr_runtime.model.base import load_backend
+from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.stages import PrefillStage
 
-PAGE, TAIL = 8, 2
 DEPTH = TAIL + 2
 
 # float32: the same sums in another order; logits of a few units over three layers move by about 1e-5.
 # bfloat16: steps of 2^-8 at each of some 30 roundings per row, against a float32 oracle.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
-
-
-@dataclass
-class Beams:
-    """One request: its prompt, its pages, and its beams with the tail rows of their tokens."""
-
-    prompt: Tensor
-    pages: PageIds
-    base: int
-    tokens: list[list[int]] = field(default_factory=list)
-    anc: list[list[int]] = field(default_factory=list)
-
-    def fork(self, width: int, vocab: int, draw: np.random.Generator) -> None:
-        """Grow `width` beams by one token, each from a random parent; of KV only `anc` is rewritten."""
-        if not self.tokens:
-            self.tokens, self.anc = (
-                [[int(t)] for t in draw.integers(0, vocab, width)],
-                [[] for _ in range(width)],
-            )
-            return
-        parents = draw.integers(0, len(self.tokens), width)
-        self.anc = [[*self.anc[p], self.base + int(p)] for p in parents]
-        self.tokens = [[*self.tokens[p], int(draw.integers(0, vocab))] for p in parents]
-
-    @property
-    def level(self) -> int:
-        return len(self.tokens[0])
-
-
-def prefill(backend: ModelBackend, pool: KvPool, requests: list[Beams]) -> list[Tensor]:
-    """Logits of each prompt's tokens, from one packed forward."""
-    spans, offset = [], 0
-    for request in requests:
-        spans.append((offset, len(request.prompt), request.pages))
-        offset += len(request.prompt)
-    tokens = torch.cat([request.prompt for request in requests])
-    positions = torch.cat([torch.arange(len(request.prompt)) for request in requests])
-    hidden = backend.forward(tokens, positions, PrefillStage(pool, spans))
-    return [backend.logits(hidden[offset : offset + length]) for offset, length, _ in spans]
-
-
-def decode(backend: ModelBackend, pool: KvPool, tail: TailKv, requests: list[Beams], kernels: str) -> Tensor:
-    """Logits [R, V] of the newest token of every beam of every request, from one forward."""
-    widths = [len(request.tokens) for request in requests]
-    plan = SharedPlan(
-        row_offsets=[0, *np.cumsum(widths).tolist()],
-        pages=[request.pages for request in requests],
-        lengths=[len(request.prompt) for request in requests],
-        page_size=PAGE,
-    )
-    beams = [(request, i) for request in requests for i in range(len(request.tokens))]
-    unused = 0
-    anc = torch.tensor([(r.anc[i] + [unused] * TAIL)[:TAIL] for r, i in beams])
-    rows = torch.tensor([r.base + i for r, i in beams])
-    tail_len = torch.tensor([r.level - 1 for r, _ in beams])
-    tokens = torch.tensor([r.tokens[i][-1] for r, i in beams])
-    positions = torch.tensor([len(r.prompt) + r.level - 1 for r, _ in beams])
-    stage = CascadeStage(pool, plan, tail.k, tail.v, anc, rows, tail_len, kernels)
-    return backend.logits(backend.forward(tokens, positions, stage))
 
 
 def oracle(folder: Path) -> Callable[[list[list[int]]], Tensor]:
@@ -95,16 +34,6 @@ def oracle(folder: Path) -> Callable[[list[list[int]]], Tensor]:
             return result
 
     return logits
-
-
-def make_requests(vocab: int, draw: np.random.Generator) -> list[Beams]:
-    """Prompts of 13, 32 and 1 tokens in scattered, consecutive and single pages of 8."""
-    lengths, bases = (13, 32, 1), (0, 7, 20)
-    pages = (np.array([9, 2]), np.array([3, 4, 5, 6]), np.array([8]))
-    return [
-        Beams(torch.from_numpy(draw.integers(0, vocab, length)), page.astype(np.int32), base)
-        for length, page, base in zip(lengths, pages, bases, strict=True)
-    ]
 
 
 CASES = [
@@ -178,7 +107,7 @@ def test_a_prompt_in_parts_equals_one_forward(
 
 
 def test_layers_are_announced_when_their_kv_is_in_the_pool(make_checkpoint: Callable[..., Path]) -> None:
-    backend = load_backend("auto", make_checkpoint("qwen3", 2), "float32")
+    backend = load_backend("transformers", make_checkpoint("qwen3", 2), "float32")
     pool = KvPool(backend.geometry, pages=4, page_size=PAGE)
     seen: list[tuple[int, bool, bool]] = []
 
@@ -192,7 +121,7 @@ def test_layers_are_announced_when_their_kv_is_in_the_pool(make_checkpoint: Call
 
 
 def test_batch_composition_changes_nothing(make_checkpoint: Callable[..., Path]) -> None:
-    backend = load_backend("auto", make_checkpoint("llama", 2), "float32")
+    backend = load_backend("transformers", make_checkpoint("llama", 2), "float32")
     pool = KvPool(backend.geometry, pages=10, page_size=PAGE)
     requests = make_requests(backend.geometry.vocab, np.random.default_rng(3))
     together = prefill(backend, pool, requests)
