@@ -43,6 +43,12 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
         (NEEDED, {"XGR_PORT": "-1"}, "XGR_PORT"),
         ([*NEEDED, "--dtype", "float8"], {}, "--dtype"),
         ([*NEEDED, "--device", "cuda"], {}, "--device"),
+        ([*NEEDED, "--model-backend", "vllm"], {}, "--model-backend"),
+        (
+            [*NEEDED, "--sglang-any-version=perhaps"],
+            {},
+            "--sglang-any-version is 'perhaps': choose from true",
+        ),
         ([*NEEDED, "--prefill-workers", "-1"], {}, "--prefill-workers"),
         ([*NEEDED, "--decode-workers", "0"], {}, "--decode-workers"),
         ([*NEEDED, "--chunk-bytes", str(8 << 20)], {}, "--chunk-bytes"),
@@ -55,6 +61,30 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
 def test_an_error_names_what_to_change(argv: list[str], environ: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         parse(ServeConfig, argv, environ)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "want"),
+    [
+        ([], {}, False),
+        (["--sglang-any-version"], {}, True),
+        (["--sglang-any-version", "--port", "3"], {}, True),
+        (["--sglang-any-version=true"], {}, True),
+        (["--sglang-any-version=false"], {"XGR_SGLANG_ANY_VERSION": "true"}, False),
+        ([], {"XGR_SGLANG_ANY_VERSION": "1"}, True),
+    ],
+    ids=["absent", "bare", "bare before another", "true", "false", "environment"],
+)
+def test_a_switch_is_given_bare_or_with_a_value(argv: list[str], environ: dict[str, str], want: bool) -> None:
+    config = parse(ServeConfig, [*NEEDED, *argv], environ)
+    assert config.sglang_any_version is want
+    assert parse(ServeConfig, to_argv(config), {}) == config
+
+
+def test_a_switch_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("sglang-any-version = true\n")
+    assert parse(ServeConfig, [*NEEDED, "--config", str(file)], {}).sglang_any_version
 
 
 @pytest.mark.parametrize("text", ["prot = 1", "port = "], ids=["unknown key", "not TOML"])
