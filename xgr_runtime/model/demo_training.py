@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
-from transformers.utils import logging as transformers_logging
+
+from xgr_runtime.model.sglang import shims
+
+shims.install()
+# After the shims: where SGLang is installed, transformers may not import without them.
+from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ import torch
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
-from xgr_runtime.model.refusals import refuse_unsupported
+from xgr_runtime.model.refusals import describe, refuse_unsupported
 from xgr_runtime.model.sglang import shims
 
 shims.install()
@@ -78,17 +78,11 @@ def load_eager(checkpoint: Checkpoint, dtype: str) -> HfModel:
             output_loading_info=True,
         )
     except Exception as error:  # many kinds: no causal decoder of that name, shapes that do not fit, ...
-        raise ModelError(f"{folder}: the checkpoint does not load: {one_line(error)}") from error
+        raise ModelError(f"{folder}: the checkpoint does not load: {describe(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
     return model.eval().requires_grad_(False)
-
-
-def one_line(error: Exception) -> str:
-    """An error of somebody else's library as a part of our one-line message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:
@@ -97,7 +91,7 @@ def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that it cannot read this config
-        raise ModelError(f"{folder}: config.json is not understood: {one_line(error)}") from error
+        raise ModelError(f"{folder}: config.json is not understood: {describe(error)}") from error
 
 
 def _fields(raw: dict[str, Any], config: HfConfig) -> dict[str, Any]:

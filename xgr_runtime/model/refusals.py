@@ -19,6 +19,12 @@ def refuse_unsupported(config: Config, where: str) -> None:
         raise ModelError(f"{where}: {config.get('model_type')} is not supported: {reason}")
 
 
+def describe(error: Exception) -> str:
+    """An error of somebody else's library as a part of our one-line message."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
 def _reasons(config: Config) -> Iterator[str]:
     for check in _CHECKS:
         reason = check(config)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, ModelBackend
+from xgr_runtime.model.refusals import describe
 
 _SEQUENCES, _LENGTH = 2, 8
 
@@ -28,11 +29,14 @@ def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
     """What `model` answers with its own eager attention, [16, vocab] float32; for `check_backend`.
 
     Eager is the reference because it is each architecture's own code: the shared SDPA path would ignore soft
-    caps just as we do.
+    caps just as we do. Raises ModelError if the model does not run at all.
     """
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=_tokens(geometry), use_cache=False).logits
-        return logits.float().flatten(0, 1)
+    try:
+        with torch.inference_mode():
+            logits: Tensor = model(input_ids=_tokens(geometry), use_cache=False).logits
+            return logits.float().flatten(0, 1)
+    except Exception as error:  # a config that the model was built from but cannot be run with
+        raise ModelError(f"{type(model).__name__} does not run: {describe(error)}") from error
 
 
 def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> None:
@@ -47,7 +51,7 @@ def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> Non
     if not error <= limit:  # NaN fails too
         raise ModelError(
             f"{architecture} is not supported: with plain causal attention its logits are off by "
-            f"{error:.1e} of the largest, {limit:.0e} is allowed"
+            f"{error:.1e} of the largest from Hugging Face's, {limit:.0e} is allowed"
         )
 
 

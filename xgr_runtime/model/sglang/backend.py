@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, Stage
-from xgr_runtime.model.huggingface import Checkpoint, load_eager, one_line, open_checkpoint
+from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
+from xgr_runtime.model.refusals import describe
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.sglang import shims
 from xgr_runtime.model.sglang.startup import start_model
@@ -30,6 +31,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 Layer: TypeAlias = Any  # a RadixAttention; SGLang is not typed
 Batch: TypeAlias = Any
 
+_FOREIGN = "sglang.srt.models.transformers"  # where SGLang wraps models that it has no layers for
 _INPUTS = ("input_ids", "positions", "forward_batch")
 _REMEDY = "use --model-backend transformers"
 _running = threading.RLock()  # SGLang keeps the running forward's context in a global
@@ -88,7 +90,7 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBa
         Exception
     ) as error:  # whatever its layers raise on a machine or a config that they were not made for
         raise ModelError(
-            f"sglang {version} cannot run {architecture} here: {one_line(error)}: {_REMEDY}"
+            f"sglang {version} cannot run {architecture} here: {describe(error)}: {_REMEDY}"
         ) from error
     return backend
 
@@ -101,6 +103,8 @@ def _reference(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Tensor, str]
 
 class _StageAttention(AttentionBackend):  # type: ignore[misc]
     """What SGLang's layers take for an attention backend; one per forward."""
+
+    token_to_kv_pool = None  # some layers ask whether they could write to it themselves
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -151,6 +155,8 @@ def _batch(tokens: Tensor, positions: Tensor) -> Batch:
 
 def _decoder(model: nn.Module) -> nn.Module:
     """The layers between embedding and final norm, without SGLang's head and its logits processor."""
+    if type(model).__module__ == _FOREIGN:
+        raise ModelError("SGLang has no layers of its own for this architecture")
     inner = getattr(model, "model", None)
     if not isinstance(inner, nn.Module):
         raise ModelError(f"{type(model).__name__} has no `model` of decoder layers")

@@ -5,6 +5,7 @@ transformers, so each process that will import transformers or sglang calls `ins
 patched.
 """
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+_CPU_KERNEL = "convert_weight_packed"  # by which SGLang itself tells whether the CPU's kernels are there
 
 # torch forgets the operators of a library that is collected.
 _declared: list[torch.library.Library] = []
@@ -39,12 +42,10 @@ def install() -> None:
 
 
 def _stand_in_for_kernels() -> None:
-    """SGLang imports names from sgl_kernel at load; on a CPU its models call torch instead of any of them."""
-    if "sgl_kernel" in sys.modules:
-        return
-    try:
-        importlib.import_module("sgl_kernel")  # one built for this CPU
-    except Exception:  # missing, or built for CUDA: it raises many kinds, each means that it does not load
+    """SGLang imports names from sgl_kernel at load; without a CPU's kernels its models call torch instead."""
+    with contextlib.suppress(Exception):  # missing, or made for CUDA: it fails to load in several ways
+        importlib.import_module("sgl_kernel")
+    if not hasattr(torch.ops.sgl_kernel, _CPU_KERNEL):
         sys.modules["sgl_kernel"] = _MissingKernels()
 
 

@@ -83,6 +83,7 @@ def _publish(settings: Settings) -> tuple[Sizes, dict[str, Any]]:
     from sglang.srt import runtime_context
     from sglang.srt.configs.model_config import ModelConfig
 
+    _forget_former_experts()
     if hasattr(runtime_context, "SpawnRanks"):  # 0.5.23
         ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
         runtime_context.publish(settings, role="scheduler", ranks=ranks)
@@ -93,7 +94,7 @@ def _publish(settings: Settings) -> tuple[Sizes, dict[str, Any]]:
         runtime_context.publish(settings, role="scheduler")
     else:  # 0.5.16
         runtime_context.get_context().set_server_args(settings)
-    _forget_groups()
+    _forget_former_groups()
     return ModelConfig.from_server_args(settings), {"ps": _alone()}
 
 
@@ -108,11 +109,18 @@ def _make_groups(settings: Settings, config: Sizes) -> None:
     bootstrap.init_layer_runtime(model_config=config)
 
 
-def _forget_groups() -> None:
-    """Before, every runner makes them and fails where a former one did."""
+def _forget_former_groups() -> None:
+    """Before 0.5.23 every runner makes its groups and fails where another one has."""
     from sglang.srt.distributed import parallel_state
 
     parallel_state.destroy_model_parallel()
+
+
+def _forget_former_experts() -> None:
+    """Where a mixture of experts was loaded before, the next model of any kind would fail."""
+    from sglang.srt.eplb import expert_location
+
+    expert_location.set_global_expert_location_metadata(None, allow_overwrite=True)
 
 
 def _alone() -> Any:
