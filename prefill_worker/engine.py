@@ -1,6 +1,7 @@
-"""Runs packed prompts through the model and keeps their KV in pages."""
+"""Runs packed prompts, or parts of them, through the model and keeps their KV in pages."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,14 @@ from xgr_runtime.model.stages import PrefillStage
 from xgr_runtime.pages import PageIds
 
 
+class Part(NamedTuple):
+    """The next tokens of a prompt, [n]; its pages hold the KV of the `start` tokens before them."""
+
+    tokens: NDArray[np.int32]
+    pages: PageIds
+    start: int = 0
+
+
 class PrefillEngine:
     """The model and the pool; one forward per batch."""
 
@@ -19,25 +28,23 @@ class PrefillEngine:
         self.model = model
         self.pool = pool
 
-    def run(
-        self,
-        prompts: Sequence[tuple[NDArray[np.int32], PageIds]],
-        on_layer: Callable[[int], None],
-    ) -> NDArray[np.float32]:
-        """Write every prompt's KV into its pages; return the last hidden states [B, hidden].
+    def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
+        """Write the KV of every part into its pages; return its last token's hidden state, [B, hidden].
 
-        `on_layer(layer)` is called as soon as a layer's KV of all prompts is in the pages.
+        `on_layer(layer)` is called as soon as a layer's KV of all parts is in the pages.
         """
-        lengths = [len(tokens) for tokens, _ in prompts]
-        ends = np.cumsum(lengths)
-        spans = [(int(end) - n, n, pages) for end, n, (_, pages) in zip(ends, lengths, prompts, strict=True)]
-        tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in prompts]).astype(np.int64))
-        positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
-        hidden = self.model.forward(tokens, positions, PrefillStage(self.pool, spans, on_layer))
+        counts = [len(part.tokens) for part in parts]
+        ends = np.cumsum(counts)
+        spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]
+        stage = PrefillStage(self.pool, spans, on_layer, [part.start for part in parts])
+        tokens = torch.from_numpy(np.concatenate([part.tokens for part in parts]).astype(np.int64))
+        positions = [np.arange(part.start, part.start + n) for part, n in zip(parts, counts, strict=True)]
+        hidden = self.model.forward(tokens, torch.from_numpy(np.concatenate(positions)), stage)
         last = hidden[torch.from_numpy(ends - 1)]
         return last.float().numpy()
 
     def warm_up(self) -> None:
-        """One small forward, so that no request pays for first-use costs."""
-        pages = np.arange(1, dtype=np.int32)
-        self.run([(np.zeros(1, np.int32), pages)], lambda layer: None)
+        """A small forward, and one behind it, so that no request pays for first-use costs."""
+        pages, token = np.arange(1, dtype=np.int32), np.zeros(1, np.int32)
+        for start in range(min(2, self.pool.page_size)):
+            self.run([Part(token, pages, start)], lambda layer: None)

@@ -1,7 +1,8 @@
-"""Which prompts run next. Plain data: no sockets, no tensors."""
+"""Which prompts run next, and how much of each. Plain data: no sockets, no tensors."""
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +11,49 @@ from xgr_runtime.messages import AttemptId
 from xgr_runtime.pages import PageIds, PagePool, pages_for
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Prompt:
-    """A prompt that waits for its turn."""
+    """A prompt from its arrival until its KV is wanted no more."""
 
     id: AttemptId
     tokens: NDArray[np.int32]  # [L]
     data_address: str
     arrived: float
     deadline: float
+    pages: PageIds | None = None  # from its first turn on
+    computed: int = 0  # tokens whose KV is in the pages
+    seconds: float = 0.0  # in the model so far
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not computed yet."""
+        return len(self.tokens) - self.computed
+
+
+class Turn(NamedTuple):
+    """What the next forward computes of a prompt: tokens [start, end)."""
+
+    prompt: Prompt
+    start: int
+    end: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the prompt is whole after it."""
+        return self.end == len(self.prompt.tokens)
 
 
 class PrefillScheduler:
     """First come, first served: packs prompts up to a token budget, as far as pages are free.
 
-    A prompt larger than the budget runs alone. A prompt that must wait for pages keeps its place.
+    A prompt within the budget runs in one piece, in the first forward with room for it. A longer one takes
+    the room that there is, forward after forward, ahead of all later prompts. A prompt that must wait for
+    pages keeps its place.
     """
 
     def __init__(self, pool: PagePool, page_size: int, batch_tokens: int) -> None:
         self.waiting: deque[Prompt] = deque()
+        self.begun: list[Prompt] = []  # with pages, and with tokens that are not computed
         self._pool = pool
         self._page_size = page_size
         self._batch_tokens = batch_tokens
@@ -47,18 +72,40 @@ class PrefillScheduler:
             self.waiting = deque(p for p in self.waiting if p.deadline > now)
         return late
 
-    def next_batch(self) -> list[tuple[Prompt, PageIds]]:
-        """The prompts of the next forward, each with pages reserved; empty when none can run."""
-        batch: list[tuple[Prompt, PageIds]] = []
+    def next_turns(self) -> list[Turn]:
+        """What the next forward computes, of prompts that all have pages; empty when none can run."""
+        self._begin()
+        turns: list[Turn] = []
         room = self._batch_tokens
-        while self.waiting:
+        for prompt in self.begun:
+            if not room:
+                break
+            turns.append(Turn(prompt, prompt.computed, prompt.computed + min(prompt.left, room)))
+            room -= min(prompt.left, room)
+        return turns
+
+    def done(self, turn: Turn) -> None:
+        """The turn's forward has run."""
+        turn.prompt.computed = turn.end
+        if turn.last:
+            self.begun.remove(turn.prompt)
+
+    def end(self, prompt: Prompt) -> None:
+        """Free the pages of a prompt, whose remaining tokens are not computed any more."""
+        self.begun = [p for p in self.begun if p is not prompt]
+        if prompt.pages is not None:
+            self._pool.release(prompt.pages)
+            prompt.pages = None
+
+    def _begin(self) -> None:
+        """Give pages to the prompts that the next forward has room for, in their order."""
+        room = self._batch_tokens - sum(prompt.left for prompt in self.begun)
+        while room > 0 and self.waiting:
             prompt = self.waiting[0]
-            if batch and len(prompt.tokens) > room:
+            if room < prompt.left <= self._batch_tokens:
+                break  # it waits for a forward that has room for all of it
+            prompt.pages = self._pool.allocate(pages_for(prompt.left, self._page_size))
+            if prompt.pages is None:
                 break
-            pages = self._pool.allocate(pages_for(len(prompt.tokens), self._page_size))
-            if pages is None:
-                break
-            self.waiting.popleft()
-            batch.append((prompt, pages))
-            room -= len(prompt.tokens)
-        return batch
+            self.begun.append(self.waiting.popleft())
+            room -= prompt.left

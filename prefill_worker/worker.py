@@ -4,12 +4,13 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prefill_worker.engine import PrefillEngine
-from prefill_worker.scheduler import PrefillScheduler, Prompt
+from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
@@ -27,22 +28,13 @@ from xgr_runtime.messages import (
     ToPrefill,
     WorkerHello,
 )
-from xgr_runtime.outbound import Outbound, Transfer
+from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
 
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
-
-
-@dataclass(eq=False)
-class Running:
-    """A prompt that has pages, from its turn until the decode worker has its KV."""
-
-    prompt: Prompt
-    pages: PageIds
-    transfer: Transfer
 
 
 class PrefillWorker:
@@ -65,7 +57,7 @@ class PrefillWorker:
         self.clock = clock
         self.incarnation = new_incarnation()
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
-        self.running: dict[AttemptId, Running] = {}
+        self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
         self.stalled = False  # a socket took no more
@@ -85,9 +77,12 @@ class PrefillWorker:
             self.exchange()
             self.expire(self.clock())
             self.retire()
-            batch = [self.open(prompt, pages) for prompt, pages in self.scheduler.next_batch()]
-            self.prefill(batch)
-            self.worked = bool(batch)
+            turns = self.scheduler.next_turns()
+            for turn in turns:
+                if not turn.start:
+                    self.open(turn.prompt)
+            self.prefill(turns)
+            self.worked = bool(turns)
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
@@ -96,38 +91,47 @@ class PrefillWorker:
             self.handle_control(message, now)
         self.stalled = not self.outbound.exchange(now)
 
-    def prefill(self, batch: list[Running]) -> None:
+    def prefill(self, turns: list[Turn]) -> None:
         """One forward; each layer's KV leaves while the next layer is computed."""
-        if not batch:
+        if not turns:
             return
         started = self.clock()
-
-        def on_layer(layer: int) -> None:
-            for running in batch:
-                running.transfer.layer_ready(layer, len(running.prompt.tokens))
-            self.exchange()
-
         try:
-            hidden = self.engine.run([(r.prompt.tokens, r.pages) for r in batch], on_layer)
+            hidden = self.engine.run([part_of(turn) for turn in turns], partial(self.layer_ready, turns))
         except Exception:
-            log.exception("a forward of %d prompts failed", len(batch))
-            self.prefill_alone(batch)
+            log.exception("a forward of %d prompts failed", len(turns))
+            self.prefill_alone(turns)
             return
         seconds = self.clock() - started
-        for running, row in zip(batch, hidden, strict=True):
-            running.transfer.prompt_ready(seconds, row.tobytes())
-            running.transfer.flush()
-        self.counters["prompts"] += len(batch)
-        self.counters["prompt_tokens"] += sum(len(r.prompt.tokens) for r in batch)
         self.counters["forward_seconds"] += seconds
+        for turn, last in zip(turns, hidden, strict=True):
+            self.finish(turn, last, seconds)
 
-    def prefill_alone(self, batch: list[Running]) -> None:
+    def layer_ready(self, turns: list[Turn], layer: int) -> None:
+        """A layer's KV is in the pages: it may leave."""
+        for turn in turns:
+            self.outbound.transfers[turn.prompt.id].layer_ready(layer, turn.end)
+        self.exchange()
+
+    def finish(self, turn: Turn, hidden: NDArray[np.float32], seconds: float) -> None:
+        """A turn is over. `hidden` [hidden] is that of its last token."""
+        self.scheduler.done(turn)
+        self.counters["prompt_tokens"] += turn.end - turn.start
+        turn.prompt.seconds += seconds
+        if turn.last:
+            self.counters["prompts"] += 1
+            transfer = self.outbound.transfers[turn.prompt.id]
+            transfer.prompt_ready(turn.prompt.seconds, hidden.tobytes())
+            transfer.flush()
+
+    def prefill_alone(self, turns: list[Turn]) -> None:
         """Find out whose forward fails: only that request ends."""
-        if len(batch) == 1:
-            batch[0].transfer.give_up(InternalError("the prefill worker failed on this request"))
+        if len(turns) == 1:
+            error = InternalError("the prefill worker failed on this request")
+            self.outbound.transfers[turns[0].prompt.id].give_up(error)
         else:
-            for running in batch:
-                self.prefill([running])
+            for turn in turns:
+                self.prefill([turn])
 
     # --- messages ---
 
@@ -140,8 +144,8 @@ class PrefillWorker:
                     self.fail(id, error, retry=False)
             case Cancel(id=id):
                 self.scheduler.drop(id)
-                if id in self.running:
-                    self.running[id].transfer.fail("cancelled by the router")
+                if id in self.prompts:
+                    self.outbound.transfers[id].fail("cancelled by the router")
             case _:
                 self.stale_messages += 1
 
@@ -158,26 +162,26 @@ class PrefillWorker:
 
     # --- hand-overs ---
 
-    def open(self, prompt: Prompt, pages: PageIds) -> Running:
+    def open(self, prompt: Prompt) -> None:
         """Pages are reserved: announce the prompt to its decode worker and begin."""
+        assert prompt.pages is not None
         now = self.clock()
-
-        def read(chunk: Chunk) -> tuple[Frame, Frame]:
-            return self.engine.pool.read_bytes(
-                chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
-            )
-
-        transfer = self.outbound.open(
+        self.prompts[prompt.id] = prompt
+        self.outbound.open(
             prompt.id,
             len(prompt.tokens),
             prompt.data_address,
             prompt.deadline,
             now - prompt.arrived,
-            read,
+            partial(self.read, prompt.pages),
             now,
         )
-        running = self.running[prompt.id] = Running(prompt, pages, transfer)
-        return running
+
+    def read(self, pages: PageIds, chunk: Chunk) -> tuple[Frame, Frame]:
+        """The keys and the values of a chunk of the prompt that `pages` hold."""
+        return self.engine.pool.read_bytes(
+            chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
+        )
 
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
@@ -188,16 +192,16 @@ class PrefillWorker:
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
                 self.scheduler.drop(prompt.id)
                 self.fail(prompt.id, WorkerLost(ROUTER_SILENT), retry=True)
-            for id, running in self.running.items():
-                if id.router == router:
-                    running.transfer.fail(ROUTER_SILENT)
+            for transfer in self.outbound.transfers.values():
+                if transfer.id.router == router:
+                    transfer.fail(ROUTER_SILENT)
             self.retire()  # which tells the router; so forget it afterwards
             self.control.forget(router)
 
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""
         for transfer in self.outbound.retire():
-            self.pool.release(self.running.pop(transfer.id).pages)
+            self.scheduler.end(self.prompts.pop(transfer.id))
             if transfer.failure:
                 self.fail(transfer.id, transfer.failure, retry=transfer.error is None)
 
@@ -210,7 +214,7 @@ class PrefillWorker:
 
     def holds(self, id: AttemptId) -> bool:
         """Whether this attempt waits or is under way here."""
-        return id in self.running or any(prompt.id == id for prompt in self.scheduler.waiting)
+        return id in self.prompts or any(prompt.id == id for prompt in self.scheduler.waiting)
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
@@ -235,12 +239,18 @@ class PrefillWorker:
         self.counters["bad_messages"] = self.control.listener.bad_messages + self.outbound.bad_messages
         self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
         return Load(
-            requests=len(self.scheduler.waiting) + len(self.running),
+            requests=len(self.scheduler.waiting) + len(self.prompts),
             pages_used=self.pool.used,
             pages_cached=0,
             pages_total=self.pool.capacity,
             credits_out=self.outbound.credits_out,
-            leases=len(self.running),
+            leases=len(self.prompts),
             rows_used=0,
             counters=dict(self.counters),
         )
+
+
+def part_of(turn: Turn) -> Part:
+    """What the engine runs in this turn."""
+    assert turn.prompt.pages is not None
+    return Part(turn.prompt.tokens[turn.start : turn.end], turn.prompt.pages, turn.start)

@@ -9,13 +9,12 @@ import torch
 
 from decode_worker.engine import DecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engine import PrefillEngine
+from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend, load_backend
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.pages import PageIds
 
 PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4
 # float32 as everywhere: the last token alone or among its prompt moves a log-probability by about 1e-5.
@@ -55,8 +54,8 @@ class Requests:
         self._trie = trie
 
     def prefill(self, pool: KvPool) -> np.ndarray:
-        batch: list[tuple[np.ndarray, PageIds]] = list(zip(self.prompts, self.pages, strict=True))
-        return PrefillEngine(self.engine.model, pool).run(batch, lambda layer: None)
+        parts = [Part(prompt, pages) for prompt, pages in zip(self.prompts, self.pages, strict=True)]
+        return PrefillEngine(self.engine.model, pool).run(parts, lambda layer: None)
 
     def search(self, i: int, given: bool, mode: ScoreMode = "vocab") -> Search:
         prompt, width = self.prompts[i], 1 + 7 * i

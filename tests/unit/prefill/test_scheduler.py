@@ -1,7 +1,11 @@
 """Which prompts run next: order, token budget, pages, deadlines."""
 
+from random import Random
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefill_worker.scheduler import PrefillScheduler, Prompt
 from xgr_runtime.messages import AttemptId
@@ -15,24 +19,54 @@ def prompt(number: int, tokens: int, deadline: float = 100.0) -> Prompt:
     return Prompt(id, np.zeros(tokens, np.int32), "ipc:///x", arrived=0.0, deadline=deadline)
 
 
+def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
+    """(prompt, start, end) of every forward until none can run; hand-overs never end."""
+    forwards = []
+    while turns := scheduler.next_turns():
+        forwards.append([(t.prompt.id.request, t.start, t.end) for t in turns])
+        for turn in turns:
+            scheduler.done(turn)
+    return forwards
+
+
 @pytest.mark.parametrize(
     ("budget", "pages", "lengths", "expected"),
     [
-        (100, 100, [40, 40, 40], [[0, 1], [2]]),
-        (100, 100, [300, 40], [[0], [1]]),  # larger than the budget: alone
-        (100, 100, [40, 300, 40], [[0], [1], [2]]),
-        (1000, 4, [33, 33], [[0]]),  # three pages each: the second waits
-        (1000, 2, [33], []),
+        pytest.param(100, 100, [40, 40, 40], [[(0, 0, 40), (1, 0, 40)], [(2, 0, 40)]], id="packed"),
+        pytest.param(
+            100,
+            100,
+            [250, 40, 20],
+            [[(0, 0, 100)], [(0, 100, 200)], [(0, 200, 250), (1, 0, 40)], [(2, 0, 20)]],
+            id="long-first",
+        ),
+        pytest.param(
+            100,
+            100,
+            [40, 130, 40, 10],
+            [[(0, 0, 40), (1, 0, 60)], [(1, 60, 130)], [(2, 0, 40), (3, 0, 10)]],
+            id="long-fills-the-rest",
+        ),
+        pytest.param(
+            10,
+            100,
+            [15, 25, 1],
+            [[(0, 0, 10)], [(0, 10, 15), (1, 0, 5)], [(1, 5, 15)], [(1, 15, 25)], [(2, 0, 1)]],
+            id="two-long",
+        ),
+        pytest.param(100, 100, [200], [[(0, 0, 100)], [(0, 100, 200)]], id="twice-the-budget"),
+        pytest.param(1000, 4, [33, 33], [[(0, 0, 33)]], id="no-pages-for-the-second"),
+        pytest.param(10, 5, [33, 33, 1], [[(0, n, min(n + 10, 33))] for n in range(0, 33, 10)], id="in-line"),
+        pytest.param(1000, 2, [33], [], id="no-pages"),
     ],
 )
-def test_batches(budget: int, pages: int, lengths: list[int], expected: list[list[int]]) -> None:
+def test_what_runs_together(
+    budget: int, pages: int, lengths: list[int], expected: list[list[tuple[int, int, int]]]
+) -> None:
     scheduler = PrefillScheduler(PagePool(pages), PAGE, budget)
     for number, length in enumerate(lengths):
         scheduler.add(prompt(number, length))
-    batches = []
-    while batch := scheduler.next_batch():
-        batches.append([p.id.request for p, _ in batch])
-    assert batches == expected
+    assert run_all(scheduler) == expected and not scheduler.begun
 
 
 def test_each_prompt_gets_pages_of_its_own() -> None:
@@ -40,8 +74,50 @@ def test_each_prompt_gets_pages_of_its_own() -> None:
     scheduler = PrefillScheduler(pool, PAGE, 1000)
     for number in range(3):
         scheduler.add(prompt(number, 17))
-    pages = np.concatenate([pages for _, pages in scheduler.next_batch()])
-    assert len(set(pages.tolist())) == len(pages) == pool.used == 6
+    prompts = [turn.prompt for turn in scheduler.next_turns()]
+    pages = [page for p in prompts if p.pages is not None for page in p.pages.tolist()]
+    assert len(set(pages)) == len(pages) == pool.used == 6
+    for ended in prompts:
+        scheduler.end(ended)
+        scheduler.end(ended)
+    assert not pool.used and not scheduler.next_turns()
+
+
+def test_a_prompt_that_ends_between_its_turns_makes_room() -> None:
+    pool = PagePool(10)
+    scheduler = PrefillScheduler(pool, PAGE, 20)
+    for number in range(2):
+        scheduler.add(prompt(number, 100))
+    (first,) = scheduler.next_turns()
+    scheduler.done(first)
+    scheduler.end(first.prompt)
+    (turn,) = scheduler.next_turns()
+    assert (turn.prompt.id.request, turn.start, turn.end) == (1, 0, 20) and pool.used == 7
+
+
+@given(st.lists(st.integers(1, 60), max_size=12), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
+    lengths: list[int], budget: int, random: Random
+) -> None:
+    pool = PagePool(8)
+    scheduler = PrefillScheduler(pool, PAGE, budget)
+    prompts = [prompt(number, length) for number, length in enumerate(lengths)]
+    for p in prompts:
+        scheduler.add(p)
+    ran: dict[int, list[int]] = {p.id.request: [] for p in prompts}
+    held: list[Prompt] = []
+    while scheduler.waiting or scheduler.begun:
+        turns = scheduler.next_turns()
+        assert turns or held, "nothing is held, so somebody can run"
+        assert sum(turn.end - turn.start for turn in turns) <= budget
+        for turn in turns:
+            assert turn.prompt.pages is not None and len(turn.prompt.pages) * PAGE >= len(turn.prompt.tokens)
+            ran[turn.prompt.id.request] += range(turn.start, turn.end)
+            scheduler.done(turn)
+            held += [turn.prompt] if turn.last else []
+        if held and (not turns or random.random() < 0.5):
+            scheduler.end(held.pop(random.randrange(len(held))))
+    assert ran == {number: list(range(length)) for number, length in enumerate(lengths)}
 
 
 def test_dropped_and_late_prompts_never_run() -> None:
@@ -51,4 +127,4 @@ def test_dropped_and_late_prompts_never_run() -> None:
     scheduler.drop(prompt(1, 1).id)
     scheduler.drop(prompt(9, 1).id)
     assert [p.id.request for p in scheduler.drop_late(now=5.0)] == [0]
-    assert [p.id.request for p, _ in scheduler.next_batch()] == [2]
+    assert [turn.prompt.id.request for turn in scheduler.next_turns()] == [2]

@@ -1,6 +1,6 @@
 """The prefill worker's handling of what routers send, over real sockets and without a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefill_worker.engine import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.messages import (
@@ -29,11 +30,21 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     tmp_path.chmod(0o700)
-    config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c")
+    config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=12)
     engine: Any = SimpleNamespace()
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
     made.control.listener.close()
+
+
+def open_first(worker: PrefillWorker) -> None:
+    """The first prompt in line gets its pages and says OPEN; the others go on waiting."""
+    rest = list(worker.scheduler.waiting)[1:]
+    while len(worker.scheduler.waiting) > 1:
+        worker.scheduler.waiting.pop()
+    (turn,) = worker.scheduler.next_turns()
+    worker.open(turn.prompt)
+    worker.scheduler.waiting.extend(rest)
 
 
 def request(
@@ -49,8 +60,8 @@ def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
     worker.handle_control(message, 10.0)
     worker.handle_control(message, 10.0)
     assert len(worker.scheduler.waiting) == 1
-    ((prompt, pages),) = worker.scheduler.next_batch()
-    worker.open(prompt, pages)
+    (turn,) = worker.scheduler.next_turns()
+    worker.open(turn.prompt)
     worker.handle_control(message, 10.0)
     assert not worker.scheduler.waiting and worker.pool.used == 1
 
@@ -77,29 +88,112 @@ def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> 
 def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
     message = request(worker, [1] * 20)
     worker.handle_control(message, 10.0)
-    ((prompt, pages),) = worker.scheduler.next_batch()
-    worker.open(prompt, pages)
+    (turn,) = worker.scheduler.next_turns()
+    worker.open(turn.prompt)
     worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
     assert worker.pool.used == 2, "a forward may still write to these pages"
     worker.retire()
-    assert not worker.pool.used and not worker.running
+    assert not worker.pool.used and not worker.prompts
+
+
+def play(worker: PrefillWorker, run: Callable[[list[Part], Callable[[int], None]], None]) -> list[list[int]]:
+    """Let `run` stand in for the model; the numbers of tokens of each forward that it did not refuse."""
+    forwards: list[list[int]] = []
+
+    def both_layers(parts: list[Part], on_layer: Callable[[int], None]) -> np.ndarray:
+        on_layer(0)
+        run(parts, on_layer)
+        on_layer(1)
+        forwards.append([len(part.tokens) for part in parts])
+        return np.zeros((len(parts), 8), np.float32)
+
+    worker.engine.run = both_layers  # type: ignore[method-assign, assignment]
+    return forwards
+
+
+def one_turn(worker: PrefillWorker) -> None:
+    """What the loop does once, but for messages."""
+    worker.expire(worker.clock())
+    worker.retire()
+    turns = worker.scheduler.next_turns()
+    for turn in turns:
+        if not turn.start:
+            worker.open(turn.prompt)
+    worker.prefill(turns)
+
+
+def refuse(token: int) -> Callable[[list[Part], Callable[[int], None]], None]:
+    def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
+        if any(token in part.tokens for part in parts):
+            raise RuntimeError("tokens that cannot be run")
+
+    return run
 
 
 def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWorker) -> None:
-    def run(prompts: list[Any], on_layer: Any) -> np.ndarray:
-        on_layer(0)
-        if any(tokens[0] == 66 for tokens, _ in prompts):
-            raise RuntimeError("a prompt that cannot be run")
-        on_layer(1)
-        return np.zeros((len(prompts), 8), np.float32)
-
-    worker.engine.run = run  # type: ignore[method-assign, assignment]
+    play(worker, refuse(66))
     for number, token in enumerate([1, 66, 2]):
-        worker.handle_control(request(worker, [token] * 5, number), 10.0)
-    worker.prefill([worker.open(prompt, pages) for prompt, pages in worker.scheduler.next_batch()])
+        worker.handle_control(request(worker, [token] * 4, number), 10.0)
+    one_turn(worker)
     worker.retire()
-    assert [id.request for id in worker.running] == [0, 2] and worker.pool.used == 2
+    assert [id.request for id in worker.prompts] == [0, 2] and worker.pool.used == 2
     assert worker.counters["failed"] == 1 and worker.counters["prompts"] == 2
+
+
+def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> None:
+    forwards = play(worker, lambda parts, on_layer: None)
+    worker.handle_control(request(worker, [1] * 30), 10.0)
+    worker.handle_control(request(worker, [2] * 5, 2), 10.0)
+    senders = []
+    for _ in range(3):
+        one_turn(worker)
+        (transfer, *_) = worker.outbound.transfers.values()
+        senders.append(list(transfer.sender._ready))
+    assert forwards == [[12], [12], [6, 5]] and senders == [[12, 12], [24, 24], [30, 30]]
+    assert worker.counters["prompts"] == 2 and worker.counters["prompt_tokens"] == 35
+    assert all(t.hidden == bytes(32) for t in worker.outbound.transfers.values())
+    assert not worker.scheduler.next_turns() and worker.pool.used == 3
+
+
+def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -> None:
+    forwards = play(worker, refuse(66))
+    worker.handle_control(request(worker, [1] * 20 + [66] * 10), 10.0)
+    worker.handle_control(request(worker, [2] * 11, 2), 10.0)
+    for _ in range(3):
+        one_turn(worker)
+    assert forwards == [[12], [11]], "the second turn of the first prompt failed"
+    assert [id.request for id in worker.prompts] == [2] and worker.pool.used == 1
+    assert worker.counters["failed"] == 1
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_what_ends_between_two_turns_is_not_computed_further(worker: PrefillWorker, end: str) -> None:
+    forwards = play(worker, lambda parts, on_layer: None)
+    message = request(worker, [1] * 30)
+    worker.handle_control(message, 10.0)
+    one_turn(worker)
+    assert worker.pool.used == 2
+    if end == "cancel":
+        worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+    else:
+        worker.clock = lambda: 15.0
+    one_turn(worker)
+    assert forwards == [[12]] and not worker.pool.used and not worker.prompts and not worker.scheduler.begun
+
+
+def test_a_cancel_during_a_turn_frees_the_pages_after_it(worker: PrefillWorker) -> None:
+    message = request(worker, [1] * 30)
+    held = []
+
+    def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
+        worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+        held.append(worker.pool.used)
+
+    forwards = play(worker, run)
+    worker.handle_control(message, 10.0)
+    one_turn(worker)
+    one_turn(worker)
+    assert held == [2] and forwards == [[12]] and not worker.pool.used and not worker.scheduler.begun
 
 
 def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> None:
@@ -111,13 +205,10 @@ def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> No
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number), 10.0)
-    first = worker.scheduler.waiting.popleft()
-    pages = worker.pool.allocate(2)
-    assert pages is not None
-    worker.open(first, pages)
+    open_first(worker)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
-    assert not worker.scheduler.waiting and not worker.running and not worker.pool.used
+    assert not worker.scheduler.waiting and not worker.prompts and not worker.pool.used
 
 
 def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorker) -> None:
@@ -130,13 +221,10 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
         list(worker.control.receive(10.0))
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 5, number, timeout=60.0), 10.0)
-    first = worker.scheduler.waiting.popleft()
-    pages = worker.pool.allocate(1)
-    assert pages is not None
-    worker.open(first, pages)
+    open_first(worker)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
-    assert not worker.running and not worker.scheduler.waiting and not worker.pool.used
+    assert not worker.prompts and not worker.scheduler.waiting and not worker.pool.used
     heard: list[int] = []
     while len(heard) < 3:
         poller.wait(5)
