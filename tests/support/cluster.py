@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ START_SECONDS = 120.0
 
 
 class Cluster(AbstractContextManager["Cluster"]):
-    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy`."""
+    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy`.
+
+    `sglang` are URLs of SGLang servers that take prompts as well.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         prefill: int = 1,
         decode: int = 1,
         proxies: bool = False,
+        sglang: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="xgr-test-"))
@@ -44,6 +49,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._prefill = [f"prefill-{i}" for i in range(prefill)]
         self._decode = [f"decode-{i}" for i in range(decode)]
         self._use_proxies = proxies
+        self._sglang = sglang
         self._common: dict[str, Any] = {
             "model_path": str(model),
             "threads": 1,
@@ -108,7 +114,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             log_level=self._common["log_level"],
             catalog=self._catalog,
             port=0,
-            prefill=[self._address(name) for name in self._prefill],
+            prefill=[*map(self._address, self._prefill), *self._sglang],
             decode=[self._address(name) for name in self._decode],
         )
         child = self._spawn("router", router, "router")

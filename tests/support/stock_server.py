@@ -1,0 +1,104 @@
+"""A stock SGLang server in prefill mode with our plugin, in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import psutil
+
+START_SECONDS = 240.0
+COMMON = {
+    "device": "cpu",
+    "attention-backend": "torch_native",
+    "dtype": "float32",
+    "host": "127.0.0.1",
+    "mem-fraction-static": "0.2",
+    "max-total-tokens": "8192",
+    "max-running-requests": "32",
+    "log-level": "warning",
+}
+SWITCHES = ["--skip-tokenizer-init", "--disable-overlap-schedule", "--sleep-on-idle"]
+PREFILL = {"disaggregation-mode": "prefill", "disaggregation-transfer-backend": "xgr_zmq"}
+
+
+class StockServer(AbstractContextManager["StockServer"]):
+    """`url` once it is up. `settings` are SGLang's flags without their dashes; an empty value is a switch."""
+
+    def __init__(self, model: Path, settings: dict[str, str] | None = None, prefill: bool = True) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        flags = {"model-path": str(model), "port": str(self.port), **COMMON, **(PREFILL if prefill else {})}
+        flags |= settings or {}
+        self._argv = [arg for name, value in flags.items() for arg in (f"--{name}", value) if arg] + SWITCHES
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> StockServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._log.close()
+
+    def start(self) -> None:
+        """Start it (again, on the same port) and wait until it answers."""
+        command = [sys.executable, "-m", "xgr_runtime.model.sglang.serve", *self._argv]
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=_environ()
+        )
+        until = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, f"the server ended:\n{self.log()[-4000:]}"
+            assert time.monotonic() < until, f"the server never came up:\n{self.log()[-4000:]}"
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """kill -9, all of it, and wait until it is gone."""
+        if self._process is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            family = self.processes()
+            os.killpg(self._process.pid, signal.SIGKILL)
+            psutil.wait_procs(family, timeout=10)
+        self._process.wait()
+        self._process = None
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's main process and those below it."""
+        assert self._process is not None
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
+
+    def scheduler(self) -> psutil.Process:
+        """The process that runs the model."""
+        return next(p for p in self.processes() if "scheduler" in " ".join(p.cmdline()))
+
+    def log(self) -> str:
+        """What it said so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
