@@ -38,3 +38,39 @@ logged() {
         fail "this command failed: $*" "$remedy" "The whole output is in $log"
     fi
 }
+
+has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }
+
+# Where SGLang is installed. Beside a CPU torch its packages break a plain `import transformers`, so without a
+# GPU it has an environment of its own.
+sglang_environment() {
+    if has_gpu; then
+        say "$venv"
+    else
+        say "${XGR_SGLANG_VENV:-$root/.venv-sglang}"
+    fi
+}
+
+# The model backend that these flags choose; as in xgr, the last one counts, and a flag counts before
+# XGR_MODEL_BACKEND.
+model_backend() {
+    local backend=${XGR_MODEL_BACKEND:-auto}
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --model-backend) backend=${2:-} ;;
+            --model-backend=*) backend=${1#*=} ;;
+        esac
+        shift
+    done
+    say "$backend"
+}
+
+# Makes the environment for the given model backend, and `venv` its folder.
+set_up_for() {
+    if [ "$1" = sglang ]; then
+        "$root/deploy/setup" --sglang
+        venv=$(sglang_environment)
+    else
+        "$root/deploy/setup"
+    fi
+}

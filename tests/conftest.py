@@ -3,6 +3,7 @@
 Real where XGR_TEST_DATA names a data folder.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoSettings, TrainingPlan, prepare
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tests"
+
+# Where SGLang is not installed, its tests are left out; asked for by name, they say what they need.
+SGLANG = importlib.util.find_spec("sglang") is not None
+collect_ignore = [] if SGLANG else ["sglang"]
 
 # Seconds of training are enough: tests compare two ways to the same answer and need no good model. A codebook
 # of 64 keeps the vocabulary small; the budget of time is out of reach, so that every machine takes all steps.
@@ -49,12 +54,12 @@ def real_data() -> TestData | None:
     return TestData(model.resolve(), (base / "index.json").resolve(), (base / "histories.jsonl").resolve())
 
 
-def pytest_report_header() -> str:
-    """Says at the top which data the run uses."""
+def pytest_report_header() -> list[str]:
+    """Says at the top which data the run uses, and whether SGLang's tests are in it."""
     found = real_data()
-    return (
-        f"test data: {found.catalog.parent}" if found else "test data: generated (XGR_TEST_DATA is not set)"
-    )
+    data = f"{found.catalog.parent}" if found else "generated (XGR_TEST_DATA is not set)"
+    sglang = "installed" if SGLANG else "not installed, tests/sglang is left out (./deploy/test runs it)"
+    return [f"test data: {data}", f"sglang: {sglang}"]
 
 
 @pytest.fixture(scope="session")

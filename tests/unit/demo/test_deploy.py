@@ -1,53 +1,12 @@
 """The set-up scripts, with stand-ins for the machine: what they say and where they stop."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-TOOLS = ("bash", "cat", "cut", "dirname", "flock", "mkdir", "sed", "sha256sum", "tail")
-
-
-def run(
-    script: Path, *args: str, path: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs a script from another folder, with `path` as the whole PATH if given."""
-    environ = {**os.environ, **environment} | ({"PATH": str(path)} if path else {})
-    return subprocess.run(
-        [script, *args], cwd="/", env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def program(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A copy of the scripts, so that a set-up that goes wrong spoils nothing."""
-    root = tmp_path / "clone"
-    shutil.copytree(DEPLOY, root / "deploy")
-    shutil.copy(DEPLOY.parent / "pyproject.toml", root)
-    return root
-
-
-@pytest.fixture
-def tools(tmp_path: Path) -> Path:
-    """A PATH with the shell's tools and no Python."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in TOOLS:
-        found = shutil.which(name)
-        assert found, f"{name} is needed by the scripts"
-        (folder / name).symlink_to(found)
-    program(folder / "env", 'shift 0; exec "$@"')
-    return folder
+from scripts import DEPLOY, fake_torch, fake_venv, program, run, stamp
 
 
 @pytest.mark.parametrize("name", ["setup", "demo", "serve", "check", "test"])
@@ -57,7 +16,22 @@ def test_help_says_how_to_call_it_and_sets_nothing_up(clone: Path, tools: Path, 
     assert done.returncode == 0
     assert done.stdout.startswith(f"Usage: deploy/{name}")
     assert "set -e" not in done.stdout
-    assert not (clone / ".venv").exists()
+    assert ("sglang" in done.stdout) == (name != "check")
+    assert not list(clone.glob(".venv*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [(["--sgl"], "unknown flag --sgl"), (["--sglang", "-v"], "one flag at most, not: --sglang -v")],
+    ids=["unknown", "two"],
+)
+def test_flags_of_setup_that_make_no_sense_are_named(
+    clone: Path, tools: Path, args: list[str], problem: str
+) -> None:
+    done = run(clone / "deploy" / "setup", *args, path=tools)
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert not list(clone.glob(".venv*"))
 
 
 @pytest.mark.parametrize(
@@ -84,26 +58,25 @@ def test_a_python_without_venv_is_told_what_to_install(clone: Path, tools: Path)
     assert "sudo apt install python3-venv" in done.stderr
 
 
-def fake_torch(folder: Path, cuda: str | None) -> Path:
-    package = folder / "torch"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('importing torch is too slow for this')\n")
-    (package / "version.py").write_text(f"cuda = {cuda!r}\nhip = None\n")
-    return folder
-
-
 @pytest.mark.parametrize(
-    ("cuda", "answer"), [("13.0", "cuda"), (None, "cpu")], ids=["cuda=13.0", "cuda=None"]
+    ("cuda", "finished", "wanted", "answer"),
+    [
+        ("13.0", True, [], "cuda"),
+        (None, True, [], "cpu"),
+        (None, True, ["2.13.0"], "cpu"),
+        (None, True, ["2.14.0"], "none"),
+        (None, False, [], "none"),
+    ],
+    ids=["cuda=13.0", "cuda=None", "the-wanted-version", "another-version", "half-installed"],
 )
 def test_tells_the_builds_of_torch_apart_without_importing_it(
-    tmp_path: Path, cuda: str | None, answer: str
+    tmp_path: Path, cuda: str | None, finished: bool, wanted: list[str], answer: str
 ) -> None:
-    command = [sys.executable, str(DEPLOY / "torch_build.py")]
-    environ = {**os.environ, "PYTHONPATH": str(fake_torch(tmp_path, cuda))}
-    assert (
-        subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
-        == f"{answer}\n"
-    )
+    folder = fake_torch(tmp_path, cuda, "2.13.0+build", finished)
+    command = [sys.executable, "-S", str(DEPLOY / "torch_build.py"), *wanted]
+    environ = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{answer}\n"
 
 
 def test_finds_no_torch_where_there_is_none() -> None:
@@ -113,16 +86,9 @@ def test_finds_no_torch_where_there_is_none() -> None:
 
 @pytest.fixture
 def finished(clone: Path, tmp_path: Path) -> Path:
-    """An environment with a CUDA torch, in which a set-up finds its own stamp; pip would fail the test."""
-    venv = tmp_path / "venv"
-    torch = fake_torch(tmp_path / "site", "13.0")
-    refuse_pip = 'case "$*" in *pip*) exit 1;; esac'
-    program(venv / "bin" / "python", f'{refuse_pip}\nPYTHONPATH={torch} exec {sys.executable} -S "$@"')
-    command = 'printf "%s\\n" "$0" | cat - "$0/pyproject.toml" | sha256sum | cut -d " " -f 1'
-    stamp = subprocess.run(
-        ["bash", "-c", command, str(clone)], capture_output=True, text=True, check=True
-    ).stdout
-    (venv / ".xgr-setup").write_text(stamp)
+    """An environment with a CUDA torch, in which a set-up finds its own stamp."""
+    venv = fake_venv(tmp_path / "venv", fake_torch(tmp_path / "site", "13.0"))
+    (venv / ".xgr-setup").write_text(stamp(clone, "dev"))
     return venv
 
 

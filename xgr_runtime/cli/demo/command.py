@@ -10,11 +10,12 @@ import contextlib
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from xgr_runtime.cli.demo import measure
 from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoFiles, DemoSettings, TrainingPlan, prepare
+from xgr_runtime.config import Backend
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--exit", action="store_true", help="leave after the requests instead of staying up")
     parser.add_argument(
         "--port", type=int, default=30000, help="port of the HTTP server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model-backend",
+        choices=get_args(Backend),
+        default="auto",
+        help="library whose layers run the model (default: %(default)s)",
     )
     parser.add_argument(
         "--items", type=int, default=shop.items, help="items in the catalog (default: %(default)s)"
@@ -80,7 +87,7 @@ def _demo(args: argparse.Namespace, console: Console) -> int:
     items = measure.read_items(made.catalog)
     users = measure.read_users(made.histories, max(args.test_users, SHOWN))
     console.print("Starting router, prefill worker and decode worker ...")
-    with start_servers(made, HOST, args.port) as base_url:
+    with start_servers(made, HOST, args.port, args.model_backend) as base_url:
         with XgrClient(base_url, timeout=REQUEST_TIMEOUT) as client:
             for user in users[:SHOWN]:
                 show.recommendations(console, user, measure.recommend(client, user), items)

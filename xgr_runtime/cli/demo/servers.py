@@ -9,16 +9,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from xgr_runtime.cli.demo.prepare import DemoFiles
+    from xgr_runtime.config import Backend
 
 
 @contextmanager
-def start_servers(made: DemoFiles, host: str, port: int) -> Iterator[str]:
+def start_servers(made: DemoFiles, host: str, port: int, backend: Backend = "auto") -> Iterator[str]:
     """The base URL of a running deployment; everything it started is gone afterwards."""
     from xgr_runtime.config import ServeConfig
     from xgr_runtime.launch import Deployment
 
     config = ServeConfig(
-        model_path=str(made.model), catalog=str(made.catalog), host=host, port=port, log_level="WARNING"
+        model_path=str(made.model),
+        model_backend=backend,
+        catalog=str(made.catalog),
+        host=host,
+        port=port,
+        log_level="WARNING",
     )
     with Deployment(config) as deployment:
         yield deployment.url

@@ -1,0 +1,141 @@
+"""Which environment the scripts take where SGLang is asked for or left out, with and without a GPU."""
+
+import re
+from pathlib import Path
+
+import pytest
+from scripts import fake_torch, fake_venv, program, run, stamp
+
+without_gpu = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="the case is a machine without a GPU")
+
+
+@pytest.fixture
+def told(clone: Path) -> Path:
+    """A clone with its environments, in which set-up, check, xgr and Python only tell how they are called."""
+    program(clone / "deploy" / "setup", 'echo "setup $*"')
+    program(clone / "deploy" / "check", "echo check")
+    oldest = re.search(r'"transformers>=([^"]+)"', (clone / "pyproject.toml").read_text())
+    assert oldest
+    for name in (".venv", ".venv-sglang", f".cache/venv-transformers-{oldest[1]}"):
+        program(clone / name / "bin" / "xgr", f'echo "{name} $*"')
+        program(clone / name / "bin" / "python", f'echo "{name} $*"')
+        (clone / name / ".xgr-setup").touch()
+    return clone
+
+
+@pytest.fixture
+def gpu(tools: Path) -> Path:
+    """A PATH on which there is a GPU."""
+    program(tools / "nvidia-smi", "exit 0")
+    return tools
+
+
+CHOICES = [
+    ([], {}, ".venv", "auto"),
+    (["--model-backend", "sglang"], {}, ".venv-sglang", "sglang"),
+    (["--model-backend=sglang"], {}, ".venv-sglang", "sglang"),
+    ([], {"XGR_MODEL_BACKEND": "sglang"}, ".venv-sglang", "sglang"),
+    (["--model-backend", "transformers"], {"XGR_MODEL_BACKEND": "sglang"}, ".venv", "transformers"),
+    (["--model-backend=sglang", "--model-backend", "auto"], {}, ".venv", "auto"),
+    (["--port", "1", "--model-backend", "sglang", "--threads", "2"], {}, ".venv-sglang", "sglang"),
+]
+CHOICE_IDS = ["default", "flag", "flag=", "variable", "flag-before-variable", "last-flag", "among-others"]
+
+
+@without_gpu
+@pytest.mark.parametrize(("args", "environ", "venv", "backend"), CHOICES, ids=CHOICE_IDS)
+def test_the_backend_chooses_the_environment(
+    told: Path, args: list[str], environ: dict[str, str], venv: str, backend: str
+) -> None:
+    setup = "setup --sglang" if backend == "sglang" else "setup "
+    serve = run(told / "deploy" / "serve", *args, **environ)
+    assert serve.stdout.splitlines() == [setup, " ".join([venv, "serve", *args])]
+    demo = run(told / "deploy" / "demo", *args, **environ)  # with one cache for both environments
+    words = [venv, "demo", "--cache", f"{told}/.cache/demo", "--model-backend", backend, *args]
+    assert demo.stdout.splitlines() == [setup, " ".join(words)]
+
+
+def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
+    done = run(told / "deploy" / "serve", "--model-backend=sglang", path=gpu)
+    assert done.stdout.splitlines() == ["setup --sglang", ".venv serve --model-backend=sglang"]
+
+
+ALL = "-m pytest"
+SGLANG = "-m pytest tests/sglang"
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("args", "setups", "runs"),
+    [
+        ([], ["--sglang"], [f".venv {ALL}", f".venv-sglang {SGLANG}"]),
+        (["--without-sglang"], ["--without-sglang"], [f".venv {ALL}"]),
+        (["tests/unit", "-x"], [], [f".venv {ALL} tests/unit -x"]),
+        (["tests/sglang", "-x"], ["--sglang"], [f".venv-sglang {SGLANG} -x"]),
+    ],
+    ids=["all", "without-sglang", "some", "some-with-sglang"],
+)
+def test_the_tests_with_sglang_run_in_its_environment(
+    told: Path, args: list[str], setups: list[str], runs: list[str]
+) -> None:
+    done = run(told / "deploy" / "test", *args)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("setup")] == [f"setup {flag}" for flag in setups]
+    assert [line for line in lines if line.startswith(".venv")] == runs
+    assert ("== the tests with SGLang are left out (--without-sglang)" in lines) == (
+        args == ["--without-sglang"]
+    )
+
+
+@without_gpu
+def test_set_up_of_sglang_is_done_until_the_lock_changes(clone: Path, tmp_path: Path) -> None:
+    venv = fake_venv(tmp_path / "venv", fake_torch(tmp_path / "site", None))
+    lock = clone / "deploy" / "sglang-cpu.lock"
+    (venv / ".xgr-setup").write_text(stamp(clone, "sglang-cpu", lock))
+    done = run(clone / "deploy" / "setup", "--sglang", XGR_SGLANG_VENV=str(venv))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with lock.open("a") as file:
+        file.write("another==1.0\n")
+    done = run(clone / "deploy" / "setup", "--sglang", XGR_SGLANG_VENV=str(venv))
+    assert done.returncode == 1
+    assert f"this command failed: pip install --no-deps --requirement {lock}" in done.stderr
+    assert "index reachable" in done.stderr
+
+
+@without_gpu
+def test_a_python_that_sglang_has_no_wheel_for_is_named(clone: Path, tools: Path) -> None:
+    program(tools / "python3", 'case "$2" in *"< (3, 14)"*) exit 1;; *) echo 3.14.0;; esac')
+    done = run(clone / "deploy" / "setup", "--sglang", path=tools)
+    assert done.returncode == 1
+    assert "Python 3.11 to 3.13 is needed; python3 here is 3.14.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "flags", "installs"),
+    [
+        (None, [], "[dev,cuda]"),
+        (None, ["--sglang"], "[dev,cuda]"),
+        (None, ["--without-sglang"], "[dev]"),
+        ("dev,cuda", [], None),
+        ("dev,cuda", ["--sglang"], None),
+        ("dev", [], None),  # whoever left it out once is not asked again
+        ("dev", ["--without-sglang"], None),
+        ("dev", ["--sglang"], "[dev,cuda]"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else str(value),
+)
+def test_with_a_gpu_sglang_is_an_extra(
+    clone: Path, gpu: Path, tmp_path: Path, found: str | None, flags: list[str], installs: str | None
+) -> None:
+    venv = fake_venv(tmp_path / "venv", fake_torch(tmp_path / "site", "13.0"))
+    if found:
+        (venv / ".xgr-setup").write_text(stamp(clone, found))
+    done = run(clone / "deploy" / "setup", *flags, path=gpu, XGR_VENV=str(venv))
+    assert ("SGLang is left out" in done.stdout) == (flags == ["--without-sglang"])
+    if installs is None:
+        assert done.returncode == 0
+        assert "Setting up" not in done.stdout
+    else:
+        assert done.returncode == 1  # that pip installs nothing
+        assert f"this command failed: pip install --editable {clone}{installs}\n" in done.stderr
