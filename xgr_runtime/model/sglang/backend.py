@@ -18,15 +18,14 @@ from xgr_runtime.model.base import Geometry, Stage
 from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
 from xgr_runtime.model.refusals import describe
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
-from xgr_runtime.model.sglang import shims
-from xgr_runtime.model.sglang.startup import start_model
+from xgr_runtime.model.sglang.startup import start_model, undisturbed
 from xgr_runtime.model.sglang.versions import check_version, installed_version
 
-shims.install()
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend  # noqa: E402, after the shims
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
-from sglang.srt.model_executor import forward_batch_info as batches  # noqa: E402
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context  # noqa: E402
+with undisturbed():  # and after the shims, which `startup` installs
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+    from sglang.srt.model_executor import forward_batch_info as batches
+    from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 Layer: TypeAlias = Any  # a RadixAttention; SGLang is not typed
 Batch: TypeAlias = Any
@@ -81,7 +80,7 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBa
     geometry = checkpoint.geometry(dtype)
     want, architecture = _reference(checkpoint, geometry)
     try:
-        model, _ = start_model(folder, dtype)
+        model = start_model(folder, dtype)
         backend = SGLangBackend(model, geometry, checkpoint.weights_hash)
         check_backend(backend, want, architecture)
     except ModelError as error:

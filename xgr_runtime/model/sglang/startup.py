@@ -24,18 +24,38 @@ shims.install()
 
 # SGLang is not typed.
 Settings: TypeAlias = Any
-Sizes: TypeAlias = Any
+ModelConfig: TypeAlias = Any
+
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "load_format": "safetensors",
+    "model_impl": "sglang",
+    # Never asked, the stage is; it must be one that SGLang accepts on a CPU.
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "skip_tokenizer_init": True,
+    "disable_cuda_graph": True,
+    "disable_radix_cache": True,
+    "disable_overlap_schedule": True,
+    "page_size": 1,
+    "max_total_tokens": 8192,
+    "max_running_requests": 16,
+    "chunked_prefill_size": -1,
+}
 
 _groups_made = False
 
 
-def start_model(folder: Path, dtype: str) -> tuple[nn.Module, Sizes]:
-    """The checkpoint's model with its weights, and SGLang's reading of its config (a `ModelConfig`).
+def start_model(folder: Path, dtype: str) -> nn.Module:
+    """SGLang's model of the checkpoint in `folder`, with its weights.
 
     `dtype` is "float32" or "bfloat16". A process should hold one: SGLang keeps settings and groups in
     globals, and a second start replaces those of the first. Raises whatever SGLang raises.
     """
-    with _quiet(), _our_environment(), _our_threads(), _own_group():
+    # A few models compile functions as they first run: seconds in the middle of serving, and a C++ compiler.
+    torch.compiler.set_stance("force_eager")
+    with undisturbed(), _own_group():
         settings = _settings(folder, dtype)
         config, extra = _publish(settings)
         from sglang.srt.model_executor.model_runner import ModelRunner
@@ -48,46 +68,29 @@ def start_model(folder: Path, dtype: str) -> tuple[nn.Module, Sizes]:
             server_args=settings,
             **extra,
         )
-    return runner.model.eval().requires_grad_(False), config
+    model: nn.Module = runner.model
+    return model.eval().requires_grad_(False)
 
 
 def _settings(folder: Path, dtype: str) -> Settings:
     from sglang.srt.server_args import ServerArgs
 
-    settings = ServerArgs(
-        model_path=str(folder),
-        device="cpu",
-        dtype=dtype,
-        load_format="safetensors",
-        model_impl="sglang",
-        # Never asked, the stage is; it must be one that SGLang accepts on a CPU.
-        attention_backend="torch_native",
-        sampling_backend="pytorch",
-        grammar_backend="none",
-        skip_tokenizer_init=True,
-        disable_cuda_graph=True,
-        disable_radix_cache=True,
-        disable_overlap_schedule=True,
-        page_size=1,
-        max_total_tokens=8192,
-        max_running_requests=16,
-        chunked_prefill_size=-1,
-    )
+    settings = ServerArgs(model_path=str(folder), dtype=dtype, **SETTINGS)
     if hasattr(settings, "resolve_once"):  # from 0.5.18; before, the constructor did it
         settings.resolve_once()
     return settings
 
 
-def _publish(settings: Settings) -> tuple[Sizes, dict[str, Any]]:
+def _publish(settings: Settings) -> tuple[ModelConfig, dict[str, Any]]:
     """Make `settings` the process's; returns the model's config and what else this release's runner takes."""
     from sglang.srt import runtime_context
-    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.configs import model_config
 
     _forget_former_experts()
     if hasattr(runtime_context, "SpawnRanks"):  # 0.5.23
         ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
         runtime_context.publish(settings, role="scheduler", ranks=ranks)
-        config = ModelConfig.from_server_args(settings)
+        config = model_config.ModelConfig.from_server_args(settings)
         _make_groups(settings, config)
         return config, {}
     if hasattr(runtime_context, "publish"):  # 0.5.18 to 0.5.22
@@ -95,10 +98,10 @@ def _publish(settings: Settings) -> tuple[Sizes, dict[str, Any]]:
     else:  # 0.5.16
         runtime_context.get_context().set_server_args(settings)
     _forget_former_groups()
-    return ModelConfig.from_server_args(settings), {"ps": _alone()}
+    return model_config.ModelConfig.from_server_args(settings), {"ps": _alone()}
 
 
-def _make_groups(settings: Settings, config: Sizes) -> None:
+def _make_groups(settings: Settings, config: ModelConfig) -> None:
     """0.5.23 makes its groups outside of the runner, and once in a process."""
     global _groups_made
     from sglang.srt.distributed import bootstrap
@@ -130,6 +133,13 @@ def _alone() -> Any:
     absent = ("dp_rank", "moe_dp_rank")  # without a data-parallel controller
     fields = inspect.signature(ParallelState).parameters
     return ParallelState(**{name: None if name in absent else int(name.endswith("_size")) for name in fields})
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """For SGLang's imports and its start: nothing is printed, and our threads and environment stay ours."""
+    with _quiet(), _our_environment(), _our_threads():
+        yield
 
 
 @contextmanager

@@ -1,0 +1,259 @@
+"""What we rely on inside SGLang, one promise to a test: a new release fails here first, and says which broke.
+
+None of it is an interface that SGLang documents. A test names the promise and the file of ours to mend. These
+tests look at signatures and small objects; `test_backend` shows that the numbers are right.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import MakeCheckpoint
+from torch import Tensor, distributed, nn
+
+from xgr_runtime.model.sglang import versions
+from xgr_runtime.model.sglang.startup import SETTINGS, start_model
+
+SHIMS, STARTUP, BACKEND, VERSIONS = (
+    f"xgr_runtime/model/sglang/{name}.py" for name in ("shims", "startup", "backend", "versions")
+)
+
+
+def promise(kept: object, what: str, user: str) -> None:
+    """Fails with the broken promise and the file of ours that relies on it."""
+    if not kept:
+        pytest.fail(
+            f"sglang {versions.installed_version()}: {what}; {user} relies on the contrary", pytrace=False
+        )
+
+
+def srt(name: str, user: str) -> Any:
+    """The module `sglang.srt.NAME`; that it exists is a promise too."""
+    try:
+        return importlib.import_module(f"sglang.srt.{name}")
+    except ImportError as error:
+        pytest.fail(
+            f"sglang {versions.installed_version()}: sglang.srt.{name}, which {user} needs: {error}",
+            pytrace=False,
+        )
+
+
+def takes(function: Callable[..., object], names: set[str], user: str) -> None:
+    """`function` takes these arguments by name, and requires no other."""
+    found = inspect.signature(function).parameters
+    promise(names <= set(found), f"{function.__qualname__} takes no {names - set(found)}", user)
+    required = {
+        name
+        for name, parameter in found.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    more = required - names - {"self"}
+    promise(not more, f"{function.__qualname__} requires {more}", user)
+
+
+def test_the_installed_release_is_in_the_tested_range() -> None:
+    version = versions.installed_version() or ""
+    promise(versions.is_tested(version), f"tested were {versions.TESTED}", VERSIONS)
+
+
+# Without a GPU
+
+
+def test_a_variable_chooses_the_cpu() -> None:
+    promise(srt("utils.common", SHIMS).is_cpu(), "SGLANG_USE_CPU_ENGINE=1 does not choose the CPU", SHIMS)
+
+
+def test_stand_in_kernels_are_not_taken_for_real_ones() -> None:
+    real = hasattr(torch.ops.sgl_kernel, "convert_weight_packed")
+    promise(
+        srt("utils.common", SHIMS)._is_intel_amx_backend_available() == real,
+        "another operator than convert_weight_packed tells that a CPU's kernels are there",
+        SHIMS,
+    )
+
+
+# Start-up
+
+
+def test_settings_are_fields_of_server_args() -> None:
+    takes(srt("server_args", STARTUP).ServerArgs, {"model_path", "dtype", *SETTINGS}, STARTUP)
+
+
+def test_settings_are_published_in_a_way_that_we_know() -> None:
+    context = srt("runtime_context", STARTUP)
+    if hasattr(context, "SpawnRanks"):
+        takes(context.SpawnRanks, {"world_rank", "gpu_id"}, STARTUP)
+        takes(context.publish, {"server_args", "role", "ranks"}, STARTUP)
+    elif hasattr(context, "publish"):
+        takes(context.publish, {"server_args", "role"}, STARTUP)
+    else:
+        takes(context.get_context().set_server_args, {"server_args"}, STARTUP)
+
+
+def test_groups_are_made_in_a_way_that_we_know() -> None:
+    if hasattr(srt("runtime_context", STARTUP), "SpawnRanks"):
+        bootstrap = srt("distributed.bootstrap", STARTUP)
+        takes(bootstrap.init_parallel_runtime, {"server_args", "device", "dist_port"}, STARTUP)
+        takes(bootstrap.init_layer_runtime, {"model_config"}, STARTUP)
+    else:
+        takes(srt("distributed.parallel_state", STARTUP).destroy_model_parallel, set(), STARTUP)
+        state = srt("distributed.parallel_state_wrapper", STARTUP).ParallelState
+        odd = [n for n in inspect.signature(state).parameters if not re.search("_(rank|size)$|^gpu_id$", n)]
+        promise(not odd, f"ParallelState has {odd}, which are neither ranks nor sizes", STARTUP)
+
+
+def test_the_runner_takes_what_we_give() -> None:
+    given = {"model_config", "mem_fraction_static", "gpu_id", "nccl_port", "server_args"}
+    if not hasattr(srt("runtime_context", STARTUP), "SpawnRanks"):
+        given.add("ps")
+    takes(srt("model_executor.model_runner", STARTUP).ModelRunner, given, STARTUP)
+
+
+def test_a_config_is_read_from_the_settings() -> None:
+    takes(srt("configs.model_config", STARTUP).ModelConfig.from_server_args, {"server_args"}, STARTUP)
+
+
+def test_a_group_that_exists_is_used(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint("qwen3", 2)
+    start_model(folder, "float32")
+    calls: list[object] = []
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **kwargs: calls.append(kwargs))
+    start_model(folder, "float32")
+    promise(not calls, "torch.distributed is started anew where it runs, which opens a TCP port", STARTUP)
+
+
+def test_experts_of_a_former_model_can_be_forgotten() -> None:
+    forget = srt("eplb.expert_location", STARTUP).set_global_expert_location_metadata
+    takes(forget, {"value", "allow_overwrite"}, STARTUP)
+
+
+# A forward
+
+
+def test_a_batch_takes_our_fields() -> None:
+    batch = srt("model_executor.forward_batch_info", BACKEND).ForwardBatch
+    given = {
+        "forward_mode",
+        "batch_size",
+        "input_ids",
+        "req_pool_indices",
+        "seq_lens",
+        "out_cache_loc",
+        "seq_lens_sum",
+        "positions",
+        "capture_hidden_mode",
+    }
+    takes(batch, given, BACKEND)
+
+
+def test_modes_that_we_name() -> None:
+    batches = srt("model_executor.forward_batch_info", BACKEND)
+    promise(batches.ForwardMode.DECODE.is_decode(), "ForwardMode.DECODE is no decode", BACKEND)
+    promise(hasattr(batches.CaptureHiddenMode, "NULL"), "there is no CaptureHiddenMode.NULL", BACKEND)
+
+
+def test_layers_find_the_attention_backend_in_the_context() -> None:
+    contexts = srt("model_executor.forward_context", BACKEND)
+    attention = object()
+    with contexts.forward_context(contexts.ForwardContext(attn_backend=attention)):
+        promise(contexts.get_attn_backend() is attention, "ForwardContext.attn_backend is not used", BACKEND)
+    promise(not contexts.has_forward_context(), "a forward's context outlives it", BACKEND)
+
+
+@pytest.mark.parametrize("name", ["forward_decode", "forward_extend"])
+def test_attention_backends_have_these_methods(name: str) -> None:
+    base = srt("layers.attention.base_attn_backend", BACKEND).AttentionBackend
+    takes(getattr(base, name), {"q", "k", "v", "layer", "forward_batch", "save_kv_cache"}, BACKEND)
+
+
+def test_an_attention_backend_needs_nothing_else() -> None:
+    base = srt("layers.attention.base_attn_backend", BACKEND).AttentionBackend
+    promise(not getattr(base, "__abstractmethods__", None), "AttentionBackend has abstract methods", BACKEND)
+    takes(base.__init__, {"self"} & set(inspect.signature(base.__init__).parameters), BACKEND)
+
+
+def test_an_attention_layer_hands_its_rows_over() -> None:
+    """q [N, Hq * D], k and v [N, Hkv, D] and the layer go in, and the answer comes back as it is."""
+    base = srt("layers.attention.base_attn_backend", BACKEND).AttentionBackend
+    contexts = srt("model_executor.forward_context", BACKEND)
+    batches = srt("model_executor.forward_batch_info", BACKEND)
+    layer = srt("layers.radix_attention", BACKEND).RadixAttention(4, 8, 0.3, num_kv_heads=2, layer_id=5)
+    seen: list[tuple[object, ...]] = []
+
+    class Spy(base):  # type: ignore[misc, valid-type]
+        def forward_decode(
+            self, q: Tensor, k: Tensor, v: Tensor, layer: nn.Module, *_: object, **kwargs: object
+        ) -> Tensor:
+            seen.append((q.shape, k.shape, v.shape, layer, {n for n in kwargs if n != "save_kv_cache"}))
+            return q + 1
+
+    rows = torch.zeros(3, dtype=torch.int64)
+    batch = batches.ForwardBatch(
+        forward_mode=batches.ForwardMode.DECODE,
+        batch_size=3,
+        input_ids=rows,
+        req_pool_indices=rows,
+        seq_lens=rows + 1,
+        out_cache_loc=rows,
+        seq_lens_sum=0,
+    )
+    with contexts.forward_context(contexts.ForwardContext(attn_backend=Spy())):
+        output = layer(torch.zeros(3, 32), torch.zeros(3, 16), torch.zeros(3, 16), batch)
+    expected = ((3, 32), (3, 2, 8), (3, 2, 8), layer, set())
+    promise(seen == [expected], f"an attention layer hands over {seen}", BACKEND)
+    promise(bool((output == 1).all()), "an attention layer changes its backend's answer", BACKEND)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("layer_id", 5),
+        ("tp_q_head_num", 4),
+        ("qk_head_dim", 8),
+        ("v_head_dim", 8),
+        ("scaling", 0.3),
+        ("logit_cap", 0.0),
+        ("sliding_window_size", -1),
+        ("is_cross_attention", False),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_attention_layer_says_what_it_needs(attribute: str, value: object) -> None:
+    layer = srt("layers.radix_attention", BACKEND).RadixAttention(4, 8, 0.3, num_kv_heads=2, layer_id=5)
+    found = getattr(layer, attribute, "missing")
+    promise(found == value, f"a plain RadixAttention's {attribute} is {found}, not {value}", BACKEND)
+
+
+def test_an_attention_layer_says_that_it_is_causal() -> None:
+    attention = srt("layers.radix_attention", BACKEND)
+    layer = attention.RadixAttention(4, 8, 0.3, num_kv_heads=2, layer_id=5)
+    promise(
+        layer.attn_type == attention.AttentionType.DECODER, "a plain RadixAttention is no DECODER", BACKEND
+    )
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+def test_a_model_has_an_inner_model_and_a_head(make_checkpoint: MakeCheckpoint, family: str) -> None:
+    model = start_model(make_checkpoint(family, 2), "float32")
+    inner = getattr(model, "model", None)
+    promise(isinstance(inner, nn.Module), f"{type(model).__name__} has no `model`", BACKEND)
+    assert inner is not None
+    takes(inner.forward, {"input_ids", "positions", "forward_batch"}, BACKEND)
+    head = getattr(model, "lm_head", None)
+    promise(
+        isinstance(getattr(head, "weight", None), Tensor),
+        f"{type(model).__name__} has no lm_head.weight",
+        BACKEND,
+    )
+
+
+def test_wrapped_models_can_be_told() -> None:
+    wrapped = srt("models.transformers", BACKEND).TransformersForCausalLM
+    promise(wrapped.__module__ == "sglang.srt.models.transformers", "wrapped models moved", BACKEND)
