@@ -37,16 +37,6 @@ def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     made.control.listener.close()
 
 
-def open_first(worker: PrefillWorker) -> None:
-    """The first prompt in line gets its pages and says OPEN; the others go on waiting."""
-    rest = list(worker.scheduler.waiting)[1:]
-    while len(worker.scheduler.waiting) > 1:
-        worker.scheduler.waiting.pop()
-    (turn,) = worker.scheduler.next_turns()
-    worker.open(turn.prompt)
-    worker.scheduler.waiting.extend(rest)
-
-
 def request(
     worker: PrefillWorker, tokens: list[int], number: int = 1, address: str = "", timeout: float = 5.0
 ) -> PrefillRequest:
@@ -205,7 +195,8 @@ def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> No
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number), 10.0)
-    open_first(worker)
+    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    worker.open(turn.prompt)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
     assert not worker.scheduler.waiting and not worker.prompts and not worker.pool.used
@@ -220,8 +211,9 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m", retry=False)):
         list(worker.control.receive(10.0))
     for number in (1, 2):
-        worker.handle_control(request(worker, [1] * 5, number, timeout=60.0), 10.0)
-    open_first(worker)
+        worker.handle_control(request(worker, [1] * 20, number, timeout=60.0), 10.0)
+    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    worker.open(turn.prompt)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
     assert not worker.prompts and not worker.scheduler.waiting and not worker.pool.used
