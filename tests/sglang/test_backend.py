@@ -23,7 +23,7 @@ from xgr_runtime.model.sglang.backend import SGLangBackend, _StageAttention
 from xgr_runtime.model.sglang.startup import start_model
 from xgr_runtime.model.stages import PrefillStage
 
-Case = tuple[str, int, dict[str, object]]  # family, KV heads (of 4), what else its config says
+Case = tuple[str, int, dict[str, object]]  # family, KV heads (of 4), and what else `make_checkpoint` takes
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -50,6 +50,8 @@ RUNS: dict[str, Case] = {
     "llama-tied": ("llama", 2, {"tie_word_embeddings": True}),
     "qwen3-attention-bias": ("qwen3", 2, {"attention_bias": True}),
     "llama-attention-bias": ("llama", 2, {"attention_bias": True}),
+    "qwen3-saved-in-bfloat16": ("qwen3", 2, {"dtype": "bfloat16"}),
+    "qwen3-in-shards": ("qwen3", 2, {"shard": "60KB"}),
     "qwen3-V=128": ("qwen3", 2, {"vocab_size": 128}),  # nothing to pad
     "llama-rope=llama3": ("llama", 2, {"rope_parameters": LLAMA3_ROPE}),
     "llama-rope=linear": (

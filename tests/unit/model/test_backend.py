@@ -176,6 +176,14 @@ def test_self_check_catches_a_hidden_soft_cap(
     assert "Qwen3ForCausalLM" in message and "off by" in message
 
 
+def test_a_model_that_loads_but_does_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("no such\nargument")
+
+    monkeypatch.setattr(modeling_qwen3.Qwen3Model, "forward", fails)
+    assert "Qwen3ForCausalLM does not run: ValueError: no such argument" in refusal(folder)
+
+
 def test_self_check_catches_rows_that_mix_outside_of_attention(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
