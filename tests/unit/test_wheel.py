@@ -1,5 +1,6 @@
 """What the built wheel holds: every file of every package, and xgr_kernels at the top level."""
 
+import configparser
 import zipfile
 from pathlib import Path
 
@@ -17,11 +18,15 @@ PACKAGES = {
 
 
 @pytest.fixture(scope="module")
-def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     folder = tmp_path_factory.mktemp("wheel")
-    wheel = next(iter(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
-    with zipfile.ZipFile(wheel) as archive:
-        return set(archive.namelist())
+    built = next(iter(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
+    return zipfile.ZipFile(built)
+
+
+@pytest.fixture(scope="module")
+def wheel_files(wheel: zipfile.ZipFile) -> set[str]:
+    return set(wheel.namelist())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -35,6 +40,19 @@ def test_holds_every_file_of_the_package(wheel_files: set[str], package: str) ->
 def test_has_no_other_top_level_name(wheel_files: set[str]) -> None:
     names = {name.split("/")[0] for name in wheel_files}
     assert {name for name in names if not name.endswith(".dist-info")} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("group", ["console_scripts", "sglang.srt.plugins"])
+def test_entry_points_name_what_it_holds(wheel: zipfile.ZipFile, wheel_files: set[str], group: str) -> None:
+    entries = configparser.ConfigParser()
+    name = next(name for name in wheel_files if name.endswith(".dist-info/entry_points.txt"))
+    entries.read_string(wheel.read(name).decode())
+    for target in entries[group].values():
+        module, _, function = target.partition(":")
+        path = module.replace(".", "/")
+        held = wheel_files & {f"{path}.py", f"{path}/__init__.py"}
+        assert held, f"no module {module}"
+        assert function in wheel.read(held.pop()).decode()
 
 
 def test_every_folder_with_code_is_a_package() -> None:
