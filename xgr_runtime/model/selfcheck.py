@@ -21,6 +21,10 @@ _SEQUENCES, _LENGTH = 2, 8
 # where transformers' eager attention rounds them, and every layer rounds again.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
 
+# The share of rows that must keep to it. In bfloat16 rounding may send a token to another expert where two
+# are all but equal, and then its whole row is another one.
+_SHARE = {"float32": 1.0, "bfloat16": 0.75}
+
 
 HfModel: TypeAlias = Any  # transformers' models are not typed
 
@@ -46,8 +50,9 @@ def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> Non
     tokens = _tokens(backend.geometry).flatten()
     hidden = backend.forward(tokens, torch.arange(_LENGTH).repeat(_SEQUENCES), stage)
     stage.finish()
-    error = float((backend.logits(hidden) - want).abs().max() / want.abs().max().clamp_min(1e-6))
-    limit = _TOLERANCE[backend.geometry.dtype]
+    dtype, errors = backend.geometry.dtype, (backend.logits(hidden) - want).abs().amax(dim=-1)  # [16]
+    error = float(errors.quantile(_SHARE[dtype]) / want.abs().max().clamp_min(1e-6))
+    limit = _TOLERANCE[dtype]
     if not error <= limit:  # NaN fails too
         raise ModelError(
             f"{architecture} is not supported: with plain causal attention its logits are off by "
