@@ -1,4 +1,4 @@
-"""A KV transfer backend's four classes, as SGLang names them: manager, sender, receiver, bootstrap server.
+"""The classes of a KV transfer backend, as SGLang names them: manager, sender and bootstrap server.
 
 A sender is one prompt's hand-over. SGLang asks it for its state once per turn (`poll`) and tells it which
 pages have been computed (`send`). The protocol is `xgr_runtime.handover`, the sending `xgr_runtime.outbound`.
@@ -13,17 +13,17 @@ from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.disaggregation.base import (
     BaseKVBootstrapServer,
     BaseKVManager,
-    BaseKVReceiver,
     BaseKVSender,
     KVPoll,
 )
 from sglang.srt.disaggregation.base.conn import KVTransferMetric
+from sglang.srt.distributed import get_tp_group
 
 from xgr_runtime.control import new_incarnation
-from xgr_runtime.errors import ConfigError, RequestError
-from xgr_runtime.handover import Chunk, SenderState
+from xgr_runtime.errors import BadRequest, RequestError
+from xgr_runtime.handover import SenderState
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
-from xgr_runtime.model.sglang.transfer.memory import SglangKv
+from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
@@ -33,7 +33,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class ZmqKVManager(BaseKVManager):
-    """All hand-overs of one SGLang scheduler."""
+    """All hand-overs of one SGLang scheduler. Under tensor parallelism the first rank alone talks."""
 
     def __init__(
         self, args: Any, disaggregation_mode: Any, server_args: Any, is_mla_backend: bool | None = False
@@ -41,6 +41,8 @@ class ZmqKVManager(BaseKVManager):
         refuse_layout(args, disaggregation_mode, server_args, bool(is_mla_backend))
         self.kv_args = args  # SGLang reads it
         self.memory = SglangKv(args, server_args.device)
+        self.talks = args.engine_rank == 0
+        self._tp_size: int = server_args.tp_size
         dtype = str(ModelConfig.from_server_args(server_args).dtype)
         self.identity = model_identity(args, server_args, dtype, self.memory)
         self.incarnation = new_incarnation()
@@ -56,6 +58,21 @@ class ZmqKVManager(BaseKVManager):
         self.outbound.exchange(now)
         self.outbound.expire(now)
         self.outbound.retire()  # SGLang itself logs what failed
+
+    def prompt_kv(self, tokens: int) -> PromptKv:
+        """Where the KV of a prompt of `tokens` tokens will be read."""
+        if self._tp_size == 1:
+            return PagedPromptKv(self.memory)
+        return GatheredPromptKv(self.memory, tokens, get_tp_group().cpu_group)
+
+    def open(self, ticket: Ticket, kv: PromptKv) -> Transfer:
+        """Announce the prompt to its decode worker. Raises `BadRequest`."""
+        if ticket.id.prefill != self.incarnation or ticket.id in self.outbound.transfers:
+            raise BadRequest("the ticket in bootstrap_host is of another time: ask the router for a new one")
+        now = time.monotonic()
+        return self.outbound.open(
+            ticket.id, ticket.prompt_tokens, ticket.data_address, now + ticket.timeout, 0.0, kv.read, now
+        )
 
 
 class ZmqKVSender(BaseKVSender):
@@ -79,10 +96,11 @@ class ZmqKVSender(BaseKVSender):
         self._tokens = 0  # of which KV is in the pages
         self._started = self._sent = time.monotonic()
         self._refused: RequestError | None = None
-        self._transfer: Transfer | None = None
+        self._transfer: Transfer | None = None  # the first rank's
         try:
             self._ticket = Ticket.from_text(bootstrap_addr.rpartition(":")[0])
-            self._transfer = self._open()
+            self._kv = mgr.prompt_kv(self._ticket.prompt_tokens)
+            self._transfer = mgr.open(self._ticket, self._kv) if mgr.talks else None
         except RequestError as error:
             self._refused = error
 
@@ -91,8 +109,7 @@ class ZmqKVSender(BaseKVSender):
         self._started = time.monotonic()
         expected = pages_for(self._ticket.prompt_tokens, self.kv_mgr.memory.page_size)
         if self._transfer and num_kv_indices != expected:
-            reason = f"the prompt has {num_kv_indices} pages, its ticket says {expected}"
-            self._transfer.fail(reason)
+            self._transfer.fail(f"the prompt has {num_kv_indices} pages, its ticket says {expected}")
 
     def send(
         self,
@@ -101,20 +118,23 @@ class ZmqKVSender(BaseKVSender):
         num_kv_tokens: int | None = None,
     ) -> None:
         """KV of all layers is in these further pages, which stay ours until `poll` has told the end."""
-        memory, prompt_tokens = self.kv_mgr.memory, self._ticket.prompt_tokens
+        before, memory = self._tokens, self.kv_mgr.memory
         self._pages = np.concatenate([self._pages, np.asarray(kv_indices, np.int32)])
-        self._tokens = min(len(self._pages) * memory.page_size, prompt_tokens)
+        self._tokens = min(len(self._pages) * memory.page_size, self._ticket.prompt_tokens)
+        self._kv.extend(self._pages, before, self._tokens - before)  # on every rank, or the others wait
         self._sent = time.monotonic()
         if self._transfer is None or self._transfer.over:
             return
         for layer in range(memory.layers):
             self._transfer.layer_ready(layer, self._tokens)
-        if self._tokens == prompt_tokens:
+        if self._tokens == self._ticket.prompt_tokens:
             self._transfer.prompt_ready(self._sent - self._started, None)
         self.kv_mgr.exchange()
 
     def poll(self) -> int:
-        """Where the hand-over stands, as SGLang's `KVPoll`."""
+        """Where the hand-over stands, as SGLang's `KVPoll`; it takes the least of all ranks' answers."""
+        if not self.kv_mgr.talks:
+            return int(KVPoll.Success)
         if self._transfer is None:
             return int(KVPoll.Failed)
         self.kv_mgr.exchange()
@@ -130,7 +150,7 @@ class ZmqKVSender(BaseKVSender):
 
     def failure_exception(self) -> NoReturn:
         """Raise why the hand-over failed; SGLang puts it into its answer."""
-        raise self._error()
+        raise self._refused or (self._transfer and self._transfer.failure) or _SaidByTheFirstRank()
 
     def abort(self) -> None:
         """SGLang gives the prompt up; its pages may be reused at once."""
@@ -146,27 +166,11 @@ class ZmqKVSender(BaseKVSender):
             transfer_total_bytes=2 * memory.layers * memory.token_bytes * self._tokens,
         )
 
-    def _open(self) -> Transfer:
-        ticket, manager, now = self._ticket, self.kv_mgr, time.monotonic()
-        return manager.outbound.open(
-            ticket.id, ticket.prompt_tokens, ticket.data_address, now + ticket.timeout, 0.0, self._read, now
-        )
 
-    def _read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
-        return self.kv_mgr.memory.read(chunk.first_layer, self._pages, chunk.start, chunk.count)
+class _SaidByTheFirstRank(Exception):
+    """What SGLang's other ranks raise; the attribute keeps them from logging it once more."""
 
-    def _error(self) -> RequestError:
-        if self._refused:
-            return self._refused
-        assert self._transfer and self._transfer.failure
-        return self._transfer.failure
-
-
-class ZmqKVReceiver(BaseKVReceiver):
-    """There is none: decode workers are ours."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise ConfigError("xgr_zmq has no decode side in SGLang: start `xgr serve --sglang-prefill URL`")
+    is_from_another_rank = True
 
 
 class NoBootstrapServer(BaseKVBootstrapServer):

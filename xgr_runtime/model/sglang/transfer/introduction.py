@@ -21,10 +21,14 @@ def refuse_layout(args: Any, mode: Any, server_args: Any, latent: bool) -> None:
         raise ConfigError(
             "xgr_zmq serves --disaggregation-mode prefill only: decode workers are started by xgr"
         )
-    for field in ("tp_size", "pp_size", "dp_size"):
+    for field in ("pp_size", "dp_size"):
         if getattr(server_args, field) != 1:
             flag = "--" + field.replace("_", "-")
             raise ConfigError(f"xgr_zmq needs {flag} 1 for now, it is {getattr(server_args, field)}")
+    if args.kv_head_num * server_args.tp_size != args.total_kv_head_num:
+        raise ConfigError(
+            f"--tp-size {server_args.tp_size} does not divide {args.total_kv_head_num} KV heads"
+        )
     if latent or args.state_types or args.num_draft_entries:
         raise ConfigError("xgr_zmq hands over plain keys and values only: this model keeps more than that")
 
@@ -44,11 +48,11 @@ def model_identity(args: Any, server_args: Any, model_dtype: str, memory: Sglang
         weights_hash=weights_hash(folder, weight_files(folder)),
         dtype=dtype,
         layers=memory.layers,
-        kv_heads=args.kv_head_num,
+        kv_heads=args.total_kv_head_num,
         head_dim=memory.token_bytes // (args.kv_head_num * DTYPES[dtype].itemsize),
         hidden=config["hidden_size"],
         vocab=config["vocab_size"],
-        tp_size=server_args.tp_size,
+        tp_size=1,  # as handed over: the first rank has collected the heads of all
     )
 
 
@@ -61,7 +65,7 @@ def introduce(result: Any, scheduler: Any, _request: Any) -> Any:
     queue = scheduler.disagg_prefill_bootstrap_queue
     manager = queue and queue.kv_manager
     if hasattr(manager, "outbound"):
-        manager.exchange()
+        manager.exchange()  # also when nobody polls
         result.internal_state["xgr"] = msgspec.to_builtins(_hello(scheduler, manager))
     return result
 

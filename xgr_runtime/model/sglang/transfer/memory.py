@@ -1,12 +1,17 @@
-"""SGLang's KV pool as this process's memory: bytes of any tokens of any layer, gathered for the wire."""
+"""SGLang's KV pool as this process's memory, and one prompt's part of it as bytes for the wire."""
 
 import ctypes
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+from xgr_runtime.handover import Chunk
+
+Pages = NDArray[np.int32]
 
 
 class SglangKv:
@@ -28,19 +33,73 @@ class SglangKv:
         ]
         self._keys, self._values = buffers[: self.layers], buffers[self.layers :]
 
-    def read(
-        self, layer: int, pages: NDArray[np.int32], start: int, count: int
-    ) -> tuple[memoryview, memoryview]:
-        """Keys and values of tokens [start, start + count), copied: [count, token bytes] each."""
+    def read(self, layer: int, pages: Pages, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens [start, start + count), copied to the host: [count, token bytes] each."""
         token = np.arange(start, start + count)
         slots = pages[token // self.page_size].astype(np.int64) * self.page_size + token % self.page_size
         where = torch.from_numpy(slots)
-        return _gather(self._keys[layer], where), _gather(self._values[layer], where)
+        return tuple(  # type: ignore[return-value]
+            x[layer].index_select(0, where.to(x[layer].device)).cpu() for x in (self._keys, self._values)
+        )
 
 
-def _gather(buffer: Tensor, slots: Tensor) -> memoryview:
-    rows = buffer.index_select(0, slots.to(buffer.device)).cpu()
-    return rows.flatten().numpy().data
+class PromptKv(Protocol):
+    """The KV of one prompt, as far as SGLang has computed it."""
+
+    def extend(self, pages: Pages, start: int, count: int) -> None:
+        """Tokens [start, start + count) are now in the prompt's `pages`."""
+        ...
+
+    def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
+        """Keys and values of a chunk of one layer, all KV heads."""
+        ...
+
+
+class PagedPromptKv:
+    """Read from the pool when a chunk may leave; the pages stay the prompt's until then."""
+
+    def __init__(self, kv: SglangKv) -> None:
+        self._kv = kv
+        self._pages: Pages = np.empty(0, np.int32)
+
+    def extend(self, pages: Pages, start: int, count: int) -> None:
+        """See `PromptKv.extend`."""
+        self._pages = pages
+
+    def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
+        """See `PromptKv.read`."""
+        keys, values = self._kv.read(chunk.first_layer, self._pages, chunk.start, chunk.count)
+        return keys.flatten().numpy().data, values.flatten().numpy().data
+
+
+class GatheredPromptKv:
+    """Under tensor parallelism each rank holds some of the KV heads: the first rank collects them all.
+
+    Every rank must call `extend` for the same prompts in the same order, as SGLang's schedulers do; only the
+    first rank's can be read.
+    """
+
+    def __init__(self, kv: SglangKv, tokens: int, group: dist.ProcessGroup) -> None:
+        self._kv = kv
+        self._group = group
+        self._ranks = dist.get_world_size(group)
+        shape = (2, kv.layers, tokens, self._ranks, kv.token_bytes)
+        self._all = torch.empty(shape, dtype=torch.uint8) if dist.get_rank(group) == 0 else None
+
+    def extend(self, pages: Pages, start: int, count: int) -> None:
+        """See `PromptKv.extend`."""
+        layers = [self._kv.read(layer, pages, start, count) for layer in range(self._kv.layers)]
+        ours = torch.stack([torch.stack(x) for x in zip(*layers, strict=True)])  # [2, layers, count, bytes]
+        parts = [torch.empty_like(ours) for _ in range(self._ranks)] if self._all is not None else None
+        dist.gather(ours, parts, group=self._group, group_dst=0)
+        if self._all is not None and parts is not None:
+            self._all[:, :, start : start + count] = torch.stack(parts, dim=3)
+
+    def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
+        """See `PromptKv.read`."""
+        assert self._all is not None, "the first rank sends"
+        part = self._all[:, chunk.first_layer, chunk.start : chunk.start + chunk.count]
+        return part[0].flatten().numpy().data, part[1].flatten().numpy().data
 
 
 def _memory(pointer: int, length: int, device: str) -> Tensor:

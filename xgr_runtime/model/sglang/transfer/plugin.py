@@ -42,7 +42,6 @@ def our_class_or(original: Callable[..., Any], transfer_backend: Any, class_type
     classes = {
         "MANAGER": backend.ZmqKVManager,
         "SENDER": backend.ZmqKVSender,
-        "RECEIVER": backend.ZmqKVReceiver,
         "BOOTSTRAP_SERVER": backend.NoBootstrapServer,
     }
     return classes[class_type.name]
