@@ -1,0 +1,48 @@
+"""Our workers on SGLang's model layer give the answers of Hugging Face, one and two of each kind."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from freed import assert_all_freed
+from items import Items
+from oracle import Oracle
+from references import Reference, check_all
+
+from xgr_runtime.answer import Answer
+from xgr_runtime.client import XgrClient
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.launch import Deployment
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="workers={0}+{0}".format)
+def client(request: pytest.FixtureRequest, checkpoint: Path, catalog_source: Path) -> Iterator[XgrClient]:
+    """Small token budgets, so that some prompts come in chunks; nothing may be held afterwards."""
+    workers = request.param
+    config = ServeConfig(
+        model_path=str(checkpoint),
+        model_backend="sglang",
+        catalog=str(catalog_source),
+        port=0,
+        kv_bytes=64 << 20,
+        batch_tokens=128,
+        log_level="WARNING",
+        prefill_workers=workers,
+        decode_workers=workers,
+    )
+    with Deployment(config) as deployment, XgrClient(deployment.url, timeout=120.0) as open_client:
+        yield open_client
+        assert len(assert_all_freed(open_client)) == 2 * workers
+
+
+@pytest.mark.timeout(1200)
+def test_sixteen_at_a_time(
+    client: XgrClient, threads: ThreadPoolExecutor, references: list[Reference], oracle: Oracle, items: Items
+) -> None:
+    def ask(reference: Reference) -> Answer:
+        return client.generate(input_ids=reference.prompt, beam_width=reference.width, timeout_ms=120_000)
+
+    answers = list(threads.map(ask, references))
+    assert all(answer.meta_info.attempts == 1 for answer in answers), "nothing failed on the way"
+    check_all(answers, references, oracle, items)
