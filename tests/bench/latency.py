@@ -11,14 +11,13 @@ import argparse
 import json
 import os
 import statistics
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from traffic import make_prompts, timed
 from transformers import AutoModelForCausalLM
 
 from xgr_runtime.answer import Answer
@@ -27,7 +26,6 @@ from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
-SEED = 7
 TIE = 5e-5  # closer scores may come in either order: float32 sums in another order
 
 
@@ -62,20 +60,6 @@ class HuggingFace:
             prefix_allowed_tokens_fn=lambda _, so_far: self.children[tuple(so_far[len(prompt) :].tolist())],
         )
         return out.sequences[:, len(prompt) :].tolist(), out.sequences_scores.tolist()
-
-
-def make_prompts(catalog: Catalog, count: int, tokens: int) -> list[list[int]]:
-    """Random items behind the catalog's prefix, cut to exactly `tokens`."""
-    random = np.random.default_rng(SEED)
-    leaves = random.integers(0, catalog.leaves, (count, tokens // catalog.depth + 1))
-    prefix = list(catalog.template.prefix)
-    return [(prefix + catalog.sids[row].flatten().tolist())[:tokens] for row in leaves]
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
 
 
 def agree(answer: Answer, sids: list[list[int]], scores: list[float]) -> bool:
@@ -123,9 +107,11 @@ def throughput(args: argparse.Namespace, client: XgrClient, prompts: list[list[i
     """Ours alone, `--in-flight` requests at a time: two rounds of the prompts, of which the second counts."""
     with ThreadPoolExecutor(args.in_flight) as callers:
         for _ in range(2):
-            started = time.perf_counter()
-            list(callers.map(lambda p: client.generate(input_ids=p, beam_width=args.beam_width), prompts))
-            seconds = time.perf_counter() - started
+            seconds, _ = timed(
+                lambda: list(
+                    callers.map(lambda p: client.generate(input_ids=p, beam_width=args.beam_width), prompts)
+                )
+            )
     return {"in_flight": args.in_flight, "ours_requests_per_s": round(len(prompts) / seconds, 1)}
 
 
