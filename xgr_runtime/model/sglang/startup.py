@@ -76,7 +76,7 @@ def _settings(folder: Path, dtype: str) -> Settings:
     from sglang.srt.server_args import ServerArgs
 
     settings = ServerArgs(model_path=str(folder), dtype=dtype, **SETTINGS)
-    if hasattr(settings, "resolve_once"):  # from 0.5.18; before, the constructor did it
+    if hasattr(settings, "resolve_once"):  # from 0.5.19; before, the constructor did it
         settings.resolve_once()
     return settings
 
@@ -87,13 +87,13 @@ def _publish(settings: Settings) -> tuple[ModelConfig, dict[str, Any]]:
     from sglang.srt.configs import model_config
 
     _forget_former_experts()
-    if hasattr(runtime_context, "SpawnRanks"):  # 0.5.23
+    if hasattr(runtime_context, "SpawnRanks"):  # from 0.5.21
         ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
         runtime_context.publish(settings, role="scheduler", ranks=ranks)
         config = model_config.ModelConfig.from_server_args(settings)
         _make_groups(settings, config)
         return config, {}
-    if hasattr(runtime_context, "publish"):  # 0.5.18 to 0.5.22
+    if hasattr(runtime_context, "publish"):  # 0.5.17 to 0.5.20
         runtime_context.publish(settings, role="scheduler")
     else:  # 0.5.16
         runtime_context.get_context().set_server_args(settings)
@@ -102,7 +102,7 @@ def _publish(settings: Settings) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _make_groups(settings: Settings, config: ModelConfig) -> None:
-    """0.5.23 makes its groups outside of the runner, and once in a process."""
+    """From 0.5.21 groups are made outside of the runner, and once in a process."""
     global _groups_made
     from sglang.srt.distributed import bootstrap
 
@@ -113,7 +113,7 @@ def _make_groups(settings: Settings, config: ModelConfig) -> None:
 
 
 def _forget_former_groups() -> None:
-    """Before 0.5.23 every runner makes its groups and fails where another one has."""
+    """Before 0.5.21 every runner makes its groups and fails where another one has."""
     from sglang.srt.distributed import parallel_state
 
     parallel_state.destroy_model_parallel()
