@@ -1,8 +1,8 @@
 """`python -m xgr_runtime.model.sglang.serve ...`: SGLang's own server where there is no GPU.
 
 The same flags and the same code as `python -m sglang.launch_server`, which cannot even be imported on such a
-machine. SGLang spawns its processes, and each of them imports this module before anything else: so the shims are
-installed where they have to be, at the top. With a GPU it changes nothing.
+machine. SGLang spawns its processes, and each of them imports this module before anything else: so the shims
+are installed where they have to be, at the top. With a GPU it changes nothing.
 """
 
 import runpy
