@@ -21,8 +21,8 @@ def refuse_unsupported(config: Config, where: str) -> None:
 
 def describe(error: Exception) -> str:
     """An error of somebody else's library as a part of our one-line message."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    return f"{kind}: {text[:300]}" if text else kind
 
 
 def _reasons(config: Config) -> Iterator[str]:
