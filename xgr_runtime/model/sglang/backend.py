@@ -85,12 +85,9 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBa
         check_backend(backend, want, architecture)
     except ModelError as error:
         raise ModelError(f"sglang {version} on {folder}: {error}: {_REMEDY}") from error
-    except (
-        Exception
-    ) as error:  # whatever its layers raise on a machine or a config that they were not made for
-        raise ModelError(
-            f"sglang {version} cannot run {architecture} here: {describe(error)}: {_REMEDY}"
-        ) from error
+    except Exception as error:  # of any kind: its layers meet a machine or a config that they are not for
+        reason = f"cannot run {architecture} here: {describe(error)}"
+        raise ModelError(f"sglang {version} {reason}: {_REMEDY}") from error
     return backend
 
 
