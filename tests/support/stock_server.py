@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -47,6 +48,7 @@ class StockServer(AbstractContextManager["StockServer"]):
         self._argv = [arg for name, value in flags.items() for arg in (f"--{name}", value) if arg] + SWITCHES
         self._threads = threads
         self._prefill = prefill
+        self._ranks = int(flags.get("tp-size", "1"))
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
         self._process: subprocess.Popen[str] | None = None
 
@@ -105,7 +107,11 @@ class StockServer(AbstractContextManager["StockServer"]):
         # Its check for leaks while idle stays on where hand-overs are tested. It ends a 0.5.20 server on a
         # CPU after a few wide beam searches of its own.
         check = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1" if self._prefill else "0"}
-        return {**os.environ, **check, "OMP_NUM_THREADS": str(self._threads)}
+        # A core for each rank; SGLang wants to be told where there are fewer NUMA nodes than ranks.
+        cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
+        bind = {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(next(cores)) for _ in range(self._ranks))}
+        environ = {**os.environ, **check, "OMP_NUM_THREADS": str(self._threads)}
+        return {**environ, **bind} if self._ranks > 1 else environ
 
 
 def _free_port() -> int:
