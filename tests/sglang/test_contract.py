@@ -4,10 +4,14 @@ None of it is an interface that SGLang documents. A test names the promise and t
 tests look at signatures and small objects; `test_backend` shows that the numbers are right.
 """
 
+import argparse
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,9 +22,13 @@ from torch import Tensor, distributed, nn
 from xgr_runtime.model.sglang import versions
 from xgr_runtime.model.sglang.startup import SETTINGS, start_model
 
-SHIMS, STARTUP, BACKEND, VERSIONS = (
-    f"xgr_runtime/model/sglang/{name}.py" for name in ("shims", "startup", "backend", "versions")
+SHIMS, STARTUP, BACKEND, VERSIONS, SERVE = (
+    f"xgr_runtime/model/sglang/{name}.py" for name in ("shims", "startup", "backend", "versions", "serve")
 )
+PLUGIN, TRANSFER, INTRODUCTION = (
+    f"xgr_runtime/model/sglang/transfer/{name}.py" for name in ("plugin", "backend", "introduction")
+)
+TRANSFER_MODULE = "xgr_runtime.model.sglang.transfer.backend"
 
 
 def promise(kept: object, what: str, user: str) -> None:
@@ -257,3 +265,150 @@ def test_a_model_has_an_inner_model_and_a_head(make_checkpoint: MakeCheckpoint, 
 def test_wrapped_models_can_be_told() -> None:
     wrapped = srt("models.transformers", BACKEND).TransformersForCausalLM
     promise(wrapped.__module__ == "sglang.srt.models.transformers", "wrapped models moved", BACKEND)
+
+
+# The plugin
+
+
+def test_plugins_are_loaded_from_the_entry_points_that_we_use() -> None:
+    plugins = srt("plugins", PLUGIN)
+    promise(plugins.GENERAL_PLUGINS_GROUP == "sglang.srt.plugins", "entry points have another group", PLUGIN)
+    takes(plugins.load_plugins, set(), PLUGIN)
+
+
+def test_a_backend_can_be_offered() -> None:
+    """The flag takes what a plugin adds before the arguments are parsed."""
+    settings = srt("server_args", PLUGIN)
+    settings.add_disagg_transfer_backend_choices(["offered_by_a_test"])
+    parser = argparse.ArgumentParser()
+    settings.ServerArgs.add_cli_args(parser)
+    flag = "--disaggregation-transfer-backend"
+    (action,) = [a for a in parser._actions if flag in a.option_strings]
+    promise("offered_by_a_test" in (action.choices or ()), f"{flag} takes no added choice", PLUGIN)
+
+
+def test_hooks_wrap_replace_and_follow() -> None:
+    """On a module of our own: a class is replaced wherever it was imported, functions are wrapped."""
+    hooks = srt("plugins.hook_registry", PLUGIN)
+    source, importer = ModuleType("xgr_hook_source"), ModuleType("xgr_hook_importer")
+
+    class Old: ...
+
+    class New: ...
+
+    source.Thing = importer.Thing = Old  # type: ignore[attr-defined]
+    source.around = lambda x: x + 1  # type: ignore[attr-defined]
+    source.after = lambda x: x + 1  # type: ignore[attr-defined]
+    sys.modules |= {source.__name__: source, importer.__name__: importer}
+    try:
+        register = hooks.HookRegistry.register
+        register(f"{source.__name__}.Thing", New, hooks.HookType.REPLACE)
+        register(f"{source.__name__}.around", lambda original, x: 10 * original(x), hooks.HookType.AROUND)
+        register(f"{source.__name__}.after", lambda result, x: (result, x), hooks.HookType.AFTER)
+        hooks.HookRegistry.apply_hooks()
+        promise(source.Thing is New and importer.Thing is New, "REPLACE does not reach importers", PLUGIN)
+        promise(source.around(1) == 20, "AROUND does not wrap", PLUGIN)
+        promise(source.after(1) == (2, 1), "AFTER does not get result and arguments", PLUGIN)
+    finally:
+        del sys.modules[source.__name__], sys.modules[importer.__name__]
+
+
+def test_backends_are_looked_up_by_an_enumeration_and_one_function() -> None:
+    utils = srt("disaggregation.utils", PLUGIN)
+    promise(issubclass(utils.TransferBackend, Enum), "TransferBackend is no enumeration", PLUGIN)
+    takes(utils.get_kv_class, {"transfer_backend", "class_type"}, PLUGIN)
+    kinds = {member.name for member in utils.KVClassType}
+    ours = {"KVARGS", "MANAGER", "SENDER", "BOOTSTRAP_SERVER"}
+    promise(ours <= kinds, f"KVClassType has no {ours - kinds}", PLUGIN)
+
+
+def test_our_classes_are_what_the_scheduler_makes() -> None:
+    """Nothing abstract is left, and every method takes what SGLang's own backends take."""
+    base, ours = srt("disaggregation.base", TRANSFER), importlib.import_module(TRANSFER_MODULE)
+    pairs = [
+        (base.BaseKVManager, ours.ZmqKVManager),
+        (base.BaseKVSender, ours.ZmqKVSender),
+        (base.BaseKVBootstrapServer, ours.NoBootstrapServer),
+    ]
+    for theirs, mine in pairs:
+        left = set(mine.__abstractmethods__)
+        promise(not left, f"{theirs.__name__} has the further abstract methods {left}", TRANSFER)
+        for name in theirs.__abstractmethods__:
+            wanted = set(inspect.signature(getattr(theirs, name)).parameters)
+            found = set(inspect.signature(getattr(mine, name)).parameters)
+            promise(wanted <= found, f"{theirs.__name__}.{name} takes {wanted - found} too", TRANSFER)
+
+
+def test_states_are_ordered() -> None:
+    """SGLang takes the least state of all ranks: ours that do not talk must not hold the others up."""
+    poll = srt("disaggregation.base", TRANSFER).KVPoll
+    states = [poll.Failed, poll.Bootstrapping, poll.WaitingForInput, poll.Transferring, poll.Success]
+    promise(states == sorted(states), "KVPoll is not ordered from Failed to Success", TRANSFER)
+
+
+def test_a_senders_address_is_the_clients_bootstrap_host() -> None:
+    """The way on which the ticket reaches us: host, colon, port."""
+    queue = srt("disaggregation.prefill", TRANSFER).PrefillBootstrapQueue
+    source = inspect.getsource(queue)
+    promise('f"{req.bootstrap_host}:{self.bootstrap_port}"' in source, "bootstrap_addr is another", TRANSFER)
+    request = srt("managers.io_struct", TRANSFER).GenerateReqInput
+    fields = {"rid", "input_ids", "sampling_params", "bootstrap_host", "bootstrap_room"}
+    missing = fields - set(inspect.signature(request).parameters)
+    promise(not missing, f"/generate takes no {missing}", "router/sglang_server.py")
+
+
+def test_the_pool_is_described_as_we_read_it() -> None:
+    fields = set(inspect.get_annotations(srt("disaggregation.base", TRANSFER).KVArgs))
+    read = {"engine_rank", "kv_data_ptrs", "kv_data_lens", "kv_item_lens", "page_size", "state_types"}
+    read |= {"kv_head_num", "total_kv_head_num"}
+    promise(read <= fields, f"KVArgs has no {read - fields}", TRANSFER)
+
+
+@pytest.mark.parametrize("page_size", [1, 4], ids="page={}".format)
+def test_the_pool_lies_in_memory_as_we_read_it(page_size: int) -> None:
+    """Keys of all layers, then values; a token's heads side by side, page after page."""
+    pools = srt("mem_cache.memory_pool", TRANSFER)
+    settings = {"size": 16, "page_size": page_size, "dtype": torch.float32, "head_num": 2, "head_dim": 8}
+    pool = pools.MHATokenToKVPool(**settings, layer_num=3, device="cpu", enable_memory_saver=False)
+    pointers, _, item_bytes = pool.get_contiguous_buf_infos()
+    buffers = [pool.get_key_buffer(layer) for layer in range(3)]
+    buffers += [pool.get_value_buffer(layer) for layer in range(3)]
+    promise(pointers == [x.data_ptr() for x in buffers], "buffers are not keys, then values", TRANSFER)
+    promise({tuple(x.shape[1:]) for x in buffers} == {(2, 8)}, "a slot is not [heads, head_dim]", TRANSFER)
+    promise(all(x.is_contiguous() for x in buffers), "slots are not side by side", TRANSFER)
+    promise(set(item_bytes) == {page_size * 2 * 8 * 4}, "an item is not a page", TRANSFER)
+
+
+def test_a_models_config_says_what_we_compare(make_checkpoint: MakeCheckpoint) -> None:
+    settings = srt("server_args", INTRODUCTION).ServerArgs
+    made = settings(model_path=str(make_checkpoint("qwen3", 2)), device="cpu", dtype="float32")
+    config = srt("configs.model_config", INTRODUCTION).ModelConfig.from_server_args(made)
+    fields = ("num_hidden_layers", "hidden_size", "vocab_size")
+    missing = [name for name in fields if not isinstance(getattr(config, name, None), int)]
+    promise(not missing, f"ModelConfig has no {missing}", INTRODUCTION)
+    promise(config.dtype is torch.float32, "ModelConfig.dtype is no torch type", INTRODUCTION)
+
+
+def test_the_scheduler_says_what_we_report() -> None:
+    scheduler = srt("managers.scheduler", INTRODUCTION).Scheduler
+    takes(scheduler.get_internal_state, {"recv_req"}, INTRODUCTION)
+    state = srt("managers.io_struct", INTRODUCTION).GetInternalStateReqOutput
+    promise("internal_state" in state.__annotations__, "its answer has no internal_state", INTRODUCTION)
+    source = inspect.getsource(importlib.import_module(scheduler.__module__))
+    for name in (
+        "disagg_prefill_bootstrap_queue",
+        "disagg_prefill_inflight_queue",
+        "waiting_queue",
+        "token_to_kv_pool_allocator",
+        "tree_cache",
+        "max_total_num_tokens",
+        "max_req_input_len",
+    ):
+        promise(f"self.{name}" in source, f"Scheduler has no {name}", INTRODUCTION)
+    caches = srt("mem_cache.base_prefix_cache", INTRODUCTION).BasePrefixCache
+    promise(hasattr(caches, "evictable_size"), "a prefix cache has no evictable_size", INTRODUCTION)
+
+
+def test_the_server_is_a_module_that_runs() -> None:
+    server = importlib.import_module("sglang.launch_server")
+    promise('__name__ == "__main__"' in inspect.getsource(server), "sglang.launch_server runs nothing", SERVE)

@@ -126,13 +126,19 @@ def server_args(checkpoint: Path, **other: Any) -> Any:
     return SimpleNamespace(**{**plain, "tp_size": 1, "pp_size": 1, "dp_size": 1, **other})
 
 
+@pytest.fixture(autouse=True)
+def model_config(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the backend reads of SGLang's `ModelConfig`, without SGLang's start."""
+    config = read_config(checkpoint)
+    fields = {name: config[name] for name in ("num_hidden_layers", "hidden_size", "vocab_size")}
+    model = SimpleNamespace(dtype=torch.float32, **fields)
+    made = SimpleNamespace(from_server_args=lambda _: model)
+    monkeypatch.setattr("xgr_runtime.model.sglang.transfer.backend.ModelConfig", made)
+
+
 @pytest.fixture
-def manager(
-    checkpoint: Path, pool: Pool, page_size: int, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ZmqKVManager]:
-    dtype = SimpleNamespace(from_server_args=lambda _: SimpleNamespace(dtype=torch.float32))
-    monkeypatch.setattr("xgr_runtime.model.sglang.transfer.backend.ModelConfig", dtype)
-    yield ZmqKVManager(kv_args(pool, page_size), DisaggregationMode.PREFILL, server_args(checkpoint))
+def manager(checkpoint: Path, pool: Pool, page_size: int) -> ZmqKVManager:
+    return ZmqKVManager(kv_args(pool, page_size), DisaggregationMode.PREFILL, server_args(checkpoint))
 
 
 @pytest.fixture
@@ -276,7 +282,7 @@ def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address:
         ({"tp_size": 3}, {}, "KV heads"),
         ({}, {"kv_cache_dtype_str": "fp8_e4m3"}, "--kv-cache-dtype"),
         ({}, {"state_types": ["mamba"]}, "plain keys and values"),
-        ({}, {"num_draft_entries": 2}, "plain keys and values"),
+        ({}, {"kv_data_ptrs": [1] * 100}, "plain keys and values"),
     ],
     ids=["pipeline", "data", "tensor", "fp8 KV", "state", "draft"],
 )

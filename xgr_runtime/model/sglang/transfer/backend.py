@@ -38,13 +38,13 @@ class ZmqKVManager(BaseKVManager):
     def __init__(
         self, args: Any, disaggregation_mode: Any, server_args: Any, is_mla_backend: bool | None = False
     ) -> None:
-        refuse_layout(args, disaggregation_mode, server_args, bool(is_mla_backend))
+        model = ModelConfig.from_server_args(server_args)
+        refuse_layout(args, disaggregation_mode, server_args, model, bool(is_mla_backend))
         self.kv_args = args  # SGLang reads it
         self.memory = SglangKv(args, server_args.device)
         self.talks = args.engine_rank == 0
         self._tp_size: int = server_args.tp_size
-        dtype = str(ModelConfig.from_server_args(server_args).dtype)
-        self.identity = model_identity(args, server_args, dtype, self.memory)
+        self.identity = model_identity(args, server_args, model, self.memory)
         self.incarnation = new_incarnation()
         self.name = worker_name(server_args)
         self.outbound = Outbound(self.name, self.incarnation, self.identity, CHUNK_BYTES, LEASE)

@@ -15,8 +15,8 @@ from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.model.sglang.transfer.memory import SglangKv
 
 
-def refuse_layout(args: Any, mode: Any, server_args: Any, latent: bool) -> None:
-    """Raises ConfigError, in one line, for what this release cannot hand over."""
+def refuse_layout(args: Any, mode: Any, server_args: Any, model: Any, latent: bool) -> None:
+    """Raises ConfigError, in one line, for what this release cannot hand over. `model` is a `ModelConfig`."""
     if mode.value != "prefill":
         raise ConfigError(
             "xgr_zmq serves --disaggregation-mode prefill only: decode workers are started by xgr"
@@ -29,18 +29,16 @@ def refuse_layout(args: Any, mode: Any, server_args: Any, latent: bool) -> None:
         raise ConfigError(
             f"--tp-size {server_args.tp_size} does not divide {args.total_kv_head_num} KV heads"
         )
-    if latent or args.state_types or args.num_draft_entries:
+    plain = len(args.kv_data_ptrs) == 2 * model.num_hidden_layers  # a draft model adds its own
+    if latent or args.state_types or not plain:
         raise ConfigError("xgr_zmq hands over plain keys and values only: this model keeps more than that")
 
 
-def model_identity(args: Any, server_args: Any, model_dtype: str, memory: SglangKv) -> ModelIdentity:
-    """What our decode workers compare with their own model; `model_dtype` is that of its weights.
-
-    Raises `ModelError`, `ConfigError`.
-    """
+def model_identity(args: Any, server_args: Any, model: Any, memory: SglangKv) -> ModelIdentity:
+    """What our decode workers compare with their own model. Raises `ModelError`, `ConfigError`."""
     folder = Path(server_args.model_path)
-    config = read_config(folder)
-    dtype = model_dtype.removeprefix("torch.")
+    read_config(folder)  # which says what is wrong with a path that is no local folder
+    dtype = str(model.dtype).removeprefix("torch.")
     if dtype not in DTYPES or args.kv_cache_dtype_str not in ("auto", dtype):
         found = f"they are {dtype} and {args.kv_cache_dtype_str}: see --dtype and --kv-cache-dtype"
         raise ConfigError(f"xgr_zmq needs model and KV in {' or '.join(DTYPES)}, {found}")
@@ -50,8 +48,8 @@ def model_identity(args: Any, server_args: Any, model_dtype: str, memory: Sglang
         layers=memory.layers,
         kv_heads=args.total_kv_head_num,
         head_dim=memory.token_bytes // (args.kv_head_num * DTYPES[dtype].itemsize),
-        hidden=config["hidden_size"],
-        vocab=config["vocab_size"],
+        hidden=model.hidden_size,
+        vocab=model.vocab_size,
         tp_size=1,  # as handed over: the first rank has collected the heads of all
     )
 
