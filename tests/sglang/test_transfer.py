@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sglang.srt.disaggregation import utils
 from sglang.srt.disaggregation.base import KVArgs, KVPoll
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
@@ -32,6 +33,7 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
+from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, with_ours
 from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
 from xgr_runtime.transport import Listener
@@ -305,3 +307,15 @@ def test_what_cannot_be_handed_over_is_refused_at_start(
 def test_sglang_has_no_decode_side_here(checkpoint: Path, pool: Pool) -> None:
     with pytest.raises(ConfigError, match="--disaggregation-mode prefill"):
         ZmqKVManager(kv_args(pool, 1), DisaggregationMode.DECODE, server_args(checkpoint))
+
+
+def test_sglang_gets_our_classes_for_our_backend_alone() -> None:
+    backends = with_ours(utils.TransferBackend)
+    assert [member.value for member in backends] == [*(m.value for m in utils.TransferBackend), BACKEND]
+    kinds = [kind for kind in utils.KVClassType if kind.name != "RECEIVER"]
+    for member in backends:
+        for kind in kinds:
+            found = our_class_or(lambda *asked: asked, member, kind)
+            assert isinstance(found, type) == (member.value == BACKEND), (member, kind)
+            if member.value != BACKEND:
+                assert found == (member, kind)

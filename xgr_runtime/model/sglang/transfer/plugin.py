@@ -35,11 +35,14 @@ def with_ours(known: type[Enum]) -> Any:
 
 def our_class_or(original: Callable[..., Any], transfer_backend: Any, class_type: Any) -> Any:
     """The class that SGLang asks for: ours for our backend, its own for every other."""
-    if transfer_backend.value != BACKEND or class_type.name == "KVARGS":
+    if transfer_backend.value != BACKEND:
         return original(transfer_backend, class_type)
+    from sglang.srt.disaggregation.base import KVArgs
+
     from xgr_runtime.model.sglang.transfer import backend
 
     classes = {
+        "KVARGS": KVArgs,  # SGLang's own; up to 0.5.17 each backend says so itself
         "MANAGER": backend.ZmqKVManager,
         "SENDER": backend.ZmqKVSender,
         "BOOTSTRAP_SERVER": backend.NoBootstrapServer,
