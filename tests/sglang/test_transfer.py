@@ -116,7 +116,6 @@ def kv_args(pool: Pool, page_size: int) -> Any:
     args.kv_item_lens = [x[0].nbytes * page_size for x in buffers]
     args.page_size = page_size
     args.kv_head_num = args.total_kv_head_num = pool[0][0].shape[1]
-    args.kv_cache_dtype_str = "auto"
     args.state_types = []
     args.engine_rank = 0
     return args
@@ -124,7 +123,7 @@ def kv_args(pool: Pool, page_size: int) -> Any:
 
 def server_args(checkpoint: Path, **other: Any) -> Any:
     """What the backend reads of SGLang's settings."""
-    plain = {"model_path": str(checkpoint), "device": "cpu", "port": 1}
+    plain = {"model_path": str(checkpoint), "device": "cpu", "port": 1, "kv_cache_dtype": "auto"}
     return SimpleNamespace(**{**plain, "tp_size": 1, "pp_size": 1, "dp_size": 1, **other})
 
 
@@ -282,11 +281,12 @@ def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address:
         ({"pp_size": 2}, {}, "--pp-size"),
         ({"dp_size": 2}, {}, "--dp-size"),
         ({"tp_size": 3}, {}, "KV heads"),
-        ({}, {"kv_cache_dtype_str": "fp8_e4m3"}, "--kv-cache-dtype"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, {}, "--kv-cache-dtype"),
+        ({"kv_cache_dtype": "bf16"}, {}, "--kv-cache-dtype"),
         ({}, {"state_types": ["mamba"]}, "plain keys and values"),
         ({}, {"kv_data_ptrs": [1] * 100}, "plain keys and values"),
     ],
-    ids=["pipeline", "data", "tensor", "fp8 KV", "state", "draft"],
+    ids=["pipeline", "data", "tensor", "fp8 KV", "other KV", "state", "draft"],
 )
 @pytest.mark.parametrize("page_size", [1], indirect=True)
 def test_what_cannot_be_handed_over_is_refused_at_start(

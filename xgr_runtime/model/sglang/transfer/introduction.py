@@ -39,9 +39,10 @@ def model_identity(args: Any, server_args: Any, model: Any, memory: SglangKv) ->
     folder = Path(server_args.model_path)
     read_config(folder)  # which says what is wrong with a path that is no local folder
     dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in DTYPES or args.kv_cache_dtype_str not in ("auto", dtype):
-        found = f"they are {dtype} and {args.kv_cache_dtype_str}: see --dtype and --kv-cache-dtype"
-        raise ConfigError(f"xgr_zmq needs model and KV in {' or '.join(DTYPES)}, {found}")
+    kept = {"auto": dtype, "bf16": "bfloat16"}.get(server_args.kv_cache_dtype, server_args.kv_cache_dtype)
+    if dtype not in DTYPES or kept != dtype:
+        found = f"they are in {dtype} and {kept}: see --dtype and --kv-cache-dtype"
+        raise ConfigError(f"xgr_zmq needs model and KV in {' or '.join(DTYPES)}, both the same; {found}")
     return ModelIdentity(
         weights_hash=weights_hash(folder, weight_files(folder)),
         dtype=dtype,
