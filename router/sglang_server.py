@@ -6,6 +6,7 @@ when the hand-over is over, and says why if it failed.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -38,12 +39,15 @@ class SglangServer(Worker):
     ) -> None:
         super().__init__(url, "prefill", on_message, on_lost)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # Every call has a connection of its own: the server may close one that was kept just as it is used,
+        # which would look as if the server had died. On this machine a new one costs about a millisecond.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         # Proxies that the environment names are for the world outside, not for this machine's servers.
         self._http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, trust_env=False)
         self._heartbeat = heartbeat
         self._silence = silence
         self._complained = ""
+        self._doubt = asyncio.Event()  # a prompt's connection broke: ask at once
         self._prompts: dict[AttemptId, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
 
@@ -75,13 +79,15 @@ class SglangServer(Worker):
         """Run a prompt. A hand-over that succeeds is reported by the decode worker, not here."""
         try:
             answer = await self._http.post("/generate", json=_body(request), timeout=request.timeout)
+            problem = _problem(answer)
         except httpx.TimeoutException:
             return  # the router's own deadline has passed
         except httpx.TransportError as error:
-            self._fail(request.id, WorkerLost(f"the SGLang server broke off: {type(error).__name__}"))
-            self.lost("its connection broke")
-            return
-        problem = _problem(answer)
+            problem = WorkerLost(f"the SGLang server broke off: {type(error).__name__}")
+            self._doubt.set()
+        except Exception as error:
+            log.exception("%s: the answer to request %d cannot be read", self.address, request.id.request)
+            problem = WorkerLost(f"the SGLang server's answer cannot be read: {type(error).__name__}")
         if problem is not None:
             self._fail(request.id, problem)
 
@@ -100,30 +106,42 @@ class SglangServer(Worker):
     # --- life ---
 
     async def _beats(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            asked = loop.time()
-            try:
-                answer = await self._http.get("/server_info", timeout=self._silence)
-                self._introduced(answer)
-            except httpx.TimeoutException:
-                if loop.time() - asked < 1.5 * self._silence:  # else it was us who paused
-                    self.lost(f"no answer for {self._silence:g} s")
-            except httpx.TransportError:
-                self.lost("its connection broke")
-            await asyncio.sleep(self._heartbeat)
+            self._doubt.clear()
+            await self._ask()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doubt.wait(), self._heartbeat)
+
+    async def _ask(self) -> None:
+        """One heartbeat, answered within `silence` or not at all."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        try:
+            async with asyncio.timeout(self._silence):
+                answer = await self._http.get("/server_info", timeout=None)
+            self._introduced(answer)
+        except TimeoutError:
+            if loop.time() - asked < self._silence + self._heartbeat:  # else it was us who paused
+                self.lost(f"no answer for {self._silence:g} s")
+        except httpx.TransportError:
+            self.lost("its connection broke")
+        except Exception as error:  # it may answer anything
+            self._unusable(f"{_PLUGIN_MISSING} ({error!r:.500})")
 
     def _introduced(self, answer: httpx.Response) -> None:
-        try:
-            state = answer.raise_for_status().json()["internal_states"][0]
-            self.meet(msgspec.convert(state["xgr"], WorkerHello))
-            self._complained = ""
-        except (httpx.HTTPStatusError, LookupError, TypeError, ValueError) as error:
-            problem = f"HTTP {answer.status_code}" if answer.is_error else f"{_PLUGIN_MISSING} ({error!r})"
-            self.lost(problem)
-            if problem != self._complained:
-                log.warning("prefill worker at %s is unusable: %s", self.address, problem)
-                self._complained = problem
+        if answer.is_error:
+            self._unusable(f"HTTP {answer.status_code}")
+            return
+        state = answer.json()["internal_states"][0]
+        self.meet(msgspec.convert(state["xgr"], WorkerHello))
+        self._complained = ""
+
+    def _unusable(self, problem: str) -> None:
+        """It answers, but not as a server that we can use; said once."""
+        self.lost(problem)
+        if problem != self._complained:
+            log.warning("prefill worker at %s is unusable: %s", self.address, problem)
+            self._complained = problem
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from router.sglang_server import SglangServer
@@ -36,6 +37,7 @@ MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
 ID = AttemptId(11, 22, 1, 33, 44)
 TOKENS = np.array([5, 6, 7], np.int32)
+DEEP = "[" * 100_000  # the JSON parser raises RecursionError
 DONE = {"meta_info": {"finish_reason": {"type": "length", "length": 0}}}
 
 
@@ -44,8 +46,10 @@ class PlayedServer:
 
     def __init__(self) -> None:
         self.hello = WorkerHello(PROTOCOL, "prefill", "sglang-1", 33, MODEL, "", [], Limits(99), LOAD)
-        self.info: dict[str, Any] | None = None  # in place of the usual /server_info
+        self.info: Any = None  # in place of the usual /server_info
         self.answer: tuple[int, Any] = (200, DONE)
+        self.answering = asyncio.Event()  # heartbeats
+        self.answering.set()
         self.hold = asyncio.Event()
         self.hold.set()
         self.asked: list[tuple[str, Any, str | None]] = []
@@ -62,7 +66,10 @@ class PlayedServer:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
 
     async def _info(self, request: Request) -> Response:
+        await self.answering.wait()
         state = {"xgr": msgspec.to_builtins(self.hello)}
+        if isinstance(self.info, Response):
+            return self.info
         return JSONResponse(self.info if self.info is not None else {"internal_states": [state]})
 
     async def _generate(self, request: Request) -> Response:
@@ -70,7 +77,7 @@ class PlayedServer:
         self.asked.append(("generate", await request.json(), request.headers.get("authorization")))
         await self.hold.wait()
         status, body = self.answer
-        return JSONResponse(body, status)
+        return body if isinstance(body, Response) else JSONResponse(body, status)
 
     async def _abort(self, request: Request) -> Response:
         self.asked.append(("abort", await request.json(), None))
@@ -82,9 +89,14 @@ class PlayedServer:
         for listener in self._server.servers:
             listener.close()
         self.hold.set()
+        self.answering.set()
+        self.break_connections()
+        await self._serving
+
+    def break_connections(self) -> None:
+        """Those that are open now."""
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
-        await self._serving
 
 
 class Told:
@@ -102,9 +114,11 @@ class Told:
 
 
 @contextlib.asynccontextmanager
-async def served(key: str = "") -> AsyncIterator[tuple[PlayedServer, SglangServer, Told]]:
+async def served(
+    key: str = "", heartbeat: float = 0.02
+) -> AsyncIterator[tuple[PlayedServer, SglangServer, Told]]:
     server, told = PlayedServer(), Told()
-    link = SglangServer(server.url, key, 0.02, 1.0, told.message, told.lost)
+    link = SglangServer(server.url, key, heartbeat, 1.0, told.message, told.lost)
     link.start()
     try:
         yield server, link, told
@@ -155,8 +169,10 @@ def test_introduces_itself_and_takes_prompts() -> None:
         (400, {"error": {"message": "too long"}}, BadRequest, False),
         (200, {"meta_info": {"finish_reason": {"type": "abort", "message": "x"}}}, WorkerLost, True),
         (200, "no answer of SGLang's", WorkerLost, True),
+        (200, Response("not gzip", headers={"Content-Encoding": "gzip"}), WorkerLost, True),
+        (200, Response(DEEP), WorkerLost, True),
     ],
-    ids=["failed", "failed, other form", "overloaded", "refused", "aborted", "strange"],
+    ids=["failed", "failed, other form", "overloaded", "refused", "aborted", "strange", "no gzip", "deep"],
 )
 def test_a_failure_is_reported_with_its_reason(status: int, body: Any, error: type[Any], retry: bool) -> None:
     async def play() -> None:
@@ -211,6 +227,87 @@ def test_a_server_that_dies_loses_its_prompts() -> None:
     run(body)
 
 
+def test_a_broken_connection_costs_only_its_own_prompts() -> None:
+    """The server is asked at once, not at the next heartbeat, whether it lives; it does."""
+
+    async def body() -> None:
+        async with served(heartbeat=60.0) as (server, link, told):
+            await until(lambda: link.alive)
+            server.hold.clear()
+            link.send(prompt())
+            await until(lambda: server.asked)
+            server.hello = msgspec.structs.replace(server.hello, worker="asked again")
+            server.break_connections()
+            await until(lambda: told.messages)
+            (failed,) = told.messages
+            assert isinstance(failed, Failed) and failed.retry and failed.code == WorkerLost.code
+            await until(lambda: link.hello and link.hello.worker == "asked again")
+            assert link.alive and not told.losses
+
+    run(body)
+
+
+def test_no_connection_is_used_twice() -> None:
+    """A server that keeps connections open but closes them just as they are used again."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(1)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(info), info))
+        await reader.read(1)
+        writer.close()
+
+    hello = WorkerHello(PROTOCOL, "prefill", "sglang-1", 33, MODEL, "", [], Limits(99), LOAD)
+    info = msgspec.json.encode({"internal_states": [{"xgr": hello}]})
+    asked: list[int] = []
+
+    async def body() -> None:
+        told = Told()
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            link = SglangServer(f"http://127.0.0.1:{port}", "", 0.02, 1.0, told.message, told.lost)
+            link.start()
+            await until(lambda: len(asked) > 3)
+            assert link.alive and not told.losses
+            await link.stop()
+
+    run(body)
+
+
+def test_a_router_that_was_stopped_blames_nobody_else() -> None:
+    """Its own clock ran on meanwhile; it asks again before it judges."""
+
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.answering.clear()
+            await asyncio.sleep(0.1)  # the next heartbeat waits for its answer
+            time.sleep(1.2)  # longer than the silence of 1 s
+            server.answering.set()
+            await asyncio.sleep(0.1)
+            assert link.alive and not told.losses
+
+    run(body)
+
+
+def test_an_answer_without_end_is_none() -> None:
+    """Heartbeats have a deadline as a whole: a server that sends a byte now and then is silent."""
+
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.info = StreamingResponse(drip())
+            await until(lambda: told.losses)
+            assert told.losses == [(33, "no answer for 1 s")]
+
+    run(body)
+
+
 def test_a_restarted_server_is_another_one() -> None:
     async def body() -> None:
         async with served() as (server, link, told):
@@ -224,7 +321,9 @@ def test_a_restarted_server_is_another_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "info", [{}, {"internal_states": [{}]}, {"internal_states": [{"xgr": {"a": 1}}]}, []], ids=str
+    "info",
+    [{}, {"internal_states": [{}]}, {"internal_states": [{"xgr": {"a": 1}}]}, [], Response(DEEP)],
+    ids=["empty", "no state", "another state", "list", "deep"],
 )
 def test_a_server_without_our_plugin_is_unusable(info: Any, caplog: pytest.LogCaptureFixture) -> None:
     def said() -> list[str]:
@@ -238,6 +337,8 @@ def test_a_server_without_our_plugin_is_unusable(info: Any, caplog: pytest.LogCa
             assert not link.alive
             (line,) = said()
             assert "xgr_zmq" in line, "said once, and what is missing"
+            server.info = None
+            await until(lambda: link.alive)
 
     run(body)
 
