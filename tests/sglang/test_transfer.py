@@ -258,6 +258,25 @@ def test_a_ticket_of_another_time_is_refused(manager: ZmqKVManager, decode: Play
             sender.failure_exception()
 
 
+@pytest.mark.parametrize("page_size", [16], indirect=True)
+def test_a_turn_of_many_prompts_is_one_exchange(
+    manager: ZmqKVManager, decode: PlayedDecode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang polls each prompt in each turn; an exchange for all at each poll would cost their square."""
+    made: list[float] = []
+    exchange = manager.outbound.exchange
+    monkeypatch.setattr(manager.outbound, "exchange", lambda now: made.append(now) or exchange(now))
+    address = decode.links.listener.address
+    ids = [AttemptId(1, number, 1, manager.incarnation, 44) for number in range(20)]
+    senders = [ZmqKVSender(manager, f"{Ticket(id, address, 16, 30.0).to_text()}:1", 7, [0], 0) for id in ids]
+    for turn in range(1, 6):
+        assert {sender.poll() for sender in senders} == {KVPoll.Bootstrapping}
+        assert len(made) == turn
+        senders[turn].abort()  # SGLang polls it no more
+        del senders[turn]
+    assert len(made) == 5 and len(manager.outbound.transfers) == len(senders)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:8998", "None:8998", "xgr1.AAAA:8998", ":"])
 def test_without_a_ticket(manager: ZmqKVManager, address: str) -> None:
     sender = ZmqKVSender(manager, address, 7, [0], 0)

@@ -48,12 +48,14 @@ class ZmqKVManager(BaseKVManager):
         self.incarnation = new_incarnation()
         self.name = worker_name(server_args)
         self.outbound = Outbound(self.name, self.incarnation, self.identity, CHUNK_BYTES, LEASE)
+        self.exchanges = 0
 
     def register_to_bootstrap(self) -> None:
         """Routers ask `/server_info`; there is nowhere to register."""
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave; forget what is over."""
+        self.exchanges += 1
         now = time.monotonic()
         self.outbound.exchange(now)
         self.outbound.expire(now)
@@ -97,6 +99,7 @@ class ZmqKVSender(BaseKVSender):
         self._started = self._sent = time.monotonic()
         self._refused: RequestError | None = None
         self._transfer: Transfer | None = None  # the first rank's
+        self._seen = mgr.exchanges
         try:
             self._ticket = Ticket.from_text(bootstrap_addr.rpartition(":")[0])
             self._kv = mgr.prompt_kv(self._ticket.prompt_tokens)
@@ -129,7 +132,8 @@ class ZmqKVSender(BaseKVSender):
             self._transfer.layer_ready(layer, self._tokens)
         if self._tokens == self._ticket.prompt_tokens:
             self._transfer.prompt_ready(self._sent - self._started, None)
-        self.kv_mgr.exchange()
+        self._exchange()
+        self._transfer.flush()
 
     def poll(self) -> int:
         """Where the hand-over stands, as SGLang's `KVPoll`; it takes the least of all ranks' answers."""
@@ -137,7 +141,7 @@ class ZmqKVSender(BaseKVSender):
             return int(KVPoll.Success)
         if self._transfer is None:
             return int(KVPoll.Failed)
-        self.kv_mgr.exchange()
+        self._exchange()
         match self._transfer.sender.state:
             case SenderState.OPENED:
                 return int(KVPoll.Bootstrapping)
@@ -156,7 +160,7 @@ class ZmqKVSender(BaseKVSender):
         """SGLang gives the prompt up; its pages may be reused at once."""
         if self._transfer and not self._transfer.over:
             self._transfer.fail("SGLang aborted the request")
-            self.kv_mgr.exchange()
+            self.kv_mgr.outbound.retire()
 
     def get_transfer_metric(self) -> KVTransferMetric:
         """Seconds from the last page to the end, and bytes, for SGLang's own metrics."""
@@ -165,6 +169,12 @@ class ZmqKVSender(BaseKVSender):
             transfer_latency_s=time.monotonic() - self._sent,
             transfer_total_bytes=2 * memory.layers * memory.token_bytes * self._tokens,
         )
+
+    def _exchange(self) -> None:
+        """Once in a turn of SGLang's, for all of its prompts: when one of them comes by again."""
+        if self._seen == self.kv_mgr.exchanges:
+            self.kv_mgr.exchange()
+        self._seen = self.kv_mgr.exchanges
 
 
 class _SaidByTheFirstRank(Exception):
