@@ -6,8 +6,10 @@ client's choice, to the server's KV transfer backend. So the ticket travels ther
 
 import base64
 import binascii
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.messages import AttemptId
@@ -21,7 +23,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: AttemptId
     data_address: str
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, Meta(gt=0)]
     timeout: float  # seconds left
 
     def to_text(self) -> str:

@@ -286,6 +286,16 @@ def test_without_a_ticket(manager: ZmqKVManager, address: str) -> None:
     sender.abort()
 
 
+@pytest.mark.parametrize("tokens", [-1, 0, SLOTS + 1, 1 << 60], ids="L={}".format)
+def test_a_ticket_for_no_prompt_that_fits_is_refused(manager: ZmqKVManager, tokens: int) -> None:
+    """Before memory is taken for it: an error there would end SGLang's scheduler."""
+    ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), "ipc:///x", tokens, 1.0)
+    sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7, [0], 0)
+    assert sender.poll() == KVPoll.Failed
+    with pytest.raises(XgrError, match=r"ticket.*(1|room)"):
+        sender.failure_exception()
+
+
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5", "nonsense", "ipc:///nowhere/at/all"])
 def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address: str) -> None:
     ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), address, 7, 1.0)

@@ -10,10 +10,11 @@ from xgr_runtime.messages import AttemptId
 from xgr_runtime.ticket import Ticket, request_id
 
 numbers = st.integers(0, 2**62 - 1)
+counts = st.integers(1, 2**62 - 1)
 ids = st.builds(AttemptId, numbers, numbers, st.integers(1, 99), numbers, numbers)
 
 
-@given(id=ids, address=st.text(max_size=100), tokens=numbers, timeout=st.floats(0, 1e6))
+@given(id=ids, address=st.text(max_size=100), tokens=counts, timeout=st.floats(0, 1e6))
 def test_comes_back_as_it_went(id: AttemptId, address: str, tokens: int, timeout: float) -> None:
     ticket = Ticket(id, address, tokens, timeout)
     text = ticket.to_text()

@@ -62,7 +62,9 @@ class ZmqKVManager(BaseKVManager):
         self.outbound.retire()  # SGLang itself logs what failed
 
     def prompt_kv(self, tokens: int) -> PromptKv:
-        """Where the KV of a prompt of `tokens` tokens will be read."""
+        """Where the KV of a prompt of `tokens` tokens will be read. Raises `BadRequest`."""
+        if tokens > self.memory.slots:
+            raise BadRequest(f"the ticket names {tokens} tokens, there is room for {self.memory.slots}")
         if self._tp_size == 1:
             return PagedPromptKv(self.memory)
         return GatheredPromptKv(self.memory, tokens, get_tp_group().cpu_group)

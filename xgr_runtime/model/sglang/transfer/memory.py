@@ -31,6 +31,7 @@ class SglangKv:
             _memory(pointer, length, device).view(-1, self.token_bytes)
             for pointer, length in zip(args.kv_data_ptrs, args.kv_data_lens, strict=True)
         ]
+        self.slots: int = len(buffers[0])
         self._keys, self._values = buffers[: self.layers], buffers[self.layers :]
 
     def read(self, layer: int, pages: Pages, start: int, count: int) -> tuple[Tensor, Tensor]:
