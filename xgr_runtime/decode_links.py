@@ -1,6 +1,10 @@
-"""A prefill process's links to the decode workers: connected on first use, greeted once per incarnation."""
+"""A prefill process's links to the decode workers: connected on first use, greeted once per incarnation.
 
-from collections.abc import Iterator
+An SGLang server outlives deployments, each of which has decode workers at new addresses: what is not used any
+more is closed.
+"""
+
+from collections.abc import Collection, Iterator
 
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -13,6 +17,8 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Link, Poller
 
+IDLE = 300.0  # seconds without a transfer after which a link is closed
+
 
 class DecodeLink:
     """One decode worker's data link."""
@@ -21,6 +27,7 @@ class DecodeLink:
         self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES)
         self._hello = hello
         self._greeted: int | None = None  # incarnation
+        self.used: float | None = None  # when a transfer was last seen on it
 
     def send(self, decode: int, message: Message, *frames: Frame) -> bool:
         """Send to the incarnation `decode`, greeting it first; False when it cannot take the message now."""
@@ -42,6 +49,7 @@ class DecodeLinks:
         self._hello = LinkHello(PROTOCOL, worker, incarnation, model)
         self._poller = poller
         self._links: dict[str, DecodeLink] = {}
+        self._closed_bad_messages = 0
 
     def to(self, address: str) -> DecodeLink:
         """The link to this data address. Raises `ConfigError` for an address that is not local."""
@@ -61,6 +69,20 @@ class DecodeLinks:
                 if not isinstance(received.message, LinkWelcome):
                     yield link, received.message
 
+    def close_idle(self, busy: Collection[DecodeLink], now: float) -> None:
+        """Close what has not been among the `busy` ones for a long time."""
+        for address, link in list(self._links.items()):
+            if link in busy or link.used is None:
+                link.used = now
+            elif now - link.used >= IDLE:
+                self._close(self._links.pop(address))
+
     @property
     def bad_messages(self) -> int:
-        return sum(link.link.bad_messages for link in self._links.values())
+        return self._closed_bad_messages + sum(link.link.bad_messages for link in self._links.values())
+
+    def _close(self, link: DecodeLink) -> None:
+        if self._poller is not None:
+            self._poller.remove(link.link)
+        self._closed_bad_messages += link.link.bad_messages
+        link.link.close()

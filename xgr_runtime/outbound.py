@@ -174,11 +174,12 @@ class Outbound:
         return all([transfer.flush() for transfer in self.transfers.values()])
 
     def expire(self, now: float) -> None:
-        """End what has passed its deadline or its lease."""
+        """End what has passed its deadline or its lease; close links that nothing has used for long."""
         for transfer in self.transfers.values():
             if transfer.deadline <= now:
                 transfer.give_up(DeadlineExceeded("the deadline passed during the hand-over"))
             transfer.sender.expire(now)
+        self._links.close_idle({transfer.link for transfer in self.transfers.values()}, now)
 
     def retire(self) -> list[Transfer]:
         """Take out the transfers that are over; decode workers are told of those that failed.

@@ -178,6 +178,10 @@ class Poller:
     def add(self, socket: _Socket[Any]) -> None:
         self._poller.register(socket.socket, zmq.POLLIN)
 
+    def remove(self, socket: _Socket[Any]) -> None:
+        """Before it is closed."""
+        self._poller.unregister(socket.socket)
+
     def wait(self, seconds: float) -> None:
         """Return when a socket has something, or after `seconds`."""
         self._poller.poll(max(0, int(seconds * 1000 + 0.999)))

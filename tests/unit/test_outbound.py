@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from xgr_runtime.decode_links import IDLE
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, WorkerLost
 from xgr_runtime.handover import Chunk, Receiver, ReceiverState
 from xgr_runtime.messages import (
@@ -50,6 +51,7 @@ class Played:
         self.address = f"ipc://{folder}/d"
         self.decode: Listener[Any] = Listener(self.address, ToDecodeData)
         self.out = Outbound("prefill-0", 3, MODEL, 2 * MODEL.layer_token_bytes, LEASE, poller)
+        self.poller = poller
         self.peer = b""
         self._poller = Poller()
         self._poller.add(self.decode)
@@ -187,3 +189,25 @@ def test_messages_of_no_transfer_are_counted(played: Played) -> None:
 def test_a_bad_address_is_the_requests_fault(played: Played, address: str) -> None:
     with pytest.raises(BadRequest):
         played.out.connect(address)
+
+
+def test_a_link_that_nothing_uses_is_closed(played: Played) -> None:
+    """A server that outlives many deployments would keep a socket for each decode worker of theirs."""
+    transfer = played.open(deadline=1e9)
+    played.hear()
+    played.out.expire(0.0)
+    transfer.sender.renewed(10 * IDLE, 0.0)
+    played.out.expire(2 * IDLE)
+    assert not transfer.over and not transfer.link.link.socket.closed, "a transfer keeps it open"
+    transfer.fail("not wanted")
+    played.out.retire()
+    played.out.expire(2.9 * IDLE)
+    assert not transfer.link.link.socket.closed
+    played.out.expire(3 * IDLE)
+    assert transfer.link.link.socket.closed
+    if played.poller is not None:
+        played.poller.wait(0.0)
+    again = played.open(2)
+    while not isinstance(opened := played.hear().message, Open):
+        pass
+    assert opened.id == again.id
