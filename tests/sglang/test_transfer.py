@@ -123,8 +123,10 @@ def kv_args(pool: Pool, page_size: int) -> Any:
 
 def server_args(checkpoint: Path, **other: Any) -> Any:
     """What the backend reads of SGLang's settings."""
-    plain = {"model_path": str(checkpoint), "device": "cpu", "port": 1, "kv_cache_dtype": "auto"}
-    return SimpleNamespace(**{**plain, "tp_size": 1, "pp_size": 1, "dp_size": 1, **other})
+    plain = {"model_path": str(checkpoint), "load_format": "auto", "kv_cache_dtype": "auto"}
+    return SimpleNamespace(
+        **{**plain, "device": "cpu", "port": 1, "tp_size": 1, "pp_size": 1, "dp_size": 1, **other}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -310,12 +312,15 @@ def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address:
         ({"pp_size": 2}, {}, "--pp-size"),
         ({"dp_size": 2}, {}, "--dp-size"),
         ({"tp_size": 3}, {}, "KV heads"),
+        ({"quantization": "fp8"}, {}, "--quantization fp8"),
+        ({"json_model_override_args": '{"rope_theta": 1}'}, {}, "--json-model-override-args"),
+        ({"load_format": "dummy"}, {}, "--load-format dummy"),
         ({"kv_cache_dtype": "fp8_e4m3"}, {}, "--kv-cache-dtype"),
         ({"kv_cache_dtype": "bf16"}, {}, "--kv-cache-dtype"),
         ({}, {"state_types": ["mamba"]}, "plain keys and values"),
         ({}, {"kv_data_ptrs": [1] * 100}, "plain keys and values"),
     ],
-    ids=["pipeline", "data", "tensor", "fp8 KV", "other KV", "state", "draft"],
+    ids=["pipeline", "data", "tensor", "weights", "config", "dummy", "fp8 KV", "other KV", "state", "draft"],
 )
 @pytest.mark.parametrize("page_size", [1], indirect=True)
 def test_what_cannot_be_handed_over_is_refused_at_start(

@@ -14,6 +14,9 @@ from xgr_runtime.model.base import DTYPES
 from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.model.sglang.transfer.memory import SglangKv
 
+# Flags of SGLang with which a checkpoint's files do not say what is computed, and their plain values.
+_PLAIN = {"quantization": None, "rl_quant_profile": None, "json_model_override_args": "{}"}
+
 
 def refuse_layout(args: Any, mode: Any, server_args: Any, model: Any, latent: bool) -> None:
     """Raises ConfigError, in one line, for what this release cannot hand over. `model` is a `ModelConfig`."""
@@ -25,6 +28,7 @@ def refuse_layout(args: Any, mode: Any, server_args: Any, model: Any, latent: bo
         if getattr(server_args, field) != 1:
             flag = "--" + field.replace("_", "-")
             raise ConfigError(f"xgr_zmq needs {flag} 1 for now, it is {getattr(server_args, field)}")
+    refuse_another_function(server_args)
     if args.kv_head_num * server_args.tp_size != args.total_kv_head_num:
         raise ConfigError(
             f"--tp-size {server_args.tp_size} does not divide {args.total_kv_head_num} KV heads"
@@ -32,6 +36,22 @@ def refuse_layout(args: Any, mode: Any, server_args: Any, model: Any, latent: bo
     plain = len(args.kv_data_ptrs) == 2 * model.num_hidden_layers  # a draft model adds its own
     if latent or args.state_types or not plain:
         raise ConfigError("xgr_zmq hands over plain keys and values only: this model keeps more than that")
+
+
+def refuse_another_function(server_args: Any) -> None:
+    """Raises ConfigError for flags with which its KV is not that of the checkpoint that we decode with.
+
+    The weights' hash cannot tell: answers would be wrong and nobody would notice.
+    """
+    for field, plain in _PLAIN.items():
+        value = getattr(server_args, field, plain)
+        if value != plain:
+            flag = "--" + field.replace("_", "-")
+            raise ConfigError(
+                f"xgr_zmq hands over the KV of the checkpoint as it is: leave out {flag} {value}"
+            )
+    if server_args.load_format == "dummy":
+        raise ConfigError("xgr_zmq hands over the KV of the checkpoint: leave out --load-format dummy")
 
 
 def model_identity(args: Any, server_args: Any, model: Any, memory: SglangKv) -> ModelIdentity:
