@@ -6,6 +6,9 @@ their header message. Token ids, leaves and scores are little-endian arrays in `
     router  --ToPrefill-->  prefill worker  --ToDecodeData-->   decode worker
     router  --ToDecode--->  decode worker   --ToPrefillData-->  prefill worker
     router  <--ToRouter--   both workers
+
+A stock SGLang server in a prefill worker's place speaks the same to decode workers. With routers it speaks
+HTTP: `WorkerHello` is part of its `/server_info`, and a `Ticket` says what a `PrefillRequest` would.
 """
 
 from typing import Literal
@@ -48,7 +51,7 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def layer_token_bytes(self) -> int:
-        """Keys and values of one token in one layer."""
+        """Bytes of keys and values of one token in one layer."""
         return 2 * self.kv_heads * self.head_dim * _ITEM_BYTES[self.dtype]
 
 
@@ -87,7 +90,7 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class WorkerHello(Message, frozen=True, tag="worker_hello"):
-    """Worker to router: who it is, what it can serve, what it holds. The answer to `Hello`."""
+    """Worker to router, in answer to `Hello`: who it is, what it can serve, what it holds."""
 
     protocol: int
     role: Role
