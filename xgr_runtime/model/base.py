@@ -7,17 +7,18 @@ prefill, decode and the tests share one contract and no backend knows about requ
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from xgr_runtime.config import Backend
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.sglang.versions import installed_version, untested
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "sglang", "transformers")
+BACKENDS = get_args(Backend)
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.base import DTYPES, Geometry
 from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.model.refusals import describe, refuse_unsupported
 from xgr_runtime.model.sglang import shims
@@ -70,7 +68,7 @@ def load_eager(checkpoint: Checkpoint, dtype: str) -> HfModel:
         model, info = _models.from_pretrained(
             folder,
             config=checkpoint.config,
-            dtype=getattr(torch, dtype),
+            dtype=DTYPES[dtype],
             attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,

@@ -1,2 +1,5 @@
-"""SGLang as the model layer; the only package that imports sglang, and only inside functions or modules that
-`load_backend` loads on request, so that everything else runs where SGLang is not installed."""
+"""SGLang: its layers behind our model seam (`backend`), and its stock server as prefill side (`transfer`).
+
+The only package that imports sglang. `versions` and `shims` do not, so that everything may use them, also
+where SGLang is not installed.
+"""

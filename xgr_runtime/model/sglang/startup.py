@@ -55,7 +55,8 @@ def start_model(folder: Path, dtype: str) -> nn.Module:
     """
     # A few models compile functions as they first run: seconds in the middle of serving, and a C++ compiler.
     torch.compiler.set_stance("force_eager")
-    with undisturbed(), _own_group():
+    with undisturbed():
+        _make_own_group()
         settings = _settings(folder, dtype)
         config, extra = _publish(settings)
         from sglang.srt.model_executor.model_runner import ModelRunner
@@ -142,8 +143,7 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _own_group() -> Iterator[None]:
+def _make_own_group() -> None:
     """torch.distributed with this process alone, which SGLang then finds made.
 
     SGLang's way opens a TCP port of a number that two workers could both pick; a store in memory opens none.
@@ -153,12 +153,11 @@ def _own_group() -> Iterator[None]:
     if not distributed.is_initialized():
         store = distributed.HashStore()  # type: ignore[attr-defined]
         distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
 
 
 @contextmanager
 def _our_threads() -> Iterator[None]:
-    """Keep the number of threads that the worker chose."""
+    """Keep the number of threads that the worker chose; `_our_environment` takes the variable back."""
     threads = torch.get_num_threads()
     # One group of cores, whatever the machine: else SGLang counts NUMA nodes and may refuse to start.
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
