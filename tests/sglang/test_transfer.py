@@ -156,7 +156,7 @@ def make_sender(manager: ZmqKVManager, decode: PlayedDecode, tokens: int, timeou
     id = AttemptId(1, 2, 1, manager.incarnation, 44)
     decode.expect(id, tokens)
     ticket = Ticket(id, decode.links.listener.address, tokens, timeout)
-    return ZmqKVSender(manager, f"{ticket.to_text()}:8998", 7, [0], 0)
+    return ZmqKVSender(manager, f"{ticket.to_text()}:8998", 7)
 
 
 def poll_until(sender: Any, decode: PlayedDecode, state: int) -> None:
@@ -252,7 +252,7 @@ def test_a_ticket_of_another_time_is_refused(manager: ZmqKVManager, decode: Play
     manager.incarnation += 1
     (id,) = manager.outbound.transfers
     ticket = Ticket(id, decode.links.listener.address, 16, 30.0)
-    stale = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7, [0], 0)
+    stale = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert first.poll() == KVPoll.Bootstrapping
     for sender in (again, stale):
         assert sender.poll() == KVPoll.Failed
@@ -270,7 +270,7 @@ def test_a_turn_of_many_prompts_is_one_exchange(
     monkeypatch.setattr(manager.outbound, "exchange", lambda now: made.append(now) or exchange(now))
     address = decode.links.listener.address
     ids = [AttemptId(1, number, 1, manager.incarnation, 44) for number in range(20)]
-    senders = [ZmqKVSender(manager, f"{Ticket(id, address, 16, 30.0).to_text()}:1", 7, [0], 0) for id in ids]
+    senders = [ZmqKVSender(manager, f"{Ticket(id, address, 16, 30.0).to_text()}:1", 7) for id in ids]
     for turn in range(1, 6):
         assert {sender.poll() for sender in senders} == {KVPoll.Bootstrapping}
         assert len(made) == turn
@@ -281,7 +281,7 @@ def test_a_turn_of_many_prompts_is_one_exchange(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8998", "None:8998", "xgr1.AAAA:8998", ":"])
 def test_without_a_ticket(manager: ZmqKVManager, address: str) -> None:
-    sender = ZmqKVSender(manager, address, 7, [0], 0)
+    sender = ZmqKVSender(manager, address, 7)
     assert sender.poll() == KVPoll.Failed
     with pytest.raises(XgrError, match=r"bootstrap_host|ticket"):
         sender.failure_exception()
@@ -292,7 +292,7 @@ def test_without_a_ticket(manager: ZmqKVManager, address: str) -> None:
 def test_a_ticket_for_no_prompt_that_fits_is_refused(manager: ZmqKVManager, tokens: int) -> None:
     """Before memory is taken for it: an error there would end SGLang's scheduler."""
     ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), "ipc:///x", tokens, 1.0)
-    sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7, [0], 0)
+    sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert sender.poll() == KVPoll.Failed
     with pytest.raises(XgrError, match=r"ticket.*(1|room)"):
         sender.failure_exception()
@@ -301,7 +301,7 @@ def test_a_ticket_for_no_prompt_that_fits_is_refused(manager: ZmqKVManager, toke
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5", "nonsense", "ipc:///nowhere/at/all"])
 def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address: str) -> None:
     ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), address, 7, 1.0)
-    sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7, [0], 0)
+    sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert sender.poll() == KVPoll.Failed
     assert not manager.outbound.transfers
 

@@ -86,15 +86,7 @@ class ZmqKVSender(BaseKVSender):
     pages here are held only by prompts that have theirs there: two full pools cannot wait for each other.
     """
 
-    def __init__(
-        self,
-        mgr: ZmqKVManager,
-        bootstrap_addr: str,
-        bootstrap_room: int,
-        dest_tp_ranks: list[int],
-        pp_rank: int,
-        req_has_disagg_prefill_dp_rank: bool = False,
-    ) -> None:
+    def __init__(self, mgr: ZmqKVManager, bootstrap_addr: str, bootstrap_room: int, **_: Any) -> None:
         self.kv_mgr = mgr
         self._pages: NDArray[np.int32] = np.empty(0, np.int32)
         self._tokens = 0  # of which KV is in the pages
