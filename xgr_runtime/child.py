@@ -187,6 +187,7 @@ class Child:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours without the launcher's own file and key: a child gets every setting as a flag."""
-    ours = {name: value for name, value in os.environ.items() if name not in ("XGR_CONFIG", "XGR_API_KEY")}
+    """Ours without the launcher's own file and keys: a child gets every setting that it needs by itself."""
+    own = ("XGR_CONFIG", "XGR_API_KEY", "XGR_SGLANG_API_KEY")
+    ours = {name: value for name, value in os.environ.items() if name not in own}
     return ours | dict(extra)

@@ -110,10 +110,13 @@ def test_secret_is_in_the_environment_and_not_in_the_arguments(start: Start) -> 
     assert "sesame" not in repr(child.program)
 
 
-def test_launchers_own_key_and_file_stay_with_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launchers_own_keys_and_file_stay_with_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XGR_API_KEY", "sesame")
+    monkeypatch.setenv("XGR_SGLANG_API_KEY", "sesame")
     monkeypatch.setenv("XGR_CONFIG", "/nowhere/serve.toml")  # would end the child, were it read
-    assert start().wait_ready(soon())["key"] == ""
+    child = start()
+    assert child.wait_ready(soon())["key"] == ""
+    assert "sesame" not in psutil.Process(child.pid).environ().values()
 
 
 def test_child_has_a_session_of_its_own(start: Start) -> None:
