@@ -240,6 +240,8 @@ class Dispatcher:
             case Result():
                 if not tried.future.done():
                     tried.future.set_result(message)
+            case Failed(stage="prefill") if tried.committed:
+                pass  # all KV had arrived: the search goes on without it
             case Failed():
                 late = message.code == DeadlineExceeded.code  # a worker saw it before we did
                 error = request_error(message.code, message.message, "timeout_ms" if late else message.stage)

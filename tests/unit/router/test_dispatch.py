@@ -299,6 +299,20 @@ async def test_after_commit_the_prefill_worker_may_die(folder: Path) -> None:
 
 
 @play
+async def test_after_commit_the_prefill_worker_may_fail(folder: Path) -> None:
+    """An SGLang server that dies then breaks the connection on which it would have said that all went well."""
+    async with stage(folder) as s:
+        answer = s.ask()
+        request = await s.decode[0].next(DecodeRequest)
+        s.decode[0].send(Committed(request.id))
+        await until(lambda: not s.dispatcher.workers()[0].in_flight)
+        s.prefill[0].send(Failed(request.id, "prefill", "worker_lost", "it broke off", retry=True))
+        await asyncio.sleep(0.05)
+        s.decode[0].send(result_of(request))
+        assert (await answer).attempts == 1
+
+
+@play
 async def test_a_worker_that_comes_back_as_another_is_a_lost_one(folder: Path) -> None:
     async with stage(folder, max_attempts=1) as s:
         answer = s.ask()
