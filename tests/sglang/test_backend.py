@@ -187,9 +187,11 @@ def test_either_kind_continues_the_prompts_of_the_other(
 
 
 def test_the_checkpoint_of_the_test_data(checkpoint: Path) -> None:
-    ours, theirs = load_backend("sglang", checkpoint, "float32"), load_backend("auto", checkpoint, "float32")
-    assert theirs.name == "sglang"  # what auto takes here
-    theirs = load_backend("transformers", checkpoint, "float32")
+    ours, theirs = (
+        load_backend("auto", checkpoint, "float32"),
+        load_backend("transformers", checkpoint, "float32"),
+    )
+    assert (ours.name, theirs.name) == ("sglang", "transformers")
     assert Run(ours).difference(Run(theirs)) <= TOLERANCE["float32"]
 
 

@@ -27,8 +27,10 @@ COMMON = {
     "max-total-tokens": "8192",
     "max-running-requests": "32",
     "log-level": "warning",
+    "skip-tokenizer-init": "",
+    "disable-overlap-schedule": "",
+    "sleep-on-idle": "",
 }
-SWITCHES = ["--skip-tokenizer-init", "--disable-overlap-schedule", "--sleep-on-idle"]
 PREFILL = {"disaggregation-mode": "prefill", "disaggregation-transfer-backend": "xgr_zmq"}
 
 
@@ -45,7 +47,7 @@ class StockServer(AbstractContextManager["StockServer"]):
         self.url = f"http://127.0.0.1:{self.port}"
         flags = {"model-path": str(model), "port": str(self.port), **COMMON, **(PREFILL if prefill else {})}
         flags |= settings or {}
-        self._argv = [arg for name, value in flags.items() for arg in (f"--{name}", value) if arg] + SWITCHES
+        self._argv = [arg for name, value in flags.items() for arg in (f"--{name}", value) if arg]
         self._threads = threads
         self._prefill = prefill
         self._ranks = int(flags.get("tp-size", "1"))
