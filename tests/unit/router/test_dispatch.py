@@ -300,7 +300,7 @@ async def test_after_commit_the_prefill_worker_may_die(folder: Path) -> None:
 
 @play
 async def test_after_commit_the_prefill_worker_may_fail(folder: Path) -> None:
-    """An SGLang server that dies then breaks the connection on which it would have said that all went well."""
+    """An SGLang server that dies then breaks the connection on which it would have said "done"."""
     async with stage(folder) as s:
         answer = s.ask()
         request = await s.decode[0].next(DecodeRequest)
