@@ -97,7 +97,8 @@ class SglangServer(Worker):
     async def _abort(self, id: AttemptId) -> None:
         try:
             body = {"rid": request_id(id)}
-            await self._http.post("/abort_request", json=body, timeout=self._silence)
+            answer = await self._http.post("/abort_request", json=body, timeout=self._silence)
+            answer.raise_for_status()  # with --admin-api-key it wants another key than /generate
         except httpx.HTTPError as error:
             log.warning("%s: could not abort request %d: %r", self.address, id.request, error)
         if id in self._prompts:

@@ -48,6 +48,7 @@ class PlayedServer:
         self.hello = WorkerHello(PROTOCOL, "prefill", "sglang-1", 33, MODEL, "", [], Limits(99), LOAD)
         self.info: Any = None  # in place of the usual /server_info
         self.answer: tuple[int, Any] = (200, DONE)
+        self.abort_status = 200
         self.answering = asyncio.Event()  # heartbeats
         self.answering.set()
         self.hold = asyncio.Event()
@@ -81,7 +82,7 @@ class PlayedServer:
 
     async def _abort(self, request: Request) -> Response:
         self.asked.append(("abort", await request.json(), None))
-        return Response()
+        return Response(status_code=self.abort_status)
 
     async def close(self) -> None:
         """As abrupt as a kill: connections break."""
@@ -206,6 +207,22 @@ def test_a_cancel_aborts_and_stops_waiting() -> None:
             assert server.asked[1][:2] == ("abort", {"rid": server.asked[0][1]["rid"]})
             await until(lambda: not link._prompts)
             assert not told.messages
+
+    run(body)
+
+
+def test_a_server_that_does_not_abort_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        async with served() as (server, link, told):
+            await until(lambda: link.alive)
+            server.hold.clear()
+            server.abort_status = 401
+            link.send(prompt())
+            await until(lambda: server.asked)
+            link.send(Cancel(ID, "no longer wanted"))
+            await until(lambda: not link._prompts)
+            assert "could not abort request 22" in caplog.text and "401" in caplog.text
+            assert link.alive and not told.messages
 
     run(body)
 
