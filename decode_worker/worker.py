@@ -24,6 +24,7 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
+from xgr_runtime.handover import FIRST_LEASE
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,
@@ -315,7 +316,7 @@ class DecodeWorker:
         late = [id for id, early in self.early_opens.items() if now - early.arrived > self.config.lease]
         for id in late:  # the router's request never came
             del self.early_opens[id]
-        if now - self.renewed_at >= self.config.lease / 3:
+        if now - self.renewed_at >= min(self.config.lease, FIRST_LEASE) / 3:
             self.renewed_at = now
             for task in self.tasks.values():
                 if renew := task.receiver.renew(self.config.lease):

@@ -10,9 +10,10 @@ prefill: Sender                              decode: Receiver
 
 from xgr_runtime.handover.chunks import Chunk, ChunkPlan, chunk_checksum, digest_of
 from xgr_runtime.handover.receiver import Receiver, ReceiverState
-from xgr_runtime.handover.sender import Sender, SenderState
+from xgr_runtime.handover.sender import FIRST_LEASE, Sender, SenderState
 
 __all__ = [
+    "FIRST_LEASE",
     "Chunk",
     "ChunkPlan",
     "Receiver",

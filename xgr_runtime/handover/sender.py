@@ -6,6 +6,9 @@ from enum import Enum
 from xgr_runtime.handover.chunks import Chunk, ChunkPlan, digest_of
 from xgr_runtime.messages import AttemptId, Commit, Grant, KvChunk, Open
 
+FIRST_LEASE = 15.0
+"""Seconds that KV is held before the first word of a decode worker, where no setting says otherwise."""
+
 
 class SenderState(Enum):
     """Where a hand-over stands, seen from the prefill worker."""

@@ -12,7 +12,7 @@ import pytest
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.handover import digest_of
+from xgr_runtime.handover import FIRST_LEASE, digest_of
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -23,6 +23,7 @@ from xgr_runtime.messages import (
     Limits,
     ModelIdentity,
     Open,
+    Renew,
     ToRouter,
     WorkerHello,
 )
@@ -139,6 +140,19 @@ def test_an_open_that_comes_twice_waits_for_pages_once(worker: DecodeWorker) -> 
     id = opened(worker)
     worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     assert len(worker.scheduler.waiting) == 1 and worker.counters["stale_messages"] == 1
+
+
+def test_a_prefill_worker_hears_of_a_longer_lease_in_time(
+    worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An SGLang server does not know --lease: until our first word it holds KV for its own time."""
+    worker.config = msgspec.structs.replace(worker.config, lease=90.0)
+    sent: list[Any] = []
+    monkeypatch.setattr(worker.data, "send", lambda peer, message: sent.append(message))
+    id = opened(worker)
+    for now in range(1, int(FIRST_LEASE)):
+        worker.expire(float(now))
+    assert Renew(id, 90.0) in sent
 
 
 def test_a_message_that_cannot_be_read_fails_the_transfers_of_its_sender(worker: DecodeWorker) -> None:

@@ -21,14 +21,13 @@ from sglang.srt.distributed import get_tp_group
 
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import BadRequest, RequestError
-from xgr_runtime.handover import SenderState
+from xgr_runtime.handover import FIRST_LEASE, SenderState
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
 
-LEASE = 15.0  # seconds that a decode worker may keep us waiting without a word
 CHUNK_BYTES = 1 << 20
 
 
@@ -47,7 +46,7 @@ class ZmqKVManager(BaseKVManager):
         self.identity = model_identity(args, server_args, model, self.memory)
         self.incarnation = new_incarnation()
         self.name = worker_name(server_args)
-        self.outbound = Outbound(self.name, self.incarnation, self.identity, CHUNK_BYTES, LEASE)
+        self.outbound = Outbound(self.name, self.incarnation, self.identity, CHUNK_BYTES, FIRST_LEASE)
         self.exchanges = 0
 
     def register_to_bootstrap(self) -> None:
