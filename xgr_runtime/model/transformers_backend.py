@@ -8,11 +8,11 @@ threads in one process cannot mix.
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, Stage
+from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.sglang import shims
@@ -34,10 +34,7 @@ class TransformersBackend:
         self.weights_hash = weights_hash
         self._decoder: nn.Module = model.base_model
         head = model.get_output_embeddings()
-        # A bfloat16 product would round logits of 16 to 32 to steps of 0.125, and ties would choose the
-        # beams. On a CPU no product of bfloat16 has a float32 result, so the head is kept in float32.
-        self._head: Tensor = head.weight.detach().float()
-        self._head_bias: Tensor | None = None if head.bias is None else head.bias.detach().float()
+        self._head = Head(head.weight, head.bias, geometry.vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -50,8 +47,7 @@ class TransformersBackend:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `ModelBackend.logits`."""
-        with torch.inference_mode():
-            return F.linear(hidden.float(), self._head, self._head_bias)
+        return self._head.logits(hidden)
 
 
 def load_transformers(folder: Path, dtype: str) -> TransformersBackend:

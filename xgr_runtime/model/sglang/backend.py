@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, Stage
+from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
 from xgr_runtime.model.refusals import describe
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
@@ -47,8 +47,7 @@ class SGLangBackend:
         self.weights_hash = weights_hash
         _refuse_layers(model)
         self._decoder = _decoder(model)
-        # As in the transformers backend, float32: ties of rounded logits would choose the beams.
-        self._head, self._head_bias = _head(model, self._decoder, geometry.vocab)
+        self._head = _head(model, self._decoder, geometry.vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -62,8 +61,7 @@ class SGLangBackend:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `ModelBackend.logits`."""
-        with torch.inference_mode():
-            return F.linear(hidden.float(), self._head, self._head_bias)
+        return self._head.logits(hidden)
 
 
 def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBackend:
@@ -163,15 +161,14 @@ def _decoder(model: nn.Module) -> nn.Module:
     return inner
 
 
-def _head(model: nn.Module, decoder: nn.Module, vocab: int) -> tuple[Tensor, Tensor | None]:
-    """Weight [vocab, hidden] and bias [vocab] of the head in float32, without the rows that SGLang pads."""
+def _head(model: nn.Module, decoder: nn.Module, vocab: int) -> Head:
+    """The model's own head, or its embedding where the two are tied; SGLang pads the rows of either."""
     own = getattr(model, "lm_head", None)
     head = getattr(decoder, "embed_tokens", None) if own is None else own
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.shape[0] < vocab:
         raise ModelError(f"{type(model).__name__} has neither `lm_head` nor tied `embed_tokens`")
-    bias = getattr(head, "bias", None)
-    return weight[:vocab].detach().float(), None if bias is None else bias[:vocab].detach().float()
+    return Head(weight, getattr(head, "bias", None), vocab)
 
 
 def _refuse_layers(model: nn.Module) -> None:
