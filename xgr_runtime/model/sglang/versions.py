@@ -12,7 +12,8 @@ from xgr_runtime.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-# Each release between these two ran test_contract and test_backend of tests/sglang, beside torch 2.13.
+# Each release between these two ran test_contract, test_backend and five of test_stock_server,
+# beside torch 2.13.
 FIRST_TESTED, LAST_TESTED = "0.5.16", "0.5.23"
 TESTED = f"{FIRST_TESTED} to {LAST_TESTED}"
 OVERRIDE = "--sglang-any-version"
