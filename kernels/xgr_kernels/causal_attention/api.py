@@ -7,9 +7,9 @@ of `shared_attention`, is merged in by its log-sum-exp.
 from torch import Tensor
 
 from xgr_kernels.causal_attention import cpu, reference
+from xgr_kernels.causal_attention.types import Partial
 
-Partial = tuple[Tensor, Tensor]
-"""o [R, Hq, D] and lse2 [R, Hq] (base 2) over other keys; o = 0 and lse2 = -inf where a row has none."""
+__all__ = ["Partial", "causal_attention"]
 
 
 def causal_attention(

@@ -4,17 +4,13 @@ The kernel reads shared KV heads in place; repeating them first measured the sam
 and new tokens needs no merge, but it computes the triangle that causal attention skips (kernels/RESULTS.md).
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from xgr_kernels.causal_attention.api import Partial
+from xgr_kernels.causal_attention.types import Partial
 
 LN_2 = math.log(2.0)
 

@@ -1,16 +1,12 @@
 """Causal attention by its definition, row by row in float64: the yardstick for every other backend."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from xgr_kernels.causal_attention.api import Partial
+from xgr_kernels.causal_attention.types import Partial
 
 
 def attend(

@@ -3,16 +3,12 @@
 Folding reads every key once per KV head instead of once per query head.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from xgr_kernels.shared_attention.api import SharedPlan
+from xgr_kernels.shared_attention.types import SharedPlan
 
 LOG2_E = 1.0 / math.log(2.0)
 

@@ -1,15 +1,11 @@
 """Shared attention by its definition, in float64: the yardstick for every other backend."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from xgr_kernels.shared_attention.api import SharedPlan
+from xgr_kernels.shared_attention.types import SharedPlan
 
 
 def attend(
