@@ -22,8 +22,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xgr_kernels.shared_attention.api import SharedPlan
-from xgr_runtime.model.base import Geometry, ModelBackend, Stage, load_backend
+from xgr_runtime.model.base import Geometry, ModelBackend, Stage
 from xgr_runtime.model.checkpoint import weight_files
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
 

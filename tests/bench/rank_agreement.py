@@ -22,7 +22,8 @@ from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import Catalog, load_catalog
-from xgr_runtime.model.base import ModelBackend, load_backend
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.sglang.versions import installed_version
 

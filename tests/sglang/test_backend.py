@@ -17,7 +17,8 @@ from sglang.srt.models import qwen2
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import ModelBackend, load_backend
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.sglang.backend import SGLangBackend, _StageAttention
 from xgr_runtime.model.sglang.startup import start_model
@@ -317,7 +318,7 @@ import psutil, torch
 torch.set_num_threads(1)
 import xgr_runtime.model.huggingface  # transformers has torch set a variable of its own
 environ, scratch = dict(os.environ), set(os.listdir(tempfile.gettempdir()))
-from xgr_runtime.model.base import load_backend
+from xgr_runtime.model.choice import load_backend
 backend = load_backend("sglang", Path(sys.argv[1]), "float32")
 process = psutil.Process()
 print(json.dumps({

@@ -10,8 +10,9 @@ import torch
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import ModelIdentity
-from xgr_runtime.model.base import DTYPES, Geometry, ModelBackend, load_backend
+from xgr_runtime.model.base import DTYPES, Geometry, ModelBackend
 from xgr_runtime.model.checkpoint import read_config
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.messages import ScoreMode
-from xgr_runtime.model.base import ModelBackend, load_backend
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 
 PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4

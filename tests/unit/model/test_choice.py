@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model import base
-from xgr_runtime.model.base import load_backend
+from xgr_runtime.model import choice
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.sglang import shims, versions
 
 FOLDER = Path("/nowhere")
@@ -27,7 +27,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
         stand_in = types.ModuleType("backend")
         stand_in.load_sglang = lambda *args: calls.append(args)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "xgr_runtime.model.sglang.backend", stand_in)
-        monkeypatch.setattr(base, "installed_version", lambda: version)
+        monkeypatch.setattr(choice, "installed_version", lambda: version)
         return calls
 
     return pretend

@@ -11,7 +11,7 @@ from beams import PAGE, TAIL, Beams, decode, make_requests, prefill
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from xgr_runtime.model.base import load_backend
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import PrefillStage
 

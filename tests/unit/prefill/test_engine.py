@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from prefill_worker.engine import Part, PrefillEngine
-from xgr_runtime.model.base import ModelBackend, Stage, load_backend
+from xgr_runtime.model.base import ModelBackend, Stage
+from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.pages import PageIds
 

@@ -1,0 +1,54 @@
+"""Which library runs a checkpoint: SGLang where it can, else Hugging Face's transformers."""
+
+import logging
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from xgr_runtime.config import Backend
+from xgr_runtime.errors import ModelError
+from xgr_runtime.model.base import DTYPES, ModelBackend
+from xgr_runtime.model.sglang.versions import installed_version, untested
+
+log = logging.getLogger(__name__)
+
+BACKENDS = get_args(Backend)
+
+
+def load_backend(name: str, model_path: Path, dtype: str, any_sglang_version: bool = False) -> ModelBackend:
+    """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
+
+    `dtype` is "float32" or "bfloat16"; `any_sglang_version` lets releases run that were not tested. Logs the
+    choice and its reason. Raises ModelError with one line that says what to change.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
+    if name not in BACKENDS:
+        raise ModelError(f"unknown model backend {name!r}: use one of {', '.join(BACKENDS)}")
+    obstacle = _why_not_sglang(any_sglang_version)
+    if name == "sglang" and obstacle:
+        raise ModelError(f"model backend sglang cannot be used: {obstacle}")
+    # Imported here because both libraries take seconds to import and refusals above should not.
+    if name == "transformers" or obstacle:
+        log.info("model backend: transformers, %s", obstacle if name == "auto" else "as asked for")
+        from xgr_runtime.model.transformers_backend import load_transformers
+
+        return load_transformers(model_path, dtype)
+    found = installed_version()
+    log.info("model backend: sglang %s, %s", found, "it is installed" if name == "auto" else "as asked for")
+    from xgr_runtime.model.sglang.backend import load_sglang
+
+    return load_sglang(model_path, dtype, any_sglang_version)
+
+
+def _why_not_sglang(any_version: bool) -> str | None:
+    """Why SGLang cannot run a model here, and what to change; None where it can be tried."""
+    version = installed_version()
+    if version is None:
+        return "sglang is not installed (`./deploy/serve --model-backend sglang` sets it up)"
+    if torch.cuda.is_available():
+        return (
+            "sglang would use the GPU and this release serves on CPUs (set CUDA_VISIBLE_DEVICES= to hide it)"
+        )
+    return None if any_version else untested(version)
