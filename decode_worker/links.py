@@ -56,8 +56,7 @@ def incompatibility(hello: LinkHello, model: ModelIdentity) -> str:
     """Why KV of that worker would mean nothing here, or an empty string."""
     if hello.protocol != PROTOCOL:
         return f"it speaks protocol {hello.protocol}, this worker {PROTOCOL}"
-    for name in model.__struct_fields__:
-        theirs, ours = getattr(hello.model, name), getattr(model, name)
-        if theirs != ours:
-            return f"its {name} is {theirs}, this worker's {ours}"
+    name = hello.model.difference(model)
+    if name:
+        return f"its {name} is {getattr(hello.model, name)}, this worker's {getattr(model, name)}"
     return ""

@@ -110,7 +110,7 @@ class Dispatcher:
     def workers(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
         return [
-            WorkerState(w.address, w.alive, not w.problem, w.problem, w.hello, w.in_flight)
+            WorkerState(w.address, w.role, w.alive, not w.problem, w.problem, w.hello, w.in_flight)
             for w in [*self._prefill, *self._decode]
         ]
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_runtime.messages import Limits, ScoreMode, Timing, WorkerHello
+from xgr_runtime.messages import Limits, Role, ScoreMode, Timing, WorkerHello
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class WorkerState:
     """One configured worker as the router sees it; `hello` is None until it first answered."""
 
     address: str
+    role: Role  # as configured
     alive: bool
     usable: bool
     problem: str  # why it is not usable, else empty

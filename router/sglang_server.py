@@ -22,7 +22,11 @@ from xgr_runtime.ticket import Ticket, request_id
 
 log = logging.getLogger(__name__)
 
-_PLUGIN_MISSING = "it is no SGLang server with --disaggregation-transfer-backend xgr_zmq"
+_PLUGIN_MISSING = (
+    "its /server_info does not introduce it: start SGLang with --disaggregation-mode prefill "
+    "--disaggregation-transfer-backend xgr_zmq"
+)
+_KEY_MISSING = "it wants another key: set XGR_SGLANG_API_KEY to its --api-key"
 
 
 class SglangServer(Worker):
@@ -46,7 +50,6 @@ class SglangServer(Worker):
         self._http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, trust_env=False)
         self._heartbeat = heartbeat
         self._silence = silence
-        self._complained = ""
         self._doubt = asyncio.Event()  # a prompt's connection broke: ask at once
         self._prompts: dict[AttemptId, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
@@ -127,22 +130,23 @@ class SglangServer(Worker):
         except httpx.TransportError:
             self.lost("its connection broke")
         except Exception as error:  # it may answer anything
-            self._unusable(f"{_PLUGIN_MISSING} ({error!r:.500})")
+            log.debug("%s: /server_info: %r", self.address, error)
+            self._unusable(_PLUGIN_MISSING)
 
     def _introduced(self, answer: httpx.Response) -> None:
         if answer.is_error:
-            self._unusable(f"HTTP {answer.status_code}")
+            wrong_key = answer.status_code in (401, 403)
+            self._unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
             return
         state = answer.json()["internal_states"][0]
         self.meet(msgspec.convert(state["xgr"], WorkerHello))
-        self._complained = ""
 
     def _unusable(self, problem: str) -> None:
         """It answers, but not as a server that we can use; said once."""
         self.lost(problem)
-        if problem != self._complained:
+        if problem != self.absence:
             log.warning("prefill worker at %s is unusable: %s", self.address, problem)
-            self._complained = problem
+            self.absence = problem
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

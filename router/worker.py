@@ -20,6 +20,7 @@ class Worker(ABC):
         self.role = role
         self.hello: WorkerHello | None = None
         self.alive = False
+        self.absence = "it has not answered yet"  # why it is not alive
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
         self._on_message = on_message
@@ -44,10 +45,8 @@ class Worker(ABC):
     @property
     def problem(self) -> str:
         """Why the worker cannot be used, or an empty string."""
-        if self.hello is None:
-            return "it has not answered yet"
-        if not self.alive:
-            return "it is gone"
+        if not self.alive or self.hello is None:
+            return self.absence
         if self.hello.protocol != PROTOCOL:
             return f"it speaks protocol {self.hello.protocol}, this router {PROTOCOL}"
         if self.hello.role != self.role:
@@ -69,6 +68,6 @@ class Worker(ABC):
     def lost(self, reason: str) -> None:
         """Report the present incarnation as lost, once."""
         if self.alive:
-            self.alive = False
+            self.alive, self.absence = False, "it is gone"
             log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
             self._on_lost(self, self.incarnation, reason)

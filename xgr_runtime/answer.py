@@ -92,7 +92,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """One configured worker. What it says of itself is None until it first answered.
+    """One configured worker. What it says of itself, but for its role, is None until it first answered.
 
     `load.pages_used` counts pages in use by requests, `load.pages_cached` those that only a cache holds.
     """
@@ -102,7 +102,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     usable: bool
     problem: str  # why it is not usable, else empty
     in_flight: int  # attempts of the router that answers
-    role: Role | None = None
+    role: Role  # as configured
     worker: str | None = None
     incarnation: str | None = None  # hexadecimal: JSON numbers do not hold 64 bits everywhere
     model: ModelIdentity | None = None

@@ -149,7 +149,8 @@ def parse(
     kind: type[C], argv: Sequence[str], environ: Mapping[str, str] | None = None, program: str = ""
 ) -> C:
     """The process's configuration. Raises `ConfigError` naming the flag, variable or key to change."""
-    parser = argparse.ArgumentParser(program or None, description=(kind.__doc__ or "").strip())
+    about = (kind.__doc__ or "").strip()
+    parser = argparse.ArgumentParser(program or None, description=about, allow_abbrev=False)
     add_flags(parser, kind)
     return from_args(kind, parser.parse_args(argv), environ)
 
@@ -163,11 +164,16 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
             parser.add_argument(flag(field.name), help=argparse.SUPPRESS)
             continue
         text = _description(hints[field.name])
-        default = "required" if field.required else f"default: {field.default}"
+        default = "required" if field.required else f"default: {_shown_default(field)}"
         # A switch is given bare, or with the value that `to_argv` writes.
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _plain(hints[field.name]) is bool else {}
         metavar = _metavar(hints[field.name])
         parser.add_argument(flag(field.name), metavar=metavar, help=f"{text} ({default})", **switch)
+
+
+def _shown_default(field: Any) -> object:
+    """An empty list is made by a factory, which msgspec keeps apart from plain defaults."""
+    return "none" if field.default in (msgspec.NODEFAULT, "") else field.default
 
 
 def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> C:
@@ -187,7 +193,7 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
                 values[name], sources[name] = value, source
     for key in ("api_key", "sglang_api_key"):
         if not str(values.get(key, "given")).strip():
-            raise ConfigError(f"{sources[key]} is empty, which would let everybody in: give a key or none")
+            raise ConfigError(f"{sources[key]} is an empty secret: give a key or none at all")
     if file:
         raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
     return _convert(kind, values, sources)

@@ -96,7 +96,10 @@ class Deployment:
         config, port = self.config, int(infos[ROUTER]["port"])
         if time.monotonic() < self._next_probe:
             return self._reason
-        self._reason = probe(config.host, port)
+        reason = probe(config.host, port)
+        if reason != self._reason and reason:
+            log.info("not serving yet: %s", reason)
+        self._reason = reason
         self._next_probe = time.monotonic() + PROBE_EVERY
         if not self._reason:
             self._announce(port)
@@ -108,8 +111,10 @@ class Deployment:
         # A restarted router comes back where its clients know it, also if any free port was asked for.
         self._supervisor.programs[ROUTER] = replace(router, argv=[*router.argv, f"{flag('port')}={port}"])
         self.url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-        prefill = config.prefill_workers + len(config.sglang_prefill)
-        log.info("ready at %s (%d prefill, %d decode)", self.url, prefill, config.decode_workers)
+        workers = f"{config.prefill_workers} prefill, {config.decode_workers} decode"
+        if config.sglang_prefill:
+            workers += f", prompts also to {', '.join(config.sglang_prefill)}"
+        log.info("ready at %s (%s)", self.url, workers)
         self._over.set()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:

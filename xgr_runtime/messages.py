@@ -49,6 +49,11 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocab: int
     tp_size: int
 
+    def difference(self, other: "ModelIdentity") -> str:
+        """The first field in which they differ; empty when KV of one means the same to the other."""
+        fields = self.__struct_fields__
+        return next((name for name in fields if getattr(self, name) != getattr(other, name)), "")
+
     @property
     def layer_token_bytes(self) -> int:
         """Bytes of keys and values of one token in one layer."""

@@ -1,5 +1,6 @@
 """All routes but /generate: probes, facts about the deployment, aborting, metrics."""
 
+import itertools
 import time
 
 import msgspec
@@ -102,7 +103,13 @@ class Control:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def flush_cache(self, request: Request) -> Response:
-        return as_json(Flushed(True, 0, "nothing to flush: no worker caches prompts"))
+        return as_json(
+            Flushed(
+                True,
+                0,
+                "nothing to flush: our workers cache no prompts; an SGLang server has a route of its own",
+            )
+        )
 
     async def abort_request(self, request: Request) -> Response:
         body = decode(_ABORT, await read_json(request, self.settings))
@@ -124,21 +131,25 @@ class Control:
 
 
 def no_pair(states: list[WorkerState]) -> str:
-    """Why no request can be served, worker by worker."""
-    problems = "; ".join(f"{state.address}: {state.problem}" for state in states if not state.usable)
-    reason = f" ({problems})" if problems else ""
+    """Why no request can be served: worker by worker, and what sets those apart that could."""
+    problems = [f"{state.address}: {state.problem}" for state in states if not state.usable]
+    usable = [state.hello for state in states if state.usable and state.hello]
+    for one, other in itertools.product(usable, usable):
+        if one.role == "prefill" and other.role == "decode" and (name := one.model.difference(other.model)):
+            values = [f"{hello.worker} has {getattr(hello.model, name)}" for hello in (one, other)]
+            problems.append(f"they differ in {name}: {', '.join(values)}")
+    reason = f" ({'; '.join(problems)})" if problems else ""
     return f"no compatible pair of prefill and decode workers is ready{reason}"
 
 
 def worker_status(state: WorkerState) -> WorkerStatus:
     """A worker as /workers reports it."""
-    plain = WorkerStatus(state.address, state.alive, state.usable, state.problem, state.in_flight)
+    plain = WorkerStatus(state.address, state.alive, state.usable, state.problem, state.in_flight, state.role)
     hello = state.hello
     if hello is None:
         return plain
     return msgspec.structs.replace(
         plain,
-        role=hello.role,
         worker=hello.worker,
         incarnation=f"{hello.incarnation:x}",
         model=hello.model,

@@ -104,8 +104,8 @@ class Edge:
             self.metrics.observe(
                 visit.status, seconds, visit.prompt_tokens, underfilled=visit.results < visit.wanted
             )
-        # Probes and scrapes come every few seconds; only their failures are worth a line.
-        quiet = scope["method"] == "GET" and visit.status < 400
+        # Probes and scrapes come every few seconds: only failures are worth a line, and waiting is none.
+        quiet = scope["method"] == "GET" and (visit.status < 400 or scope["path"] == "/readiness")
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d %.1f ms rid=%s prompt=%d width=%d",

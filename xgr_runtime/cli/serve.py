@@ -10,7 +10,7 @@ from xgr_runtime.log import configure
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """`xgr serve` with one flag per field of `ServeConfig`."""
     about = "start a router and its workers, and serve until SIGTERM or Ctrl-C"
-    parser = subparsers.add_parser("serve", help=about, description=about)
+    parser = subparsers.add_parser("serve", help=about, description=about, allow_abbrev=False)
     add_flags(parser, ServeConfig)
     parser.set_defaults(func=serve)
 

@@ -354,8 +354,22 @@ def test_a_server_without_our_plugin_is_unusable(info: Any, caplog: pytest.LogCa
             assert not link.alive
             (line,) = said()
             assert "xgr_zmq" in line, "said once, and what is missing"
+            assert "xgr_zmq" in link.problem, "and to whoever asks why there is no pair"
             server.info = None
             await until(lambda: link.alive)
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "status, named", [(401, "XGR_SGLANG_API_KEY"), (403, "XGR_SGLANG_API_KEY"), (502, "502")]
+)
+def test_a_server_that_refuses_to_introduce_itself(status: int, named: str) -> None:
+    async def body() -> None:
+        async with served() as (server, link, _told):
+            server.info = Response(status_code=status)
+            await until(lambda: named in link.problem)
+            assert not link.alive
 
     run(body)
 

@@ -47,7 +47,7 @@ def worker(role: Role, *, counters: dict[str, float] | None = None) -> WorkerSta
     load = Load(1, 12, 5, 100, 3, 1, 64, counters or {"tokens": 7.0})
     limits = Limits(64, 32 if role == "decode" else 0)
     hello = WorkerHello(1, role, f"{role}-0", 5, MODEL, "", ["v"], limits, load)
-    return WorkerState(f"ipc:///{role}", True, True, "", hello, 1)
+    return WorkerState(f"ipc:///{role}", role, True, True, "", hello, 1)
 
 
 @dataclass

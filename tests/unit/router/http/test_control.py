@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -98,7 +99,7 @@ def test_models(server: Server) -> None:
 def test_workers_tell_pages_of_requests_from_pages_of_caches(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.states.append(replace(dispatch.states[0], address="ipc:///new", hello=None, alive=False))
     prefill, decode, new = server.get("/workers").json()["workers"]
-    assert [worker["role"] for worker in (prefill, decode, new)] == ["prefill", "decode", None]
+    assert [worker["role"] for worker in (prefill, decode, new)] == ["prefill", "decode", "prefill"]
     assert (decode["load"]["pages_used"], decode["load"]["pages_cached"]) == (12, 5)
     assert decode["load"]["counters"] == {"tokens": 7.0}
     assert (decode["incarnation"], decode["in_flight"], decode["catalogs"]) == ("5", 1, ["v"])
@@ -154,3 +155,14 @@ def test_metrics_follow_the_workers(server: Server, dispatch: FakeDispatch) -> N
     found = samples(server)
     assert found["xgr_worker_alive", ("", "", "ipc:///decode")] == 0
     assert ("xgr_worker_pages_used", labels) not in found
+
+
+def test_a_pair_that_does_not_fit_is_told_apart(server: Server, dispatch: FakeDispatch) -> None:
+    """Both work, but not with each other: the answer names the field and both values."""
+    prefill, decode = dispatch.states
+    assert decode.hello is not None
+    other = msgspec.structs.replace(decode.hello.model, dtype="bfloat16")
+    dispatch.states = [prefill, replace(decode, hello=msgspec.structs.replace(decode.hello, model=other))]
+    dispatch.pair = None
+    message = server.get("/readiness").json()["error"]["message"]
+    assert "differ in dtype: prefill-0 has float32, decode-0 has bfloat16" in message
