@@ -1,5 +1,6 @@
 """Tests that need SGLang itself; they belong to an environment that has it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ if versions.installed_version() is None:
     raise pytest.UsageError(
         "tests/sglang needs SGLang, which is not installed here: ./deploy/test runs it where it is"
     )
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this release serves on CPUs, and so do its tests
 shims.install()  # before any module of this folder imports transformers
 
 import torch  # noqa: E402
