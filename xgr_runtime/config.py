@@ -209,6 +209,15 @@ def to_argv(config: _Process) -> list[str]:
     return argv
 
 
+def switched_on(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    """A switch in the environment, for code of ours inside a process that takes no flags of ours."""
+    value = (os.environ if environ is None else environ).get(f"XGR_{name.upper()}", "false")
+    try:
+        return msgspec.convert(value, bool, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(f"XGR_{name.upper()} is {value!r}: choose from true, false") from None
+
+
 def flag(name: str) -> str:
     """`max_rows` -> `--max-rows`."""
     return "--" + name.replace("_", "-")

@@ -17,7 +17,7 @@ from sglang.srt.disaggregation.base import KVArgs, KVPoll
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from decode_worker.links import PrefillLinks
-from xgr_runtime.errors import ConfigError, XgrError
+from xgr_runtime.errors import ConfigError, ModelError, XgrError
 from xgr_runtime.handover import Receiver
 from xgr_runtime.messages import (
     Ack,
@@ -336,6 +336,20 @@ def test_what_cannot_be_handed_over_is_refused_at_start(
         setattr(wrong, field, value)
     with pytest.raises(ConfigError, match=named):
         ZmqKVManager(wrong, DisaggregationMode.PREFILL, server_args(checkpoint, **settings))
+
+
+@pytest.mark.parametrize("page_size", [1], indirect=True)
+def test_an_untested_release_is_refused_unless_told_to_try(
+    manager: ZmqKVManager, checkpoint: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> ZmqKVManager:
+        return ZmqKVManager(kv_args(pool, 1), DisaggregationMode.PREFILL, server_args(checkpoint))
+
+    monkeypatch.setattr("xgr_runtime.model.sglang.transfer.backend.installed_version", lambda: "0.9.0")
+    with pytest.raises(ModelError, match=r"0\.9\.0 was not tested.*XGR_SGLANG_ANY_VERSION"):
+        start()
+    monkeypatch.setenv("XGR_SGLANG_ANY_VERSION", "true")
+    assert start().identity == manager.identity
 
 
 def test_sglang_has_no_decode_side_here(checkpoint: Path, pool: Pool) -> None:

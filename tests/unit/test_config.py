@@ -5,7 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse, to_argv
+from xgr_runtime.config import (
+    DecodeConfig,
+    PrefillConfig,
+    RouterConfig,
+    ServeConfig,
+    parse,
+    switched_on,
+    to_argv,
+)
 from xgr_runtime.errors import ConfigError
 
 NEEDED = ["--model-path", "/m", "--catalog", "/c"]
@@ -85,6 +93,20 @@ def test_a_switch_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.toml"
     file.write_text("sglang-any-version = true\n")
     assert parse(ServeConfig, [*NEEDED, "--config", str(file)], {}).sglang_any_version
+
+
+@pytest.mark.parametrize(
+    ("environ", "on"),
+    [({}, False), ({"XGR_ANY": "true"}, True), ({"XGR_ANY": "0"}, False), ({"XGR_ANY": "1"}, True)],
+    ids=str,
+)
+def test_a_switch_in_the_environment(environ: dict[str, str], on: bool) -> None:
+    assert switched_on("any", environ) is on
+
+
+def test_a_switch_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="XGR_ANY is 'maybe'"):
+        switched_on("any", {"XGR_ANY": "maybe"})
 
 
 @pytest.mark.parametrize("text", ["prot = 1", "port = "], ids=["unknown key", "not TOML"])

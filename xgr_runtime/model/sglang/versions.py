@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # beside torch 2.13.
 FIRST_TESTED, LAST_TESTED = "0.5.16", "0.5.23"
 TESTED = f"{FIRST_TESTED} to {LAST_TESTED}"
-OVERRIDE = "--sglang-any-version"
+OVERRIDE = "--sglang-any-version or XGR_SGLANG_ANY_VERSION=true"
 
 _RELEASE = re.compile(r"v?(\d+(?:\.\d+)*)")
 

@@ -19,11 +19,13 @@ from sglang.srt.disaggregation.base import (
 from sglang.srt.disaggregation.base.conn import KVTransferMetric
 from sglang.srt.distributed import get_tp_group
 
+from xgr_runtime.config import switched_on
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import BadRequest, RequestError
 from xgr_runtime.handover import FIRST_LEASE, SenderState
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
+from xgr_runtime.model.sglang.versions import check_version, installed_version
 from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
@@ -37,6 +39,7 @@ class ZmqKVManager(BaseKVManager):
     def __init__(
         self, args: Any, disaggregation_mode: Any, server_args: Any, is_mla_backend: bool | None = False
     ) -> None:
+        check_version(installed_version() or "", switched_on("sglang_any_version"))
         model = ModelConfig.from_server_args(server_args)
         refuse_layout(args, disaggregation_mode, server_args, model, bool(is_mla_backend))
         self.kv_args = args  # SGLang reads it
