@@ -1,22 +1,5 @@
 """What the tests of the model package share: tiny checkpoints, and one thread."""
 
-from collections.abc import Iterator
+from model_fixtures import make_checkpoint, one_thread
 
-import pytest
-import torch
-from checkpoints import MakeCheckpoint, checkpoint_maker
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from more threads, and threads that wait for a busy core cost seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """See `checkpoints.checkpoint_maker`."""
-    return checkpoint_maker(tmp_path_factory.mktemp)
+__all__ = ["make_checkpoint", "one_thread"]
