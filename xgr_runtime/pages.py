@@ -55,6 +55,13 @@ class PagePool:
         return np.arange(start, start + count, dtype=np.int32)
 
 
+def slots_of(pages: PageIds, start: int, count: int, page_size: int) -> NDArray[np.int64]:
+    """Slots in a flat pool of tokens [start, start + count) of the prompt that `pages` hold."""
+    token = np.arange(start, start + count)
+    slots: NDArray[np.int64] = pages[token // page_size].astype(np.int64) * page_size + token % page_size
+    return slots
+
+
 def pages_for(tokens: int, page_size: int) -> int:
     """Pages that hold `tokens` tokens."""
     return -(-tokens // page_size)

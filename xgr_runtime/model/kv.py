@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.pages import PageIds
+from xgr_runtime.pages import PageIds, slots_of
 
 Bytes = NDArray[np.uint8]
 
@@ -96,9 +96,7 @@ class KvPool:
         if len(used) == 1 or bool((np.diff(used) == 1).all()):
             begin = int(used[0]) * self.page_size + start % self.page_size
             return slice(begin, begin + count)
-        token = np.arange(start, start + count)
-        slots = pages[token // self.page_size].astype(np.int64) * self.page_size + token % self.page_size
-        return torch.from_numpy(slots)
+        return torch.from_numpy(slots_of(pages, start, count, self.page_size))
 
     def _raw(self, x: Tensor) -> Bytes:
         """`_flat` as bytes, [layers, pages * page_size, Hkv, D * itemsize], the same memory."""

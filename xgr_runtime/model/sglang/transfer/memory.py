@@ -6,12 +6,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.handover import Chunk
-
-Pages = NDArray[np.int32]
+from xgr_runtime.pages import PageIds, slots_of
 
 
 class SglangKv:
@@ -34,11 +32,9 @@ class SglangKv:
         self.slots: int = len(buffers[0])
         self._keys, self._values = buffers[: self.layers], buffers[self.layers :]
 
-    def read(self, layer: int, pages: Pages, start: int, count: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, pages: PageIds, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Keys and values of tokens [start, start + count), copied to the host: [count, token bytes] each."""
-        token = np.arange(start, start + count)
-        slots = pages[token // self.page_size].astype(np.int64) * self.page_size + token % self.page_size
-        where = torch.from_numpy(slots)
+        where = torch.from_numpy(slots_of(pages, start, count, self.page_size))
         return tuple(  # type: ignore[return-value]
             x[layer].index_select(0, where.to(x[layer].device)).cpu() for x in (self._keys, self._values)
         )
@@ -47,7 +43,7 @@ class SglangKv:
 class PromptKv(Protocol):
     """The KV of one prompt, as far as SGLang has computed it."""
 
-    def extend(self, pages: Pages, start: int, count: int) -> None:
+    def extend(self, pages: PageIds, start: int, count: int) -> None:
         """Tokens [start, start + count) are now in the prompt's `pages`."""
         ...
 
@@ -61,9 +57,9 @@ class PagedPromptKv:
 
     def __init__(self, kv: SglangKv) -> None:
         self._kv = kv
-        self._pages: Pages = np.empty(0, np.int32)
+        self._pages: PageIds = np.empty(0, np.int32)
 
-    def extend(self, pages: Pages, start: int, count: int) -> None:
+    def extend(self, pages: PageIds, start: int, count: int) -> None:
         """See `PromptKv.extend`."""
         self._pages = pages
 
@@ -87,7 +83,7 @@ class GatheredPromptKv:
         shape = (2, kv.layers, tokens, self._ranks, kv.token_bytes)
         self._all = torch.empty(shape, dtype=torch.uint8) if dist.get_rank(group) == 0 else None
 
-    def extend(self, pages: Pages, start: int, count: int) -> None:
+    def extend(self, pages: PageIds, start: int, count: int) -> None:
         """See `PromptKv.extend`."""
         layers = [self._kv.read(layer, pages, start, count) for layer in range(self._kv.layers)]
         ours = torch.stack([torch.stack(x) for x in zip(*layers, strict=True)])  # [2, layers, count, bytes]
