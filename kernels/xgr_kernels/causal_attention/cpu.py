@@ -19,13 +19,15 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, row_offsets: list[int], scale: float, prefix: Partial | None
 ) -> Tensor:
     """See `api.causal_attention`."""
-    o = torch.empty_like(q, memory_format=torch.contiguous_format)
+    outputs = []
     for first, last in pairwise(row_offsets):
         if first < last:
             rows = slice(first, last)
             own, lse = _attend_one(q[rows], k[rows], v[rows], scale)
-            o[rows] = own if prefix is None else _merge(own, lse, prefix[0][rows], prefix[1][rows])
-    return o
+            outputs.append(own if prefix is None else _merge(own, lse, prefix[0][rows], prefix[1][rows]))
+    if len(outputs) == 1:
+        return outputs[0]  # a lone prompt needs no copy
+    return torch.cat(outputs) if outputs else torch.empty_like(q)
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
