@@ -89,7 +89,7 @@ def test_stand_in_kernels_are_not_taken_for_real_ones() -> None:
 
 
 def test_settings_are_fields_of_server_args() -> None:
-    takes(srt("server_args", STARTUP).ServerArgs, {"model_path", "dtype", *SETTINGS}, STARTUP)
+    takes(srt("server_args", STARTUP).ServerArgs, {"model_path", "dtype", "device", *SETTINGS}, STARTUP)
 
 
 def test_settings_are_published_in_a_way_that_we_know() -> None:

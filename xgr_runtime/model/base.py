@@ -55,6 +55,7 @@ class ModelBackend(Protocol):
     name: str
     geometry: Geometry
     weights_hash: str
+    device: torch.device
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
         """tokens and positions [N] int64 -> hidden states after the final norm [N, hidden].
@@ -65,4 +66,8 @@ class ModelBackend(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> [R, vocab] float32."""
+        ...
+
+    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
+        """The same into `out` [R, vocab] float32, which may be part of a captured launch's fixed memory."""
         ...

@@ -16,17 +16,21 @@ log = logging.getLogger(__name__)
 BACKENDS = get_args(Backend)
 
 
-def load_backend(name: str, model_path: Path, dtype: str, any_sglang_version: bool = False) -> ModelBackend:
+def load_backend(
+    name: str, model_path: Path, dtype: str, any_sglang_version: bool = False, device: str = "cpu"
+) -> ModelBackend:
     """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
 
-    `dtype` is "float32" or "bfloat16"; `any_sglang_version` lets releases run that were not tested. Logs the
-    choice and its reason. Raises ModelError with one line that says what to change.
+    `dtype` is "float32" or "bfloat16", `device` is "cpu", "cuda" or "cuda:N"; `any_sglang_version` lets
+    releases run that were not tested. Logs the choice and its reason. Raises ModelError with one line that
+    says what to change.
     """
+    _check_device(device)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
     if name not in BACKENDS:
         raise ModelError(f"unknown model backend {name!r}: use one of {', '.join(BACKENDS)}")
-    obstacle = _why_not_sglang(any_sglang_version)
+    obstacle = _why_not_sglang(any_sglang_version, device)
     if name == "sglang" and obstacle:
         raise ModelError(f"model backend sglang cannot be used: {obstacle}")
     # Imported here because both libraries take seconds to import and refusals above should not.
@@ -34,21 +38,28 @@ def load_backend(name: str, model_path: Path, dtype: str, any_sglang_version: bo
         log.info("model backend: transformers, %s", obstacle if name == "auto" else "as asked for")
         from xgr_runtime.model.transformers_backend import load_transformers
 
-        return load_transformers(model_path, dtype)
+        return load_transformers(model_path, dtype, device)
     found = installed_version()
     log.info("model backend: sglang %s, %s", found, "it is installed" if name == "auto" else "as asked for")
     from xgr_runtime.model.sglang.backend import load_sglang
 
-    return load_sglang(model_path, dtype, any_sglang_version)
+    return load_sglang(model_path, dtype, any_sglang_version, device)
 
 
-def _why_not_sglang(any_version: bool) -> str | None:
+def _check_device(device: str) -> None:
+    """Raises ModelError where torch cannot compute on `device`."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"--device {device}: torch finds no GPU here: use --device cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs")
+
+
+def _why_not_sglang(any_version: bool, device: str) -> str | None:
     """Why SGLang cannot run a model here, and what to change; None where it can be tried."""
     version = installed_version()
     if version is None:
         return "sglang is not installed (`./deploy/serve --model-backend sglang` sets it up)"
-    if torch.cuda.is_available():
-        return (
-            "sglang would use the GPU and this release serves on CPUs (set CUDA_VISIBLE_DEVICES= to hide it)"
-        )
+    if device == "cpu" and torch.cuda.is_available():
+        return "beside a GPU sglang runs on it: use --device cuda, or hide it with CUDA_VISIBLE_DEVICES="
     return None if any_version else untested(version)

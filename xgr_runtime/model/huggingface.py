@@ -60,8 +60,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, weights_hash(folder, files))
 
 
-def load_eager(checkpoint: Checkpoint, dtype: str) -> HfModel:
-    """The library's own model with its own eager attention, every weight in place. Raises ModelError."""
+def load_eager(checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> HfModel:
+    """The library's own model with its own eager attention, every weight in place on `device`.
+
+    Raises ModelError.
+    """
     _quiet()
     folder = checkpoint.folder
     try:
@@ -80,7 +83,7 @@ def load_eager(checkpoint: Checkpoint, dtype: str) -> HfModel:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:

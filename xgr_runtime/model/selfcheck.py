@@ -37,7 +37,8 @@ def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
     """
     try:
         with torch.inference_mode():
-            logits: Tensor = model(input_ids=_tokens(geometry), use_cache=False).logits
+            tokens = _tokens(geometry).to(model.device)
+            logits: Tensor = model(input_ids=tokens, use_cache=False).logits
             return logits.float().flatten(0, 1)
     except Exception as error:  # a config that the model was built from but cannot be run with
         raise ModelError(f"{type(model).__name__} does not run: {describe(error)}") from error
@@ -47,8 +48,8 @@ def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> Non
     """Raises ModelError, naming `architecture`, unless `backend` gives the logits `want` through a stage."""
     stage = _CheckStage(backend.geometry, architecture)
     # Packed into one row of tokens: an architecture that mixes neighbours outside of attention shows here.
-    tokens = _tokens(backend.geometry).flatten()
-    hidden = backend.forward(tokens, torch.arange(_LENGTH).repeat(_SEQUENCES), stage)
+    tokens = _tokens(backend.geometry).flatten().to(backend.device)
+    hidden = backend.forward(tokens, torch.arange(_LENGTH, device=backend.device).repeat(_SEQUENCES), stage)
     stage.finish()
     dtype, errors = backend.geometry.dtype, (backend.logits(hidden) - want).abs().amax(dim=-1)  # [16]
     error = float(errors.quantile(_SHARE[dtype]) / want.abs().max().clamp_min(1e-6))
@@ -58,6 +59,32 @@ def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> Non
             f"{architecture} is not supported: with plain causal attention its logits are off by "
             f"{error:.1e} of the largest from Hugging Face's, {limit:.0e} is allowed"
         )
+
+
+def attention_scale(backend: ModelBackend) -> float:
+    """What the scores of attention are multiplied with, in every layer.
+
+    Attention that is planned before a forward needs it in advance. Raises ModelError if layers differ.
+    """
+    probe = _ScaleProbe()
+    token = torch.zeros(1, dtype=torch.int64, device=backend.device)
+    backend.forward(token, token, probe)
+    if len(probe.scales) != 1:
+        raise ModelError(
+            f"its layers scale attention differently, by {sorted(probe.scales)}: use --device cpu"
+        )
+    return probe.scales.pop()
+
+
+class _ScaleProbe:
+    """Attention of a single token, which is its value; keeps the scales that layers ask for."""
+
+    def __init__(self) -> None:
+        self.scales: set[float] = set()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        self.scales.add(scale)
+        return v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
 def _tokens(geometry: Geometry) -> Tensor:

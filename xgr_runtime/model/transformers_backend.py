@@ -25,7 +25,7 @@ _EXTRAS = ("softcap", "s_aux", "sliding_window")
 
 
 class TransformersBackend:
-    """A Hugging Face causal decoder on the CPU; made by `load_transformers`."""
+    """A Hugging Face causal decoder; made by `load_transformers`."""
 
     name = "transformers"
 
@@ -35,6 +35,7 @@ class TransformersBackend:
         self._decoder: nn.Module = model.base_model
         head = model.get_output_embeddings()
         self._head = Head(head.weight, head.bias, geometry.vocab)
+        self.device: torch.device = head.weight.device
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -49,12 +50,16 @@ class TransformersBackend:
         """See `ModelBackend.logits`."""
         return self._head.logits(hidden)
 
+    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
+        """See `ModelBackend.logits_into`."""
+        self._head.logits_into(hidden, out)
 
-def load_transformers(folder: Path, dtype: str) -> TransformersBackend:
+
+def load_transformers(folder: Path, dtype: str, device: str = "cpu") -> TransformersBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line."""
     checkpoint = open_checkpoint(folder)
     geometry = checkpoint.geometry(dtype)
-    model = load_eager(checkpoint, dtype)
+    model = load_eager(checkpoint, dtype, device)
     want = reference_logits(model, geometry)
     # The model has given its own answers: our attention takes the place of its own for good.
     model.set_attn_implementation(_ATTENTION)

@@ -41,7 +41,7 @@ def test_tested_sglang_is_taken(
     caplog.set_level(logging.INFO)
     calls = installed(version)
     load_backend(name, FOLDER, "float32")
-    assert calls == [(FOLDER, "float32", False)]
+    assert calls == [(FOLDER, "float32", False, "cpu")]
     why = "it is installed" if name == "auto" else "as asked for"
     assert f"model backend: sglang {version}, {why}" in caplog.text
 
@@ -80,10 +80,36 @@ def test_asking_for_sglang_that_cannot_run_is_refused(
 def test_a_flag_lets_any_release_run(installed: Installed, name: str) -> None:
     calls = installed("0.6.0")
     load_backend(name, FOLDER, "float32", any_sglang_version=True)
-    assert calls == [(FOLDER, "float32", True)]
+    assert calls == [(FOLDER, "float32", True, "cpu")]
 
 
-def test_sglang_stays_off_a_gpu(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "gpus", "says"),
+    [("cuda", 0, "finds no GPU.*--device cpu"), ("cuda:0", 0, "finds no GPU"), ("cuda:2", 2, "has 2 GPUs")],
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, says: str
+) -> None:
+    installed(None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ModelError, match=says):
+        load_backend("transformers", FOLDER, "float32", device=device)
+
+
+def test_sglang_runs_on_the_gpu_that_is_asked_for(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = installed("0.5.20")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    load_backend("auto", FOLDER, "bfloat16", device="cuda:1")
+    assert calls == [(FOLDER, "bfloat16", False, "cuda:1")]
+
+
+def test_sglang_stays_off_a_gpu_that_is_not_asked_for(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = installed("0.5.20")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ModelError, match="CUDA_VISIBLE_DEVICES"):

@@ -37,7 +37,7 @@ _running = threading.RLock()  # SGLang keeps the running forward's context in a 
 
 
 class SGLangBackend:
-    """A causal decoder in SGLang's layers on the CPU; made by `load_sglang`."""
+    """A causal decoder in SGLang's layers; made by `load_sglang`."""
 
     name = "sglang"
 
@@ -48,6 +48,7 @@ class SGLangBackend:
         _refuse_layers(model)
         self._decoder = _decoder(model)
         self._head = _head(model, self._decoder, geometry.vocab)
+        self.device: torch.device = next(model.parameters()).device
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -63,8 +64,12 @@ class SGLangBackend:
         """See `ModelBackend.logits`."""
         return self._head.logits(hidden)
 
+    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
+        """See `ModelBackend.logits_into`."""
+        self._head.logits_into(hidden, out)
 
-def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBackend:
+
+def load_sglang(folder: Path, dtype: str, any_version: bool = False, device: str = "cpu") -> SGLangBackend:
     """The checkpoint in `folder`, checked against Hugging Face's model. Raises ModelError, in one line.
 
     Hugging Face's model is the reference, because SGLang's own attention would prove nothing about SGLang's
@@ -76,9 +81,9 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBa
     check_version(version, any_version)
     checkpoint = open_checkpoint(folder)
     geometry = checkpoint.geometry(dtype)
-    want, architecture = _reference(checkpoint, geometry)
+    want, architecture = _reference(checkpoint, geometry, device)
     try:
-        model = start_model(folder, dtype)
+        model = start_model(folder, dtype, device)
         backend = SGLangBackend(model, geometry, checkpoint.weights_hash)
         check_backend(backend, want, architecture)
     except ModelError as error:
@@ -89,9 +94,9 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False) -> SGLangBa
     return backend
 
 
-def _reference(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Tensor, str]:
+def _reference(checkpoint: Checkpoint, geometry: Geometry, device: str) -> tuple[Tensor, str]:
     """Hugging Face's logits, and the name of its model's class."""
-    model = load_eager(checkpoint, geometry.dtype)
+    model = load_eager(checkpoint, geometry.dtype, device)
     return reference_logits(model, geometry), type(model).__name__
 
 

@@ -27,10 +27,9 @@ Settings: TypeAlias = Any
 ModelConfig: TypeAlias = Any
 
 SETTINGS: dict[str, Any] = {
-    "device": "cpu",
     "load_format": "safetensors",
     "model_impl": "sglang",
-    # Never asked, the stage is; it must be one that SGLang accepts on a CPU.
+    # Never asked, the stage is; it must be one that SGLang accepts on every device.
     "attention_backend": "torch_native",
     "sampling_backend": "pytorch",
     "grammar_backend": "none",
@@ -47,24 +46,26 @@ SETTINGS: dict[str, Any] = {
 _groups_made = False
 
 
-def start_model(folder: Path, dtype: str) -> nn.Module:
-    """SGLang's model of the checkpoint in `folder`, with its weights.
+def start_model(folder: Path, dtype: str, device: str = "cpu") -> nn.Module:
+    """SGLang's model of the checkpoint in `folder`, with its weights on `device`: "cpu", "cuda" or "cuda:N".
 
     `dtype` is "float32" or "bfloat16". A process should hold one: SGLang keeps settings and groups in
     globals, and a second start replaces those of the first. Raises whatever SGLang raises.
     """
     # A few models compile functions as they first run: seconds in the middle of serving, and a C++ compiler.
     torch.compiler.set_stance("force_eager")
+    kind, _, index = device.partition(":")
+    gpu = int(index or 0)
     with undisturbed():
         _make_own_group()
-        settings = _settings(folder, dtype)
-        config, extra = _publish(settings)
+        settings = _settings(folder, dtype, kind)
+        config, extra = _publish(settings, kind, gpu)
         from sglang.srt.model_executor.model_runner import ModelRunner
 
         runner = ModelRunner(
             model_config=config,
             mem_fraction_static=0.1,  # of the pools that are never made
-            gpu_id=0,
+            gpu_id=gpu,
             nccl_port=0,  # the group exists already: nobody listens
             server_args=settings,
             **extra,
@@ -73,26 +74,26 @@ def start_model(folder: Path, dtype: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _settings(folder: Path, dtype: str) -> Settings:
+def _settings(folder: Path, dtype: str, kind: str) -> Settings:
     from sglang.srt.server_args import ServerArgs
 
-    settings = ServerArgs(model_path=str(folder), dtype=dtype, **SETTINGS)
+    settings = ServerArgs(model_path=str(folder), dtype=dtype, device=kind, **SETTINGS)
     if hasattr(settings, "resolve_once"):  # from 0.5.19; before, the constructor did it
         settings.resolve_once()
     return settings
 
 
-def _publish(settings: Settings) -> tuple[ModelConfig, dict[str, Any]]:
+def _publish(settings: Settings, kind: str, gpu: int) -> tuple[ModelConfig, dict[str, Any]]:
     """Make `settings` the process's; returns the model's config and what else this release's runner takes."""
     from sglang.srt import runtime_context
     from sglang.srt.configs import model_config
 
     _forget_former_experts()
     if hasattr(runtime_context, "SpawnRanks"):  # from 0.5.21
-        ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
+        ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=gpu)
         runtime_context.publish(settings, role="scheduler", ranks=ranks)
         config = model_config.ModelConfig.from_server_args(settings)
-        _make_groups(settings, config)
+        _make_groups(settings, config, kind)
         return config, {}
     if hasattr(runtime_context, "publish"):  # 0.5.17 to 0.5.20
         runtime_context.publish(settings, role="scheduler")
@@ -102,13 +103,13 @@ def _publish(settings: Settings) -> tuple[ModelConfig, dict[str, Any]]:
     return model_config.ModelConfig.from_server_args(settings), {"ps": _alone()}
 
 
-def _make_groups(settings: Settings, config: ModelConfig) -> None:
+def _make_groups(settings: Settings, config: ModelConfig, kind: str) -> None:
     """From 0.5.21 groups are made outside of the runner, and once in a process."""
     global _groups_made
     from sglang.srt.distributed import bootstrap
 
     if not _groups_made:
-        bootstrap.init_parallel_runtime(server_args=settings, device="cpu", dist_port=0)
+        bootstrap.init_parallel_runtime(server_args=settings, device=kind, dist_port=0)
         _groups_made = True
     bootstrap.init_layer_runtime(model_config=config)
 

@@ -1,0 +1,190 @@
+"""Where work runs: launches, captured graphs, pinned staging and events, behind one small interface.
+
+Engines that enqueue work and ask later whether it is done are written against `Device`. On `HostDevice` work
+is done when the call returns and capturing changes nothing: the same engines run, and are tested, on a CPU.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Work = Callable[[], None]
+
+
+class Event(Protocol):
+    """A mark in the queue of launches."""
+
+    def record(self) -> None:
+        """Set the mark behind all that is queued now; inside captured work, whenever that passes here."""
+        ...
+
+    def done(self) -> bool:
+        """Whether the device has passed the mark; True if it was never recorded."""
+        ...
+
+    def wait(self) -> None:
+        """Block the caller until `done`."""
+        ...
+
+
+class Device(Protocol):
+    """One processor and its queue."""
+
+    where: torch.device
+
+    def running(self) -> AbstractContextManager[object]:
+        """Launches inside go to the queue, in order."""
+        ...
+
+    def alongside(self) -> AbstractContextManager[object]:
+        """Copies inside overlap with what is queued; launches queued afterwards wait for them."""
+        ...
+
+    def capture(self, work: Work) -> Work:
+        """`work` as one launch: it may be run now, reads and writes the same memory every time, and must
+        not look at any value. Call it inside `running`."""
+        ...
+
+    def event(self) -> Event: ...
+
+    def staging(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Zeros in host memory that copies to and from the device do not wait for."""
+        ...
+
+    def reserved_bytes(self) -> int:
+        """Device memory that this process holds, caches of the allocator included; 0 where nobody counts."""
+        ...
+
+
+class CudaDevice:
+    """A GPU of this process: one stream for launches, one for copies, one memory pool for all graphs."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.where = torch.device("cuda", index)
+        torch.cuda.set_device(self.where)
+        self._stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self._graphs = torch.cuda.graph_pool_handle()
+
+    def running(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    @contextmanager
+    def alongside(self) -> Iterator[None]:
+        with torch.cuda.stream(self._copies):
+            yield
+        self._stream.wait_stream(self._copies)
+
+    def capture(self, work: Work) -> Work:
+        work()  # libraries choose and compile their kernels now: none of that may happen inside a capture
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all graphs: they run one after the other, so their scratch memory may be the same.
+        with torch.cuda.graph(graph, pool=self._graphs, stream=self._stream):
+            work()
+        replay: Work = graph.replay
+        return replay
+
+    def event(self) -> Event:
+        return _CudaEvent()
+
+    def staging(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, pin_memory=True)
+
+    def reserved_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self.where)
+
+
+class _CudaEvent:
+    def __init__(self) -> None:
+        # External: a record inside a capture becomes a node of the graph, which the host may ask about.
+        self._event = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
+
+    def record(self) -> None:
+        self._event.record()
+
+    def done(self) -> bool:
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+class HostDevice:
+    """A CPU: nothing is ever queued."""
+
+    where = torch.device("cpu")
+
+    def running(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def alongside(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def capture(self, work: Work) -> Work:
+        return work
+
+    def event(self) -> Event:
+        return _Passed()
+
+    def staging(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    def reserved_bytes(self) -> int:
+        return 0
+
+
+class _Passed:
+    def record(self) -> None:
+        pass
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+class Inputs:
+    """Named vectors of integers that captured work reads, filled from the host in one copy.
+
+    `sizes` are their lengths. `depth` launches may be filled before the first of them has run: each has
+    staging memory of its own, and a further one waits for the oldest copy.
+    """
+
+    def __init__(self, device: Device, sizes: Mapping[str, int], depth: int) -> None:
+        ends = np.cumsum([0, *sizes.values()])
+        total = int(ends[-1])
+        self._slices = {
+            name: slice(int(a), int(b)) for name, a, b in zip(sizes, ends, ends[1:], strict=False)
+        }
+        self._values = torch.zeros(total, dtype=torch.int64, device=device.where)
+        self._ring = [(device.staging(total, dtype=torch.int64), device.event()) for _ in range(depth)]
+        self._next = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The vector `name` in device memory, int64, always the same memory."""
+        return self._values[self._slices[name]]
+
+    def upload(self, **vectors: NDArray[np.int64]) -> None:
+        """Queue a copy of `vectors`, each at most as long as its place; the rest of a place becomes 0."""
+        staging, copied = self._ring[self._next]
+        self._next = (self._next + 1) % len(self._ring)
+        copied.wait()
+        host = staging.numpy()
+        host[:] = 0
+        for name, vector in vectors.items():
+            place = host[self._slices[name]]
+            place[: len(vector)] = vector
+        self._values.copy_(staging, non_blocking=True)
+        copied.record()
+
+
+def bucket_for(count: int, buckets: tuple[int, ...]) -> int:
+    """The smallest of the ascending `buckets` that holds `count`; the caller has bounded `count`."""
+    return next(bucket for bucket in buckets if bucket >= count)
