@@ -1,8 +1,9 @@
-"""One decode step: a forward over the beams of many requests, the head, and the selection."""
+"""What runs searches, as its worker sees it, and the engine of a CPU: one level of all searches at a time."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
@@ -17,8 +18,52 @@ from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 
 
+class DeviceLost(Exception):
+    """The device does not answer this process any more, whatever it is asked."""
+
+
+class Engine(Protocol):
+    """Runs searches to their ends. A launch is one level on a CPU, and all levels of a cohort on a GPU."""
+
+    pool: KvPool
+    tail_tokens: int
+    counters: dict[str, float]
+    """Totals since start, by name."""
+
+    @property
+    def row_budget(self) -> int:
+        """Beams of all searches that may be in the engine's hands or wait for it."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes a launch now."""
+        ...
+
+    def choose(self, waiting: Sequence[Search]) -> list[Search]:
+        """Those of the searches, first come first, that the next launch takes; at least one."""
+        ...
+
+    def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
+        """Run, or begin to run. `on_layer` is called now and then: a long launch need not make anyone deaf.
+
+        Raises DeviceLost if nothing can run here again.
+        """
+        ...
+
+    def collect(self) -> list[Search]:
+        """The searches that are over and were not collected before. Never waits. Raises DeviceLost."""
+        ...
+
+    def warm_up(self, trie: Trie) -> None:
+        """Pay all first-use costs; call it once, before the first launch."""
+        ...
+
+
 class DecodeEngine:
     """The model, the pool of received KV and the tail KV. Requests at different levels share a step."""
+
+    ready = True
 
     def __init__(
         self, model: ModelBackend, pool: KvPool, tail_tokens: int, max_rows: int, kernels: str
@@ -29,6 +74,33 @@ class DecodeEngine:
         self.max_rows = max_rows
         self.tail = TailKv(model.geometry, tail_tokens, max_rows)
         self.kernels = kernels
+        self.counters: dict[str, float] = defaultdict(float)
+        self._over: list[Search] = []
+
+    @property
+    def row_budget(self) -> int:
+        """See `Engine`."""
+        return self.max_rows
+
+    def choose(self, waiting: Sequence[Search]) -> list[Search]:
+        """All of them: the budget of rows bounds a step."""
+        return list(waiting)
+
+    def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
+        """One step; returns when it is done."""
+        rows = sum(len(search.scores) for search in searches)
+        selection = self.step(searches, on_layer)
+        self._over += [search for search in searches if search.over]
+        self.counters["steps"] += 1
+        self.counters["rows"] += rows
+        self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
+        self.counters["elements_visited"] += int(selection.elements_visited.sum())
+        self.counters["elements_total"] += int(selection.elements_total.sum())
+
+    def collect(self) -> list[Search]:
+        """See `Engine`."""
+        over, self._over = self._over, []
+        return over
 
     def warm_up(self, trie: Trie) -> None:
         """Compile the kernels and run one small search, so that no request pays for first-use costs."""

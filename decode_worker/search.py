@@ -34,6 +34,12 @@ class Question:
         """Beams that one level can hold."""
         return min(self.width, self.trie.leaves)
 
+    @property
+    def live_leaves(self) -> int:
+        """Leaves that the filter lets live."""
+        allowed = int(self.filter.rank[-1]) if len(self.filter.rank) else self.trie.leaves
+        return allowed - len(self.filter.deny)
+
 
 class Search:
     """The beams of one request, best first. `level` is the level that the next selection fills.
@@ -51,6 +57,7 @@ class Search:
         self.hidden = hidden  # [hidden] of the prompt's last token, if it came
         self.level = 0
         self.invalid = False
+        self.launched = False  # it is in the engine's hands
         self.forward_seconds = 0.0
         self.scores: Floats = np.zeros(1, np.float32)
         unknown = [question.last_token] if hidden is None else []
@@ -102,6 +109,11 @@ class Search:
             anc = np.zeros((len(tokens), self.anc.shape[1]), np.int64)
         self.anc, self.scores, self.tokens, self.lo, self.hi = anc, scores, tokens, lo, hi
         self.level += 1
+
+    def finish(self, scores: Floats, leaves: Ints, invalid: bool) -> None:
+        """Take the end of a search whose levels ran elsewhere: scores and leaves [n], best first."""
+        self.level, self.invalid = self.question.depth, invalid
+        self.scores, self.lo = scores, leaves
 
     def answer(self) -> tuple[Ints, Floats]:
         """Leaves and scores [n], best first; empty when nothing was alive."""

@@ -3,16 +3,16 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from decode_worker.engine import DecodeEngine
+from decode_worker.engine import DeviceLost, Engine
 from decode_worker.links import PrefillLinks
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
 from decode_worker.task import DecodeTask, EarlyOpen, TaskFactory
-from xgr_kernels.beam_select.api import Selection, Trie
+from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
@@ -61,7 +61,7 @@ class DecodeWorker:
     def __init__(
         self,
         config: DecodeConfig,
-        engine: DecodeEngine,
+        engine: Engine,
         catalog: Catalog,
         identity: ModelIdentity,
         limits: Limits,
@@ -81,10 +81,12 @@ class DecodeWorker:
         self.early_opens: dict[AttemptId, EarlyOpen] = {}
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
-        self.worked = False  # the last turn stepped: pages, rows or messages may have come free meanwhile
-        self.inbox: list[Message] = []  # requests and cancels that came in during a step
+        self.worked = (
+            False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
+        )
+        self.inbox: list[Message] = []  # requests and cancels that came in during a launch
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
-            PagePool(engine.pool.pages), PagePool(engine.max_rows), config.page_size
+            PagePool(engine.pool.pages), PagePool(engine.row_budget), config.page_size
         )
         control: Listener[Message] = Listener(config.control_address, ToDecode)
         data: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
@@ -99,7 +101,7 @@ class DecodeWorker:
         self.engine.warm_up(self.factory.trie)
 
     def run(self, stopping: Callable[[], bool]) -> None:
-        """Messages in, one step for all beams, answers out; until `stopping`."""
+        """Messages in, searches on, answers out; until `stopping`."""
         while not stopping():
             self.poller.wait(self.idle_seconds())
             now = self.clock()
@@ -112,37 +114,41 @@ class DecodeWorker:
             self.grant_pages()
             self.start_searches()
             self.worked = bool(self.running)
-            if self.running:
-                self.step()
+            self.launch()
+            self.answer_finished()
 
-    def step(self) -> None:
-        """One level for every running search; those that are over are answered."""
-        searches = [task.search for task in self.running if task.search]
-        self.counters["rows"] += sum(len(search.scores) for search in searches)
+    def launch(self) -> None:
+        """Hand the engine what may run next: a step of all searches, or a cohort of some."""
+        waiting = [task.search for task in self.running if task.search and not task.search.launched]
+        if not waiting or not self.engine.ready:
+            return
+        searches = self.engine.choose(waiting)
         try:
-            self.count(self.engine.step(searches, on_layer=lambda _: self.listen()))
+            self.engine.launch(searches, on_layer=lambda _: self.listen())
+        except DeviceLost:
+            raise  # nothing runs here any more: the process ends, and requests are tried elsewhere
         except Exception:
-            log.exception("a step of %d requests failed: each is tried alone", len(searches))
-            self.step_alone()
-        for task in [t for t in self.running if t.search and t.search.over]:
-            self.answer(task)
+            log.exception("a launch of %d requests failed: each is tried alone", len(searches))
+            self.launch_alone(searches)
 
-    def step_alone(self) -> None:
-        """Find out whose step fails: only that request ends."""
-        for task in list(self.running):
+    def launch_alone(self, searches: Sequence[Search]) -> None:
+        """Find out whose launch fails: only that request ends."""
+        for task in [t for t in self.running if t.search in searches]:
             assert task.search is not None
+            while not self.engine.ready:
+                self.answer_finished()
             try:
-                self.count(self.engine.step([task.search]))
+                self.engine.launch([task.search])
             except Exception:
                 log.exception("request %d failed", task.id.request)
                 self.fail(task, InternalError("the decode worker failed on this request"), retry=False)
+            self.answer_finished()
 
-    def count(self, selection: Selection) -> None:
-        """Keep the totals of a step."""
-        self.counters["steps"] += 1
-        self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
-        self.counters["elements_visited"] += int(selection.elements_visited.sum())
-        self.counters["elements_total"] += int(selection.elements_total.sum())
+    def answer_finished(self) -> None:
+        """Answer the searches that are over; whose request ended meanwhile, nobody waits for."""
+        over = set(self.engine.collect())
+        for task in [t for t in self.running if t.search in over]:
+            self.answer(task)
 
     def answer(self, task: DecodeTask) -> None:
         """Send the result of a search that is over, or the error that ended it."""
@@ -159,7 +165,7 @@ class DecodeWorker:
     # --- messages ---
 
     def listen(self) -> None:
-        """Answer heartbeats and keep the rest for later. Also runs between the layers of a step."""
+        """Answer heartbeats and keep the rest for later. Also runs between the layers of a launch."""
         self.inbox.extend(self.control.receive(self.clock()))
 
     def handle_control(self, now: float) -> None:
@@ -352,5 +358,5 @@ class DecodeWorker:
             credits_out=sum(task.receiver.credits_out for task in self.tasks.values()),
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
             rows_used=self.scheduler.rows.used,
-            counters=dict(self.counters),
+            counters=dict(self.counters) | self.engine.counters,
         )

@@ -20,7 +20,7 @@ class Event(Protocol):
     """A mark in the queue of launches."""
 
     def record(self) -> None:
-        """Set the mark behind all that is queued now; inside captured work, whenever that passes here."""
+        """Set the mark behind all that is queued now. Not for captured work: see `Progress`."""
         ...
 
     def done(self) -> bool:
@@ -102,8 +102,7 @@ class CudaDevice:
 
 class _CudaEvent:
     def __init__(self) -> None:
-        # External: a record inside a capture becomes a node of the graph, which the host may ask about.
-        self._event = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def record(self) -> None:
         self._event.record()
@@ -185,6 +184,22 @@ class Inputs:
         copied.record()
 
 
-def bucket_for(count: int, buckets: tuple[int, ...]) -> int:
-    """The smallest of the ascending `buckets` that holds `count`; the caller has bounded `count`."""
-    return next(bucket for bucket in buckets if bucket >= count)
+class Progress:
+    """Marks inside captured work, which the host can see pass.
+
+    A mark copies the launch's number, which the work reads at `number`, into pinned memory: a value says
+    beyond doubt which launch it is from, where an event would still stand as its last launch left it.
+    """
+
+    def __init__(self, device: Device, marks: int, number: Tensor) -> None:
+        """`number` [1] int64 in device memory; numbers of launches ascend from 1."""
+        self._number = number
+        self._marks = device.staging(marks, dtype=torch.int64)
+
+    def mark(self, index: int) -> None:
+        """Call it inside the work, behind what the mark stands for."""
+        self._marks[index : index + 1].copy_(self._number, non_blocking=True)
+
+    def passed(self, index: int, number: int) -> bool:
+        """Whether launch `number` has come to the mark `index`."""
+        return int(self._marks[index]) >= number

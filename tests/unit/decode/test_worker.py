@@ -33,25 +33,30 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
 
 class PlayedEngine:
-    """Two layers per step, something to do between them, and searches on which it breaks."""
+    """Two layers per launch, something to do between them, and searches on which it breaks."""
+
+    ready = True
 
     def __init__(self) -> None:
         self.pool = SimpleNamespace(pages=4)
-        self.max_rows = 16
+        self.row_budget = 16
+        self.counters: dict[str, float] = {}
         self.tail_tokens = 0
         self.between: Callable[[], None] = lambda: None
         self.broken: list[Any] = []
 
-    def step(
-        self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None
-    ) -> SimpleNamespace:
+    def choose(self, waiting: list[Any]) -> list[Any]:
+        return waiting
+
+    def launch(self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None) -> None:
         for layer in range(2):
             self.between()
             on_layer(layer)
         if any(search is bad for search in searches for bad in self.broken):
-            raise RuntimeError("a step that cannot be done")
-        none = np.zeros(0, np.int64)
-        return SimpleNamespace(score=none, rows_skipped=none, elements_visited=none, elements_total=none)
+            raise RuntimeError("a launch that cannot be done")
+
+    def collect(self) -> list[Any]:
+        return []
 
 
 @pytest.fixture
@@ -71,7 +76,23 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
     made.data.listener.close()
 
 
-def test_heartbeats_are_answered_between_the_layers_of_a_step(worker: DecodeWorker) -> None:
+class PlayedSearch:
+    launched = False
+    over = False
+
+
+def searching(worker: DecodeWorker, number: int) -> Any:
+    """A request whose search runs."""
+    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    search: Any = PlayedSearch()
+    worker.tasks[id].search = search
+    worker.running.append(worker.tasks[id])
+    return search
+
+
+def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWorker) -> None:
     router: Link[Any] = Link(worker.config.control_address, ToRouter)
     incoming, outgoing = Poller(), Poller()
     incoming.add(router)
@@ -83,37 +104,32 @@ def test_heartbeats_are_answered_between_the_layers_of_a_step(worker: DecodeWork
             pass
         outgoing.wait(5)
 
+    searching(worker, 0)
     worker.engine.between = beat  # type: ignore[attr-defined]
-    worker.step()
+    worker.launch()
     while len(answers) < 2:
         incoming.wait(5)
         received = router.receive()
-        assert received is not None, "no answer during the step"
+        assert received is not None, "no answer during the launch"
         answers.append(received.message)
     assert all(isinstance(answer, WorkerHello) for answer in answers)
     assert answers[0].incarnation == worker.incarnation
     router.close()
 
 
-def test_a_step_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker) -> None:
-    searches: list[Any] = [SimpleNamespace(scores=[0.0], over=False) for _ in range(3)]
-    for number, search in enumerate(searches):
-        id = AttemptId(1, number, 1, 3, worker.incarnation)
-        request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-        worker.handle_request(request, 0.0)
-        worker.tasks[id].search = search
-        worker.running.append(worker.tasks[id])
+def test_a_launch_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker) -> None:
+    searches = [searching(worker, number) for number in range(3)]
     worker.engine.broken.append(searches[1])  # type: ignore[attr-defined]
-    worker.step()
+    worker.launch()
     assert [task.id.request for task in worker.running] == [0, 2]
     assert [id.request for id in worker.tasks] == [0, 2] and worker.counters["failed"] == 1
-    worker.step()
+    worker.launch()
     assert len(worker.running) == 2 and worker.counters["failed"] == 1
 
 
-def test_after_a_step_the_loop_looks_again_at_once(worker: DecodeWorker) -> None:
+def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> None:
     assert worker.idle_seconds() > 0
-    worker.worked = True  # what the last step freed may let somebody start
+    worker.worked = True  # what the last launch freed may let somebody start
     assert worker.idle_seconds() == 0
 
 
