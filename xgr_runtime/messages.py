@@ -15,10 +15,13 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
+Way = Literal["frames", "pull", "in place"]
+"""How prompt KV gets to a decode worker: as frames of the link; copied by the decode worker out of the
+prefill worker's memory; or not at all, because beams attend to it where it is."""
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -58,6 +61,11 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def layer_token_bytes(self) -> int:
         """Bytes of keys and values of one token in one layer."""
         return 2 * self.kv_heads * self.head_dim * _ITEM_BYTES[self.dtype]
+
+    @property
+    def token_bytes(self) -> int:
+        """The same in all layers."""
+        return self.layers * self.layer_token_bytes
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,6 +189,46 @@ ToPrefill = Hello | PrefillRequest | Cancel
 ToDecode = Hello | DecodeRequest | Cancel
 ToRouter = WorkerHello | Committed | Result | Failed
 
+# --- memory that another process of this machine may read ------------------------------------------------
+
+
+class ProcessId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One process of this machine, apart from a later one with its number."""
+
+    pid: int
+    started: int  # clock ticks after boot: field 22 of /proc/PID/stat
+
+
+class HostRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="memfd"):
+    """Main memory behind a descriptor of its owner, which readers open as /proc/PID/fd/FD."""
+
+    owner: ProcessId
+    fd: int
+    size: int  # bytes
+
+
+class DeviceRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cuda_ipc"):
+    """Memory of a GPU behind a CUDA IPC handle."""
+
+    owner: ProcessId
+    device: str  # the GPU's UUID: its number is each process's own
+    handle: bytes  # CUipcMemHandle
+    size: int  # bytes
+
+
+Region = HostRegion | DeviceRegion
+
+
+class SharedKv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prefill worker's pool as others may map it; its geometry is that of the model."""
+
+    id: int  # random; also in the first eight bytes of `generations`, to prove that they are the right ones
+    pages: int  # that prompts may lie in
+    page_size: int  # tokens
+    kv: Region  # [2, layers, pages + 1, page_size, kv_heads, head_dim]: keys, then values
+    generations: HostRegion  # `id`, then uint32 [pages]: raised whenever a page is given back
+
+
 # --- data link: one per prefill-decode pair --------------------------------------------------------------
 
 
@@ -191,6 +239,7 @@ class LinkHello(Message, frozen=True, tag="link_hello"):
     worker: str
     incarnation: int
     model: ModelIdentity
+    memory: SharedKv | None = None  # where prompts lie, if others may map it
 
 
 class LinkWelcome(Message, frozen=True, tag="link_welcome"):
@@ -212,15 +261,23 @@ class Open(Message, frozen=True, tag="open"):
     id: AttemptId
     prompt_tokens: int
     queue: float  # seconds the request waited for this moment
+    pages: bytes = b""  # int32 [n]: the prompt's pages, where the link's greeting offered memory
+    generations: bytes = b""  # uint32 [n], of these pages
 
 
 class Grant(Message, frozen=True, tag="grant"):
-    """Decode holds pages: `credits` chunks may be under way, the first `held_tokens` need not be sent."""
+    """Decode is ready for the prompt, which shall come by this `way`.
+
+    `credits` chunks may be under way, the first `held_tokens` need not be sent. `reader` is the process that
+    reads in place.
+    """
 
     id: AttemptId
     credits: int
     lease: float  # seconds
     held_tokens: int
+    way: Way = "frames"
+    reader: ProcessId | None = None
 
 
 class Credit(Message, frozen=True, tag="credit"):
@@ -253,31 +310,43 @@ class KvChunk(Message, frozen=True, tag="kv"):
     checksum: int  # xxh3_64 of both frames
 
 
+class KvReady(Message, frozen=True, tag="kv_ready"):
+    """`KvChunk` where decode pulls: these tokens of these layers can be read in the prompt's pages."""
+
+    id: AttemptId
+    sequence: int  # 0, 1, 2, ... within the attempt
+    first_layer: int
+    last_layer: int
+    start: int
+    count: int
+
+
 class Commit(Message, frozen=True, tag="commit"):
     """All chunks are sent. One frame follows: the last hidden state after the final norm, float32.
 
-    With `checksum` None no frame follows: decode runs the prompt's last token over the KV before it.
+    With `checksum` None no frame follows: decode runs the prompt's last token over the KV before it. It comes
+    again where a reader in place has not been heard for long: whoever does not hold the prompt says NACK.
     """
 
     id: AttemptId
-    chunks: int
+    chunks: int  # messages; none where the prompt is read in place
     digest: int  # xxh3_64 of all chunk checksums in sequence
     checksum: int | None  # xxh3_64 of the hidden state
     prefill: float  # seconds inside the model
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """Decode has verified the COMMIT; prefill may free its pages."""
+    """Decode has verified the COMMIT, and reads the prompt's pages no more: prefill may free them."""
 
     id: AttemptId
 
 
 class Nack(Message, frozen=True, tag="nack"):
-    """Decode gives this attempt up, and why; prefill frees its pages."""
+    """Decode gives this attempt up, and why; it reads nothing any more, and prefill frees its pages."""
 
     id: AttemptId
     reason: str
 
 
-ToDecodeData = LinkHello | Open | KvChunk | Commit | Cancel
+ToDecodeData = LinkHello | Open | KvChunk | KvReady | Commit | Cancel
 ToPrefillData = LinkWelcome | LinkRefused | Grant | Credit | Renew | Ack | Nack

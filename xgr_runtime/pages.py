@@ -8,13 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 PageIds = NDArray[np.int32]
+Generations = NDArray[np.uint32]
 
 
 class PagePool:
-    """`capacity` pages; every page is either free or held by exactly one owner."""
+    """`capacity` pages; every page is either free or held by exactly one owner.
 
-    def __init__(self, capacity: int) -> None:
+    `generations` [capacity], which others may read, counts how often each page was given back: whoever finds
+    a number unchanged after reading the page has read what was there when it took that number.
+    """
+
+    def __init__(self, capacity: int, generations: Generations | None = None) -> None:
         self.capacity = capacity
+        self.generations = np.zeros(capacity, np.uint32) if generations is None else generations
         self._free = np.ones(capacity, dtype=bool)
         self._free_count = capacity
 
@@ -40,6 +46,7 @@ class PagePool:
     def release(self, ids: PageIds) -> None:
         """Give pages back; giving back a free page is our own bug."""
         assert not self._free[ids].any(), "page released twice"
+        self.generations[ids] += np.uint32(1)  # wraps around
         self._free[ids] = True
         self._free_count += len(ids)
 

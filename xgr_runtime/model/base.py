@@ -46,7 +46,12 @@ class Geometry:
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values of one token over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.torch_dtype.itemsize
+        return self.layers * self.layer_token_bytes
+
+    @property
+    def layer_token_bytes(self) -> int:
+        """Bytes of keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.torch_dtype.itemsize
 
 
 class ModelBackend(Protocol):

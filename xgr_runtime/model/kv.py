@@ -4,39 +4,40 @@ Which page belongs to whom is decided elsewhere (`xgr_runtime.pages`); this modu
 tokens of a list of pages, as tensors for attention and as bytes for the wire. Consecutive pages are one view.
 """
 
-import math
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.device_memory import reading
+from xgr_runtime.model.kv_memory import KvMemory, private_memory
 from xgr_runtime.pages import PageIds, slots_of
-
-Bytes = NDArray[np.uint8]
 
 
 class KvPool:
-    """`pages` pages of `page_size` tokens for every layer: k and v are [layers, pages, page_size, Hkv, D].
+    """`pages` pages of `page_size` tokens: k and v are [layers, pages + 1, page_size, Hkv, D].
 
-    Token t of a prompt lies in slot t % page_size of its page t // page_size.
+    Token t of a prompt lies in slot t % page_size of its page t // page_size. `memory` is where all of it
+    lies, private main memory by default. One page more, `scratch_page`, is for rows of padding to write.
     """
 
-    def __init__(self, geometry: Geometry, pages: int, page_size: int) -> None:
+    def __init__(
+        self, geometry: Geometry, pages: int, page_size: int, memory: KvMemory | None = None
+    ) -> None:
         self.geometry = geometry
         self.pages = pages
+        self.scratch_page = pages
         self.page_size = page_size
-        shape = (geometry.layers, pages, page_size, geometry.kv_heads, geometry.head_dim)
-        # full() touches every page of memory now: too little of it ends the start, not a request, and the
-        # first requests do not pay for page faults.
-        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
-        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
+        self.memory = memory or private_memory(geometry, pages, page_size, torch.device("cpu"))
+        shape = (2, geometry.layers, -1, page_size, geometry.kv_heads, geometry.head_dim)
+        keys_and_values = self.memory.kv.view(geometry.torch_dtype).view(shape)
+        self.k: Tensor = keys_and_values[0]
+        self.v: Tensor = keys_and_values[1]
 
     @property
     def size_bytes(self) -> int:
         """Memory that the pool holds, used or not."""
-        return self.pages * self.page_size * self.geometry.token_bytes
+        return self.memory.kv.nbytes
 
     def write(self, layer: int, pages: PageIds, start: int, k: Tensor, v: Tensor) -> None:
         """Store k and v [n, Hkv, D] as tokens [start, start + n) of the prompt that `pages` hold."""
@@ -60,6 +61,25 @@ class KvPool:
         k, v = (self._flat(x)[first_layer:last_layer, where] for x in (self.k, self.v))
         return _as_bytes(k), _as_bytes(v)
 
+    def copy_from(
+        self,
+        source: "KvPool",
+        first_layer: int,
+        last_layer: int,
+        theirs: PageIds,
+        ours: PageIds,
+        start: int,
+        count: int,
+    ) -> None:
+        """Copy tokens [start, start + count) of a prompt, bit for bit, out of pages `theirs` of another
+        worker's pool into `ours`. Page sizes may differ. On a GPU it is only queued."""
+        there, here = source._slots(theirs, start, count), self._slots(ours, start, count)
+        for into, out_of in ((self.k, source.k), (self.v, source.v)):
+            found = self._flat(out_of)[first_layer:last_layer, there]
+            if not isinstance(here, slice):
+                found = found.to(into.device, non_blocking=True)
+            self._flat(into)[first_layer:last_layer, here] = found
+
     def write_bytes(
         self,
         first_layer: int,
@@ -75,11 +95,10 @@ class KvPool:
         Raises ValueError when a buffer has another size than the ranges say.
         """
         where = self._slots(pages, start, count)
-        index = where if isinstance(where, slice) else where.numpy()
         layers = last_layer - first_layer
         k, v = self._from_bytes(layers, count, k_bytes), self._from_bytes(layers, count, v_bytes)
-        self._raw(self.k)[first_layer:last_layer, index] = k
-        self._raw(self.v)[first_layer:last_layer, index] = v
+        for x, new in ((self.k, k), (self.v, v)):
+            self._flat(x)[first_layer:last_layer, where] = new.to(x.device)
 
     def _flat(self, x: Tensor) -> Tensor:
         """[layers, pages * page_size, Hkv, D]: tokens of neighbouring pages are neighbours."""
@@ -96,28 +115,23 @@ class KvPool:
         if len(used) == 1 or bool((np.diff(used) == 1).all()):
             begin = int(used[0]) * self.page_size + start % self.page_size
             return slice(begin, begin + count)
-        return torch.from_numpy(slots_of(pages, start, count, self.page_size))
+        return torch.from_numpy(slots_of(pages, start, count, self.page_size)).to(self.k.device)
 
-    def _raw(self, x: Tensor) -> Bytes:
-        """`_flat` as bytes, [layers, pages * page_size, Hkv, D * itemsize], the same memory."""
-        raw: Bytes = self._flat(x).view(torch.uint8).numpy()
-        return raw
-
-    def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Bytes:
-        """The frame as an array, not copied (numpy, because torch warns of read-only memory)."""
+    def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Tensor:
+        """The frame as keys or values, not copied. Raises ValueError."""
         geometry = self.geometry
-        shape = (layers, count, geometry.kv_heads, geometry.head_dim * geometry.torch_dtype.itemsize)
-        view, want = memoryview(data).cast("B"), math.prod(shape)
+        view, want = memoryview(data).cast("B"), layers * count * geometry.layer_token_bytes // 2
         if len(view) != want:
             raise ValueError(
                 f"{len(view)} bytes of KV, {want} expected for {layers} layers of {count} tokens"
             )
-        return np.frombuffer(view, dtype=np.uint8).reshape(shape)
+        shape = (layers, count, geometry.kv_heads, geometry.head_dim)
+        return reading(view).view(geometry.torch_dtype).view(shape)
 
 
 def _as_bytes(x: Tensor) -> memoryview:
-    """The memory of `x`, copied first if it is not contiguous."""
-    return x.contiguous().view(torch.uint8).flatten().numpy().data
+    """The memory of `x`, copied first if it is not contiguous or lies on a GPU."""
+    return x.contiguous().view(torch.uint8).flatten().cpu().numpy().data
 
 
 class TailKv:
@@ -126,8 +140,10 @@ class TailKv:
     Written in place and never moved; the ancestor tables say which row holds which token.
     """
 
-    def __init__(self, geometry: Geometry, tokens: int, rows: int) -> None:
+    def __init__(
+        self, geometry: Geometry, tokens: int, rows: int, device: torch.device | str = "cpu"
+    ) -> None:
         shape = (geometry.layers, tokens, rows, geometry.kv_heads, geometry.head_dim)
         # Zeros, not whatever memory held: a masked slot times zero must not become NaN.
-        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
-        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype)
+        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype, device=device)
+        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype, device=device)

@@ -105,6 +105,7 @@ def test_sizes(dtype: str, itemsize: int) -> None:
     pool = KvPool(geometry(dtype), pages=7, page_size=PAGE)
     assert pool.geometry.token_bytes == 2 * 3 * 2 * 5 * itemsize
     assert pool.size_bytes == pool.k.nbytes + pool.v.nbytes
+    assert pool.k.shape[1] == 8 and pool.scratch_page == 7, "a page for rows of padding comes on top"
     tail = TailKv(pool.geometry, tokens=2, rows=9)
     assert tail.k.shape == tail.v.shape == (3, 2, 9, 2, 5)
     assert tail.k.dtype == pool.k.dtype
