@@ -28,7 +28,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     if config.advertise_data_address:
         check_address(config.advertise_data_address)
     catalog = load_catalog(config.catalog, config.model_path)
-    model = load_model(config)
+    model = load_model(config, lambda: lifecycle.stopping)
     numba.set_num_threads(min(model.threads, numba.get_num_threads()))
     kernels, reason = choose_backend("auto", config.device)
     log.info("kernels: %s (%s)", kernels, reason)
@@ -38,7 +38,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
     worker.warm_up()
     lifecycle.ready({"incarnation": worker.incarnation})
-    worker.run(lambda: lifecycle.stopping)
+    worker.run(lambda: lifecycle.stopping or worker.finished)
 
 
 if __name__ == "__main__":

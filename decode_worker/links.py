@@ -1,7 +1,7 @@
 """The data link's bound end: which prefill workers may send KV here."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from xgr_runtime.messages import PROTOCOL, LinkHello, LinkRefused, LinkWelcome, Message, ModelIdentity
 from xgr_runtime.transport import Listener, Received
@@ -10,13 +10,23 @@ log = logging.getLogger(__name__)
 
 
 class PrefillLinks:
-    """Welcomes prefill workers with the same model and refuses all others, with the reason."""
+    """Welcomes prefill workers with the same model and refuses all others, with the reason.
 
-    def __init__(self, listener: Listener[Message], incarnation: int, model: ModelIdentity) -> None:
+    `greeted` is told of each such greeting, and may have a reason of its own to refuse.
+    """
+
+    def __init__(
+        self,
+        listener: Listener[Message],
+        incarnation: int,
+        model: ModelIdentity,
+        greeted: Callable[[LinkHello], str] = lambda hello: "",
+    ) -> None:
         self.listener = listener
         self.stale_messages = 0
         self._incarnation = incarnation
         self._model = model
+        self._greeted = greeted
         self._welcome: dict[bytes, int] = {}  # peer -> prefill incarnation
 
     def receive(self) -> Iterator[Received[Message]]:
@@ -42,7 +52,7 @@ class PrefillLinks:
         return False
 
     def _greet(self, peer: bytes, hello: LinkHello) -> None:
-        problem = incompatibility(hello, self._model)
+        problem = incompatibility(hello, self._model) or self._greeted(hello)
         if problem:
             log.warning("refused prefill worker %s: %s", hello.worker, problem)
             self.listener.send(peer, LinkRefused(self._incarnation, problem))

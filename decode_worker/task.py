@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from decode_worker.memories import Source
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie
 from xgr_runtime.catalog import Catalog, leaf_filter
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover import Receiver
-from xgr_runtime.messages import AttemptId, DecodeRequest, Limits, ModelIdentity, Open, Timing
+from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
+from xgr_runtime.model.kv_copies import Copied
 from xgr_runtime.pages import PageIds
 
 
@@ -23,7 +25,9 @@ class DecodeTask:
     receiver: Receiver
     deadline: float
     peer: bytes = b""  # of the prefill worker, once it opened
-    pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))
+    pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
+    source: Source | None = None  # where the prompt lies, if it does not come as frames
+    copied: Copied | None = None  # the last copy into our pages
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     opened_at: float = 0.0
     committed_at: float = 0.0
@@ -55,6 +59,14 @@ class EarlyOpen(NamedTuple):
     peer: bytes
     message: Open
     arrived: float
+
+
+class Arrival(NamedTuple):
+    """A COMMIT that waits for the copies before it."""
+
+    task: DecodeTask
+    message: Commit
+    frames: list[memoryview]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 
 from decode_worker.engine import DeviceLost, Engine
 from decode_worker.links import PrefillLinks
+from decode_worker.memories import PrefillMemories
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
-from decode_worker.task import DecodeTask, EarlyOpen, TaskFactory
+from decode_worker.task import Arrival, DecodeTask, EarlyOpen, TaskFactory
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
@@ -24,10 +25,9 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.handover import FIRST_LEASE
+from xgr_runtime.handover import FIRST_LEASE, ReceiverState
 from xgr_runtime.messages import (
     PROTOCOL,
-    Ack,
     AttemptId,
     Cancel,
     Commit,
@@ -36,6 +36,7 @@ from xgr_runtime.messages import (
     DecodeRequest,
     Failed,
     KvChunk,
+    KvReady,
     Limits,
     Load,
     Message,
@@ -47,12 +48,15 @@ from xgr_runtime.messages import (
     ToDecodeData,
     WorkerHello,
 )
-from xgr_runtime.pages import PagePool
+from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.shared_memory import CannotMap, this_process
 from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Listener, Poller, Received
 
 log = logging.getLogger(__name__)
 
 _EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
+_COPY_WAIT = 0.001  # seconds until copies that a COMMIT waits for are looked at again
 
 
 class DecodeWorker:
@@ -79,19 +83,26 @@ class DecodeWorker:
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
         self.early_opens: dict[AttemptId, EarlyOpen] = {}
+        self.arrivals: list[Arrival] = []
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
+        self.watched_at = 0.0
         self.worked = (
             False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
         )
         self.inbox: list[Message] = []  # requests and cancels that came in during a launch
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(
-            PagePool(engine.pool.pages), PagePool(engine.row_budget), config.page_size
+            PagePool(0 if config.memory_of else engine.pool.pages),
+            PagePool(engine.row_budget),
+            config.page_size,
         )
+        self.memories = PrefillMemories(engine.pool, bool(config.memory_of), config.kv_transfer == "auto")
+        self.copies = Copies(engine.pool)
+        self.process = this_process()
         control: Listener[Message] = Listener(config.control_address, ToDecode)
         data: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
         self.control = ControlServer(control, self.introduce, config.silence)
-        self.data = PrefillLinks(data, self.incarnation, identity)
+        self.data = PrefillLinks(data, self.incarnation, identity, self.memories.greeted)
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(data)
@@ -112,6 +123,7 @@ class DecodeWorker:
             self.drop_unreadable()
             self.expire(now)
             self.grant_pages()
+            self.take_arrivals(now)
             self.start_searches()
             self.worked = bool(self.running)
             self.launch()
@@ -206,6 +218,8 @@ class DecodeWorker:
                     self.open(task, received.peer, message, now)
                 case KvChunk():
                     self.take_chunk(task, message, received.frames)
+                case KvReady():
+                    self.pull(task, message)
                 case Commit():
                     self.take_commit(task, message, received.frames, now)
                 case Cancel(reason=reason) if not task.committed_at:
@@ -214,22 +228,31 @@ class DecodeWorker:
     def drop_unreadable(self) -> None:
         """A message that cannot be read may be of any transfer of its sender: those fail, nothing else."""
         for peer in self.data.listener.take_bad_peers():
-            for task in [t for t in self.tasks.values() if t.peer == peer and t.receiver.renewable]:
+            waiting = [t for t in self.tasks.values() if t.receiver.renewable and not t.committed_at]
+            for task in [t for t in waiting if t.peer == peer]:
                 self.broken(task, task.receiver.fail("a message on its link could not be read"))
 
     def keep_early(self, peer: bytes, message: Message, now: float) -> None:
-        """An OPEN may overtake the router's request; anything else without a task is late."""
+        """An OPEN may overtake the router's request; anything else without a task is late.
+
+        A COMMIT or CANCEL may ask whether its prompt is still read in place.
+        """
         if isinstance(message, Open) and len(self.early_opens) < _EARLY_OPENS:
             self.early_opens[message.id] = EarlyOpen(peer, message, now)
-        elif isinstance(message, Cancel):
+            return
+        if isinstance(message, Cancel):
             self.early_opens.pop(message.id, None)
         else:
             self.counters["stale_messages"] += 1
+        if isinstance(message, Commit | Cancel) and self.memories.in_place:
+            self.data.send(peer, Nack(message.id, "the prompt is not read here"))
 
     def accept(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request. Raises `Overloaded`, `BadRequest`."""
         if len(self.tasks) >= self.config.max_queued:
             raise Overloaded(f"decode worker {self.config.name} holds {len(self.tasks)} requests")
+        if self.memories.orphaned:
+            raise Overloaded(f"decode worker {self.config.name} starts again")
         return self.factory.make(request, now)
 
     # --- KV in ---
@@ -242,16 +265,32 @@ class DecodeWorker:
         task.peer, task.opened_at = peer, now
         if nack := task.receiver.open(message):
             self.broken(task, nack)
-        elif task.receiver.wants_pages:
+            return
+        try:
+            task.source = self.memories.source_of(message)
+        except CannotMap as error:
+            self.broken(task, task.receiver.fail(str(error)))
+            return
+        if not task.receiver.wants_pages:
+            return
+        if task.source and self.memories.in_place:
+            self.grant(task, task.source.pages.ids)
+        else:
             self.scheduler.waiting.append(task)
 
     def grant_pages(self) -> None:
         """GRANT to every task for which pages are free now."""
         for task, pages in self.scheduler.next_grants():
-            task.pages = pages
-            grant = task.receiver.grant(self.config.chunk_credits, self.config.lease)
-            if not self.data.send(task.peer, grant):
-                self.fail(task, WorkerLost("the prefill worker is gone", "prefill"), retry=True)
+            self.grant(task, pages)
+
+    def grant(self, task: DecodeTask, pages: PageIds) -> None:
+        """There is a place for the prompt: our `pages`, or those in which it lies already."""
+        task.pages = pages
+        way = self.memories.way_of(task.source)
+        reader = self.process if way == "in place" else None
+        credits, lease = self.config.chunk_credits, self.config.lease
+        if not self.data.send(task.peer, task.receiver.grant(credits, lease, way=way, reader=reader)):
+            self.fail(task, WorkerLost("the prefill worker is gone", "prefill"), retry=True)
 
     def take_chunk(self, task: DecodeTask, message: KvChunk, frames: list[memoryview]) -> None:
         """Copy a checked chunk, keys and values in a frame each, into the task's pages."""
@@ -263,22 +302,61 @@ class DecodeWorker:
         elif isinstance(reply, Nack):
             self.broken(task, reply)
 
-    def write(self, task: DecodeTask, m: KvChunk, keys: Frame, values: Frame) -> None:
-        pool = self.engine.pool
-        pool.write_bytes(m.first_layer, m.last_layer, task.pages, m.start, m.count, keys, values)
+    def write(self, task: DecodeTask, message: KvChunk, keys: Frame, values: Frame) -> None:
+        task.copied = self.copies.write(message, task.pages, keys, values)
         self.counters["kv_bytes"] += len(keys) + len(values)
+        self.counters["kv_bytes_as_frames"] += len(keys) + len(values)
 
-    def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
-        """Verify the hand-over; a frame behind it is the hidden state from which the search starts."""
-        hidden = bytes(frames[0]) if frames else None
-        reply = task.receiver.commit(message, hidden if len(frames) < 2 else b"")
-        if isinstance(reply, Ack):
-            task.hidden, task.committed_at = hidden, now
+    def pull(self, task: DecodeTask, message: KvReady) -> None:
+        """Copy what a checked descriptor names out of the prefill worker's memory into the task's pages."""
+        reply = task.receiver.ready(message)
+        if isinstance(reply, Credit):
+            assert task.source is not None, "the receiver takes descriptors only where it pulls"
+            task.copied = self.copies.pull(message, task.source.pool, task.source.pages.ids, task.pages)
+            layers = message.last_layer - message.first_layer
+            size = layers * message.count * self.identity.layer_token_bytes
+            self.counters["kv_bytes"] += size
+            self.counters["kv_bytes_pulled"] += size
             self.data.send(task.peer, reply)
-            self.control.send(task.id.router, Committed(task.id))
-            self.scheduler.ready.append(task)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
+
+    def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
+        """The hand-over is complete once the copies before it are."""
+        self.arrivals.append(Arrival(task, message, frames))
+        self.take_arrivals(now)
+
+    def take_arrivals(self, now: float) -> None:
+        """Verify the hand-overs whose copies are done."""
+        arrivals, self.arrivals = self.arrivals, []
+        for arrival in arrivals:
+            task = arrival.task
+            if self.tasks.get(task.id) is not task:
+                continue  # it ended meanwhile
+            if task.copied is None or task.copied.done():
+                self.verify(task, arrival.message, arrival.frames, now)
+            else:
+                self.arrivals.append(arrival)
+
+    def verify(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
+        """Take a hand-over that is whole; the search starts from the hidden state behind COMMIT, if any."""
+        hidden = bytes(frames[0]) if frames else None
+        intact = task.source is None or task.source.intact
+        if nack := task.receiver.commit(message, hidden if len(frames) < 2 else b"", intact):
+            self.broken(task, nack)
+        elif task.receiver.state is ReceiverState.READY and not task.committed_at:
+            task.hidden, task.committed_at = hidden, now
+            if task.receiver.way == "in place":
+                self.counters["kv_bytes_in_place"] += task.prompt_tokens * self.identity.token_bytes
+            else:
+                self.release(task)
+            self.control.send(task.id.router, Committed(task.id))
+            self.scheduler.ready.append(task)
+
+    def release(self, task: DecodeTask) -> None:
+        """We read the prefill worker's memory no more: it may have its pages back."""
+        if ack := task.receiver.release():
+            self.data.send(task.peer, ack)
 
     def start_searches(self) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
@@ -308,7 +386,9 @@ class DecodeWorker:
         del self.tasks[task.id]
         self.scheduler.end(task)
         self.running = [t for t in self.running if t is not task]
-        if tell_prefill and task.peer and not task.committed_at:
+        if task.committed_at:
+            self.release(task)
+        elif tell_prefill and task.peer:
             self.data.send(task.peer, task.receiver.fail(tell_prefill))
 
     def expire(self, now: float) -> None:
@@ -327,12 +407,31 @@ class DecodeWorker:
             for task in self.tasks.values():
                 if renew := task.receiver.renew(self.config.lease):
                     self.data.send(task.peer, renew)
+        self.watch_owners(now)
+
+    def watch_owners(self, now: float) -> None:
+        """Let go of the memory of the dead; once our own owner is, no further prompt can come."""
+        if now - self.watched_at < self.config.heartbeat:
+            return
+        self.watched_at = now
+        self.memories.drop_dead([t.source.pool for t in self.tasks.values() if t.source])
+        if self.memories.orphaned:
+            for task in list(self.tasks.values()):
+                if not task.committed_at or not self.memories.outlives_owner:
+                    self.fail(task, WorkerLost("the prefill worker died", "prefill"), retry=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether this process can be of no use any more, and holds nothing that could be."""
+        return self.memories.orphaned and not self.tasks
 
     # --- state ---
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
-        return 0.0 if self.running or self.worked else self.config.heartbeat / 2
+        if self.running or self.worked:
+            return 0.0
+        return _COPY_WAIT if self.arrivals else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(

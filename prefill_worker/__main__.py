@@ -11,11 +11,13 @@ from xgr_runtime.process import Lifecycle, main
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
-    model = load_model(config)
+    model = load_model(config, lambda: lifecycle.stopping)
     engine = PrefillEngine(model.backend, model.pool)
     engine.warm_up()
     limit = prompt_limit(model, config.max_prompt_tokens)
-    worker = PrefillWorker(config, engine, PagePool(model.pool.pages), model.identity, limit)
+    memory = model.pool.memory
+    pages = PagePool(model.pool.pages, memory.generations)
+    worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared)
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.stopping)
 

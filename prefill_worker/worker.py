@@ -14,7 +14,7 @@ from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
-from xgr_runtime.handover import Chunk
+from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -25,6 +25,7 @@ from xgr_runtime.messages import (
     Message,
     ModelIdentity,
     PrefillRequest,
+    SharedKv,
     ToPrefill,
     WorkerHello,
 )
@@ -48,6 +49,7 @@ class PrefillWorker:
         identity: ModelIdentity,
         max_prompt_tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        memory: SharedKv | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -55,6 +57,7 @@ class PrefillWorker:
         self.identity = identity
         self.max_prompt_tokens = max_prompt_tokens
         self.clock = clock
+        self.memory = memory  # the pool's, if decode workers may map it
         self.incarnation = new_incarnation()
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
@@ -67,7 +70,7 @@ class PrefillWorker:
         self.poller = Poller()
         self.poller.add(listener)
         self.outbound = Outbound(
-            config.name, self.incarnation, identity, config.chunk_bytes, config.lease, self.poller
+            config.name, self.incarnation, identity, config.chunk_bytes, config.lease, self.poller, memory
         )
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -175,6 +178,7 @@ class PrefillWorker:
             now - prompt.arrived,
             partial(self.read, prompt.pages),
             now,
+            PromptPages(prompt.pages, self.pool.generations[prompt.pages]) if self.memory else None,
         )
 
     def read(self, pages: PageIds, chunk: Chunk) -> tuple[Frame, Frame]:
@@ -238,6 +242,7 @@ class PrefillWorker:
     def load(self) -> Load:
         self.counters["bad_messages"] = self.control.listener.bad_messages + self.outbound.bad_messages
         self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
+        self.counters["outlived_leases"] = self.outbound.outlived_leases
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),
             pages_used=self.pool.used,

@@ -22,6 +22,10 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 Backend = Literal["auto", "sglang", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Layout = Literal["auto", "split", "colocated"]
+KvTransfer = Literal["auto", "frames"]
+GpuSharing = Literal["turns", "mps", "none"]
+Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$", extra={"choices": ["cpu", "cuda", "cuda:N"]})]
 
 
 def about(text: str) -> Meta:
@@ -46,11 +50,14 @@ class _Model(_Process, frozen=True, kw_only=True):
         Backend, about("library whose layers run the checkpoint; auto: sglang where it is installed")
     ] = "auto"
     sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
-    device: Annotated[Literal["cpu"], about("where the model runs")] = "cpu"
+    device: Annotated[Device, about("where the model runs")] = "cpu"
     dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
     threads: Annotated[Annotated[int, Meta(ge=0)], about("threads per worker; 0: cores / workers")] = 0
     kv_bytes: Annotated[Count, about("bytes of prompt KV each worker may hold")] = 1 << 30
     page_size: Annotated[Count, about("tokens per KV page")] = 16
+    kv_transfer: Annotated[
+        KvTransfer, about("how prompt KV gets to decode workers; auto: out of memory, where they can map it")
+    ] = "auto"
     max_prompt_tokens: Annotated[
         Annotated[int, Meta(ge=0)], about("longest prompt; 0: what the model allows")
     ] = 0
@@ -68,6 +75,8 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
     chunk_bytes: Annotated[
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20
+    publish_memory: Annotated[str, about("file that tells a decode worker where prompt KV lies")] = ""
+    turns_file: Annotated[str, about("file by which the processes of a GPU take turns; empty: none")] = ""
 
 
 class DecodeConfig(_Model, frozen=True, kw_only=True):
@@ -84,6 +93,10 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     ] = 0
     max_queued: Annotated[Count, about("requests held before more are refused")] = 512
     chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
+    memory_of: Annotated[
+        str, about("file of the one prefill worker whose KV is read where it lies; empty: KV is taken in")
+    ] = ""
+    turns_file: Annotated[str, about("file by which the processes of a GPU take turns; empty: none")] = ""
 
 
 class RouterConfig(_Process, frozen=True, kw_only=True):
@@ -123,6 +136,13 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
     ] = []
     decode_workers: Annotated[Count, about("decode processes")] = 1
+    layout: Annotated[
+        Layout,
+        about("colocated: a decode worker reads the KV of its prefill worker in place; auto: so on one GPU"),
+    ] = "auto"
+    gpu_sharing: Annotated[
+        GpuSharing, about("how two workers share a GPU; mps: you run NVIDIA's MPS; none: as the driver does")
+    ] = "turns"
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
@@ -224,7 +244,7 @@ def flag(name: str) -> str:
 
 
 def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> C:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         name = field.name
         if name not in values:
@@ -232,7 +252,7 @@ def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> 
                 raise ConfigError(f"{flag(name)} is required")
             continue
         raw = values[name]
-        if hints[name] == list[str] and isinstance(raw, str):
+        if _plain(hints[name]) == list[str] and isinstance(raw, str):
             raw = [part for part in raw.split(",") if part]
         try:
             values[name] = msgspec.convert(raw, field.type, strict=False)
@@ -260,9 +280,9 @@ def _description(hint: object) -> str:
 
 
 def _metavar(hint: object) -> str:
-    hint = _plain(hint)
     if choices := _choices(hint):
         return "{" + ",".join(choices) + "}"
+    hint = _plain(hint)
     return getattr(hint, "__name__", str(hint)).upper()
 
 
@@ -274,7 +294,11 @@ def _plain(hint: object) -> object:
 
 
 def _choices(hint: object) -> list[str]:
-    """The values of a `Literal` or of a switch; empty for any other type."""
-    if hint is bool:
+    """The values of a `Literal`, of a switch, or that the type names; empty for any other type."""
+    for meta in getattr(hint, "__metadata__", ()):
+        if isinstance(meta, Meta) and meta.extra:
+            return list(meta.extra["choices"])
+    plain = _plain(hint)
+    if plain is bool:
         return ["true", "false"]
-    return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []
+    return [str(value) for value in get_args(plain)] if get_origin(plain) is Literal else []

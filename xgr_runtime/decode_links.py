@@ -13,6 +13,7 @@ from xgr_runtime.messages import (
     LinkWelcome,
     Message,
     ModelIdentity,
+    SharedKv,
     ToPrefillData,
 )
 from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Link, Poller
@@ -45,8 +46,15 @@ class DecodeLink:
 class DecodeLinks:
     """All decode workers that routers have named so far."""
 
-    def __init__(self, worker: str, incarnation: int, model: ModelIdentity, poller: Poller | None) -> None:
-        self._hello = LinkHello(PROTOCOL, worker, incarnation, model)
+    def __init__(
+        self,
+        worker: str,
+        incarnation: int,
+        model: ModelIdentity,
+        poller: Poller | None,
+        memory: SharedKv | None,
+    ) -> None:
+        self._hello = LinkHello(PROTOCOL, worker, incarnation, model, memory)
         self._poller = poller
         self._links: dict[str, DecodeLink] = {}
         self._closed_bad_messages = 0

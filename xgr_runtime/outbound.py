@@ -4,12 +4,21 @@ Whoever computes KV uses it: our prefill worker between the layers of a forward,
 a loop of its own. Nothing here waits: `exchange` does what can be done now.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from xgr_runtime.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.errors import BadRequest, ConfigError, DeadlineExceeded, RequestError, WorkerLost
-from xgr_runtime.handover import Chunk, ChunkPlan, Sender, SenderState, chunk_checksum
+from xgr_runtime.handover import (
+    Chunk,
+    ChunkPlan,
+    PromptPages,
+    Sender,
+    SenderState,
+    chunk_checksum,
+    range_checksum,
+)
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -20,9 +29,14 @@ from xgr_runtime.messages import (
     Message,
     ModelIdentity,
     Nack,
+    ProcessId,
     Renew,
+    SharedKv,
 )
+from xgr_runtime.shared_memory import lives
 from xgr_runtime.transport import Frame, Poller
+
+log = logging.getLogger(__name__)
 
 ReadChunk = Callable[[Chunk], tuple[Frame, Frame]]
 """The keys and the values of a chunk, [layers, count, kv_heads, head_dim] each, from the owner's pages."""
@@ -39,6 +53,7 @@ class Transfer:
     queue_seconds: float
     read: ReadChunk
     open_sent: bool = False
+    outlived: bool = False  # a living reader in place held its pages past the lease
     hidden: bytes | None = None
     error: RequestError | None = None  # why we ended it ourselves; final for the request
 
@@ -73,7 +88,7 @@ class Transfer:
 
     def give_up(self, error: RequestError) -> None:
         """End it for a reason of our own, which is the request's answer."""
-        if not self.over:
+        if self.sender.state not in (SenderState.DONE, SenderState.FAILED):
             self.error = error
             self.sender.fail(error.message)
 
@@ -81,16 +96,33 @@ class Transfer:
         """Send what the protocol allows; False when the socket takes no more for now."""
         if self.over:
             return True
+        if (cancel := self.sender.cancel()) is not None and self._send(cancel):
+            self.sender.cancel_sent()
+        if self.sender.state is SenderState.FAILED:
+            return True
         self.open_sent = self.open_sent or self._send(self.sender.open(self.queue_seconds))
         return self.open_sent and self._send_chunks() and self._send_commit()
 
     def _send_chunks(self) -> bool:
         while (chunk := self.sender.next_chunk()) is not None:
-            keys, values = self.read(chunk)
-            checksum = chunk_checksum(keys, values)
-            if not self._send(self.sender.chunk_message(checksum), keys, values):
+            sent = self._send_frames(chunk) if self.sender.way == "frames" else self._send_descriptor()
+            if not sent:
                 return False
-            self.sender.chunk_sent(checksum)
+        return True
+
+    def _send_frames(self, chunk: Chunk) -> bool:
+        keys, values = self.read(chunk)
+        checksum = chunk_checksum(keys, values)
+        if not self._send(self.sender.chunk_message(checksum), keys, values):
+            return False
+        self.sender.chunk_sent(checksum)
+        return True
+
+    def _send_descriptor(self) -> bool:
+        message = self.sender.ready_message()
+        if not self._send(message):
+            return False
+        self.sender.chunk_sent(range_checksum(message))
         return True
 
     def _send_commit(self) -> bool:
@@ -110,6 +142,7 @@ class Outbound:
 
     `lease` is how many seconds KV is held before the first word of a decode worker. With a `poller`, answers
     wake whoever waits on it; without one, call `exchange` every few milliseconds while there are transfers.
+    `memory` is where prompts lie, if decode workers may map it. `alive` says whether a process still lives.
     """
 
     def __init__(
@@ -120,13 +153,17 @@ class Outbound:
         chunk_bytes: int,
         lease: float,
         poller: Poller | None = None,
+        memory: SharedKv | None = None,
+        alive: Callable[[ProcessId], bool] = lives,
     ) -> None:
         self.transfers: dict[AttemptId, Transfer] = {}
         self.stale_messages = 0
+        self.outlived_leases = 0  # transfers whose reader in place was silent, and alive
+        self._alive = alive
         self._model = model
         self._chunk_bytes = chunk_bytes
         self._lease = lease
-        self._links = DecodeLinks(worker, incarnation, model, poller)
+        self._links = DecodeLinks(worker, incarnation, model, poller, memory)
 
     @property
     def credits_out(self) -> int:
@@ -154,14 +191,16 @@ class Outbound:
         queue_seconds: float,
         read: ReadChunk,
         now: float,
+        pages: PromptPages | None = None,
     ) -> Transfer:
         """Pages for `tokens` tokens are reserved: say OPEN, now or once the socket takes it.
 
-        `queue_seconds` is how long the request waited for this moment. Raises as `connect` does.
+        `queue_seconds` is how long the request waited for this moment, `pages` where in `memory` the prompt
+        lies. Raises as `connect` does.
         """
         self.connect(data_address)
         plan = ChunkPlan(self._model.layers, tokens, self._model.layer_token_bytes, self._chunk_bytes)
-        sender = Sender(id, plan, now, self._lease)
+        sender = Sender(id, plan, now, self._lease, pages)
         link = self._links.to(data_address)
         transfer = self.transfers[id] = Transfer(id, sender, link, deadline, queue_seconds, read)
         transfer.flush()
@@ -178,7 +217,13 @@ class Outbound:
         for transfer in self.transfers.values():
             if transfer.deadline <= now:
                 transfer.give_up(DeadlineExceeded("the deadline passed during the hand-over"))
-            transfer.sender.expire(now)
+            if transfer.sender.expire(now, self._alive) and not transfer.outlived:
+                transfer.outlived = True
+                self.outlived_leases += 1
+                log.warning(
+                    "request %d: its lease lapsed, but the decode worker that reads its pages lives: held on",
+                    transfer.id.request,
+                )
         self._links.close_idle({transfer.link for transfer in self.transfers.values()}, now)
 
     def retire(self) -> list[Transfer]:
@@ -213,4 +258,4 @@ class Outbound:
             case Ack():
                 transfer.sender.acknowledged()
             case Nack(reason=reason):
-                transfer.fail(f"the decode worker gave up: {reason}")
+                transfer.sender.refused(f"the decode worker gave up: {reason}")

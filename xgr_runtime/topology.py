@@ -1,9 +1,12 @@
 """What a deployment consists of: a launcher's configuration, checked and spread over its processes."""
 
 import logging
+import os
 import socket
+from collections.abc import Iterator
+from itertools import cycle, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from xgr_runtime.addresses import check_url, is_loopback
 from xgr_runtime.catalog import load_catalog
@@ -18,6 +21,8 @@ log = logging.getLogger(__name__)
 
 ROUTER = "router"
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
+MEMORY_FILE = "memory.json"  # see `xgr_runtime.published`
+TURNS_FILE = "gpu.turns"  # see `xgr_runtime.gpu_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
 _KEYS = ("api_key", "sglang_api_key")  # fields of RouterConfig that are secrets
 
@@ -27,6 +32,7 @@ C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_port(config.host, config.port)
+    layout_of(config)
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:
         check_url(url)
@@ -51,15 +57,30 @@ def shared_catalog(config: ServeConfig, folder: Path) -> str:
     return str(built)
 
 
-def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[StartGroup]:
-    """The processes of the deployment; their sockets lie in `folder`.
+def plan(
+    config: ServeConfig, folder: Path, catalog: str, cores: int, gpus: int | None = None
+) -> list[StartGroup]:
+    """The processes of the deployment; their sockets lie in `folder`. `gpus` of this machine, by default all.
 
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
     sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
     threads = config.threads or max(1, cores // sharing)
+    layout = layout_of(config, gpus)
+    devices = _devices(config, layout, gpus)
+    turns = config.gpu_sharing == "turns" and layout == "colocated" and config.device != "cpu"
+    common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
+    memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
-        _derive(PrefillConfig, config, name=name, control_address=_socket(folder, name), threads=threads)
+        _derive(
+            PrefillConfig,
+            config,
+            name=name,
+            control_address=_socket(folder, name),
+            device=next(devices),
+            publish_memory=memory,
+            **common,
+        )
         for name in _names("prefill", config.prefill_workers)
     ]
     decode = [
@@ -70,7 +91,9 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
             control_address=_socket(folder, name),
             data_address=_socket(folder, f"{name}.data"),
             catalog=catalog,
-            threads=threads,
+            device=next(devices),
+            memory_of=memory,
+            **common,
         )
         for name in _names("decode", config.decode_workers)
     ]
@@ -88,6 +111,45 @@ def plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[St
         StartGroup(workers, WORKER_GRACE),
         StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
     ]
+
+
+def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", "colocated"]:
+    """Whether the decode worker reads the prefill worker's memory in place. Raises `ConfigError`."""
+    pair = (config.prefill_workers, config.decode_workers) == (1, 1) and not config.sglang_prefill
+    if config.layout == "auto":
+        one_gpu = config.device.startswith("cuda:") or (
+            config.device == "cuda" and (count_gpus() if gpus is None else gpus) == 1
+        )
+        return "colocated" if pair and one_gpu and config.kv_transfer == "auto" else "split"
+    if config.layout == "colocated":
+        if config.sglang_prefill:
+            raise ConfigError("--layout colocated knows no --sglang-prefill: use --layout split")
+        if not pair:
+            raise ConfigError(
+                "--layout colocated is one prefill and one decode worker: set --prefill-workers and "
+                "--decode-workers to 1, or use --layout split"
+            )
+        if config.kv_transfer == "frames":
+            raise ConfigError(
+                "--kv-transfer frames copies KV, --layout colocated reads it in place: leave one out"
+            )
+    return config.layout
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that processes of ours will see; at least one, so that the workers say what is missing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([name for name in visible.split(",") if name.strip()]))
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
+def _devices(config: ServeConfig, layout: str, gpus: int | None) -> Iterator[str]:
+    """Where each worker runs, prefill first: all in one place, or on the machine's GPUs in turn."""
+    if config.device != "cuda" or layout == "colocated":
+        return repeat(config.device)
+    count = count_gpus() if gpus is None else gpus
+    return cycle([f"cuda:{number}" for number in range(count)])
 
 
 def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:

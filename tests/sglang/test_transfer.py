@@ -81,7 +81,8 @@ class PlayedDecode:
                     self.links.send(self.peer, reply)
                 case Commit() as message:
                     assert not received.frames, "SGLang has no hidden state to send"
-                    reply = self.receiver.commit(message, None)
+                    assert self.receiver.commit(message, None) is None
+                    reply = self.receiver.release()
                     assert isinstance(reply, Ack), reply
                     self.committed = True
                     self.links.send(self.peer, reply)

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ START_SECONDS = 120.0
 
 
 class Cluster(AbstractContextManager["Cluster"]):
-    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy`.
+    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy` as frames.
 
+    `colocated`: the decode worker reads the prefill worker's memory in place. `decode_settings` are its alone.
     `sglang` are URLs of SGLang servers that take prompts as well.
     """
 
@@ -40,6 +41,8 @@ class Cluster(AbstractContextManager["Cluster"]):
         decode: int = 1,
         proxies: bool = False,
         sglang: Sequence[str] = (),
+        colocated: bool = False,
+        decode_settings: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="xgr-test-"))
@@ -55,7 +58,11 @@ class Cluster(AbstractContextManager["Cluster"]):
             "threads": 1,
             "kv_bytes": 64 << 20,
             "log_level": "ERROR",  # losing workers is what the tests do
+            "kv_transfer": "frames" if proxies else "auto",
         } | settings
+        memory = str(self.folder / "memory.json") if colocated else ""
+        self._of_prefill = {"publish_memory": memory}
+        self._of_decode = {"memory_of": memory} | dict(decode_settings or {})
         self._catalog = str(catalog)
         self.url = ""
 
@@ -98,17 +105,12 @@ class Cluster(AbstractContextManager["Cluster"]):
 
     def _start(self) -> None:
         for name in self._prefill:
-            self._spawn("prefill_worker", self._config(PrefillConfig, name))
+            self._spawn_prefill(name)
         for name in self._decode:
-            data = {"catalog": self._catalog, "data_address": self._address(f"{name}.data")}
-            if self._use_proxies:
-                proxy = KvProxy(self._address(f"{name}.proxy"), data["data_address"])
-                self.proxies.append(proxy)
-                data["advertise_data_address"] = proxy.address
-            self._spawn("decode_worker", self._config(DecodeConfig, name, **data))
+            self._spawn_decode(name)
         until = time.monotonic() + START_SECONDS
-        for name, child in self.children.items():
-            self.incarnations[child.wait_ready(until)["incarnation"]] = name
+        for name in list(self.children):
+            self._note(name, until)
         router = RouterConfig(
             model_path=self._common["model_path"],
             log_level=self._common["log_level"],
@@ -124,9 +126,31 @@ class Cluster(AbstractContextManager["Cluster"]):
                 assert time.monotonic() < until, "the router never saw all workers"
                 time.sleep(0.05)
 
+    def restart(self, name: str) -> None:
+        """Start a worker again that has ended, and wait until it is ready."""
+        old = self.children.pop(name)
+        old.kill()
+        old.close()
+        (self._spawn_prefill if name in self._prefill else self._spawn_decode)(name)
+        self._note(name, time.monotonic() + START_SECONDS)
+
+    def _spawn_prefill(self, name: str) -> None:
+        self._spawn("prefill_worker", self._config(PrefillConfig, name, **self._of_prefill))
+
+    def _spawn_decode(self, name: str) -> None:
+        data = {"catalog": self._catalog, "data_address": self._address(f"{name}.data")}
+        if self._use_proxies:
+            proxy = KvProxy(self._address(f"{name}.proxy"), data["data_address"])
+            self.proxies.append(proxy)
+            data["advertise_data_address"] = proxy.address
+        self._spawn("decode_worker", self._config(DecodeConfig, name, **(data | self._of_decode)))
+
+    def _note(self, name: str, until: float) -> None:
+        self.incarnations[self.children[name].wait_ready(until)["incarnation"]] = name
+
     def _config(self, kind: Any, name: str, **own: Any) -> Any:
         wanted = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
-        return kind(**wanted, name=name, control_address=self._address(name), **own)
+        return kind(**(wanted | {"name": name, "control_address": self._address(name)} | own))
 
     def _spawn(self, module: str, config: Any, name: str = "") -> Child:
         child = Child(Program(name or config.name, module, to_argv(config)))

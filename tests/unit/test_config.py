@@ -50,7 +50,10 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
         ([*NEEDED, "--port", "70000"], {}, "--port"),
         (NEEDED, {"XGR_PORT": "-1"}, "XGR_PORT"),
         ([*NEEDED, "--dtype", "float8"], {}, "--dtype"),
-        ([*NEEDED, "--device", "cuda"], {}, "--device"),
+        ([*NEEDED, "--device", "tpu"], {}, "--device is .tpu.: choose from cpu, cuda, cuda:N"),
+        ([*NEEDED, "--device", "cuda:x"], {}, "--device"),
+        ([*NEEDED, "--layout", "both"], {}, "--layout"),
+        ([*NEEDED, "--kv-transfer", "pull"], {}, "--kv-transfer"),
         ([*NEEDED, "--model-backend", "vllm"], {}, "--model-backend"),
         (
             [*NEEDED, "--sglang-any-version=perhaps"],

@@ -96,7 +96,7 @@ def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
     played.say(receiver.grant(1, LEASE), lambda: played.out.credits_out == 0)
     chunks: list[KvChunk] = []
     transfer.prompt_ready(0.25, hidden)
-    while receiver.state is not ReceiverState.READY:
+    while receiver.state is not ReceiverState.DONE:
         message, frames = played.hear()[1:]
         if isinstance(message, KvChunk):
             chunks.append(message)
@@ -104,7 +104,7 @@ def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
             reply: Any = receiver.chunk(message, *frames)
         else:
             assert isinstance(message, Commit) and len(frames) == (hidden is not None)
-            reply = receiver.commit(message, frames[0] if frames else None)
+            reply = receiver.commit(message, frames[0] if frames else None) or receiver.release()
         assert not isinstance(reply, Nack) and not transfer.over
         played.decode.send(played.peer, reply)
     assert sum(chunk.count for chunk in chunks) == MODEL.layers * TOKENS

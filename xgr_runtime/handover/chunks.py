@@ -1,9 +1,14 @@
-"""How a prompt's KV is cut into chunks, and the checksums that prove it arrived whole."""
+"""How a prompt's KV is cut into chunks, the checksums that prove it arrived whole, and where it lies."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import xxhash
+
+from xgr_runtime.messages import KvReady, Open, SharedKv
+from xgr_runtime.pages import Generations, PageIds, pages_for
 
 Buffer = bytes | memoryview
 
@@ -16,6 +21,13 @@ class Chunk:
     last_layer: int
     start: int
     count: int
+
+
+class PromptPages(NamedTuple):
+    """Where a prompt lies in the memory of its owner, and how to tell later whether it still does."""
+
+    ids: PageIds  # [n]
+    generations: Generations  # [n], as they were when the prompt got these pages
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,25 @@ def chunk_checksum(keys: Buffer, values: Buffer) -> int:
     digest = xxhash.xxh3_64(keys)
     digest.update(values)
     return digest.intdigest()
+
+
+def range_checksum(message: KvReady) -> int:
+    """xxh3_64 over what a descriptor says: the KV itself is read where it was written."""
+    m = message
+    named = (m.sequence, m.first_layer, m.last_layer, m.start, m.count)
+    return xxhash.xxh3_64_intdigest(b"".join(n.to_bytes(8, "little", signed=True) for n in named))
+
+
+def pages_named(message: Open, memory: SharedKv) -> PromptPages | None:
+    """The pages that OPEN names in that memory; None where they cannot be those of its prompt."""
+    if len(message.pages) % 4 or len(message.pages) != len(message.generations):
+        return None
+    ids = np.frombuffer(message.pages, np.int32)
+    if len(ids) != pages_for(message.prompt_tokens, memory.page_size):
+        return None
+    if not len(ids) or ids.min() < 0 or ids.max() >= memory.pages or len(np.unique(ids)) != len(ids):
+        return None
+    return PromptPages(ids, np.frombuffer(message.generations, np.uint32))
 
 
 def digest_of(checksums: Iterable[int]) -> int:

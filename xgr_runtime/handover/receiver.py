@@ -2,8 +2,21 @@
 
 from enum import Enum
 
-from xgr_runtime.handover.chunks import Buffer, chunk_checksum, digest_of
-from xgr_runtime.messages import Ack, AttemptId, Commit, Credit, Grant, KvChunk, Nack, Open, Renew
+from xgr_runtime.handover.chunks import Buffer, chunk_checksum, digest_of, range_checksum
+from xgr_runtime.messages import (
+    Ack,
+    AttemptId,
+    Commit,
+    Credit,
+    Grant,
+    KvChunk,
+    KvReady,
+    Nack,
+    Open,
+    ProcessId,
+    Renew,
+    Way,
+)
 
 
 class ReceiverState(Enum):
@@ -12,14 +25,16 @@ class ReceiverState(Enum):
     WAITING = "waiting"  # for OPEN, for pages, or for both
     STREAMING = "streaming"  # GRANT is out, chunks come in
     READY = "ready"  # COMMIT verified: decode may start
+    DONE = "done"  # the same, and the prefill worker's memory is read no more
     FAILED = "failed"  # pages may be reused; `reason` says why
 
 
 class Receiver:
     """One attempt's KV on its way in.
 
-    Layers may come in any order and in turns, tokens of one layer in ascending order without gaps. Whatever
-    breaks a rule fails the attempt with a NACK and touches nothing else; what comes after the end is ignored.
+    Layers may come in any order and in turns, tokens of one layer in ascending order without gaps; where the
+    prompt is read in place, nothing comes but COMMIT. Whatever breaks a rule fails the attempt with a NACK
+    and touches nothing else; what comes after the end is ignored.
     """
 
     def __init__(
@@ -35,6 +50,7 @@ class Receiver:
         self.credits_out = 0
         self.opened = False
         self.has_pages = False
+        self.way: Way = "frames"
         self._frame_token_bytes = layer_token_bytes // 2  # keys and values travel in a frame each
         self._hidden_bytes = hidden_bytes
         self._next_token = [0] * layers
@@ -55,19 +71,32 @@ class Receiver:
         self.queue_seconds = message.queue
         return None
 
-    def grant(self, credits: int, lease: float, held_tokens: int = 0) -> Grant:
-        """Our pages are reserved: let the chunks come."""
+    def grant(
+        self,
+        credits: int,
+        lease: float,
+        held_tokens: int = 0,
+        way: Way = "frames",
+        reader: ProcessId | None = None,
+    ) -> Grant:
+        """There is a place for the prompt, our pages or the prefill worker's: let it come this way.
+
+        `reader` are we, if we read in place.
+        """
         assert self.wants_pages, "pages are granted once, after OPEN"
+        assert (reader is not None) == (way == "in place"), "who reads in place says who that is"
         self.has_pages = True
+        self.way = way
         self.state = ReceiverState.STREAMING
-        self.credits_out = credits
+        self.credits_out = 0 if way == "in place" else credits
         self._next_token = [held_tokens] * self.layers
-        return Grant(self.id, credits, lease, held_tokens)
+        return Grant(self.id, credits, lease, held_tokens, way, reader)
 
     @property
     def renewable(self) -> bool:
         """True while the prefill worker holds KV for us."""
-        return self.opened and self.state in (ReceiverState.WAITING, ReceiverState.STREAMING)
+        holding = (ReceiverState.WAITING, ReceiverState.STREAMING, ReceiverState.READY)
+        return self.opened and self.state in holding
 
     def renew(self, lease: float) -> Renew | None:
         """Ask the prefill worker to go on holding; None when there is nothing to hold."""
@@ -77,30 +106,42 @@ class Receiver:
         """A chunk is here. On `Credit` the caller copies the frames into its pages, then sends the credit."""
         if self.state is not ReceiverState.STREAMING:
             return None
-        problem = self._problem_with(message, keys, values)
-        if problem:
-            return self.fail(problem)
-        for layer in range(message.first_layer, message.last_layer):
-            self._next_token[layer] += message.count
-        self._checksums.append(message.checksum)
-        return Credit(self.id, 1)
+        problem = self._problem_with(message) or self._problem_with_frames(message, keys, values)
+        return self.fail(problem) if problem else self._taken(message, message.checksum)
 
-    def commit(self, message: Commit, hidden: Buffer | None) -> Ack | Nack | None:
-        """The closing message: verify that everything is here, bit by bit.
+    def ready(self, message: KvReady) -> Credit | Nack | None:
+        """A chunk can be read. On `Credit` the caller copies it into its pages, then sends the credit."""
+        if self.state is not ReceiverState.STREAMING:
+            return None
+        problem = self._problem_with(message)
+        return self.fail(problem) if problem else self._taken(message, range_checksum(message))
 
-        `hidden` is the frame behind it; None: none came, so decode starts from KV alone.
+    def commit(self, message: Commit, hidden: Buffer | None, intact: bool = True) -> Nack | None:
+        """The closing message: verify that everything is here; afterwards we are READY, if all is well.
+
+        `hidden` is the frame behind it; None: none came, so decode starts from KV alone. `intact` says, once
+        all copies are done, that the prefill worker has not reused a page that we read.
         """
         if self.state is not ReceiverState.STREAMING:
             return None
         if message.chunks != len(self._checksums) or message.digest != digest_of(self._checksums):
             return self.fail("COMMIT's digest is not that of the chunks received")
-        if any(token != self.prompt_tokens for token in self._next_token):
+        if self.way != "in place" and any(token != self.prompt_tokens for token in self._next_token):
             return self.fail("COMMIT came before all tokens of all layers")
         if not self._fits(message.checksum, hidden):
             return self.fail("the hidden state behind COMMIT is damaged")
+        if not intact:
+            return self.fail("the prompt's pages were reused before they had been read")
         self.state = ReceiverState.READY
         self.prefill_seconds = message.prefill
         self.credits_out = 0
+        return None
+
+    def release(self) -> Ack | None:
+        """The prefill worker's memory is read no more: the message that lets it go, once, after COMMIT."""
+        if self.state is not ReceiverState.READY:
+            return None
+        self.state = ReceiverState.DONE
         return Ack(self.id)
 
     def fail(self, reason: str) -> Nack:
@@ -117,8 +158,16 @@ class Receiver:
             return checksum is None and hidden is None
         return len(hidden) == self._hidden_bytes and checksum == chunk_checksum(hidden, b"")
 
-    def _problem_with(self, message: KvChunk, keys: Buffer, values: Buffer) -> str:
-        """Why this chunk cannot be accepted, or an empty string. Sizes first, the checksum last."""
+    def _taken(self, message: KvChunk | KvReady, checksum: int) -> Credit:
+        for layer in range(message.first_layer, message.last_layer):
+            self._next_token[layer] += message.count
+        self._checksums.append(checksum)
+        return Credit(self.id, 1)
+
+    def _problem_with(self, message: KvChunk | KvReady) -> str:
+        """Why what this chunk names cannot be accepted, or an empty string."""
+        if (self.way == "pull") != isinstance(message, KvReady) or self.way == "in place":
+            return f"a chunk came as {type(message).__name__}, which is not the way {self.way!r}"
         if message.sequence != len(self._checksums):
             return f"chunk {message.sequence} came instead of {len(self._checksums)}"
         if not 0 <= message.first_layer < message.last_layer <= self.layers:
@@ -128,7 +177,12 @@ class Receiver:
             return f"chunk names tokens past the prompt's {self.prompt_tokens}"
         if any(self._next_token[layer] != message.start for layer in layers):
             return f"chunk starts at token {message.start}, which is not the next one"
-        expected = len(layers) * message.count * self._frame_token_bytes
+        return ""
+
+    def _problem_with_frames(self, message: KvChunk, keys: Buffer, values: Buffer) -> str:
+        """The same of a chunk's bytes. Sizes first, the checksum last."""
+        layers = message.last_layer - message.first_layer
+        expected = layers * message.count * self._frame_token_bytes
         if len(keys) != expected or len(values) != expected:
             return f"frames of {len(keys)} and {len(values)} bytes, expected {expected}"
         if message.checksum != chunk_checksum(keys, values):

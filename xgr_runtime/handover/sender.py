@@ -1,13 +1,18 @@
 """The prefill side of one hand-over: from OPEN until ACK, NACK, CANCEL or a lapsed lease."""
 
+import math
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 
-from xgr_runtime.handover.chunks import Chunk, ChunkPlan, digest_of
-from xgr_runtime.messages import AttemptId, Commit, Grant, KvChunk, Open
+from xgr_runtime.handover.chunks import Chunk, ChunkPlan, PromptPages, digest_of
+from xgr_runtime.messages import AttemptId, Cancel, Commit, Grant, KvChunk, KvReady, Open, ProcessId, Way
 
 FIRST_LEASE = 15.0
 """Seconds that KV is held before the first word of a decode worker, where no setting says otherwise."""
+
+ASK_EVERY = 1.0
+"""Seconds between questions to a reader in place that has not been heard for longer than its lease."""
 
 
 class SenderState(Enum):
@@ -16,24 +21,34 @@ class SenderState(Enum):
     OPENED = "opened"  # waiting for GRANT; layers pile up in our own pages
     STREAMING = "streaming"  # chunks leave as layers are ready and credits allow
     COMMITTED = "committed"  # everything left; waiting for ACK
-    DONE = "done"  # pages may be reused
-    FAILED = "failed"  # pages may be reused; `reason` says why
+    DONE = "done"  # the prompt has arrived
+    FAILED = "failed"  # it will not; `reason` says why
 
 
 class Sender:
     """One attempt's KV on its way out.
 
     The caller computes KV (`layer_ready`, `prompt_ready`), feeds answers (`granted`, `credited`, ...), and
-    sends whatever `next_chunk` and `commit` allow. An event that comes too late or twice changes nothing.
+    sends whatever `next_chunk`, `commit` and `cancel` allow. An event that comes too late or twice changes
+    nothing. `pages` says where the prompt lies, if the receiver may read it there. From COMMIT on a receiver
+    may do that in place: then the prompt's pages are its to read until it lets go or has died, whatever
+    becomes of the request.
     """
 
-    def __init__(self, id: AttemptId, plan: ChunkPlan, now: float, lease: float) -> None:
+    def __init__(
+        self, id: AttemptId, plan: ChunkPlan, now: float, lease: float, pages: PromptPages | None = None
+    ) -> None:
         self.id = id
         self.plan = plan
+        self.pages = pages
+        self.way: Way = "frames"
         self.state = SenderState.OPENED
         self.reason = ""
         self.credits = 0
         self.lease_until = now + lease
+        self.read_in_place = False  # the receiver may be reading our pages
+        self._reader: ProcessId | None = None
+        self._ask = False  # whether it still does: say again what we said last
         self._ready = [0] * plan.layers  # tokens of each layer that are in our pages
         self._held_tokens = 0
         self._queue: deque[Chunk] = deque()
@@ -45,11 +60,14 @@ class Sender:
     @property
     def over(self) -> bool:
         """True once the prompt's pages may be reused."""
-        return self.state in (SenderState.DONE, SenderState.FAILED)
+        return self.state in (SenderState.DONE, SenderState.FAILED) and not self.read_in_place
 
     def open(self, queue_seconds: float) -> Open:
         """The first message."""
-        return Open(self.id, self.plan.tokens, queue_seconds)
+        if self.pages is None:
+            return Open(self.id, self.plan.tokens, queue_seconds)
+        ids, generations = self.pages
+        return Open(self.id, self.plan.tokens, queue_seconds, ids.tobytes(), generations.tobytes())
 
     # --- events from the model ---
 
@@ -66,7 +84,7 @@ class Sender:
         )
         self._ready[layer] = tokens
         if self.state is SenderState.STREAMING:
-            self._queue.extend(self.plan.cut(layer, max(before, self._held_tokens), tokens))
+            self._offer(layer, max(before, self._held_tokens), tokens)
 
     def prompt_ready(self, prefill_seconds: float, hidden_checksum: int | None) -> None:
         """All KV is ready, and so is the last hidden state; None: the receiver computes that itself."""
@@ -84,40 +102,59 @@ class Sender:
         if not 0 <= grant.held_tokens <= self.plan.tokens or grant.credits < 1:
             self.fail("GRANT is out of range")
             return
+        if grant.way != "frames" and self.pages is None:
+            self.fail("GRANT asks for memory that was not offered")
+            return
+        if grant.way == "in place" and grant.reader is None:
+            self.fail("GRANT does not say who reads in place")
+            return
         self.state = SenderState.STREAMING
-        self.credits = grant.credits
+        self.way, self._reader = grant.way, grant.reader
+        self.credits = 0 if grant.way == "in place" else grant.credits
         self._held_tokens = grant.held_tokens
         self.lease_until = now + grant.lease
         for layer, tokens in enumerate(self._ready):
-            self._queue.extend(self.plan.cut(layer, self._held_tokens, tokens))
+            self._offer(layer, self._held_tokens, tokens)
 
     def credited(self, chunks: int) -> None:
         """The receiver has room for `chunks` more."""
-        if self.state is SenderState.STREAMING and chunks > 0:
+        if self.state is SenderState.STREAMING and self.way != "in place" and chunks > 0:
             self.credits += chunks
 
     def renewed(self, lease: float, now: float) -> None:
         """The receiver still wants this prompt."""
-        if not self.over:
+        if self.state not in (SenderState.DONE, SenderState.FAILED):
             self.lease_until = max(self.lease_until, now + lease)
 
     def acknowledged(self) -> None:
-        """The receiver has verified everything."""
+        """The receiver has verified everything, and reads our pages no more."""
+        self.read_in_place = False
         if self.state is SenderState.COMMITTED:
             self.state = SenderState.DONE
 
+    def refused(self, reason: str) -> None:
+        """NACK: the receiver gives up, and reads our pages no more."""
+        self.read_in_place = False
+        self.fail(reason)
+
     def fail(self, reason: str) -> None:
-        """NACK, CANCEL, a lost link: the attempt is over."""
-        if not self.over:
+        """CANCEL, a lost link, a deadline: the attempt is over, though it may still be read."""
+        if self.state not in (SenderState.DONE, SenderState.FAILED):
             self.state = SenderState.FAILED
             self.reason = reason
+            self.lease_until = -math.inf  # whoever reads in place is asked at once
 
-    def expire(self, now: float) -> bool:
-        """Fail when the lease has lapsed; True if it just did."""
+    def expire(self, now: float, lives: Callable[[ProcessId], bool]) -> bool:
+        """Act on a lapsed lease: True if only a living reader in place keeps us from reusing the pages."""
         if self.over or now < self.lease_until:
             return False
-        self.fail("the lease lapsed")
-        return True
+        if self.read_in_place and self._reader is not None and lives(self._reader):
+            self.lease_until = now + ASK_EVERY
+            self._ask = True
+            return True
+        self.fail("the decode worker died" if self.read_in_place else "the lease lapsed")
+        self.read_in_place = False
+        return False
 
     # --- what to send ---
 
@@ -133,21 +170,45 @@ class Sender:
         sequence = len(self._checksums)
         return KvChunk(self.id, sequence, c.first_layer, c.last_layer, c.start, c.count, checksum)
 
+    def ready_message(self) -> KvReady:
+        """The descriptor of `next_chunk`, where the receiver pulls."""
+        c = self._queue[0]
+        return KvReady(self.id, len(self._checksums), c.first_layer, c.last_layer, c.start, c.count)
+
     def chunk_sent(self, checksum: int) -> None:
-        """The chunk went to the socket: one credit is spent."""
+        """The chunk went to the socket: one credit is spent. A descriptor has a checksum of its own."""
         self._queue.popleft()
         self._checksums.append(checksum)
         self.credits -= 1
 
     def commit(self) -> Commit | None:
         """The closing message, once every chunk has left. After sending it, call `commit_sent`."""
-        if self.state is not SenderState.STREAMING or self._queue or not self._prompt_ready:
+        whole = self.state is SenderState.STREAMING and not self._queue and self._prompt_ready
+        if not whole and not (self.state is SenderState.COMMITTED and self._ask):
             return None
         digest = digest_of(self._checksums)
         chunks = len(self._checksums)
         return Commit(self.id, chunks, digest, self._hidden_checksum, self._prefill_seconds)
 
     def commit_sent(self) -> None:
-        """COMMIT went to the socket."""
+        """COMMIT went to the socket: from now on a receiver may read in place."""
         self.state = SenderState.COMMITTED
         self.credits = 0
+        self.read_in_place = self.way == "in place"
+        self._ask = False
+
+    def cancel(self) -> Cancel | None:
+        """What to tell a receiver that still reads a prompt which is over. Afterwards call `cancel_sent`."""
+        asking = self.state is SenderState.FAILED and self.read_in_place and self._ask
+        return Cancel(self.id, self.reason) if asking else None
+
+    def cancel_sent(self) -> None:
+        """CANCEL went to the socket."""
+        self._ask = False
+
+    def _offer(self, layer: int, start: int, end: int) -> None:
+        """Tokens [start, end) of a layer may leave: in chunks, or told in one piece to whoever pulls them."""
+        if self.way == "frames":
+            self._queue.extend(self.plan.cut(layer, start, end))
+        elif self.way == "pull" and start < end:
+            self._queue.append(Chunk(layer, layer + 1, start, end - start))

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from xgr_runtime.model.base import DTYPES, Geometry, ModelBackend
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
+from xgr_runtime.published import Published, publish, wait_for
+from xgr_runtime.shared_memory import CannotMap
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +38,58 @@ class LoadedModel:
         return min(self.pool.pages * self.pool.page_size, self.backend.geometry.max_positions)
 
 
-def load_model(config: PrefillConfig | DecodeConfig) -> LoadedModel:
-    """Load the checkpoint that `config` names. Raises `ModelError`, `ConfigError`."""
+def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool] = bool) -> LoadedModel:
+    """Load the checkpoint that `config` names, and make the KV pool that the worker's role asks for.
+
+    `stopping` ends the wait for another worker's memory. Raises `ModelError`, `ConfigError`.
+    """
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
     dtype = _checkpoint_dtype(folder) if config.dtype == "auto" else config.dtype
-    backend = load_backend(config.model_backend, folder, dtype, config.sglang_any_version)
-    geometry = backend.geometry
-    pages = config.kv_bytes // (config.page_size * geometry.token_bytes)
-    if not pages:
-        raise ConfigError(f"--kv-bytes {config.kv_bytes} holds no page of KV: raise it")
+    backend = load_backend(config.model_backend, folder, dtype, config.sglang_any_version, config.device)
+    identity = _identity(backend.weights_hash, backend.geometry)
+    if isinstance(config, DecodeConfig) and config.memory_of:
+        pool = _mapped_pool(Path(config.memory_of), identity, backend, stopping)
+    else:
+        pool = _own_pool(config, backend)
+    if isinstance(config, PrefillConfig) and config.publish_memory:
+        assert pool.memory.shared, "the launcher publishes memory only where it is shared"
+        publish(Path(config.publish_memory), Published(identity, pool.memory.shared))
     log.info(
         "%s runs %s in %s on %d threads, KV for %d tokens",
         backend.name,
         folder.name,
         dtype,
         threads,
-        pages * config.page_size,
+        pool.pages * pool.page_size,
     )
-    pool = KvPool(geometry, pages, config.page_size)
-    return LoadedModel(backend, _identity(backend.weights_hash, geometry), pool, threads)
+    return LoadedModel(backend, identity, pool, threads)
+
+
+def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:
+    """A pool in our own memory, which decode workers may map if it is a prefill worker's."""
+    geometry, page_size = backend.geometry, config.page_size
+    pages = config.kv_bytes // (page_size * geometry.token_bytes)
+    if not pages:
+        raise ConfigError(f"--kv-bytes {config.kv_bytes} holds no page of KV: raise it")
+    shared = isinstance(config, PrefillConfig) and config.kv_transfer == "auto" and sys.platform == "linux"
+    make = exported_memory if shared else private_memory
+    return KvPool(geometry, pages, page_size, make(geometry, pages, page_size, backend.device))
+
+
+def _mapped_pool(
+    path: Path, identity: ModelIdentity, backend: ModelBackend, stopping: Callable[[], bool]
+) -> KvPool:
+    """The pool of the prefill worker that publishes its memory in that file."""
+    published = wait_for(path, stopping)
+    if name := published.model.difference(identity):
+        raise ConfigError(f"the prefill worker of --memory-of {path} runs a model of another {name}")
+    try:
+        memory = mapped_memory(published.kv, backend.geometry)
+    except CannotMap as error:
+        raise ConfigError(f"--memory-of {path}: {error}; use --layout split") from None
+    return KvPool(backend.geometry, published.kv.pages, published.kv.page_size, memory)
 
 
 def prompt_limit(model: LoadedModel, wanted: int, generated: int = 0) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
@@ -38,7 +39,7 @@ class PlayedEngine:
     ready = True
 
     def __init__(self) -> None:
-        self.pool = SimpleNamespace(pages=4)
+        self.pool = SimpleNamespace(pages=4, k=torch.empty(0))
         self.row_budget = 16
         self.counters: dict[str, float] = {}
         self.tail_tokens = 0

@@ -31,6 +31,7 @@ from xgr_runtime.messages import (
     KvChunk,
     Nack,
     Open,
+    ProcessId,
 )
 
 ID = AttemptId(router=1, request=2, attempt=1, prefill=3, decode=4)
@@ -81,6 +82,10 @@ def new_world(faults: int, hidden: bytes | None, forward_tokens: int) -> World:
 
 
 Event = Callable[[World], None]
+
+
+def nobody_lives(reader: ProcessId) -> bool:
+    return False
 
 
 def spend_fault(w: World) -> None:
@@ -134,7 +139,7 @@ def deliver_to_decode(w: World) -> None:
             if isinstance(reply, Credit):
                 w.received[message.first_layer, message.start] = (frames[0], frames[1])
         case Commit():
-            reply = w.receiver.commit(message, frames[0])
+            reply = w.receiver.commit(message, frames[0]) or w.receiver.release()
         case Cancel():
             w.receiver.fail("cancelled")
     if reply is not None:
@@ -151,7 +156,7 @@ def deliver_to_prefill(w: World) -> None:
         case Ack():
             w.sender.acknowledged()
         case Nack():
-            w.sender.fail(message.reason)
+            w.sender.refused(message.reason)
 
 
 def sender_fails(w: World) -> None:
@@ -167,7 +172,8 @@ def receiver_fails(w: World) -> None:
 
 def lease_lapses(w: World) -> None:
     spend_fault(w)
-    assert w.sender.expire(LEASE)
+    w.sender.expire(LEASE, nobody_lives)
+    assert w.sender.over
     w.to_decode.append((Cancel(ID, w.sender.reason),))
 
 
@@ -244,11 +250,11 @@ def check_promises(w: World) -> None:
     assert w.sender.credits >= 0
     # Only a repeated message can put one more chunk under way than was granted.
     assert w.sender.credits + in_flight + returning + granting <= CREDITS + w.faults_spent
-    if w.receiver.state is ReceiverState.READY:
+    if w.receiver.state is ReceiverState.DONE:
         expected = {(la, t): frames_of(la, t, 1) for la in range(LAYERS) for t in range(TOKENS)}
         assert w.received == expected, "decode starts only on KV that is whole and undamaged"
     if w.sender.state is SenderState.DONE:
-        assert w.receiver.state in (ReceiverState.READY, ReceiverState.FAILED)
+        assert w.receiver.state in (ReceiverState.DONE, ReceiverState.FAILED)
 
 
 @WITH_HIDDEN
@@ -263,8 +269,9 @@ def test_every_order_keeps_the_promises(fault_count: int, forward_tokens: int, h
             ends += 1
             if not world.faults_spent:
                 assert world.sender.state is SenderState.DONE
-                assert world.receiver.state is ReceiverState.READY
+                assert world.receiver.state is ReceiverState.DONE
             elif not world.sender.over:
                 # A lost message leaves the sender waiting; the lease then frees its pages.
-                assert world.sender.expire(LEASE), "nothing is held for ever"
+                world.sender.expire(LEASE, nobody_lives)
+                assert world.sender.over, "nothing is held for ever"
     assert states > 50 and ends >= 1

@@ -89,7 +89,8 @@ def test_held_tokens_are_not_sent(held: int) -> None:
     sender, receiver, sent = whole_transfer(tokens=5, held=held)
     assert sum(message.count for message in sent) == 2 * (5 - held)
     commit = sender.commit()
-    assert commit is not None and receiver.commit(commit, b"hhhh") == Ack(ID)
+    assert commit is not None and receiver.commit(commit, b"hhhh") is None
+    assert receiver.release() == Ack(ID)
 
 
 @pytest.mark.parametrize("field", ["chunks", "digest", "checksum"])
@@ -105,7 +106,9 @@ def test_a_hidden_state_may_be_left_out() -> None:
     sender, receiver, _ = whole_transfer(tokens=5, held=0, hidden=None)
     commit = sender.commit()
     assert commit is not None and commit.checksum is None
-    assert receiver.commit(commit, None) == Ack(ID) and receiver.state is ReceiverState.READY
+    assert receiver.commit(commit, None) is None and receiver.state is ReceiverState.READY
+    assert receiver.release() == Ack(ID) and receiver.state is ReceiverState.DONE
+    assert receiver.release() is None, "pages are given back once"
 
 
 @pytest.mark.parametrize(
@@ -143,8 +146,10 @@ def test_a_renewed_lease_holds_longer() -> None:
     sender = Sender(ID, ChunkPlan(2, 4, 8, 16), now=0.0, lease=10.0)
     assert receiver.renew(10.0) == Renew(ID, 10.0)
     sender.renewed(10.0, now=8.0)
-    assert not sender.expire(17.9)
-    assert sender.expire(18.0) and not sender.expire(19.0), "a lease lapses once"
+    sender.expire(17.9, lambda reader: True)
+    assert not sender.over
+    sender.expire(18.0, lambda reader: True)
+    assert sender.over and sender.reason == "the lease lapsed", "only who reads in place holds longer"
 
 
 @pytest.mark.parametrize(

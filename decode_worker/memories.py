@@ -1,0 +1,117 @@
+"""Prompt KV of other processes that this worker has mapped, and which way each one's KV comes here."""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from xgr_runtime.handover import PromptPages, pages_named
+from xgr_runtime.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_memory import mapped_memory
+from xgr_runtime.shared_memory import CannotMap, lives
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one prompt lies in another worker's memory."""
+
+    pool: KvPool
+    pages: PromptPages
+
+    @property
+    def intact(self) -> bool:
+        """Whether these pages have been the prompt's all the while, up to now."""
+        ids, generations = self.pages
+        return bool((self.pool.memory.generations[ids] == generations).all())
+
+
+class PrefillMemories:
+    """What prefill workers offer when they greet, mapped once per run of theirs, until that run is over.
+
+    A pool that is itself another worker's memory is read in place, and no other prompt can be taken in.
+    """
+
+    def __init__(
+        self, pool: KvPool, in_place: bool, pull: bool, alive: Callable[[ProcessId], bool] = lives
+    ) -> None:
+        self.in_place = in_place
+        self.orphaned = False  # the memory that we read in place is history: nothing new can come
+        self._pool = pool
+        self._pull = pull
+        self._alive = alive
+        self._mapped: dict[int, KvPool] = {}  # prefill incarnation -> its pool
+
+    def greeted(self, hello: LinkHello) -> str:
+        """A prefill worker with the same model is here. Returns why its KV cannot be taken, or nothing."""
+        if self.in_place:
+            return self._meet_owner(hello)
+        if not self._pull or hello.memory is None:
+            reason = "as asked for" if not self._pull else "it offers no memory"
+            log.info("KV of %s comes as frames: %s", hello.worker, reason)
+        elif hello.incarnation not in self._mapped:
+            self._map(hello, hello.memory)
+        return ""
+
+    def source_of(self, message: Open) -> Source | None:
+        """Where that prompt lies for us to read; None where its KV comes as frames. Raises `CannotMap`."""
+        pool = self._pool if self.in_place else self._mapped.get(message.id.prefill)
+        if pool is None:
+            return None
+        assert pool.memory.shared is not None, "it is another worker's"
+        pages = pages_named(message, pool.memory.shared)
+        if pages is None:
+            raise CannotMap("OPEN names pages that cannot be its prompt's")
+        return Source(pool, pages)
+
+    def way_of(self, source: Source | None) -> Way:
+        """By which way a prompt comes."""
+        if source is None:
+            return "frames"
+        return "in place" if self.in_place else "pull"
+
+    def drop_dead(self, reading: Collection[KvPool]) -> None:
+        """Unmap the memory of the dead, but for what is being read; notice the death of our owner."""
+        self._mapped = {
+            incarnation: pool
+            for incarnation, pool in self._mapped.items()
+            if any(pool is used for used in reading) or self._alive(_owner(pool))
+        }
+        if self.in_place and not self.orphaned and not self._alive(_owner(self._pool)):
+            self._orphan("has died")
+
+    @property
+    def outlives_owner(self) -> bool:
+        """Whether a prompt can still be read in place when its owner has died."""
+        shared = self._pool.memory.shared
+        return shared is not None and isinstance(shared.kv, HostRegion)
+
+    def _map(self, hello: LinkHello, memory: SharedKv) -> None:
+        try:
+            mapped = mapped_memory(memory, self._pool.geometry)
+        except CannotMap as error:
+            log.warning("KV of %s comes as frames: %s", hello.worker, error)
+            return
+        pool = KvPool(self._pool.geometry, memory.pages, memory.page_size, mapped)
+        self._mapped[hello.incarnation] = pool
+        log.info("KV of %s is pulled out of its memory (%d bytes)", hello.worker, memory.kv.size)
+
+    def _meet_owner(self, hello: LinkHello) -> str:
+        ours = self._pool.memory.shared
+        assert ours is not None, "a pool that is read in place is another worker's"
+        if hello.memory is not None and hello.memory.id == ours.id:
+            log.info("KV of %s is read in place", hello.worker)
+            return ""
+        if not self._alive(_owner(self._pool)):
+            self._orphan("was started again")
+        return "this worker reads the memory of another prefill worker in place, and can take in no KV"
+
+    def _orphan(self, what: str) -> None:
+        self.orphaned = True
+        log.error("the prefill worker whose memory this one reads %s: it must start again, too", what)
+
+
+def _owner(pool: KvPool) -> ProcessId:
+    assert pool.memory.shared is not None, "it is another worker's"
+    return pool.memory.shared.generations.owner

@@ -1,0 +1,76 @@
+"""What a prefill worker publishes for the decode worker that shares its memory: one file in the run folder.
+
+A captured graph keeps the address of the KV that it reads, so the reader must know this memory when it
+starts, and follow a restarted owner by starting again.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import ModelIdentity, Region, SharedKv
+from xgr_runtime.shared_memory import lives
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 600.0  # seconds; a launcher gives up earlier
+_LOOK_EVERY = 0.05  # seconds
+_PRIVATE = 0o600
+
+
+class SharedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor inside of a region: contiguous, from byte `offset`."""
+
+    offset: int
+    shape: list[int]
+    dtype: str  # as torch names it: "bfloat16"
+
+
+class SharedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model's weights by name, all in one region."""
+
+    region: Region
+    tensors: dict[str, SharedTensor]
+
+
+class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run of a prefill worker: its model, where its KV lies, and its weights where they are shared."""
+
+    model: ModelIdentity
+    kv: SharedKv
+    weights: SharedWeights | None = None
+
+
+def publish(path: Path, published: Published) -> None:
+    """Put it there for others of this user, whole or not at all."""
+    hidden = path.with_name(f".{path.name}")
+    hidden.unlink(missing_ok=True)
+    with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "wb") as stream:
+        stream.write(msgspec.json.encode(published))
+    hidden.rename(path)
+
+
+def wait_for(path: Path, stopping: Callable[[], bool], patience: float = PATIENCE) -> Published:
+    """What a living prefill worker has published there. Raises ConfigError when none does in time."""
+    until = time.monotonic() + patience
+    while (found := _read(path)) is None:
+        if stopping() or time.monotonic() >= until:
+            raise ConfigError(f"no prefill worker has published its memory in {path}: see its log")
+        time.sleep(_LOOK_EVERY)
+    return found
+
+
+def _read(path: Path) -> Published | None:
+    """None before the first worker has written it, and after the last one that did has died."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Published)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} is not what a prefill worker publishes: {error}") from None
+    return found if lives(found.kv.generations.owner) else None
