@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import interpret_triton  # noqa: F401  before what imports transformers, and so Triton
 import pytest
 from items import Items, read_items
 from oracle import Oracle
