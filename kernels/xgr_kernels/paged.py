@@ -4,107 +4,20 @@ Shared attention is this with causal=False and beams as query rows; prefill is t
 the last rows of a request are its last tokens, so that a chunk behind a cached prefix is one call.
 """
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.paged_rules import (
-    ALGORITHMS,
-    AttentionSizes,
-    choose_algorithm,
-    device_facts,
-    float_bytes,
-    int_bytes,
-)
+from xgr_kernels.paged_rules import ALGORITHMS, AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.paged_workspace import PageIds, Staging, Workspace
 
 __all__ = ["AttentionSizes", "PagedAttention", "Workspace", "choose_algorithm", "device_facts"]
-
-PageIds = NDArray[np.int32]
-
-
-class Event(Protocol):
-    """The part of torch.cuda.Event that the ring needs."""
-
-    def record(self) -> None: ...
-    def synchronize(self) -> None: ...
-
-
-class Staging:
-    """Host memory of one plan in flight: what the device copies from after `plan` has returned."""
-
-    def __init__(self, requests: int, page_entries: int, int_bytes: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-
-        def int32s(count: int) -> Tensor:
-            return torch.zeros(count, dtype=torch.int32, pin_memory=pinned)
-
-        self.row_offsets = int32s(requests + 1)
-        self.page_offsets = int32s(requests + 1)
-        self.last_page = int32s(requests)  # tokens in the last page
-        self.lengths = int32s(requests)
-        self.pages = int32s(page_entries)
-        self.plan = torch.zeros(int_bytes, dtype=torch.uint8, pin_memory=pinned)
-        self.copied = new_event(device)
-
-    def fill(
-        self,
-        row_offsets: NDArray[np.int64],
-        pages: Sequence[PageIds],
-        lengths: NDArray[np.int64],
-        page_size: int,
-    ) -> int:
-        """All slots, those behind the given requests with zero rows and keys. Returns how many pages."""
-        B = len(lengths)
-        counts = -(-lengths // page_size)
-        _extend(self.row_offsets, row_offsets)
-        _extend(self.page_offsets, np.concatenate([[0], np.cumsum(counts)]))
-        _extend(self.lengths, lengths, fill=0)
-        _extend(self.last_page, lengths - np.maximum(counts - 1, 0) * page_size, fill=0)
-        total = int(self.page_offsets[B])
-        if total:
-            kept = [ids[:count] for ids, count in zip(pages, counts, strict=True)]
-            np.concatenate(kept, out=self.pages.numpy()[:total])
-        return total
-
-
-class Workspace:
-    """Memory that all buckets of one stream share: only one of their launches runs at a time.
-
-    `rows`, `requests` and `page_entries` (pages of all requests together) are the largest of any bucket.
-    `depth` plans may be in flight; one more waits until the device has copied the oldest.
-    """
-
-    def __init__(
-        self, sizes: AttentionSizes, *, rows: int, requests: int, page_entries: int, depth: int = 16
-    ) -> None:
-        sizes.check()
-        multiprocessors, _ = device_facts(sizes.device)
-        self.rows, self.requests, self.page_entries = rows, requests, page_entries
-        self.int_bytes = int_bytes(sizes, rows, requests, multiprocessors)
-        size = float_bytes(sizes, rows, requests, multiprocessors)
-        self.scratch = torch.empty(size, dtype=torch.uint8, device=sizes.device)
-        # Zeros, for rows that belong to nobody are never written, and must be finite.
-        self.o = torch.zeros(rows, sizes.q_heads, sizes.head_dim, dtype=sizes.dtype, device=sizes.device)
-        self.lse2 = torch.zeros(rows, sizes.q_heads, dtype=torch.float32, device=sizes.device)
-        self._ring = [Staging(requests, page_entries, self.int_bytes, sizes.device) for _ in range(depth)]
-        self._next = 0
-
-    @property
-    def device_bytes(self) -> int:
-        """What it holds on the device."""
-        return sum(x.numel() * x.element_size() for x in (self.scratch, self.o, self.lse2))
-
-    def take(self) -> Staging:
-        """Staging that no queued copy reads any more; waits for the device if there is none."""
-        staging = self._ring[self._next]
-        self._next = (self._next + 1) % len(self._ring)
-        staging.copied.synchronize()
-        return staging
 
 
 class PagedAttention:
@@ -161,22 +74,21 @@ class PagedAttention:
         self._check(offsets, pages, counts)
         staging = self._workspace.take()
         total = staging.fill(offsets, pages, counts, self._sizes.page_size)
-        upload(self._pages[:total], staging.pages[:total])
-        self._plan(staging, total, most_rows=int(np.diff(offsets).max(initial=0)))
-        staging.copied.record()
+        try:
+            staging.upload_pages(self._pages[:total])
+            self._plan(staging, total, most_rows=int(np.diff(offsets).max(initial=0)))
+        finally:
+            staging.copied.record()
         self._planned_rows = int(offsets[-1])
 
     def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """q [rows, Hq, D], its heads dense; k_pages, v_pages [P, page_size, Hkv, D] of one layer.
+        """q [rows, Hq, D], its last dimension dense; k_pages, v_pages [P, page_size, Hkv, D] of one layer.
 
         Returns o [rows, Hq, D] contiguous, and lse2 [rows, Hq] float32 in base 2: memory of the workspace,
         which the next call writes. A request without keys has o = 0 and lse2 = -50,000, FlashInfer's minus
         infinity. Raises: ValueError for other shapes than planned, and for a capture of less than all rows.
         """
-        if q.shape[0] != self.rows or scale != self._sizes.scale:
-            raise ValueError(
-                f"{q.shape[0]} rows at scale {scale}: planned for {self.rows} at {self._sizes.scale}"
-            )
+        self._check_tensors(q, k_pages, v_pages, scale)
         count = self._planned_rows
         if count < self.rows and capturing(q.device):
             raise ValueError(f"{count} of {self.rows} rows are planned: call plan_maximum before a capture")
@@ -235,6 +147,18 @@ class PagedAttention:
             raise RuntimeError(f"FlashInfer planned {layout} after {self._layout}: captured graphs are void")
         self._layout = layout
 
+    def _check_tensors(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: float) -> None:
+        """The library looks at little of this, and its kernels would read past the end."""
+        s = self._sizes
+        if q.shape[0] != self.rows or not math.isclose(scale, s.scale, rel_tol=1e-6):
+            raise ValueError(f"{q.shape[0]} rows at scale {scale}: planned for {self.rows} at {s.scale}")
+        if q.shape[1:] != (s.q_heads, s.head_dim) or q.dtype != s.dtype or q.stride(-1) != 1:
+            raise ValueError(f"q {_describe(q)}: planned for rows of {(s.q_heads, s.head_dim)}, {s.dtype}")
+        page = (s.page_size, s.kv_heads, s.head_dim)
+        for x in (k_pages, v_pages):
+            if x.shape[1:] != page or x.dtype != s.dtype or not x.is_contiguous():
+                raise ValueError(f"pages {_describe(x)}: planned for dense ones of {page}, {s.dtype}")
+
     def _check(
         self, offsets: NDArray[np.int64], pages: Sequence[PageIds], lengths: NDArray[np.int64]
     ) -> None:
@@ -262,31 +186,10 @@ def library() -> ModuleType:
     return flashinfer  # type: ignore[no-any-return]
 
 
-def upload(target: Tensor, source: Tensor) -> None:
-    """Queues a copy from pinned host memory; `source` must keep its values until it has happened."""
-    target.copy_(source, non_blocking=True)
-
-
-def new_event(device: torch.device) -> Event:
-    """A mark in the stream that `record` sets and `synchronize` waits for; at once if it was never set."""
-    return torch.cuda.Event() if device.type == "cuda" else _Passed()  # type: ignore[no-untyped-call]
-
-
 def capturing(device: torch.device) -> bool:
     """Whether what is launched now goes into a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-class _Passed:
-    def record(self) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-
-def _extend(target: Tensor, values: NDArray[np.int64], fill: int | None = None) -> None:
-    """The values, and behind them `fill`, or their last one again."""
-    out = target.numpy()
-    out[: len(values)] = values
-    out[len(values) :] = values[-1] if fill is None else fill
+def _describe(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype}, strides {x.stride()}"

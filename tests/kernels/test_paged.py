@@ -232,6 +232,15 @@ def test_refuses_other_sizes_than_the_workspace_has(stream: Stream) -> None:
         attention.attend(pool.q[:7], pool.k, pool.v, SIZES.scale)
     with pytest.raises(ValueError, match="scale"):
         attention.attend(pool.q[:8], pool.k, pool.v, 1.0)
+    for q, k, v, says in [
+        (pool.q[:8].float(), pool.k, pool.v, r"^q \(8, 4, 64\) torch.float32"),
+        (pool.q[:8, :, ::2], pool.k, pool.v, r"planned for rows of \(4, 64\)"),
+        (pool.q[:8], pool.k[:, :8], pool.v, r"dense ones of \(16, 2, 64\)"),
+        (pool.q[:8], pool.k, pool.v.half(), "float16"),
+        (pool.q[:8], pool.k.transpose(1, 2).contiguous().transpose(1, 2), pool.v, "dense"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            attention.attend(q, k, v, SIZES.scale)
 
 
 def test_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Paged attention with the real library on a real GPU: eager, and as a captured graph that later plans use."""
+"""Paged attention with the real library on a real GPU: eager, and captured once for later plans."""
 
 import importlib.util
 import math

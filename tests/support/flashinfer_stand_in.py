@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels import paged
+from xgr_kernels import paged_workspace
 from xgr_kernels.paged_rules import AttentionSizes, device_facts, fa3_tile, float_bytes, int_bytes
 
 MINUS_INFINITY = -5e4  # the library's, in log-sum-exps of rows without keys
@@ -77,15 +77,15 @@ class StreamEvent:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """Puts the stand-in in the library's place, and copies and events of `paged` in its stream's order."""
+    """Puts the stand-in in the library's place, and copies and events of workspaces in its stream's order."""
     stream = Stream()
     module = ModuleType("flashinfer")
     module.__spec__ = importlib.machinery.ModuleSpec("flashinfer", None)
     wrapper = type("Wrapper", (BatchPrefillWithPagedKVCacheWrapper,), {"stream": stream})
     module.BatchPrefillWithPagedKVCacheWrapper = wrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", module)
-    monkeypatch.setattr(paged, "upload", lambda to, of: stream.launch(lambda: copy(to, of)))
-    monkeypatch.setattr(paged, "new_event", lambda device: StreamEvent(stream))
+    monkeypatch.setattr(paged_workspace, "upload", lambda to, of: stream.launch(lambda: copy(to, of)))
+    monkeypatch.setattr(paged_workspace, "new_event", lambda device: StreamEvent(stream))
     return stream
 
 
