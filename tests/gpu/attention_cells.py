@@ -1,0 +1,161 @@
+"""Times of attention: ours on either of FlashInfer's kernels, tail and merge, and what others would do."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import rivals
+import torch
+from exact import attention
+from floors import Heads, causal_attention, shared_attention, tail_attention
+from inputs import Prompts, make_attention, make_prompts
+from lab import Lab, error
+from results import Record
+from torch import Tensor
+
+from xgr_kernels.paged import AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.tail_attention import cuda as tail_cuda
+
+SAMPLE = 8  # rows of a request that are held against float64
+LIMIT = 8e-3
+LIMIT_REASON = "bfloat16: roundings of the weights, of one or two partial results and of the output"
+DIM = 128
+
+
+def shared(record: Record, lab: Lab, q_heads: int, kv_heads: int, W: int, L: int, B: int) -> None:
+    """B requests of W beams over L tokens: FA2, FA3, tail and merge, and the rivals."""
+    heads, rows = Heads(q_heads, kv_heads, DIM), [W] * B
+    sets = lab.sets_of(B * (L * heads.token + W * 2 * heads.row))
+    prompts = make_prompts(lab, [L] * B, kv_heads, DIM, sets, torch.bfloat16)
+    q = lab.randn(sets, B * W, q_heads, DIM)
+    floor = lab.floor(shared_attention(heads, rows, [L] * B))
+    for algorithm in lab.algorithms:
+        with record.guard(algorithm):
+            made = make_attention(lab, prompts, q_heads, rows, False, algorithm)
+            _time(record, lab, f"shared {algorithm}", floor, made.attend, q, prompts, rows)
+            record.figures[-1]["plan_seconds"] = _plan_seconds(lab, made.plan, rows, prompts)
+    with record.guard("the rule"):
+        sizes = AttentionSizes(q_heads, kv_heads, DIM, 16, torch.bfloat16, lab.where, DIM**-0.5)
+        record.figures.append({"what": "the rule says", "algorithm": _rule(sizes, rows)})
+    with record.guard("tail"):
+        _tail(record, lab, heads, B * W, sets)
+    for name, make in rivals.ATTENTION.items():
+        with record.guard(name):
+            rival = make(lab, prompts, q_heads, rows)
+            _time_rival(record, lab, name, floor, rival, q, prompts, rows)
+
+
+def causal(
+    record: Record, lab: Lab, q_heads: int, kv_heads: int, counts: Sequence[int], lengths: Sequence[int]
+) -> None:
+    """Packed prompts, or chunks behind what is cached: the last counts[b] of lengths[b] tokens."""
+    heads = Heads(q_heads, kv_heads, DIM)
+    sets = lab.sets_of(sum(lengths) * heads.token + sum(counts) * 2 * heads.row)
+    prompts = make_prompts(lab, lengths, kv_heads, DIM, sets, torch.bfloat16)
+    q = lab.randn(sets, sum(counts), q_heads, DIM)
+    floor = lab.floor(causal_attention(heads, counts, lengths))
+    for algorithm in lab.algorithms:
+        with record.guard(algorithm):
+            made = make_attention(lab, prompts, q_heads, counts, True, algorithm)
+            _time(record, lab, f"causal {algorithm}", floor, made.attend, q, prompts, list(counts), True)
+
+
+def _time(
+    record: Record,
+    lab: Lab,
+    what: str,
+    floor: float,
+    attend: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]],
+    q: Tensor,
+    prompts: Prompts,
+    rows: list[int],
+    causal: bool = False,
+) -> None:
+    """Checks a sample of rows of the first set, then times all sets in turn."""
+    o = attend(q[0], prompts.k[0], prompts.v[0], DIM**-0.5)[0]
+    record.check(what, _sample_error(lab, q[0], o, prompts, rows, causal), LIMIT, LIMIT_REASON)
+    calls = [partial(attend, q[s], prompts.k[s], prompts.v[s], DIM**-0.5) for s in range(len(q))]
+    timed = lab.measure(calls)
+    record.time(what, timed.seconds, floor, spread=timed.spread, captured=timed.captured)
+
+
+def _sample_error(lab: Lab, q: Tensor, o: Tensor, prompts: Prompts, rows: list[int], causal: bool) -> float:
+    """Of a few rows of the first and the last prompt."""
+    got, want = [], []
+    for b in {0, len(rows) - 1}:
+        picked = torch.from_numpy(lab.random.integers(0, rows[b], SAMPLE)).to(lab.where)
+        seen = prompts.lengths[b] - rows[b] + picked + 1 if causal else None
+        mine = picked + sum(rows[:b])
+        want.append(attention(q[mine], *prompts.tokens(b), DIM**-0.5, seen)[0])
+        got.append(o[mine])
+    return error(torch.cat(got), torch.cat(want))
+
+
+def _plan_seconds(lab: Lab, plan: Callable[..., None], rows: list[int], prompts: Prompts) -> float:
+    """Host seconds of a plan behind which nothing waits."""
+    offsets = [sum(rows[:b]) for b in range(len(rows) + 1)]
+    times = []
+    for _ in range(2 if lab.toy else 20):
+        lab.settle()
+        started = time.perf_counter()
+        plan(offsets, prompts.pages, prompts.lengths)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _rule(sizes: AttentionSizes, rows: list[int]) -> str:
+    """What the planner would take here."""
+    multiprocessors, capability = device_facts(sizes.device)
+    return choose_algorithm(sizes, rows, multiprocessors, capability)
+
+
+def _tail(record: Record, lab: Lab, heads: Heads, R: int, sets: int) -> None:
+    """The second forward of depth 3, where one tail token is read, and the first, which stores it."""
+    q, o = lab.randn(sets, R, heads.q, DIM), lab.randn(sets, R, heads.q, DIM)
+    k, v = lab.randn(sets, R, heads.kv, DIM), lab.randn(sets, R, heads.kv, DIM)
+    tail_k, tail_v = (lab.randn(sets, 1, R, heads.kv, DIM) for _ in range(2))
+    lse2 = lab.randn(R, heads.q, dtype=torch.float32)
+    anc = torch.from_numpy(lab.random.integers(0, R, (R, 1))).to(lab.where, torch.int32)
+    rows = torch.arange(R, device=lab.where)
+    for tail_len in (0, 1):
+        lengths = torch.full((R,), tail_len, device=lab.where)
+        calls = [
+            partial(tail_cuda.attend, *per_set, anc, rows, lengths, o[s], lse2, DIM**-0.5)
+            for s, per_set in enumerate(zip(q, k, v, tail_k, tail_v, strict=True))
+        ]
+        floor = lab.floor(tail_attention(heads, R, tail_len, stored=tail_len == 0))
+        timed = lab.measure(calls)
+        record.time(f"tail and merge, {tail_len} in the tail", timed.seconds, floor, spread=timed.spread)
+
+
+def _time_rival(
+    record: Record,
+    lab: Lab,
+    name: str,
+    floor: float,
+    rival: rivals.AttentionRival,
+    q: Tensor,
+    prompts: Prompts,
+    rows: list[int],
+) -> None:
+    """The same check and the same clock as ours; a rival that also does the tail is held against both."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return rival.attend(q, k, v), q
+
+    if rival.own is None:
+        _time(record, lab, name, floor, attend, q, prompts, rows)
+        return
+    got, want = rival.attend(q[0], prompts.k[0], prompts.v[0]), []
+    picked = torch.from_numpy(lab.random.integers(0, rows[0], SAMPLE)).to(lab.where)
+    k, v = prompts.tokens(0)
+    for r in picked.tolist():
+        own_k, own_v = rival.own(prompts.k[0], prompts.v[0], r)
+        together = torch.cat([k, own_k.double()]), torch.cat([v, own_v.double()])
+        want.append(attention(q[0][r : r + 1], *together, DIM**-0.5)[0])
+    record.check(name, error(got[picked], torch.cat(want)), LIMIT, LIMIT_REASON)
+    timed = lab.measure([partial(rival.attend, q[s], prompts.k[s], prompts.v[s]) for s in range(len(q))])
+    record.time(name, timed.seconds, floor, spread=timed.spread, captured=timed.captured)

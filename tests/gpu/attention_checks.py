@@ -1,0 +1,164 @@
+"""Attention kernels against float64 references at odd shapes, with poison wherever nobody may look."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from exact import attention
+from inputs import make_attention, make_prompts
+from lab import Lab, error
+from results import Record
+from torch import Tensor
+
+from xgr_kernels.tail_attention import cuda as tail_cuda
+from xgr_kernels.tail_attention import reference as tail_reference
+
+NORM = {torch.bfloat16: 5e-3, torch.float16: 8e-4, torch.float32: 1e-5}
+NORM_REASON = (
+    "one rounding of the output and one of the weights: each 2^-9 at most in bfloat16, 2^-12 in float16; "
+    "float32 sums of some thousand terms"
+)
+LSE, LSE_REASON = (
+    2e-3,
+    "base 2, of scores up to 30 in float32 with approximate exponentials; 2e-3 weighs 0.14%",
+)
+EMPTY = -4e4  # FlashInfer's log-sum-exp of no keys is -50,000
+
+SHARED = {
+    "width-1": [(1, 37)],
+    "one-token": [(5, 1), (3, 16), (2, 17)],
+    "odd": [(3, 63), (130, 65), (1, 1), (77, 515)],
+    "many": [(17, 40 + 13 * b) for b in range(11)],
+    "long": [(257, 4099)],
+    "no-keys": [(4, 0), (9, 33)],
+}
+"""Case -> (beams, prompt tokens) of each request."""
+
+CAUSAL = {
+    "one-token": [(1, 1)],
+    "odd": [(1, 1), (63, 63), (130, 130), (17, 17)],
+    "long": [(4099, 4099)],
+    "prefix-and-chunk": [(37, 500), (1, 77), (256, 256), (129, 2048)],
+}
+"""Case -> (new tokens, all tokens) of each prompt."""
+
+HEADS = [(16, 8, 128), (32, 8, 128), (12, 2, 64), (8, 8, 256)]
+
+
+def paged(record: Record, lab: Lab, causal: bool) -> None:
+    """Every case with every head shape and algorithm; NaN lies in and behind the prompts' pages."""
+    cases = CAUSAL if causal else SHARED
+    for heads in HEADS[: 1 if lab.toy else None]:
+        for case, requests in cases.items():
+            if lab.toy and case == "long":
+                continue
+            for dtype in (torch.bfloat16, torch.float16)[: 1 if lab.toy or case == "long" else 2]:
+                name = f"{case}-{heads[0]}/{heads[1]}x{heads[2]}-{dtype}".replace("torch.", "")
+                with record.guard(name):
+                    _paged_case(record, lab, name, heads, requests, causal, dtype)
+
+
+def _paged_case(
+    record: Record,
+    lab: Lab,
+    name: str,
+    heads: tuple[int, int, int],
+    requests: list[tuple[int, int]],
+    causal: bool,
+    dtype: torch.dtype,
+) -> None:
+    Hq, Hkv, D = heads
+    rows, lengths = [n for n, _ in requests], [length for _, length in requests]
+    prompts = make_prompts(lab, lengths, Hkv, D, 1, dtype)
+    q = lab.randn(sum(rows), Hq, D, dtype=dtype)
+    want = [_exact(lab, q, rows, b, prompts.tokens(b), causal) for b in range(len(rows))]
+    o, lse2 = (torch.cat(parts) for parts in zip(*want, strict=True))
+    answers = []
+    for poisoned in (False, True):
+        if poisoned:
+            prompts.poison()
+        for algorithm in lab.algorithms:
+            label = f"{name}-{algorithm}{'-nan-behind' if poisoned else ''}"
+            with record.guard(label):
+                made = make_attention(lab, prompts, Hq, rows, causal, algorithm)
+                made._workspace.o.fill_(torch.nan)
+                made._workspace.lse2.fill_(torch.nan)
+                got, got_lse = made.attend(q, prompts.k[0], prompts.v[0], D**-0.5)
+                record.check(label, error(got, o), NORM[dtype], NORM_REASON)
+                # No keys: minus infinity for us, -50,000 for the library.
+                off = (got_lse.double().clamp(min=EMPTY) - lse2.clamp(min=EMPTY)).abs().max()
+                record.check(f"{label}-lse", float(off), LSE, LSE_REASON)
+                answers.append(got.clone())
+    if len(lab.algorithms) == 2 and len(answers) >= 2:
+        record.check(f"{name}-fa2-is-fa3", error(answers[0], answers[1]), 2 * NORM[dtype], NORM_REASON)
+
+
+def _exact(
+    lab: Lab, q: Tensor, rows: list[int], b: int, kv: tuple[Tensor, Tensor], causal: bool
+) -> tuple[Tensor, Tensor]:
+    begin, n, length = sum(rows[:b]), rows[b], len(kv[0])
+    mine = q[begin : begin + n]
+    if length == 0:
+        none = torch.full(mine.shape[:2], -torch.inf, dtype=torch.float64, device=lab.where)
+        return torch.zeros_like(mine, dtype=torch.float64), none
+    seen = torch.arange(length - n + 1, length + 1, device=lab.where) if causal else None
+    pieces = [  # a few rows at a time: the scores are [rows, Hq, L] in float64
+        attention(mine[i : i + 256], *kv, mine.shape[2] ** -0.5, None if seen is None else seen[i : i + 256])
+        for i in range(0, n, 256)
+    ]
+    return torch.cat([o for o, _ in pieces]), torch.cat([lse2 for _, lse2 in pieces])
+
+
+TAIL = [
+    # R, T, Hq, Hkv, D, dtype
+    (1, 0, 16, 8, 128, torch.bfloat16),
+    (1, 1, 16, 8, 128, torch.bfloat16),
+    (7, 1, 32, 8, 128, torch.float16),
+    (33, 2, 16, 8, 128, torch.bfloat16),
+    (19, 8, 5, 1, 96, torch.bfloat16),
+    (21, 3, 12, 4, 64, torch.float16),
+    (9, 2, 8, 8, 256, torch.bfloat16),
+    (13, 2, 40, 8, 128, torch.float32),
+]
+
+
+def tail(record: Record, lab: Lab) -> None:
+    """Random ancestors, lengths from 0 to T, rows without keys; NaN in tail slots that nobody may read."""
+    for R, T, Hq, Hkv, D, dtype in TAIL[: 5 if lab.toy else None]:
+        name = f"R={R}-T={T}-{Hq}/{Hkv}x{D}-{dtype}".replace("torch.", "")
+        with record.guard(name):
+            _tail_case(record, lab, name, R, T, (Hq, Hkv, D), dtype)
+
+
+def _tail_case(
+    record: Record, lab: Lab, name: str, R: int, T: int, heads: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    Hq, Hkv, D = heads
+    tail_rows = 2 * R + 5
+    q, k, v = (lab.randn(R, H, D, dtype=dtype) for H in (Hq, Hkv, Hkv))
+    lengths = lab.random.integers(0, T + 1, R)
+    # Rows of one launch may store while others read, so what is stored to is read by nobody in it.
+    shuffled = lab.random.permutation(tail_rows)
+    rows, anc = shuffled[:R], shuffled[lab.random.integers(R, tail_rows, (R, T))]
+    tail_k, tail_v = (torch.full((T, tail_rows, Hkv, D), torch.nan, dtype=dtype) for _ in range(2))
+    for r in range(R):  # only what some row may read holds numbers
+        for t in range(lengths[r]):
+            tail_k[t, anc[r, t]], tail_v[t, anc[r, t]] = torch.randn(2, Hkv, D).to(dtype)
+    o, lse2 = lab.randn(R, Hq, D, dtype=dtype), lab.randn(R, Hq, dtype=torch.float32) * 3 + 5
+    lse2[::3] = -torch.inf
+    lse2[1::3] = -5e4
+    o[::3], o[1::3] = 0, 0
+    host = [x.cpu() for x in (q, k, v)]
+    integers = [torch.from_numpy(x.astype(np.int64)) for x in (anc, rows, lengths)]
+    theirs = [tail_k.clone(), tail_v.clone()]
+    want = tail_reference.attend(
+        *(x.double() for x in host), *theirs, *integers, o.cpu().double(), lse2.cpu(), D**-0.5
+    )
+    ours = [tail_k.to(lab.where), tail_v.to(lab.where)]
+    device_integers = [x.to(lab.where).int() for x in integers]
+    got = tail_cuda.attend(q, k, v, *ours, *device_integers, o, lse2, D**-0.5)
+    record.check(name, error(got.cpu(), want), NORM[dtype], NORM_REASON)
+    same = all(
+        torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours, theirs, strict=True)
+    )
+    record.expect(f"{name}-stored", same, "k and v are copied bit for bit, and nothing else is touched")

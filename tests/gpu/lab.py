@@ -1,0 +1,150 @@
+"""Where a run happens: the device, its measured rates, fresh random numbers, and how a launch is timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from floors import Work
+from torch import Tensor
+
+from xgr_runtime.model.device import CudaDevice, Device, HostDevice
+
+SECONDS = 0.3  # that one figure is measured for, about
+WARM = 3  # replays that do not count
+
+
+class Timed(NamedTuple):
+    """Seconds of one call, the median of `repeats`; the spread is that of the middle half."""
+
+    seconds: float
+    spread: float
+    repeats: int
+    captured: bool
+
+
+@dataclass
+class Lab:
+    """One run's surroundings. `toy` asks every cell for sizes that an interpreter can bear."""
+
+    toy: bool
+    out: Path  # what is kept
+    scratch: Path  # what is not
+    seed: int
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cuda = torch.cuda.is_available()
+        self.random = np.random.default_rng(self.seed)
+        torch.manual_seed(self.seed)
+        self.device: Device = CudaDevice() if self.cuda else HostDevice()
+
+    @property
+    def where(self) -> torch.device:
+        return self.device.where
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Attention kernels that run here; a CPU has a stand-in for both."""
+        hopper = not self.cuda or torch.cuda.get_device_capability()[0] == 9
+        return ("fa2", "fa3") if hopper else ("fa2",)
+
+    def renew(self) -> None:
+        """Other streams and graphs, and no memory kept, behind a cell that ended or went wrong."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            self.device = CudaDevice()
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(*shape, device=self.where, dtype=torch.float32).to(dtype)
+
+    def sets_of(self, bytes_each: int) -> int:
+        """How many inputs in turn a cache of 60 MB cannot hold: two caches' worth, 2 to 64."""
+        return 2 if self.toy else max(2, min(64, -(-(120 << 20) // max(1, bytes_each))))
+
+    def floor(self, work: Work) -> float:
+        """Seconds by the rates of this run."""
+        return work.seconds(self.rates)
+
+    def measure(self, calls: Sequence[Callable[[], object]]) -> Timed:
+        """Seconds of one of the calls, which work on inputs of their own, one after the other.
+
+        On a GPU all of them are captured as one graph, which is replayed; where a capture fails, as a rival's
+        may, they are launched one by one.
+        """
+
+        def all_calls() -> None:
+            for call in calls:
+                call()
+
+        captured = True
+        try:
+            replay = self.device.capture(all_calls)
+        except Exception:
+            self.settle()
+            replay, captured = all_calls, False
+        times = self.replays(replay)
+        quarters = statistics.quantiles(times, n=4)
+        count = len(calls)
+        return Timed(
+            statistics.median(times) / count, (quarters[2] - quarters[0]) / count, len(times), captured
+        )
+
+    def replays(self, work: Callable[[], object]) -> list[float]:
+        """Seconds of each of several runs, on the device's own clock where it has one."""
+        for _ in range(1 if self.toy else WARM):
+            work()
+        self.settle()
+        started = time.perf_counter()
+        work()
+        self.settle()
+        once = time.perf_counter() - started
+        count = 2 if self.toy else max(7, min(100, int(SECONDS / max(once, 1e-6))))
+        return self._events(work, count) if self.cuda else [_clocked(work) for _ in range(count)]
+
+    def settle(self) -> None:
+        """Wait until the device has nothing left to do."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def _events(self, work: Callable[[], object], count: int) -> list[float]:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            work()
+            mark.record()
+        self.settle()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+
+
+def measure_rates(lab: Lab) -> dict[str, float]:
+    """FLOP/s of a bfloat16 product of random matrices, and bytes/s, read plus written, of a copy."""
+    n = 256 if lab.toy else 8192
+    a, b = lab.randn(n, n), lab.randn(n, n)
+    product = torch.empty_like(a)
+    matrix = lab.measure([lambda: torch.mm(a, b, out=product)])
+    size = (1 << 20) if lab.toy else (4 << 30)
+    source = torch.empty(size, dtype=torch.uint8, device=lab.where).random_(0, 256)
+    target = torch.empty_like(source)
+    copy = lab.measure([lambda: target.copy_(source)])
+    return {"matrix": 2 * n**3 / matrix.seconds, "copy": 2 * size / copy.seconds}
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """|got - want| / |want| in float64, Frobenius norms; NaN if anything is NaN."""
+    want = want.double()
+    return float((got.double() - want).norm() / want.norm().clamp(min=1e-30))
+
+
+def _clocked(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

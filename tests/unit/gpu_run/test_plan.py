@@ -1,0 +1,62 @@
+"""Slicing: every cell in exactly one part, every part in time by estimate."""
+
+import cells
+import plan
+import pytest
+from plan import Cell, Part
+
+
+def cell(name: str, seconds: float, *needs: str) -> Cell:
+    return Cell(name, "module:function", seconds, needs)
+
+
+def test_a_part_pays_once_for_what_its_cells_need() -> None:
+    both = [cell("a", 10, "fa2"), cell("b", 20, "fa2", "triton")]
+    assert plan.part_seconds(both) == plan.START + plan.SETUP["fa2"] + plan.SETUP["triton"] + 30
+
+
+@pytest.mark.parametrize("more", [0, 1, 3])
+def test_every_cell_is_in_one_part_that_ends_in_time(more: int) -> None:
+    every = cells.all_cells()
+    count = plan.parts_needed(every) + more
+    parts = [plan.cells_of(Part(index, count), every) for index in range(1, count + 1)]
+    assert [cell for part in parts for cell in part] == every
+    assert all(plan.part_seconds(part) <= plan.PART_SECONDS for part in parts)
+
+
+def test_parts_are_about_equally_long() -> None:
+    every = [cell(str(i), 10.0) for i in range(40)]
+    parts = [plan.cells_of(Part(index, 4), every) for index in (1, 2, 3, 4)]
+    assert [len(part) for part in parts] == [10, 10, 10, 10]
+
+
+def test_more_parts_than_cells_leave_some_empty() -> None:
+    every = [cell("a", 1), cell("b", 1)]
+    assert [plan.cells_of(Part(index, 3), every) for index in (1, 2, 3)] == [[every[0]], [every[1]], []]
+
+
+def test_too_few_parts_are_refused() -> None:
+    every = [cell(str(i), 300.0) for i in range(3)]
+    with pytest.raises(ValueError, match="take 3 parts"):
+        plan.cells_of(Part(1, 2), every)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "2", "a/b", "1/", "/2", "-1/2"])
+def test_a_part_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write i/n"):
+        Part.parse(text)
+
+
+def test_names_are_distinct_and_needs_are_known() -> None:
+    for toy in (False, True):
+        every = cells.all_cells(toy)
+        assert len({cell.name for cell in every}) == len(every)
+        assert {need for cell in every for need in cell.needs} <= set(plan.SETUP)
+
+
+def test_the_toy_run_has_every_kind_of_cell() -> None:
+    assert {cell.work for cell in cells.all_cells(toy=True)} == {cell.work for cell in cells.all_cells()}
+
+
+def test_no_cell_is_too_long_for_a_part() -> None:
+    assert all(plan.part_seconds([cell]) <= plan.PART_SECONDS for cell in cells.all_cells())
