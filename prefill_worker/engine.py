@@ -24,6 +24,9 @@ class Part(NamedTuple):
 class PrefillEngine:
     """The model and the pool; one forward per batch."""
 
+    max_prompts: int | None = None
+    """Of a batch; None: as many as there are tokens for."""
+
     def __init__(self, model: ModelBackend, pool: KvPool) -> None:
         self.model = model
         self.pool = pool

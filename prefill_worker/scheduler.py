@@ -46,17 +46,22 @@ class Turn(NamedTuple):
 class PrefillScheduler:
     """First come, first served: packs prompts up to a token budget, as far as pages are free.
 
+    At most `batch_prompts` share a forward, if that is given.
+
     A prompt within the budget runs in one piece, in the first forward with room for it. A longer one takes
     the room that there is, forward after forward, ahead of all later prompts. A prompt that must wait for
     pages keeps its place.
     """
 
-    def __init__(self, pool: PagePool, page_size: int, batch_tokens: int) -> None:
+    def __init__(
+        self, pool: PagePool, page_size: int, batch_tokens: int, batch_prompts: int | None = None
+    ) -> None:
         self.waiting: deque[Prompt] = deque()
         self.begun: list[Prompt] = []  # with pages, and with tokens that are not computed
         self._pool = pool
         self._page_size = page_size
         self._batch_tokens = batch_tokens
+        self._batch_prompts = batch_prompts
 
     def add(self, prompt: Prompt) -> None:
         self.waiting.append(prompt)
@@ -77,7 +82,7 @@ class PrefillScheduler:
         self._begin()
         turns: list[Turn] = []
         room = self._batch_tokens
-        for prompt in self.begun:
+        for prompt in self.begun[: self._batch_prompts]:
             if not room:
                 break
             turns.append(Turn(prompt, prompt.computed, prompt.computed + min(prompt.left, room)))
@@ -100,7 +105,7 @@ class PrefillScheduler:
     def _begin(self) -> None:
         """Give pages to the prompts that the next forward has room for, in their order."""
         room = self._batch_tokens - sum(prompt.left for prompt in self.begun)
-        while room > 0 and self.waiting:
+        while room > 0 and self.waiting and len(self.begun) != self._batch_prompts:
             prompt = self.waiting[0]
             if room < prompt.left <= self._batch_tokens:
                 break  # it waits for a forward that has room for all of it

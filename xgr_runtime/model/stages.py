@@ -1,4 +1,4 @@
-"""The two stages: what attention means while prompts are read, and while beams are grown.
+"""The stages: what attention means while prompts are read, and while beams are grown.
 
 A stage is made for one forward. It knows whose rows are in the batch and where their keys and values live,
 which the model does not.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from xgr_kernels.causal_attention.api import causal_attention
+from xgr_kernels.paged import PagedAttention
 from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
 from xgr_kernels.tail_attention.api import tail_attention_merge
 from xgr_runtime.model.kv import KvPool
@@ -58,6 +59,30 @@ class PrefillStage:
         return causal_attention(q, k, v, plan.row_offsets, scale, prefix, self._backend)
 
 
+class PagedPrefillStage:
+    """`PrefillStage` in a captured launch: where rows go and which pages they read is data on the device.
+
+    `slots` [N] int64 are the rows' places in the pool, page * page_size + token; `attention` is causal and
+    planned for the batch. `on_layer(layer)` is called when the launch has written a layer's k and v.
+    """
+
+    def __init__(
+        self, pool: KvPool, slots: Tensor, attention: PagedAttention, on_layer: Callable[[int], None]
+    ) -> None:
+        self._pool = pool
+        self._slots = slots
+        self._attention = attention
+        self._on_layer = on_layer
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See `Stage.attend`."""
+        keys, values = self._pool.k[layer], self._pool.v[layer]  # [P, page_size, Hkv, D]
+        keys.flatten(0, 1).index_copy_(0, self._slots, k)
+        values.flatten(0, 1).index_copy_(0, self._slots, v)
+        self._on_layer(layer)
+        return self._attention.attend(q, keys, values, scale)[0]
+
+
 class CascadeStage:
     """Beams of several requests: attention to the shared prompt, to the tail, and their merge.
 
@@ -70,7 +95,7 @@ class CascadeStage:
     def __init__(
         self,
         pool: KvPool,
-        shared: SharedPlan,
+        shared: SharedPlan | PagedAttention,
         tail_k: Tensor,
         tail_v: Tensor,
         anc: Tensor,

@@ -19,6 +19,13 @@ def prompt(number: int, tokens: int, deadline: float = 100.0) -> Prompt:
     return Prompt(id, np.zeros(tokens, np.int32), "ipc:///x", arrived=0.0, deadline=deadline)
 
 
+def test_a_forward_has_at_most_so_many_prompts() -> None:
+    scheduler = PrefillScheduler(PagePool(100), PAGE, batch_tokens=100, batch_prompts=2)
+    for number in range(5):
+        scheduler.add(prompt(number, 10))
+    assert [[id for id, _, _ in forward] for forward in run_all(scheduler)] == [[0, 1], [2, 3], [4]]
+
+
 def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
     """(prompt, start, end) of every forward until none can run; hand-overs never end."""
     forwards = []

@@ -1,0 +1,225 @@
+"""The engine of a GPU, run on a CPU: cohorts of searches end as the CPU's engine ends them."""
+
+import numpy as np
+import pytest
+from checkpoints import MakeCheckpoint
+from planned_attention import PlannedAttention
+from read_backs import NoReadBack
+
+from decode_worker.cohort_engine import COHORTS, CohortEngine
+from decode_worker.engine import DecodeEngine
+from decode_worker.search import Question, Search
+from prefill_worker.engine import Part, PrefillEngine
+from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
+from xgr_kernels.beam_select.cuda import Tuning
+from xgr_runtime.catalog import build_from_arrays, leaf_filter
+from xgr_runtime.messages import ScoreMode
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.choice import load_backend
+from xgr_runtime.model.device import Event, HostDevice
+from xgr_runtime.model.kv import KvPool
+
+PAGE, PAGES, ROWS, WIDTH, REQUESTS, DEPTH = 4, 40, 20, 8, 4, 4
+LENGTHS = [7, 1, 20, 13]
+# float32; kernels that add in another order move a log-probability by about 1e-6.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="module")
+def backend(make_checkpoint: MakeCheckpoint) -> ModelBackend:
+    return load_backend("transformers", make_checkpoint("qwen3", 2, num_hidden_layers=2), "float32")
+
+
+@pytest.fixture(scope="module")
+def trie(backend: ModelBackend) -> Trie:
+    sids = np.random.default_rng(5).integers(3, 12, (300, DEPTH))
+    catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
+    return Trie(catalog.leaves, catalog.tokens, catalog.lo)
+
+
+@pytest.fixture(scope="module")
+def prompts(backend: ModelBackend, trie: Trie) -> "Prompts":
+    return Prompts(backend, trie)
+
+
+class Prompts:
+    """Prompts in a pool, their hidden states, and both engines over it."""
+
+    def __init__(self, backend: ModelBackend, trie: Trie, device: HostDevice | None = None) -> None:
+        draw = np.random.default_rng(11)
+        pool = KvPool(backend.geometry, PAGES, PAGE)
+        self.trie = trie
+        self.cpu = DecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+
+        def attention(rows: int, requests: int) -> PlannedAttention:
+            return PlannedAttention(rows, requests, PAGE, causal=False)
+
+        self.gpu = CohortEngine(
+            backend,
+            pool,
+            device or HostDevice(),
+            trie,
+            DEPTH - 2,
+            ROWS,
+            WIDTH,
+            attention,
+            max_requests=REQUESTS,
+            tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
+        )
+        self.gpu.buckets = (9, ROWS)
+        self.gpu.warm_up(trie)
+        self.tokens = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in LENGTHS]
+        pages = draw.permutation(PAGES).astype(np.int32)
+        self.pages = [pages[10 * i :][: -(-n // PAGE)] for i, n in enumerate(LENGTHS)]
+        parts = [Part(prompt, pages) for prompt, pages in zip(self.tokens, self.pages, strict=True)]
+        self.hidden = PrefillEngine(backend, pool).run(parts, lambda layer: None)
+
+    def search(
+        self,
+        i: int,
+        width: int,
+        given: bool = True,
+        mode: ScoreMode = "vocab",
+        filter: LeafFilter | None = None,
+    ) -> Search:
+        prompt = self.tokens[i]
+        question = Question(
+            len(prompt), int(prompt[-1]), width, width, mode, self.trie, filter or no_filter()
+        )
+        rows = np.arange(width, dtype=np.int32)
+        return Search(question, self.pages[i], rows, self.hidden[i] if given else None, DEPTH - 2)
+
+    def expected(self, *like: Search) -> list[Search]:
+        """The same searches, ended by the CPU's engine, one after the other."""
+        ended = []
+        for search in like:
+            again = Search(search.question, search.pages, search.rows, search.hidden, DEPTH - 2)
+            while not again.over:
+                self.cpu.step([again])
+            ended.append(again)
+        return ended
+
+    def run(self, *searches: Search) -> None:
+        self.gpu.launch(searches)
+        assert set(self.gpu.collect()) == set(searches) and not self.gpu.busy
+
+
+def assert_same(searches: list[Search], expected: list[Search]) -> None:
+    for a, b in zip(searches, expected, strict=True):
+        (leaves, scores), (others, wanted) = a.answer(), b.answer()
+        assert leaves.tolist() == others.tolist() and a.invalid == b.invalid
+        np.testing.assert_allclose(scores, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", ["vocab", "legal"])
+def test_a_cohort_ends_as_its_searches_alone(prompts: Prompts, mode: ScoreMode) -> None:
+    searches = [prompts.search(i, width, mode=mode) for i, width in enumerate([5, 1, 8, 6])]
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+
+
+def test_cohorts_follow_each_other_without_a_trace(prompts: Prompts) -> None:
+    for wide in (8, 3, 7):
+        searches = [prompts.search(0, wide), prompts.search(2, 2)]
+        prompts.run(*searches)
+        assert_same(searches, prompts.expected(*searches))
+
+
+def test_prompts_without_a_hidden_state_run_their_last_token(prompts: Prompts) -> None:
+    searches = [prompts.search(i, 4, given=i == 2) for i in range(4)]
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny"),
+    [(range(0, 280, 7), []), (None, [3, 4, 5, 200]), (range(40), [1, 2]), ([], [])],
+    ids=["allow", "deny", "both", "nothing-lives"],
+)
+def test_filters_live_in_the_cohort(
+    prompts: Prompts, trie: Trie, allow: list[int] | None, deny: list[int]
+) -> None:
+    kept = LeafFilter(*leaf_filter(trie.leaves, None if allow is None else list(allow), deny))
+    searches = [prompts.search(0, 8, filter=kept), prompts.search(1, 3)]
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+    if allow == []:
+        assert len(searches[0].answer()[0]) == 0
+
+
+def test_nan_fails_its_request_alone(prompts: Prompts) -> None:
+    searches = [prompts.search(0, 4), prompts.search(1, 4)]
+    assert searches[0].hidden is not None
+    searches[0].hidden = np.full_like(searches[0].hidden, np.nan)
+    prompts.run(*searches)
+    assert searches[0].invalid and not searches[1].invalid
+    assert_same(searches[1:], prompts.expected(searches[1]))
+    again = prompts.search(1, 4)
+    prompts.run(again)
+    assert not again.invalid, "the flag of the cohort before is still set"
+
+
+def test_candidates_that_overflow_are_searched_exactly(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = [prompts.search(0, 8), prompts.search(1, 5)]
+    real = prompts.gpu._selector.select
+
+    def overflowing(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)  # type: ignore[arg-type]
+        prompts.gpu._selector.overflow[0] = 1
+
+    monkeypatch.setattr(prompts.gpu._selector, "select", overflowing)
+    prompts.run(*searches)
+    assert prompts.gpu.counters["selection_overflows"] == 1
+    assert_same(searches, prompts.expected(*searches))
+
+
+def test_a_launch_reads_nothing_back(prompts: Prompts) -> None:
+    searches = [prompts.search(0, 8), prompts.search(1, 5)]
+    with NoReadBack():
+        prompts.gpu.launch(searches)
+    assert len(prompts.gpu.collect()) == 2
+
+
+class SlowDevice(HostDevice):
+    """What was queued counts as done once `passed` says so, event by event."""
+
+    def __init__(self) -> None:
+        self.passed: list[bool] = []
+
+    def event(self) -> Event:
+        self.passed.append(True)
+        return _SlowEvent(self.passed, len(self.passed) - 1)
+
+
+class _SlowEvent:
+    def __init__(self, passed: list[bool], index: int) -> None:
+        self._passed, self._index = passed, index
+
+    def record(self) -> None:
+        pass
+
+    def done(self) -> bool:
+        return self._passed[self._index]
+
+    def wait(self) -> None:
+        self._passed[self._index] = True
+
+
+def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> None:
+    device = SlowDevice()
+    prompts = Prompts(backend, trie, device)
+    flown = [prompts.search(i, 6) for i in range(COHORTS)]
+    events = []
+    for search in flown:
+        assert prompts.gpu.ready
+        prompts.gpu.launch([search])
+        events.append(len(device.passed) - 1)
+        device.passed[-1] = False
+    assert not prompts.gpu.ready and prompts.gpu.collect() == []
+    device.passed[events[1]] = True
+    assert prompts.gpu.collect() == [], "the second does not overtake the first"
+    device.passed[events[0]] = True
+    assert prompts.gpu.collect() == flown and prompts.gpu.ready
+    assert_same(flown, prompts.expected(*flown))

@@ -1,0 +1,5 @@
+"""Tiny checkpoints for engines that run here."""
+
+from model_fixtures import make_checkpoint
+
+__all__ = ["make_checkpoint"]
