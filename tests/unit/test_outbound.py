@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xgr_runtime.decode_links import IDLE
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, WorkerLost
-from xgr_runtime.handover import Chunk, Receiver, ReceiverState
+from xgr_runtime.handover import Chunk, PromptPages, Receiver, ReceiverState
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -16,15 +17,20 @@ from xgr_runtime.messages import (
     Commit,
     Credit,
     Grant,
+    HostRegion,
     KvChunk,
+    KvReady,
     LinkHello,
     LinkRefused,
     LinkWelcome,
     ModelIdentity,
     Nack,
     Open,
+    ProcessId,
     Renew,
+    SharedKv,
     ToDecodeData,
+    Way,
 )
 from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.transport import Listener, Poller, Received
@@ -32,6 +38,9 @@ from xgr_runtime.transport import Listener, Poller, Received
 MODEL = ModelIdentity("hash", "bfloat16", 2, 1, 4, 8, 100, 1)
 TOKENS, LEASE = 5, 10.0
 HIDDEN = bytes(4 * MODEL.hidden)
+READER = ProcessId(5, 6)
+MEMORY = SharedKv(9, 8, 4, HostRegion(READER, 1, 1), HostRegion(READER, 2, 1))
+PAGES = PromptPages(np.array([6, 2], np.int32), np.array([0, 3], np.uint32))
 
 
 def read(chunk: Chunk) -> tuple[bytes, bytes]:
@@ -50,18 +59,24 @@ class Played:
         folder.chmod(0o700)
         self.address = f"ipc://{folder}/d"
         self.decode: Listener[Any] = Listener(self.address, ToDecodeData)
-        self.out = Outbound("prefill-0", 3, MODEL, 2 * MODEL.layer_token_bytes, LEASE, poller)
+        self.reader_lives = True
+        self.out = Outbound(
+            "prefill-0", 3, MODEL, 2 * MODEL.layer_token_bytes, LEASE, poller, MEMORY, self.alive
+        )
         self.poller = poller
         self.peer = b""
         self._poller = Poller()
         self._poller.add(self.decode)
 
+    def alive(self, process: ProcessId) -> bool:
+        return process == READER and self.reader_lives
+
     def open(self, number: int = 1, address: str = "", deadline: float = 60.0) -> Transfer:
         id = AttemptId(1, number, 1, 3, 4)
-        return self.out.open(id, TOKENS, address or self.address, deadline, 0.5, read, now=0.0)
+        return self.out.open(id, TOKENS, address or self.address, deadline, 0.5, read, 0.0, PAGES)
 
     def hear(self) -> Received[Any]:
-        """The next message but the greeting."""
+        """The next message but the greeting, which offers our memory."""
         while True:
             while (received := self.decode.receive()) is None:
                 self.out.exchange(0.0)
@@ -69,6 +84,7 @@ class Played:
             self.peer = received.peer
             if not isinstance(received.message, LinkHello):
                 return received
+            assert received.message.memory == MEMORY
 
     def say(self, message: Any, until: Callable[[], bool]) -> None:
         """Send to the outbound side and wait for what it makes of it."""
@@ -89,7 +105,8 @@ def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
     transfer = played.open()
     receiver = Receiver(transfer.id, TOKENS, MODEL.layers, MODEL.layer_token_bytes, len(HIDDEN))
     opened = played.hear().message
-    assert opened == Open(transfer.id, TOKENS, 0.5) and receiver.open(opened) is None
+    named = (PAGES.ids.tobytes(), PAGES.generations.tobytes())
+    assert opened == Open(transfer.id, TOKENS, 0.5, *named) and receiver.open(opened) is None
     for tokens in (3, TOKENS):  # two forwards, the first of which ends before GRANT
         for layer in range(MODEL.layers):
             transfer.layer_ready(layer, tokens)
@@ -111,6 +128,74 @@ def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
     while not played.out.retire():
         played.out.exchange(0.0)
     assert transfer.over and transfer.failure is None and not played.out.transfers
+
+
+def hand_over(played: Played, way: Way) -> tuple[Transfer, Receiver]:
+    """A prompt of one forward up to its COMMIT, with all that a decode worker says until then."""
+    transfer = played.open()
+    receiver = Receiver(transfer.id, TOKENS, MODEL.layers, MODEL.layer_token_bytes, len(HIDDEN))
+    assert receiver.open(played.hear().message) is None
+    grant = receiver.grant(1, LEASE, way=way, reader=READER if way == "in place" else None)
+    played.say(grant, lambda: transfer.sender.way == way)
+    for layer in range(MODEL.layers):
+        transfer.layer_ready(layer, TOKENS)
+    transfer.prompt_ready(0.25, HIDDEN)
+    while not isinstance(message := (received := played.hear()).message, Commit):
+        assert isinstance(message, KvReady) and not received.frames, "no bytes of KV travel"
+        played.decode.send(played.peer, receiver.ready(message))
+    assert receiver.commit(message, received.frames[0]) is None
+    return transfer, receiver
+
+
+@pytest.mark.parametrize("way", ["pull", "in place"])
+def test_a_hand_over_without_bytes(played: Played, way: Way) -> None:
+    transfer, receiver = hand_over(played, way)
+    played.out.exchange(0.0)
+    assert not transfer.over and not played.out.retire()
+    ack = receiver.release()
+    played.say(ack, lambda: transfer.over)
+    assert played.out.retire() == [transfer] and transfer.failure is None
+
+
+def test_a_silent_reader_in_place_is_asked_until_it_lets_go(
+    played: Played, caplog: pytest.LogCaptureFixture
+) -> None:
+    transfer, receiver = hand_over(played, "in place")
+    for now in (LEASE, 2 * LEASE):
+        played.out.expire(now)
+        question, frames = played.hear()[1:]
+        assert isinstance(question, Commit) and bytes(frames[0]) == HIDDEN
+        assert receiver.commit(question, frames[0]) is None, "it goes on reading"
+    assert not played.out.retire() and played.out.outlived_leases == 1
+    assert len([r for r in caplog.records if "lives" in r.message]) == 1, "said once"
+    played.say(Nack(transfer.id, "the prompt is not read here"), lambda: transfer.over)
+    assert played.out.retire() == [transfer]
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline", "refused link"])
+def test_what_is_read_in_place_is_held_when_its_request_is_over(played: Played, end: str) -> None:
+    transfer, receiver = hand_over(played, "in place")
+    if end == "cancel":
+        transfer.fail("cancelled by the router")
+    elif end == "refused link":
+        played.say(LinkRefused(4, "greet first"), lambda: transfer.failure is not None)
+    played.out.expire(60.0 if end == "deadline" else 1.0)
+    assert transfer.failure is not None and not played.out.retire()
+    assert played.hear().message == Cancel(transfer.id, transfer.sender.reason)
+    assert not played.out.outlived_leases
+    assert isinstance(transfer.error, DeadlineExceeded) == (end == "deadline")
+    played.say(receiver.release(), lambda: transfer.over)
+    assert played.out.retire() == [transfer]
+
+
+def test_a_dead_reader_in_place_frees_its_pages(played: Played) -> None:
+    transfer, _ = hand_over(played, "in place")
+    played.reader_lives = False
+    played.out.expire(LEASE - 1)
+    assert not played.out.retire(), "nobody asks before the lease lapses"
+    played.out.expire(LEASE)
+    assert played.out.retire() == [transfer] and isinstance(transfer.failure, WorkerLost)
+    assert played.out.outlived_leases == 0
 
 
 def test_what_comes_before_the_connection_waits(tmp_path: Path) -> None:

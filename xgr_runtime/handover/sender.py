@@ -145,13 +145,16 @@ class Sender:
             self.lease_until = -math.inf  # whoever reads in place is asked at once
 
     def expire(self, now: float, lives: Callable[[ProcessId], bool]) -> bool:
-        """Act on a lapsed lease: True if only a living reader in place keeps us from reusing the pages."""
+        """Act on a lapsed lease, True where a living reader in place holds the prompt all the same.
+
+        Such a reader is asked again and again, and so is one whose request is over.
+        """
         if self.over or now < self.lease_until:
             return False
         if self.read_in_place and self._reader is not None and lives(self._reader):
             self.lease_until = now + ASK_EVERY
             self._ask = True
-            return True
+            return self.state is SenderState.COMMITTED
         self.fail("the decode worker died" if self.read_in_place else "the lease lapsed")
         self.read_in_place = False
         return False

@@ -3,18 +3,51 @@
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
-from xgr_runtime.handover import Chunk, ChunkPlan, Receiver, ReceiverState, Sender, chunk_checksum
-from xgr_runtime.messages import Ack, AttemptId, Commit, Credit, Grant, KvChunk, Nack, Open, Renew
+from xgr_runtime.handover import (
+    ASK_EVERY,
+    Chunk,
+    ChunkPlan,
+    PromptPages,
+    Receiver,
+    ReceiverState,
+    Sender,
+    SenderState,
+    chunk_checksum,
+    digest_of,
+    pages_named,
+    range_checksum,
+)
+from xgr_runtime.messages import (
+    Ack,
+    AttemptId,
+    Cancel,
+    Commit,
+    Credit,
+    Grant,
+    HostRegion,
+    KvChunk,
+    KvReady,
+    Nack,
+    Open,
+    ProcessId,
+    Renew,
+    SharedKv,
+    Way,
+)
 
 ID = AttemptId(1, 2, 1, 3, 4)
+READER = ProcessId(5, 6)
+PAGES = PromptPages(np.array([3, 1], np.int32), np.array([7, 0], np.uint32))
 
 
-def streaming_receiver(tokens: int = 4, layers: int = 2, held: int = 0) -> Receiver:
+def streaming_receiver(tokens: int = 4, layers: int = 2, held: int = 0, way: Way = "frames") -> Receiver:
     receiver = Receiver(ID, tokens, layers, layer_token_bytes=8, hidden_bytes=4)
     assert receiver.open(Open(ID, tokens, 0.0)) is None
-    receiver.grant(credits=2, lease=10.0, held_tokens=held)
+    reader = READER if way == "in place" else None
+    receiver.grant(credits=2, lease=10.0, held_tokens=held, way=way, reader=reader)
     return receiver
 
 
@@ -214,3 +247,208 @@ def test_layers_that_come_out_of_order_are_our_bug() -> None:
         sender.layer_ready(0, 6)
     with pytest.raises(AssertionError, match="last token"):
         sender.prompt_ready(0.1, None)
+
+
+# --- where the receiver reads the sender's memory ---
+
+
+def descriptor(**changes: Any) -> KvReady:
+    """Layer 0 of tokens 0 and 1, with some fields changed."""
+    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2) | changes
+    return KvReady(ID, **fields)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sequence": 1},
+        {"first_layer": -1},
+        {"last_layer": 3},
+        {"last_layer": 2**63 - 1},
+        {"start": 1},
+        {"start": -1},
+        {"start": 2**64 - 1},
+        {"count": 0},
+        {"count": 5},
+        {"count": 2**64 - 1},
+    ],
+    ids=str,
+)
+def test_a_bad_descriptor_fails_the_attempt(changes: dict[str, Any]) -> None:
+    receiver = streaming_receiver(way="pull")
+    assert isinstance(receiver.ready(descriptor(**changes)), Nack)
+    assert receiver.state is ReceiverState.FAILED and receiver.ready(descriptor()) is None
+
+
+def test_a_descriptor_may_span_layers() -> None:
+    receiver = streaming_receiver(way="pull")
+    whole = descriptor(last_layer=2, count=4)
+    assert receiver.ready(whole) == Credit(ID, 1)
+    commit = Commit(ID, 1, digest_of([range_checksum(whole)]), None, 0.1)
+    assert receiver.commit(commit, None) is None and receiver.release() == Ack(ID)
+
+
+@pytest.mark.parametrize("way", ["pull", "in place"])
+def test_frames_on_another_way_fail_the_attempt(way: Way) -> None:
+    assert isinstance(chunk(streaming_receiver(way=way)), Nack)
+
+
+@pytest.mark.parametrize("way", ["frames", "in place"])
+def test_descriptors_on_another_way_fail_the_attempt(way: Way) -> None:
+    assert isinstance(streaming_receiver(way=way).ready(descriptor()), Nack)
+
+
+def offering(way: Way, tokens: int = 4, now: float = 0.0) -> Sender:
+    """A sender whose prompt may be read where it is, and is, this way."""
+    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=8), now=now, lease=10.0, pages=PAGES)
+    sender.granted(Grant(ID, 2, 10.0, 0, way, READER if way == "in place" else None), now=now)
+    return sender
+
+
+def committed(way: Way) -> Sender:
+    sender = offering(way)
+    for layer in range(2):
+        sender.layer_ready(layer, 4)
+    sender.prompt_ready(0.1, None)
+    while sender.next_chunk() is not None:
+        sender.credited(1)
+        sender.chunk_sent(range_checksum(sender.ready_message()))
+    assert sender.commit() is not None
+    sender.commit_sent()
+    return sender
+
+
+def test_open_says_where_the_prompt_lies() -> None:
+    opened = Sender(ID, ChunkPlan(2, 4, 8, 8), 0.0, 10.0, PAGES).open(0.5)
+    memory = SharedKv(9, 4, 2, HostRegion(READER, 1, 1), HostRegion(READER, 2, 1))
+    named = pages_named(opened, memory)
+    assert named is not None
+    assert named.ids.tolist() == [3, 1] and named.generations.tolist() == [7, 0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pages": b""},
+        {"pages": PAGES.ids.tobytes()[:-1]},
+        {"pages": PAGES.ids[:1].tobytes(), "generations": PAGES.generations[:1].tobytes()},
+        {"pages": np.array([3, 3], np.int32).tobytes()},
+        {"pages": np.array([3, -1], np.int32).tobytes()},
+        {"pages": np.array([3, 4], np.int32).tobytes()},
+        {"generations": b""},
+        {"prompt_tokens": 5},
+    ],
+    ids=[
+        "none",
+        "half-a-number",
+        "too-few",
+        "twice-the-same",
+        "negative",
+        "beyond-the-pool",
+        "no-generations",
+        "a-longer-prompt",
+    ],
+)
+def test_pages_that_cannot_be_the_prompts(changes: dict[str, Any]) -> None:
+    memory = SharedKv(9, 4, 2, HostRegion(READER, 1, 1), HostRegion(READER, 2, 1))
+    opened = Open(ID, 4, 0.0, PAGES.ids.tobytes(), PAGES.generations.tobytes())
+    assert pages_named(opened, memory) is not None
+    assert pages_named(msgspec.structs.replace(opened, **changes), memory) is None
+
+
+@pytest.mark.parametrize("way", ["pull", "in place"])
+def test_memory_that_was_not_offered_is_not_granted(way: Way) -> None:
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 8), now=0.0, lease=10.0)
+    sender.granted(Grant(ID, 2, 10.0, 0, way, READER), now=0.0)
+    assert sender.over and "not offered" in sender.reason
+
+
+def test_who_reads_in_place_must_say_who_that_is() -> None:
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 8), now=0.0, lease=10.0, pages=PAGES)
+    sender.granted(Grant(ID, 2, 10.0, 0, "in place"), now=0.0)
+    assert sender.over
+
+
+def test_a_layer_is_told_in_one_piece_to_whoever_pulls() -> None:
+    sender = offering("pull")
+    sender.layer_ready(0, 3)
+    sender.layer_ready(1, 3)
+    sender.layer_ready(0, 4)
+    assert sent_now(sender) == [(0, 0, 3), (1, 0, 3)], "each spends a credit"
+    sender.credited(1)
+    assert sent_now(sender) == [(0, 3, 1)]
+
+
+def test_in_place_nothing_is_sent_but_the_commit() -> None:
+    sender = offering("in place")
+    sender.layer_ready(0, 4)
+    sender.layer_ready(1, 4)
+    assert sender.next_chunk() is None and sender.commit() is None and not sender.credits
+    sender.prompt_ready(0.1, None)
+    commit = sender.commit()
+    assert commit is not None and commit.chunks == 0
+    receiver = streaming_receiver(way="in place")
+    assert receiver.commit(commit, None) is None and receiver.state is ReceiverState.READY
+    assert receiver.renew(10.0) == Renew(ID, 10.0), "it is held while beams read it"
+    assert receiver.release() == Ack(ID) and receiver.renew(10.0) is None
+
+
+def test_pages_that_were_reused_meanwhile_fail_the_commit() -> None:
+    for way in ("pull", "in place"):
+        receiver = streaming_receiver(way=way)  # type: ignore[arg-type]
+        checksums = []
+        if way == "pull":
+            receiver.ready(descriptor(last_layer=2, count=4))
+            checksums = [range_checksum(descriptor(last_layer=2, count=4))]
+        commit = Commit(ID, len(checksums), digest_of(checksums), None, 0.1)
+        assert isinstance(receiver.commit(commit, None, intact=False), Nack)
+        assert receiver.state is ReceiverState.FAILED and receiver.release() is None
+
+
+@pytest.mark.parametrize("way", ["frames", "pull"])
+def test_a_lapsed_lease_frees_what_is_copied(way: Way) -> None:
+    sender = committed(way)
+    assert not sender.expire(10.0, lambda reader: True) and sender.over
+
+
+def test_a_living_reader_holds_pages_beyond_its_lease() -> None:
+    sender = committed("in place")
+    for now in (10.0, 10.0 + ASK_EVERY, 500.0):
+        assert sender.expire(now, lambda reader: reader == READER) and not sender.over
+        assert not sender.expire(now + ASK_EVERY / 2, lambda reader: False), "it was asked just now"
+        assert sender.commit() is not None, "the question"
+        sender.commit_sent()
+        assert sender.commit() is None
+    sender.acknowledged()
+    assert sender.state is SenderState.DONE and sender.over
+
+
+def test_a_dead_reader_frees_its_pages() -> None:
+    sender = committed("in place")
+    assert not sender.expire(10.0, lambda reader: False)
+    assert sender.over and "died" in sender.reason
+
+
+def test_before_the_commit_nobody_reads_in_place() -> None:
+    sender = offering("in place")
+    assert not sender.expire(10.0, lambda reader: True) and sender.over
+
+
+@pytest.mark.parametrize("end", ["ack", "nack", "death"])
+def test_a_request_that_is_over_holds_its_pages_until_the_reader_lets_go(end: str) -> None:
+    sender = committed("in place")
+    sender.fail("cancelled by the router")
+    assert sender.state is SenderState.FAILED and not sender.over
+    assert not sender.expire(0.1, lambda reader: True), "no lease has lapsed"
+    assert sender.cancel() == Cancel(ID, "cancelled by the router"), "it is asked at once"
+    assert sender.commit() is None
+    sender.cancel_sent()
+    assert sender.cancel() is None
+    sender.renewed(100.0, 0.2)
+    if end == "ack":
+        sender.acknowledged()
+    elif end == "nack":
+        sender.refused("not read here")
+    else:
+        sender.expire(0.1 + ASK_EVERY, lambda reader: False)
+    assert sender.over and sender.reason == "cancelled by the router"

@@ -1,0 +1,69 @@
+"""The file by which a decode worker finds the memory of its prefill worker."""
+
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import HostRegion, ModelIdentity, ProcessId, SharedKv
+from xgr_runtime.published import Published, publish, wait_for
+from xgr_runtime.shared_memory import this_process
+
+MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+
+
+def published_by(owner: ProcessId, id: int = 7) -> Published:
+    return Published(MODEL, SharedKv(id, 4, 16, HostRegion(owner, 3, 100), HostRegion(owner, 4, 24)))
+
+
+def dead_process() -> ProcessId:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ProcessId(ended.pid, 1)
+
+
+def test_it_comes_back_as_it_was_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    for id in (7, 8):  # a restarted owner replaces it
+        publish(path, published_by(this_process(), id))
+        assert wait_for(path, bool, patience=0.0) == published_by(this_process(), id)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and list(tmp_path.iterdir()) == [path]
+
+
+def test_it_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    publish(path, published_by(dead_process()))  # of an earlier run
+    later = threading.Timer(0.2, publish, [path, published_by(this_process(), 9)])
+    later.start()
+    assert wait_for(path, bool, patience=30.0).kv.id == 9
+    later.join()
+
+
+@pytest.mark.parametrize("owner", [None, "dead"], ids=["no-file", "dead-owner"])
+def test_the_wait_ends(tmp_path: Path, owner: str | None) -> None:
+    path = tmp_path / "memory.json"
+    if owner:
+        publish(path, published_by(dead_process()))
+    with pytest.raises(ConfigError, match=r"memory\.json"):
+        wait_for(path, bool, patience=0.0)
+    with pytest.raises(ConfigError):
+        wait_for(path, lambda: True, patience=1e9)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"\xff"], ids=str)
+def test_another_file_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "memory.json"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match="not what a prefill worker publishes"):
+        wait_for(path, bool, patience=time.monotonic())
+
+
+def test_handles_travel_as_bytes() -> None:
+    whole = published_by(this_process())
+    assert msgspec.json.decode(msgspec.json.encode(whole), type=Published) == whole
