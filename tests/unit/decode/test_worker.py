@@ -10,24 +10,38 @@ import numpy as np
 import pytest
 import torch
 
+from decode_worker.memories import PrefillMemories
+from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.handover import FIRST_LEASE, digest_of
+from xgr_runtime.handover import FIRST_LEASE, digest_of, range_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
+    Ack,
     AttemptId,
     Cancel,
     Commit,
+    Credit,
     DecodeRequest,
+    Grant,
     Hello,
+    KvReady,
     Limits,
+    LinkHello,
     ModelIdentity,
+    Nack,
     Open,
     Renew,
     ToRouter,
     WorkerHello,
 )
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.shared_memory import this_process
 from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
@@ -221,3 +235,186 @@ def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) ->
     assert id in worker.early_opens
     worker.expire(100.1 + worker.config.lease)
     assert not worker.early_opens
+
+
+# --- prompts that lie in the prefill worker's memory ---
+
+
+def offered_by(worker: DecodeWorker, in_place: bool) -> PagePool:
+    """A prefill worker's pool of 8 pages of 4 tokens that this worker has mapped; incarnation 3."""
+    geometry = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
+    exported = exported_memory(geometry, 8, 4, torch.device("cpu"))
+    assert exported.shared is not None
+    theirs = KvPool(geometry, 8, 4, exported)
+    theirs.k.fill_(1.0)
+    theirs.v.fill_(2.0)
+    pool = (
+        KvPool(geometry, 8, 4, mapped_memory(exported.shared, geometry))
+        if in_place
+        else KvPool(geometry, 4, 16)
+    )
+    worker.engine.pool = pool
+    worker.memories = PrefillMemories(pool, in_place, pull=True)
+    worker.copies = Copies(pool)
+    assert not worker.memories.greeted(LinkHello(PROTOCOL, "prefill-0", 3, IDENTITY, exported.shared))
+    return PagePool(8, exported.generations)
+
+
+class Heard(list[Any]):
+    """What the worker sent to its prefill worker."""
+
+    def __call__(self, peer: bytes, message: Any) -> bool:
+        self.append(message)
+        return True
+
+
+@pytest.fixture
+def heard(worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    sent = Heard()
+    monkeypatch.setattr(worker.data, "send", sent)
+    worker.data._welcome[b"p"] = 3
+    return sent
+
+
+def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageIds]:
+    """A prompt of 10 tokens in three of their pages."""
+    pages = theirs.allocate(3)
+    assert pages is not None
+    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    named = (pages.tobytes(), theirs.generations[pages].tobytes())
+    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
+    return worker.tasks[id], pages
+
+
+def whole(task: DecodeTask) -> KvReady:
+    return KvReady(task.id, 0, 0, 2, 0, 10)
+
+
+def commit_of(task: DecodeTask, *chunks: KvReady) -> Commit:
+    return Commit(task.id, len(chunks), digest_of(map(range_checksum, chunks)), None, 0.1)
+
+
+def say(worker: DecodeWorker, message: Any, now: float = 1.0) -> None:
+    worker.handle_data(Received(b"p", message, []), now)
+
+
+def test_a_prompt_is_pulled(worker: DecodeWorker, heard: Heard) -> None:
+    theirs = offered_by(worker, in_place=False)
+    task, _ = opened_in(worker, theirs)
+    worker.grant_pages()
+    say(worker, whole(task))
+    say(worker, commit_of(task, whole(task)))
+    assert [type(message) for message in heard] == [Grant, Credit, Ack] and heard[0].way == "pull"
+    k, v = worker.engine.pool.read(1, task.pages, 0, 10)
+    assert (k == 1.0).all() and (v == 2.0).all()
+    assert worker.counters["kv_bytes"] == worker.counters["kv_bytes_pulled"] == 10 * IDENTITY.token_bytes
+    assert worker.scheduler.pages.used == 1 and task in worker.scheduler.ready
+
+
+def test_a_commit_waits_for_the_copies_before_it(worker: DecodeWorker, heard: Heard) -> None:
+    task, _ = opened_in(worker, offered_by(worker, in_place=False))
+    worker.grant_pages()
+    say(worker, whole(task))
+    done: list[bool] = []
+    task.copied = SimpleNamespace(done=lambda: bool(done))
+    say(worker, commit_of(task, whole(task)))
+    worker.take_arrivals(2.0)
+    assert not task.committed_at and 0 < worker.idle_seconds() < 0.01
+    done.append(True)
+    worker.take_arrivals(3.0)
+    assert task.committed_at == 3.0 and not worker.arrivals
+
+
+def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWorker, heard: Heard) -> None:
+    task, _ = opened_in(worker, offered_by(worker, in_place=False))
+    worker.grant_pages()
+    say(worker, whole(task))
+    task.copied = SimpleNamespace(done=lambda: False)
+    say(worker, commit_of(task, whole(task)))
+    worker.handle_request(Cancel(task.id, "not wanted"), 2.0)
+    worker.take_arrivals(3.0)
+    assert not worker.arrivals and isinstance(heard[-1], Nack) and not worker.scheduler.pages.used
+
+
+def test_pages_that_are_reused_before_the_commit_fail_the_attempt(worker: DecodeWorker, heard: Heard) -> None:
+    """A worker that was stopped, and finds what it was told before its lease lapsed."""
+    theirs = offered_by(worker, in_place=False)
+    task, pages = opened_in(worker, theirs)
+    worker.grant_pages()
+    theirs.release(pages)
+    say(worker, whole(task))
+    say(worker, commit_of(task, whole(task)))
+    assert isinstance(heard[-1], Nack) and "reused" in heard[-1].reason and not worker.tasks
+
+
+def test_in_place_the_owner_waits_for_the_answer(worker: DecodeWorker, heard: Heard) -> None:
+    theirs = offered_by(worker, in_place=True)
+    task, pages = opened_in(worker, theirs)
+    (grant,) = heard
+    assert grant.way == "in place" and grant.reader == this_process()
+    assert task.pages.tolist() == pages.tolist() and not worker.scheduler.pages.used
+    say(worker, commit_of(task))
+    worker.expire(20.0)
+    assert [type(message) for message in heard[1:]] == [Renew], "it goes on holding for us"
+    assert worker.load().leases == 1 and worker.counters["kv_bytes_in_place"] == 10 * IDENTITY.token_bytes
+    say(worker, Cancel(task.id, "the deadline passed"))
+    assert task.id in worker.tasks, "all KV is there: the search goes on"
+    worker.start_searches()
+    assert task.search is not None
+    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid=False)
+    worker.answer(task)
+    assert isinstance(heard[-1], Ack) and not worker.tasks and worker.load().leases == 0
+
+
+@pytest.mark.parametrize("when", ["granted", "committed"])
+def test_in_place_a_cancelled_prompt_is_let_go(worker: DecodeWorker, heard: Heard, when: str) -> None:
+    task, _ = opened_in(worker, offered_by(worker, in_place=True))
+    if when == "committed":
+        say(worker, commit_of(task))
+    worker.handle_request(Cancel(task.id, "not wanted"), 2.0)
+    assert isinstance(heard[-1], Ack if when == "committed" else Nack)
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in-place", "pull"])
+def test_a_question_for_a_prompt_that_is_not_here_is_answered(
+    worker: DecodeWorker, heard: Heard, in_place: bool
+) -> None:
+    """Our ACK may have been lost, and then nothing else would free the pages."""
+    offered_by(worker, in_place)
+    id = AttemptId(1, 8, 1, 3, worker.incarnation)
+    for question in (Commit(id, 0, 0, None, 0.0), Cancel(id, "it is over")):
+        say(worker, question)
+    assert heard == [Nack(id, "the prompt is not read here")] * 2 * in_place
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in-place", "pull"])
+def test_pages_that_cannot_be_the_prompts_fail_the_attempt(
+    worker: DecodeWorker, heard: Heard, in_place: bool
+) -> None:
+    theirs = offered_by(worker, in_place)
+    theirs.allocate(3)
+    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
+    assert isinstance(heard[-1], Nack) and not worker.tasks and worker.counters["broken_transfers"] == 1
+
+
+def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
+    worker: DecodeWorker, heard: Heard
+) -> None:
+    theirs = offered_by(worker, in_place=True)
+    read, _ = opened_in(worker, theirs)
+    say(worker, commit_of(read))
+    waiting = opened(worker, 2)
+    worker.memories._alive = lambda process: False
+    worker.expire(5.0)
+    assert waiting not in worker.tasks and list(worker.tasks) == [read.id] and not worker.finished
+    worker.handle_request(
+        DecodeRequest(waiting, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
+    )
+    assert waiting not in worker.tasks, "nothing new begins"
+    worker.end(read)
+    assert worker.finished

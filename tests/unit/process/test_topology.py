@@ -13,7 +13,7 @@ from xgr_runtime.cli import main
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.run_folder import PID_FILE, run_folder, sweep
-from xgr_runtime.topology import check, plan
+from xgr_runtime.topology import check, count_gpus, plan
 
 SERVE = ServeConfig(
     model_path="model",
@@ -65,6 +65,67 @@ def test_threads(given: int, cores: int, threads: int) -> None:
     config = ServeConfig(model_path="m", catalog="c", prefill_workers=2, decode_workers=3, threads=given)
     workers, _ = plan(config, Path("/run/x"), "c", cores)
     assert {program.environ["OMP_NUM_THREADS"] for program in workers.programs} == {str(threads)}
+
+
+def devices(config: ServeConfig, gpus: int) -> list[tuple[str, bool, bool]]:
+    """Of each worker, prefill first: device, whether memory is shared in place, whether turns are taken."""
+    workers, _ = plan(config, Path("/run/x"), "c", cores=4, gpus=gpus)
+    kinds = [PrefillConfig] * config.prefill_workers + [DecodeConfig] * config.decode_workers
+    parsed = [parse(kind, p.argv, {}) for kind, p in zip(kinds, workers.programs, strict=True)]
+    memory = [getattr(c, "publish_memory", "") or getattr(c, "memory_of", "") for c in parsed]
+    assert set(memory) <= {"", "/run/x/memory.json"} and len(set(memory)) == 1
+    return [(c.device, bool(m), bool(c.turns_file)) for c, m in zip(parsed, memory, strict=True)]
+
+
+def serve(**settings: object) -> ServeConfig:
+    return ServeConfig(model_path="m", catalog="c", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({}, 0, [("cpu", False, False)] * 2),
+        ({"layout": "colocated"}, 0, [("cpu", True, False)] * 2),
+        ({"device": "cuda"}, 1, [("cuda", True, True)] * 2),
+        ({"device": "cuda", "gpu_sharing": "mps"}, 1, [("cuda", True, False)] * 2),
+        ({"device": "cuda", "gpu_sharing": "none"}, 1, [("cuda", True, False)] * 2),
+        ({"device": "cuda", "kv_transfer": "frames"}, 1, [("cuda:0", False, False)] * 2),
+        ({"device": "cuda", "layout": "split"}, 1, [("cuda:0", False, False)] * 2),
+        ({"device": "cuda:3"}, 8, [("cuda:3", True, True)] * 2),
+        ({"device": "cuda"}, 2, [("cuda:0", False, False), ("cuda:1", False, False)]),
+        (
+            {"device": "cuda", "decode_workers": 2},
+            2,
+            [("cuda:0", False, False), ("cuda:1", False, False), ("cuda:0", False, False)],
+        ),
+    ],
+    ids=str,
+)
+def test_layouts(settings: dict[str, object], gpus: int, expected: list[tuple[str, bool, bool]]) -> None:
+    assert devices(serve(**settings), gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prefill_workers": 2}, "--prefill-workers"),
+        ({"decode_workers": 2}, "--decode-workers"),
+        ({"sglang_prefill": ["http://127.0.0.1:1"]}, "--sglang-prefill"),
+        ({"kv_transfer": "frames"}, "--kv-transfer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_colocated_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(serve(layout="colocated", port=0, **settings))
+
+
+@pytest.mark.parametrize(("visible", "count"), [("0", 1), ("2,5", 2), ("", 1)])
+def test_gpus_that_are_hidden_are_not_counted(
+    visible: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus() == count
 
 
 def test_run_folder_is_private_and_goes(tmp_path: Path) -> None:
