@@ -1,22 +1,19 @@
 """`python -m decode_worker`: load the model and the catalog, listen, run."""
 
-import logging
 import sys
 
 import numba
 
-from decode_worker.engine import DecodeEngine
+from decode_worker.engine import DecodeEngine, Engine
 from decode_worker.worker import DecodeWorker
-from xgr_kernels.backend import choose_backend
+from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.addresses import check_address
-from xgr_runtime.catalog import load_catalog
+from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import Limits
-from xgr_runtime.model.startup import load_model, prompt_limit
+from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process import Lifecycle, main
-
-log = logging.getLogger(__name__)
 
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
@@ -27,18 +24,41 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         )
     if config.advertise_data_address:
         check_address(config.advertise_data_address)
+    kernels = choose_kernels(config.device)
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config, lambda: lifecycle.stopping)
     numba.set_num_threads(min(model.threads, numba.get_num_threads()))
-    kernels, reason = choose_backend("auto", config.device)
-    log.info("kernels: %s (%s)", kernels, reason)
-    tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
-    engine = DecodeEngine(model.backend, model.pool, tail_tokens, max_rows, kernels)
+    engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
     worker.warm_up()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.stopping or worker.finished)
+
+
+def make_engine(
+    config: DecodeConfig, model: LoadedModel, catalog: Catalog, max_rows: int, kernels: str
+) -> Engine:
+    """The engine for `kernels`: levels one by one on a CPU, whole cohorts on a GPU. Raises `ConfigError`."""
+    tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
+    if kernels != "cuda":
+        return DecodeEngine(model.backend, model.pool, tail_tokens, max_rows, kernels)
+    # Imported here because they need Triton.
+    from decode_worker.cohort_engine import MAX_REQUESTS, CohortEngine
+    from xgr_runtime.model.device import CudaDevice
+    from xgr_runtime.model.device_attention import device_attention
+
+    device = CudaDevice(model.backend.device.index or 0)
+    attention = device_attention(
+        model.backend, model.pool, device, rows=max_rows, requests=MAX_REQUESTS, causal=False
+    )
+    trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
+    try:
+        return CohortEngine(
+            model.backend, model.pool, device, trie, tail_tokens, max_rows, config.max_beam_width, attention
+        )
+    except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
+        raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None
 
 
 if __name__ == "__main__":

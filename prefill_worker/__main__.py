@@ -2,17 +2,18 @@
 
 import sys
 
-from prefill_worker.engine import PrefillEngine
+from prefill_worker.engine import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.model.startup import load_model, prompt_limit
+from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.pages import PagePool
 from xgr_runtime.process import Lifecycle, main
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
+    kernels = choose_kernels(config.device)
     model = load_model(config, lambda: lifecycle.stopping)
-    engine = PrefillEngine(model.backend, model.pool)
+    engine = make_engine(config, model, kernels)
     engine.warm_up()
     limit = prompt_limit(model, config.max_prompt_tokens)
     memory = model.pool.memory
@@ -20,6 +21,21 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared)
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.stopping)
+
+
+def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engine:
+    """The engine for `kernels`; on a GPU its forwards are captured in buckets. Raises `ConfigError`."""
+    if kernels != "cuda":
+        return PrefillEngine(model.backend, model.pool)
+    from prefill_worker.bucket_engine import MAX_PROMPTS, BucketEngine
+    from xgr_runtime.model.device import CudaDevice
+    from xgr_runtime.model.device_attention import device_attention
+
+    device = CudaDevice(model.backend.device.index or 0)
+    attention = device_attention(
+        model.backend, model.pool, device, rows=config.batch_tokens, requests=MAX_PROMPTS, causal=True
+    )
+    return BucketEngine(model.backend, model.pool, device, config.batch_tokens, attention)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Graph(NamedTuple):
 
 
 class BucketEngine:
-    """The model, the pool and the captured forwards; the same calls as `PrefillEngine`."""
+    """The engine of a GPU: the model, the pool and the captured forwards."""
 
     max_prompts: int | None = MAX_PROMPTS
 
@@ -69,7 +69,7 @@ class BucketEngine:
         self._graphs: dict[int, Graph] = {}
 
     def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
-        """See `PrefillEngine.run`. `on_layer` is called for groups of layers, as their marks pass."""
+        """See `Engine.run`. `on_layer` is called for groups of layers, as their marks pass."""
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         graph = self._graphs[bucket_for(int(ends[-1]), self.buckets)]

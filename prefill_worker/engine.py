@@ -1,7 +1,7 @@
 """Runs packed prompts, or parts of them, through the model and keeps their KV in pages."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,21 +21,37 @@ class Part(NamedTuple):
     start: int = 0
 
 
-class PrefillEngine:
-    """The model and the pool; one forward per batch."""
+class Engine(Protocol):
+    """Runs batches of prompts, one forward each."""
 
-    max_prompts: int | None = None
+    model: ModelBackend
+    pool: KvPool
+    max_prompts: int | None
     """Of a batch; None: as many as there are tokens for."""
-
-    def __init__(self, model: ModelBackend, pool: KvPool) -> None:
-        self.model = model
-        self.pool = pool
 
     def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
         """Write the KV of every part into its pages; return its last token's hidden state, [B, hidden].
 
         `on_layer(layer)` is called as soon as a layer's KV of all parts is in the pages.
         """
+        ...
+
+    def warm_up(self) -> None:
+        """Pay all first-use costs; call it once, before the first batch."""
+        ...
+
+
+class PrefillEngine:
+    """The engine of a CPU: the model and the pool."""
+
+    max_prompts: int | None = None
+
+    def __init__(self, model: ModelBackend, pool: KvPool) -> None:
+        self.model = model
+        self.pool = pool
+
+    def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
+        """See `Engine.run`."""
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]

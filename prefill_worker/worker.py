@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
@@ -44,7 +44,7 @@ class PrefillWorker:
     def __init__(
         self,
         config: PrefillConfig,
-        engine: PrefillEngine,
+        engine: Engine,
         pool: PagePool,
         identity: ModelIdentity,
         max_prompt_tokens: int,
@@ -59,7 +59,7 @@ class PrefillWorker:
         self.clock = clock
         self.memory = memory  # the pool's, if decode workers may map it
         self.incarnation = new_incarnation()
-        self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens)
+        self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens, engine.max_prompts)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from xgr_kernels.backend import choose_backend
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import ModelIdentity
@@ -90,6 +91,16 @@ def _mapped_pool(
     except CannotMap as error:
         raise ConfigError(f"--memory-of {path}: {error}; use --layout split") from None
     return KvPool(backend.geometry, published.kv.pages, published.kv.page_size, memory)
+
+
+def choose_kernels(device: str) -> str:
+    """The kernels for `device`, logged with the reason. Raises `ConfigError` where none can run."""
+    try:
+        kernels, reason = choose_backend("auto", device)
+    except ValueError as error:
+        raise ConfigError(f"--device {device}: {error}") from None
+    log.info("kernels: %s (%s)", kernels, reason)
+    return kernels
 
 
 def prompt_limit(model: LoadedModel, wanted: int, generated: int = 0) -> int:

@@ -31,7 +31,7 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     tmp_path.chmod(0o700)
     config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=12)
-    engine: Any = SimpleNamespace()
+    engine: Any = SimpleNamespace(max_prompts=None)
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
     made.control.listener.close()
