@@ -8,7 +8,8 @@ cohort runs, the next is planned and queued behind it. On `HostDevice` the same 
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from decode_worker.cohort import ROW_BUCKETS, Step, StepVectors, choose_cohort, plan_steps
+from decode_worker.engine import DeviceLost
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_kernels.beam_select.cuda import (
@@ -51,7 +53,7 @@ class Graphs(NamedTuple):
     select: Work  # logits and beams -> the next beams
 
 
-@dataclass
+@dataclass(eq=False)
 class Cohort:
     """Searches that are in the queue together, and where their answer will be."""
 
@@ -70,6 +72,23 @@ class Cohort:
     def lacks_hidden(self) -> bool:
         """Whether a prompt came without its last hidden state."""
         return any(search.hidden is None for search in self.searches)
+
+
+class Planned(NamedTuple):
+    """What a bucket's attention was planned for last."""
+
+    cohort: Cohort
+    offsets: list[int]
+    lengths: list[int]
+
+
+@contextmanager
+def _losing_the_device() -> Iterator[None]:
+    """An error of the device is final for its process: every later call on it fails too."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error).splitlines()[0]) from error
 
 
 class CohortEngine:
@@ -123,6 +142,7 @@ class CohortEngine:
         self._flags_out = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
         self._rows = torch.arange(max_rows, device=where)
         self._graphs: dict[int, Graphs] = {}
+        self._planned: dict[PagedAttention, Planned] = {}
         self._first_select: Work = lambda: None
         self._flying: deque[Cohort] = deque()
         self._overflown: list[Search] = []
@@ -156,19 +176,20 @@ class CohortEngine:
         cohort = Cohort(
             list(searches), plan_steps([s.question for s in searches]), place, self.device.event()
         )
-        for search in searches:
-            search.launched = True
-        with self.device.running(), torch.inference_mode():
+        with _losing_the_device(), self.device.running(), torch.inference_mode():
             self._enqueue(cohort)
         self._flying.append(cohort)
+        for search in searches:
+            search.launched = True
 
     def collect(self) -> list[Search]:
         """Searches that are over since the last call, each with its answer."""
         done: list[Search] = []
-        while self._flying and self._flying[0].finished.done():
-            done += self._take(self._flying.popleft())
-        if self._overflown and not self._flying:
-            done += self._search_exactly()
+        with _losing_the_device():
+            while self._flying and self._flying[0].finished.done():
+                done += self._take(self._flying.popleft())
+            if self._overflown and not self._flying:
+                done += self._search_exactly()
         return done
 
     def warm_up(self, trie: Trie) -> None:
@@ -251,15 +272,23 @@ class CohortEngine:
         graphs = self._graphs[bucket_for(step.rows, self.buckets)]
         # At the root that token is the prompt's last, which reads those before it.
         lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
-        graphs.attention.plan(step.offsets.tolist(), [s.pages for s in cohort.searches], lengths)
+        offsets = step.offsets.tolist()
+        plan = Planned(cohort, offsets, lengths)
+        if self._planned.get(graphs.attention) != plan:  # levels of the same rows share a plan
+            graphs.attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
+            self._planned[graphs.attention] = plan
         graphs.forward()
 
     def _place_hidden(self, cohort: Cohort) -> None:
         """The hidden states that came with the KV take their places; the others were computed there."""
         first = self._first[cohort.place]
-        for b, search in enumerate(cohort.searches):
-            if search.hidden is not None:
-                first[b] = torch.from_numpy(search.hidden)
+        given = [b for b, search in enumerate(cohort.searches) if search.hidden is not None]
+        for b in given:
+            first[b] = torch.from_numpy(cohort.searches[b].hidden)
+        if len(given) == len(cohort.searches):
+            self._hidden[: len(given)].copy_(first[: len(given)], non_blocking=True)
+        else:
+            for b in given:
                 self._hidden[b].copy_(first[b], non_blocking=True)
 
     def _read_back(self, cohort: Cohort) -> None:

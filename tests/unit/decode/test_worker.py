@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from decode_worker.engine import DeviceLost
 from decode_worker.memories import PrefillMemories
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
@@ -48,11 +49,16 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
 
 class PlayedEngine:
-    """Two layers per launch, something to do between them, and searches on which it breaks."""
+    """Two layers per launch, something to do between them, and searches on which it breaks.
 
-    ready = True
+    With `keeps`, searches stay with it until they are put into `finished`.
+    """
 
     def __init__(self) -> None:
+        self.ready = True
+        self.keeps = False
+        self.launches: list[list[Any]] = []
+        self.finished: list[Any] = []
         self.pool = SimpleNamespace(pages=4, k=torch.empty(0))
         self.row_budget = 16
         self.counters: dict[str, float] = {}
@@ -69,9 +75,13 @@ class PlayedEngine:
             on_layer(layer)
         if any(search is bad for search in searches for bad in self.broken):
             raise RuntimeError("a launch that cannot be done")
+        self.launches.append(list(searches))
+        for search in searches:
+            search.launched = self.keeps
 
     def collect(self) -> list[Any]:
-        return []
+        finished, self.finished = self.finished, []
+        return finished
 
 
 @pytest.fixture
@@ -94,6 +104,11 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
 class PlayedSearch:
     launched = False
     over = False
+    invalid = False
+    forward_seconds = 0.0
+
+    def answer(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(1, np.int32), np.zeros(1, np.float32)
 
 
 def searching(worker: DecodeWorker, number: int) -> Any:
@@ -140,6 +155,57 @@ def test_a_launch_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker
     assert [id.request for id in worker.tasks] == [0, 2] and worker.counters["failed"] == 1
     worker.launch()
     assert len(worker.running) == 2 and worker.counters["failed"] == 1
+
+
+def kept(worker: DecodeWorker, count: int) -> tuple[Any, list[Any]]:
+    """The engine, which keeps what it launches, and so many searches that it may have."""
+    engine: Any = worker.engine
+    engine.keeps = True
+    return engine, [searching(worker, number) for number in range(count)]
+
+
+def test_a_search_in_flight_is_launched_once_and_answered_when_it_is_over(worker: DecodeWorker) -> None:
+    engine, (first, second) = kept(worker, 2)
+    engine.choose = lambda waiting: waiting[:1]
+    for _ in range(3):
+        worker.launch()
+        worker.answer_finished()
+    assert engine.launches == [[first], [second]] and len(worker.tasks) == 2
+    engine.finished = [second]
+    worker.answer_finished()
+    assert [id.request for id in worker.tasks] == [0] and worker.counters["answered"] == 1
+
+
+def test_an_engine_that_is_not_ready_gets_nothing(worker: DecodeWorker) -> None:
+    engine, (search,) = kept(worker, 1)
+    engine.ready = False
+    worker.launch()
+    assert not engine.launches
+    engine.ready = True
+    worker.launch()
+    assert engine.launches == [[search]]
+
+
+def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: DecodeWorker) -> None:
+    engine, (search, other) = kept(worker, 2)
+    worker.launch()
+    worker.handle_request(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
+    assert [id.request for id in worker.tasks] == [1] and worker.scheduler.rows.used == 0
+    engine.finished = [search, other]
+    worker.answer_finished()
+    assert not worker.tasks and worker.counters["answered"] == 1
+
+
+def test_a_lost_device_ends_the_process(worker: DecodeWorker) -> None:
+    engine, _ = kept(worker, 1)
+
+    def lose(searches: list[Any], on_layer: Callable[[int], None]) -> None:
+        raise DeviceLost("it fell off the bus")
+
+    engine.launch = lose
+    with pytest.raises(DeviceLost):
+        worker.launch()
+    assert worker.tasks, "nobody is told that the request failed: it is tried elsewhere"
 
 
 def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> None:
