@@ -27,10 +27,10 @@ START_SECONDS = 120.0
 
 
 class Cluster(AbstractContextManager["Cluster"]):
-    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes through a `KvProxy` as frames.
+    """`prefill` + `decode` workers and a router; with `proxies`, all KV passes a `KvProxy`, in frames.
 
-    `colocated`: the decode worker reads the prefill worker's memory in place. `decode_settings` are its alone.
-    `sglang` are URLs of SGLang servers that take prompts as well.
+    `colocated`: the decode worker reads the prefill worker's memory in place. `decode_settings` are decode
+    workers' alone. `sglang` are URLs of SGLang servers that take prompts as well.
     """
 
     def __init__(

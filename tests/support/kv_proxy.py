@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from xgr_runtime.messages import Ack, KvChunk, Message, ToDecodeData, ToPrefillData
+from xgr_runtime.messages import Ack, Commit, KvChunk, KvReady, Message, ToDecodeData, ToPrefillData
 
 FromPrefill = msgspec.msgpack.Decoder(ToDecodeData)
 FromDecode = msgspec.msgpack.Decoder(ToPrefillData)
@@ -19,16 +19,17 @@ class KvProxy:
     """Stands at `address` for the decode worker that listens at `target`.
 
     `hold_after(n)` lets n chunks of each transfer pass; the prefill worker that first sends another one is
-    held until `release()`. `held` is set when that chunk waits, `held_chunk` is its header. `on_ack` is
-    called with each ACK that passes.
+    held until `release()`. `held` is set when that chunk waits, `held_chunk` is its header. `on_ack` and
+    `on_commit` are called with each ACK and COMMIT, before it passes. A chunk is one on any way of KV.
     """
 
     def __init__(self, address: str, target: str) -> None:
         self.address = address
         self.chunks = 0
         self.held = threading.Event()
-        self.held_chunk: KvChunk | None = None
+        self.held_chunk: KvChunk | KvReady | None = None
         self.on_ack: Callable[[Ack], None] | None = None
+        self.on_commit: Callable[[Commit], None] | None = None
         self._target = target
         self._limit: int | None = None
         self._held_peer: bytes | None = None
@@ -69,15 +70,18 @@ class KvProxy:
 
     def _from_prefill(self, parts: list[bytes], poller: zmq.Poller) -> None:
         message: Message = FromPrefill.decode(parts[1])
-        full = isinstance(message, KvChunk) and self._limit is not None and message.sequence >= self._limit
+        if isinstance(message, Commit) and self.on_commit:
+            self.on_commit(message)
+        chunk = message if isinstance(message, KvChunk | KvReady) else None
+        full = chunk is not None and self._limit is not None and chunk.sequence >= self._limit
         if full and not self.held.is_set():
-            self.held_chunk = message
+            self.held_chunk = chunk
             self.held.set()
             self._held_peer = parts[0]
         if parts[0] == self._held_peer and self._limit is not None:
             self._waiting.append(parts)
         else:
-            self.chunks += isinstance(message, KvChunk)
+            self.chunks += chunk is not None
             self._to_decode(parts, poller)
 
     def _to_decode(self, parts: list[bytes], poller: zmq.Poller) -> None:

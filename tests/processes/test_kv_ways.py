@@ -1,0 +1,283 @@
+"""Prompt KV that is read in the prefill worker's memory: the same answers, whoever dies or stops."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from freed import assert_all_freed
+from items import Items
+from oracle import Oracle
+from references import Reference, check_all
+from sameness import assert_identical
+
+from xgr_runtime.answer import Answer
+from xgr_runtime.client import XgrClient
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.errors import NoWorkers, RequestError, WorkerLost
+from xgr_runtime.launch import Deployment
+
+WIDTH = 64
+LEASE = 1.0  # seconds
+WAYS: dict[str, dict[str, Any]] = {
+    "frames": {"kv_transfer": "frames"},
+    "pull": {},
+    "pull-into-other-pages": {"decode_settings": {"page_size": 7}},
+    "in-place": {"colocated": True},
+}
+MOVED = {"frames": "kv_bytes_as_frames", "pull": "kv_bytes_pulled", "in-place": "kv_bytes_in_place"}
+
+
+@pytest.fixture(scope="module")
+def long_prompts(checkpoint: Path) -> list[list[int]]:
+    """Eight different prompts of 1,000 tokens, or as long as the model allows."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    length = min(1000, config["max_position_embeddings"] - 8)
+    return [[1 + (7 * n + i * i) % (config["vocab_size"] - 1) for i in range(length)] for n in range(8)]
+
+
+def ask(client: XgrClient, prompt: list[int], width: int = WIDTH) -> Answer:
+    return client.generate(input_ids=prompt, beam_width=width, n=10, timeout_ms=60_000)
+
+
+def load_of(cluster: Cluster, name: str) -> Any:
+    with cluster.client() as client:
+        return next(worker.load for worker in client.workers() if worker.worker == name)
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.05)
+
+
+def mapped(cluster: Cluster, name: str) -> set[str]:
+    """The memory of prompts that a worker has mapped, its own and others', by inode."""
+    lines = Path(f"/proc/{cluster.pid(name)}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "/memfd:xgr " in line}
+
+
+def descriptors(cluster: Cluster, name: str) -> int:
+    return len(list(Path(f"/proc/{cluster.pid(name)}/fd").iterdir()))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_are_those_of_the_reference(
+    way: str,
+    checkpoint: Path,
+    catalog_source: Path,
+    references: list[Reference],
+    oracle: Oracle,
+    items: Items,
+) -> None:
+    some = references[:: max(1, len(references) // 40)]
+    with (
+        Cluster(checkpoint, catalog_source, 1, 1, **WAYS[way]) as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = list(pool.map(lambda r: client.generate(input_ids=r.prompt, beam_width=r.width), some))
+        cluster.settled()
+        counters = load_of(cluster, "decode-0").counters
+    check_all(answers, some, oracle, items)
+    came = next(name for way_name, name in MOVED.items() if way.startswith(way_name))
+    assert {name for name in counters if name in MOVED.values()} == {came}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    checkpoint: Path, catalog_source: Path, long_prompts: list[list[int]]
+) -> Iterator[list[Answer]]:
+    """The answers to the long prompts as frames bring them."""
+    with (
+        Cluster(checkpoint, catalog_source, 1, 1, kv_transfer="frames") as cluster,
+        cluster.client() as client,
+    ):
+        yield [ask(client, prompt) for prompt in long_prompts]
+
+
+def assert_all_identical(answers: list[Future[Answer]], undisturbed: list[Answer]) -> None:
+    for answer, expected in zip(answers, undisturbed, strict=True):
+        assert_identical(answer.result(60), expected)
+
+
+@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+def test_a_worker_killed_while_kv_is_pulled(
+    victim: str,
+    checkpoint: Path,
+    catalog_source: Path,
+    long_prompts: list[list[int]],
+    undisturbed: list[Answer],
+) -> None:
+    with (
+        Cluster(checkpoint, catalog_source, 2, 2, proxies=True, kv_transfer="auto") as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        warm = [pool.submit(ask, client, prompt) for prompt in long_prompts]
+        assert_all_identical(warm, undisturbed)
+        others = [name for name in cluster.children if name not in (victim, "router")]
+        before = {name: descriptors(cluster, name) for name in others}
+        memory = mapped(cluster, victim)
+        assert any(memory & mapped(cluster, name) for name in others), "the memory of one is another's, too"
+        held = cluster.proxies[0]
+        held.hold_after(1)
+        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
+        assert held.held.wait(30)
+        cluster.kill(victim)
+        held.release()
+        assert_all_identical(answers, undisturbed)
+        assert len(cluster.settled()) == 3
+        if victim == "prefill-0":
+            wait_until(lambda: not any(memory & mapped(cluster, name) for name in others))
+        for name in others:  # a link to each of two others may be new
+            assert descriptors(cluster, name) <= before[name] + 4, f"{name} holds what it needs no more"
+
+
+def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
+    checkpoint: Path, catalog_source: Path, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    """It finds what it was told before its lease lapsed, and by then other prompts lie in those pages."""
+    with (
+        Cluster(
+            checkpoint, catalog_source, 1, 2, proxies=True, kv_transfer="auto", lease=LEASE, kv_bytes=8 << 20
+        ) as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        held = cluster.proxies[0]
+        held.hold_after(1)
+        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
+        assert held.held.wait(30)
+        cluster.signal("decode-0", signal.SIGSTOP)
+        held.release()
+        wait_until(lambda: load_of(cluster, "prefill-0").counters.get("failed"))
+        again = [pool.submit(ask, client, prompt) for prompt in long_prompts]  # into the pages that came free
+        time.sleep(LEASE)
+        cluster.signal("decode-0", signal.SIGCONT)
+        assert_all_identical(answers, undisturbed)
+        assert_all_identical(again, undisturbed)
+        assert max(answer.result().meta_info.attempts for answer in answers) > 1, "somebody was retried"
+        cluster.settled()
+        assert load_of(cluster, "prefill-0").counters["outlived_leases"] == 0
+
+
+@pytest.fixture
+def colocated(checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
+    """One worker of each kind that share memory, with a proxy on their link."""
+    with Cluster(
+        checkpoint, catalog_source, 1, 1, proxies=True, kv_transfer="auto", colocated=True, lease=LEASE
+    ) as cluster:
+        yield cluster
+
+
+def stop_at_commit(cluster: Cluster) -> threading.Event:
+    """Stop the decode worker just before the next COMMIT reaches it."""
+    stopped = threading.Event()
+
+    def stop(_: object) -> None:
+        if not stopped.is_set():
+            cluster.signal("decode-0", signal.SIGSTOP)
+            stopped.set()
+
+    cluster.proxies[0].on_commit = stop
+    return stopped
+
+
+def test_a_stopped_reader_in_place_holds_its_pages_beyond_its_lease(
+    colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    with colocated.client() as client, ThreadPoolExecutor(8) as pool:
+        assert_identical(ask(client, long_prompts[0]), undisturbed[0])
+        stopped = stop_at_commit(colocated)
+        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
+        assert stopped.wait(30)
+        time.sleep(3 * LEASE)
+        load = load_of(colocated, "prefill-0")
+        assert load.counters["outlived_leases"] > 0 and load.pages_used > 0
+        colocated.signal("decode-0", signal.SIGCONT)
+        assert_all_identical(answers, undisturbed)
+        colocated.settled()
+
+
+def test_a_dead_reader_in_place_frees_its_pages(
+    colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    with colocated.client() as client, ThreadPoolExecutor(8) as pool:
+        before = descriptors(colocated, "prefill-0")
+        stopped = stop_at_commit(colocated)
+        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
+        assert stopped.wait(30)
+        colocated.kill("decode-0")
+        for answer in answers:
+            assert isinstance(answer.exception(30), WorkerLost | NoWorkers)
+        assert len(colocated.settled()) == 1
+        colocated.restart("decode-0")
+        wait_until(client.ready)
+        assert_identical(ask(client, long_prompts[1]), undisturbed[1])
+        colocated.settled()
+        assert descriptors(colocated, "prefill-0") <= before + 2, "a link more, no more"
+
+
+def test_beams_end_well_when_the_owner_of_their_prompt_dies(
+    colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    committed = threading.Event()
+    colocated.proxies[0].on_commit = lambda _: committed.set()
+    with colocated.client() as client, ThreadPoolExecutor(1) as pool:
+        expected = ask(client, long_prompts[0], 1024)
+        committed.clear()
+        answer = pool.submit(ask, client, long_prompts[0], 1024)
+        assert committed.wait(30)
+        time.sleep(expected.meta_info.timing.decode / 4)
+        colocated.kill("prefill-0")
+        assert not answer.done(), "beams were still reading"
+        assert_identical(answer.result(30), expected)
+        decode = colocated.children["decode-0"]
+        wait_until(lambda: decode.poll() is not None)
+        assert decode.poll() == 0 and any("start again" in line for line in decode.last_lines)
+        for name in ("prefill-0", "decode-0"):
+            colocated.restart(name)
+        wait_until(client.ready)
+        assert_identical(ask(client, long_prompts[1]), undisturbed[1])
+        colocated.settled()
+
+
+def test_a_restarted_owner_takes_its_reader_along(
+    checkpoint: Path, catalog_source: Path, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    """The launcher starts both again, and says what happened."""
+    config = ServeConfig(
+        model_path=str(checkpoint),
+        catalog=str(catalog_source),
+        port=0,
+        kv_bytes=64 << 20,
+        layout="colocated",
+        log_level="ERROR",
+    )
+    with Deployment(config) as deployment, XgrClient(deployment.url) as client:
+        assert_identical(ask(client, long_prompts[0]), undisturbed[0])
+        first = {name: deployment.pid(name) for name in ("prefill-0", "decode-0")}
+        assert first["prefill-0"] is not None
+        os.kill(first["prefill-0"], signal.SIGKILL)
+        wait_until(lambda: all(deployment.pid(n) not in (None, pid) for n, pid in first.items()), 60.0)
+        wait_until(lambda: answered(client, long_prompts[1], undisturbed[1]), 60.0)
+        assert_all_freed(client)
+
+
+def answered(client: XgrClient, prompt: list[int], expected: Answer) -> bool:
+    """Whether there is an answer yet; it must be the right one."""
+    try:
+        assert_identical(ask(client, prompt), expected)
+    except RequestError:
+        return False
+    return True
