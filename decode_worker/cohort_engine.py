@@ -1,8 +1,6 @@
-"""Decode on a GPU: all levels of a cohort are queued as captured graphs, and nothing is read back in between.
+"""Decode on a GPU: cohorts of searches are queued whole, and nothing is read back before their end.
 
-A level is two graphs: the forward over its beams, and the selection among their children. What differs from
-one cohort to the next (levels, widths, filters, catalogs, which pages) is data that they read. While one
-cohort runs, the next is planned and queued behind it. On `HostDevice` the same code runs at once.
+While one cohort runs, the next is planned and queued behind it. On `HostDevice` the same code runs at once.
 """
 
 import logging
@@ -10,76 +8,26 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import get_args
 
 import numpy as np
 import torch
 
-from decode_worker.cohort import ROW_BUCKETS, Step, StepVectors, choose_cohort, plan_steps
+from decode_worker.cohort import choose_cohort
+from decode_worker.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.engine import DeviceLost
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
-from xgr_kernels.beam_select.cuda import (
-    COLUMNS,
-    BeamState,
-    DeviceFilters,
-    DeviceTrie,
-    FilterColumns,
-    Selector,
-    Tuning,
-    request_row,
-    splits_for,
-)
-from xgr_kernels.paged import PagedAttention
-from xgr_runtime.buckets import bucket_for, buckets_up_to
+from xgr_kernels.beam_select.cuda import Tuning
+from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device, Event, Inputs, Work
+from xgr_runtime.model.device import Device
 from xgr_runtime.model.device_attention import MakeAttention
-from xgr_runtime.model.kv import KvPool, TailKv
-from xgr_runtime.model.stages import CascadeStage
+from xgr_runtime.model.kv import KvPool
 
 log = logging.getLogger(__name__)
 
-COHORTS = 2  # in flight: one runs, the next waits behind it
 MAX_REQUESTS = 16  # of a cohort; past about 1,024 rows a larger one gains nothing
-
-
-class Graphs(NamedTuple):
-    """What runs a step of one bucket of rows."""
-
-    attention: PagedAttention
-    forward: Work  # beams -> hidden states and logits
-    select: Work  # logits and beams -> the next beams
-
-
-@dataclass(eq=False)
-class Cohort:
-    """Searches that are in the queue together, and where their answer will be."""
-
-    searches: list[Search]
-    steps: list[Step]
-    place: int  # which of the read-back buffers and filter places is theirs
-    finished: Event
-    filters: list[FilterColumns] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def questions(self) -> list[Question]:
-        return [search.question for search in self.searches]
-
-    @property
-    def lacks_hidden(self) -> bool:
-        """Whether a prompt came without its last hidden state."""
-        return any(search.hidden is None for search in self.searches)
-
-
-class Planned(NamedTuple):
-    """What a bucket's attention was planned for last."""
-
-    cohort: Cohort
-    offsets: list[int]
-    lengths: list[int]
 
 
 @contextmanager
@@ -92,7 +40,7 @@ def _losing_the_device() -> Iterator[None]:
 
 
 class CohortEngine:
-    """The model, its captured steps, and the cohorts in flight. Searches start and end here as a whole."""
+    """The engine of a GPU: the cohorts in flight. Searches start and end here as a whole."""
 
     def __init__(
         self,
@@ -107,53 +55,23 @@ class CohortEngine:
         max_requests: int = MAX_REQUESTS,
         tuning: Tuning | None = None,
     ) -> None:
-        """`tuning` are sizes of the selection's launches, which change no answer."""
+        """See `CohortSteps`. Raises ValueError for widths or tokens that selection cannot tell apart."""
         self.model = model
         self.pool = pool
         self.device = device
         self.tail_tokens = tail_tokens
-        self.max_rows = max_rows
-        self.max_requests = max_requests
-        self.buckets = buckets_up_to(max_rows, ROW_BUCKETS)
-        self._make_attention = make_attention
-        where, geometry = device.where, model.geometry
-        self._trie = DeviceTrie(trie, where)
-        self._filters = DeviceFilters(COHORTS * max_requests, trie.leaves, where)
-        self._selector = Selector(
-            rows=max_rows,
-            requests=max_requests,
-            vocab=geometry.vocab,
-            max_width=max_width,
-            tail_tokens=tail_tokens,
-            device=where,
-            tuning=tuning,
-        )
-        self._now = BeamState(max_rows, tail_tokens, where)
-        self._next = BeamState(max_rows, tail_tokens, where)
-        self._tail = TailKv(geometry, tail_tokens, max_rows, where)
-        self._hidden = torch.zeros(max_rows, geometry.hidden, dtype=geometry.torch_dtype, device=where)
-        self._logits = torch.zeros(max_rows, geometry.vocab, dtype=torch.float32, device=where)
-        sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
-        steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
-        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
-        self._first = device.staging(COHORTS, max_requests, geometry.hidden, dtype=geometry.torch_dtype)
-        self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
-        self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
-        self._flags_out = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
-        self._rows = torch.arange(max_rows, device=where)
-        self._graphs: dict[int, Graphs] = {}
-        self._planned: dict[PagedAttention, Planned] = {}
-        self._first_select: Work = lambda: None
-        self._flying: deque[Cohort] = deque()
-        self._overflown: list[Search] = []
         self.counters: dict[str, float] = defaultdict(float)
-
-    # --- the engine as its worker sees it ---
+        self.steps = CohortSteps(
+            model, pool, device, trie, tail_tokens, max_rows, max_width, max_requests, make_attention, tuning
+        )
+        self._flying: deque[Cohort] = deque()
+        self._started: dict[Cohort, float] = {}
+        self._overflown: list[Search] = []
 
     @property
     def ready(self) -> bool:
-        """Whether another launch may be queued."""
-        return len(self._flying) < COHORTS
+        """Whether another cohort may be queued. Not while some wait for the exact way, which needs all."""
+        return len(self._flying) < COHORTS and not self._overflown
 
     @property
     def busy(self) -> bool:
@@ -163,203 +81,65 @@ class CohortEngine:
     @property
     def row_budget(self) -> int:
         """See `Engine`: those of the cohorts in flight, and of one that waits."""
-        return (COHORTS + 1) * self.max_rows
+        return (COHORTS + 1) * self.steps.max_rows
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
-        """Those of the searches, in order, that the next launch takes."""
-        return choose_cohort(waiting, self.max_rows, self.max_requests)
+        """See `Engine`: the next cohort."""
+        return choose_cohort(waiting, self.steps.max_rows, self.steps.max_requests)
 
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """Queue all levels of `searches`, a cohort that `choose` gave."""
         assert self.ready, "one cohort runs and one waits"
-        place = next(p for p in range(COHORTS) if all(p != cohort.place for cohort in self._flying))
-        cohort = Cohort(
-            list(searches), plan_steps([s.question for s in searches]), place, self.device.event()
-        )
-        with _losing_the_device(), self.device.running(), torch.inference_mode():
-            self._enqueue(cohort)
-        self._flying.append(cohort)
+        taken = {cohort.place for cohort in self._flying}
+        self._queue(searches, next(place for place in range(COHORTS) if place not in taken))
         for search in searches:
             search.launched = True
 
     def collect(self) -> list[Search]:
-        """Searches that are over since the last call, each with its answer."""
-        done: list[Search] = []
+        """See `Engine`."""
+        over: list[Search] = []
         with _losing_the_device():
             while self._flying and self._flying[0].finished.done():
-                done += self._take(self._flying.popleft())
-            if self._overflown and not self._flying:
-                done += self._search_exactly()
-        return done
+                over += self._take(self._flying.popleft())
+        if self._overflown and not self._flying:
+            over += self._search_exactly()
+        return over
 
     def warm_up(self, trie: Trie) -> None:
-        """Capture every step, the widest first, and run one small search in each score mode."""
+        """Capture every step, and run one small search in each score mode."""
         before = self.device.reserved_bytes()
         with self.device.running(), torch.inference_mode():
-            for bucket in reversed(self.buckets):  # later graphs fit into the memory of the first
-                self._graphs[bucket] = self._capture(bucket)
-            self._first_select = self.device.capture(lambda: self._select(self.max_requests))
+            self.steps.capture()
         taken = (self.device.reserved_bytes() - before) / 2**20
-        log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.buckets)), taken)
-        hidden, rows = np.zeros(self.model.geometry.hidden, np.float32), np.zeros(1, np.int32)
-        width = min(8, trie.leaves)
-        for mode in ("vocab", "legal"):
-            question = Question(1, 0, width, 1, mode, trie, no_filter())  # type: ignore[arg-type]
-            self.launch([Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)])
-            while not self.collect():
-                self._flying[0].finished.wait()
+        log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.steps.buckets)), taken)
+        pages, hidden = np.zeros(1, np.int32), np.zeros(self.model.geometry.hidden, np.float32)
+        for mode in get_args(ScoreMode):
+            question = Question(1, 0, min(8, trie.leaves), 1, mode, trie, no_filter())
+            self.launch([Search(question, pages, pages, hidden, self.tail_tokens)])
+            self._flying[0].finished.wait()
+            self.collect()
 
-    # --- what a cohort queues ---
-
-    def _enqueue(self, cohort: Cohort, exactly: bool = False) -> None:
-        """All levels, and behind them the copy of the answer back to the host."""
-        self._begin(cohort)
-        for step in cohort.steps:
-            self._upload(cohort, step)
-            if step.level or cohort.lacks_hidden:
-                self._forward(cohort, step)
-            if not step.level:
-                self._place_hidden(cohort)
-                self._first_logits()
-            bucket = bucket_for(step.rows, self.buckets) if step.level else self.max_requests
-            if exactly:
-                self._select(bucket, exactly)
-            elif step.level:
-                self._graphs[bucket].select()
-            else:
-                self._first_select()
-        self._read_back(cohort)
-
-    def _begin(self, cohort: Cohort) -> None:
-        """Every request's filter, and its one beam at the root: the last token of its prompt."""
-        with self.device.alongside():
-            first = cohort.place * self.max_requests
-            cohort.filters = [
-                self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
-            ]
-        roots = self._roots[cohort.place, : len(cohort.searches)]
-        for root, question in zip(roots.numpy(), cohort.questions, strict=True):
-            root[:4] = question.last_token, 0, 0, question.trie.leaves
-        self._now.packed[: len(roots)].copy_(roots, non_blocking=True)
-        self._selector.begin()
-
-    def _upload(self, cohort: Cohort, step: Step) -> None:
-        """What the step's kernels read of its requests and rows."""
-        vectors = StepVectors.of(step, cohort.questions, self.max_rows, self.tail_tokens)
-        table = [
-            request_row(
-                row_begin=int(step.offsets[b]),
-                row_end=int(step.offsets[b + 1]),
-                out_begin=int(step.out_offsets[b]),
-                width=question.width,
-                level=step.level,
-                legal=question.score_mode == "legal",
-                trie=self._trie,
-                leaves=cohort.filters[b],
-                out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),
-            )
-            for b, question in enumerate(cohort.questions)
-        ]
-        self._inputs.upload(
-            table=np.concatenate(table),
-            owner=vectors.owner,
-            positions=vectors.positions,
-            tail_len=vectors.tail_len,
-        )
-
-    def _forward(self, cohort: Cohort, step: Step) -> None:
-        """The newest token of every beam through the layers and the head."""
-        graphs = self._graphs[bucket_for(step.rows, self.buckets)]
-        # At the root that token is the prompt's last, which reads those before it.
-        lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
-        offsets = step.offsets.tolist()
-        plan = Planned(cohort, offsets, lengths)
-        if self._planned.get(graphs.attention) != plan:  # levels of the same rows share a plan
-            graphs.attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
-            self._planned[graphs.attention] = plan
-        graphs.forward()
-
-    def _place_hidden(self, cohort: Cohort) -> None:
-        """The hidden states that came with the KV take their places; the others were computed there."""
-        first = self._first[cohort.place]
-        given = [b for b, search in enumerate(cohort.searches) if search.hidden is not None]
-        for b in given:
-            first[b] = torch.from_numpy(cohort.searches[b].hidden)
-        if len(given) == len(cohort.searches):
-            self._hidden[: len(given)].copy_(first[: len(given)], non_blocking=True)
-        else:
-            for b in given:
-                self._hidden[b].copy_(first[b], non_blocking=True)
-
-    def _read_back(self, cohort: Cohort) -> None:
-        self._beams_out[cohort.place].copy_(self._now.packed, non_blocking=True)
-        flags = self._flags_out[cohort.place]
-        selector = self._selector
-        for out, of in zip(flags, (selector.count, selector.invalid, selector.overflow), strict=True):
-            out.copy_(of, non_blocking=True)
-        cohort.finished.record()
-
-    # --- what is captured ---
-
-    def _capture(self, bucket: int) -> Graphs:
-        """The graphs of one bucket; they are captured over beams that belong to nobody."""
-        attention = self._make_attention(bucket, self.max_requests)
-        now, inputs, tail = self._now, self._inputs, self._tail
-
-        def forward() -> None:
-            stage = CascadeStage(
-                self.pool,
-                attention,
-                tail.k,
-                tail.v,
-                anc=now.anc[:bucket],
-                rows=self._rows[:bucket],
-                tail_len=inputs["tail_len"][:bucket],
-                backend="cuda",
-            )
-            hidden = self.model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
-            self._hidden[:bucket].copy_(hidden)
-            self.model.logits_into(hidden, self._logits[:bucket])
-
-        def select() -> None:
-            self._select(bucket)
-
-        return Graphs(attention, self.device.capture(forward), self.device.capture(select))
-
-    def _first_logits(self) -> None:
-        """From the hidden state of every prompt's last token."""
-        self.model.logits_into(self._hidden[: self.max_requests], self._logits[: self.max_requests])
-
-    def _select(self, rows: int, exactly: bool = False) -> None:
-        """The next beams of all requests, from the logits of `rows` rows; they become the present ones.
-
-        `exactly` takes as many rounds as the candidates need, and reads back in between.
-        """
-        selector, splits = self._selector, splits_for(rows, self.model.geometry.vocab)
-        selector.table.copy_(self._inputs["table"].view(self.max_requests, COLUMNS))
-        selector.owner.copy_(self._inputs["owner"])
-        select = selector.select_exactly if exactly else selector.select
-        select(self._logits[:rows], self._now, self._next, splits=splits)
-        self._now.packed.copy_(self._next.packed)
-
-    # --- the end of a cohort ---
+    def _queue(self, searches: Sequence[Search], place: int, exactly: bool = False) -> Cohort:
+        """All levels of a cohort, behind those that are queued."""
+        cohort = Cohort(searches, place, self.device.event())
+        started = time.monotonic()
+        with _losing_the_device(), self.device.running(), torch.inference_mode():
+            self.steps.enqueue(cohort, exactly)
+        self._started[cohort] = started
+        self._flying.append(cohort)
+        return cohort
 
     def _take(self, cohort: Cohort) -> list[Search]:
-        """Give every search its answer; those whose selection overflowed are kept for the exact way."""
-        seconds = time.monotonic() - cohort.started
-        beams = self._beams_out[cohort.place].numpy()
-        counts, invalid, overflow = self._flags_out[cohort.place].numpy()
+        """Give every search its answer; those whose candidates overflowed are kept for the exact way."""
+        seconds = time.monotonic() - self._started.pop(cohort)
         over: list[Search] = []
-        for b, search in enumerate(cohort.searches):
+        for search, answer in zip(cohort.searches, self.steps.answers(cohort), strict=True):
             search.forward_seconds += seconds
-            if overflow[b]:
+            if answer.overflow:
                 self._overflown.append(search)
-                continue
-            begin = int(cohort.steps[-1].out_offsets[b])
-            mine = beams[begin : begin + int(counts[b])]
-            scores, leaves = mine[:, 1].copy().view(np.float32), mine[:, 2].copy()
-            search.finish(scores, leaves, bool(invalid[b]))
-            over.append(search)
+            else:
+                search.finish(answer.scores, answer.leaves, answer.invalid)
+                over.append(search)
         self.counters["steps"] += len(cohort.steps)
         self.counters["rows"] += sum(step.rows for step in cohort.steps)
         return over
@@ -370,9 +150,9 @@ class CohortEngine:
         self.counters["selection_overflows"] += len(searches)
         over: list[Search] = []
         for search in searches:
-            cohort = Cohort([search], plan_steps([search.question]), 0, self.device.event())
-            with self.device.running(), torch.inference_mode():
-                self._enqueue(cohort, exactly=True)
-            cohort.finished.wait()
+            cohort = self._queue([search], 0, exactly=True)
+            with _losing_the_device():
+                cohort.finished.wait()
+            self._flying.popleft()
             over += self._take(cohort)
         return over

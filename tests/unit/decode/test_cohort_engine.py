@@ -6,7 +6,8 @@ from checkpoints import MakeCheckpoint
 from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 
-from decode_worker.cohort_engine import COHORTS, CohortEngine
+from decode_worker.cohort_engine import CohortEngine
+from decode_worker.cohort_steps import COHORTS
 from decode_worker.engine import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine
@@ -66,7 +67,7 @@ class Prompts:
             max_requests=REQUESTS,
             tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
         )
-        self.gpu.buckets = (9, ROWS)
+        self.gpu.steps.buckets = (9, ROWS)
         self.gpu.warm_up(trie)
         self.tokens = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in LENGTHS]
         pages = draw.permutation(PAGES).astype(np.int32)
@@ -163,13 +164,13 @@ def test_candidates_that_overflow_are_searched_exactly(
     prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searches = [prompts.search(0, 8), prompts.search(1, 5)]
-    real = prompts.gpu._selector.select
+    real = prompts.gpu.steps._selector.select
 
     def overflowing(*args: object, **kwargs: object) -> None:
         real(*args, **kwargs)  # type: ignore[arg-type]
-        prompts.gpu._selector.overflow[0] = 1
+        prompts.gpu.steps._selector.overflow[0] = 1
 
-    monkeypatch.setattr(prompts.gpu._selector, "select", overflowing)
+    monkeypatch.setattr(prompts.gpu.steps._selector, "select", overflowing)
     prompts.run(*searches)
     assert prompts.gpu.counters["selection_overflows"] == 1
     assert_same(searches, prompts.expected(*searches))

@@ -1,0 +1,290 @@
+"""What a cohort queues on a GPU: the memory of its beams, and the graphs that take them level by level.
+
+A level is two graphs: the forward over its beams, and the selection among their children. What differs from
+one cohort to the next (levels, widths, filters, which pages) is data that they read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from decode_worker.cohort import ROW_BUCKETS, Step, StepVectors, plan_steps
+from decode_worker.search import Floats, Ints, Question, Search
+from xgr_kernels.beam_select.api import Trie
+from xgr_kernels.beam_select.cuda import (
+    COLUMNS,
+    BeamState,
+    DeviceFilters,
+    DeviceTrie,
+    FilterColumns,
+    Selector,
+    Tuning,
+    request_row,
+    splits_for,
+)
+from xgr_kernels.paged import PagedAttention
+from xgr_runtime.buckets import bucket_for, buckets_up_to
+from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.device import Device, Event, Inputs, Work
+from xgr_runtime.model.device_attention import MakeAttention
+from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.stages import CascadeStage
+
+COHORTS = 2  # in flight: one runs, the next waits behind it
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Searches that are in the queue together, and where their answer will be."""
+
+    searches: Sequence[Search]
+    place: int  # which of the read-back buffers and filter places is theirs
+    finished: Event
+    filters: list[FilterColumns] = field(default_factory=list)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        return plan_steps(self.questions)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        return [search.question for search in self.searches]
+
+    @property
+    def lacks_hidden(self) -> bool:
+        """Whether a prompt came without its last hidden state."""
+        return any(search.hidden is None for search in self.searches)
+
+
+class Answer(NamedTuple):
+    """What became of a search of a cohort."""
+
+    scores: Floats  # [n] best first
+    leaves: Ints  # [n]
+    invalid: bool
+    overflow: bool  # no answer: its candidates did not fit
+
+
+class Graphs(NamedTuple):
+    """What runs a step of one bucket of rows."""
+
+    attention: PagedAttention
+    forward: Work  # beams -> hidden states and logits
+    select: Work  # logits and beams -> the next beams
+
+
+class Planned(NamedTuple):
+    """What a bucket's attention was planned for last."""
+
+    cohort: Cohort
+    offsets: list[int]
+    lengths: list[int]
+
+
+class CohortSteps:
+    """Memory of fixed size for `COHORTS` cohorts in turn, and a graph for every bucket of rows."""
+
+    def __init__(
+        self,
+        model: ModelBackend,
+        pool: KvPool,
+        device: Device,
+        trie: Trie,
+        tail_tokens: int,
+        max_rows: int,
+        max_width: int,
+        max_requests: int,
+        make_attention: MakeAttention,
+        tuning: Tuning | None = None,
+    ) -> None:
+        """`tuning` are sizes of the selection's launches, which change no answer. Raises ValueError."""
+        self.buckets = buckets_up_to(max_rows, ROW_BUCKETS)
+        self.max_rows = max_rows
+        self.max_requests = max_requests
+        self._model = model
+        self._pool = pool
+        self._device = device
+        self._tail_tokens = tail_tokens
+        self._make_attention = make_attention
+        where, geometry = device.where, model.geometry
+        self._trie = DeviceTrie(trie, where)
+        self._filters = DeviceFilters(COHORTS * max_requests, trie.leaves, where)
+        self._selector = Selector(
+            rows=max_rows,
+            requests=max_requests,
+            vocab=geometry.vocab,
+            max_width=max_width,
+            tail_tokens=tail_tokens,
+            device=where,
+            tuning=tuning,
+        )
+        self._now = BeamState(max_rows, tail_tokens, where)
+        self._next = BeamState(max_rows, tail_tokens, where)
+        self._tail = TailKv(geometry, tail_tokens, max_rows, where)
+        self._hidden = torch.zeros(max_rows, geometry.hidden, dtype=geometry.torch_dtype, device=where)
+        self._logits = torch.zeros(max_rows, geometry.vocab, dtype=torch.float32, device=where)
+        sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
+        steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
+        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
+        self._first = device.staging(COHORTS, max_requests, geometry.hidden, dtype=geometry.torch_dtype)
+        self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
+        self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
+        self._flags_out = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
+        self._rows = torch.arange(max_rows, device=where)
+        self._graphs: dict[int, Graphs] = {}
+        self._planned: dict[PagedAttention, Planned] = {}
+
+    def capture(self) -> None:
+        """Capture every step, the widest first: later graphs fit into the memory of the first."""
+        for bucket in reversed(self.buckets):
+            self._graphs[bucket] = self._capture(bucket)
+        self._first_select = self._device.capture(lambda: self._select(self.max_requests))
+
+    # --- what a cohort queues ---
+
+    def enqueue(self, cohort: Cohort, exactly: bool = False) -> None:
+        """All levels, and behind them the copy of the answer back to the host."""
+        self._begin(cohort)
+        for step in cohort.steps:
+            self._upload(cohort, step)
+            if step.level or cohort.lacks_hidden:
+                self._forward(cohort, step)
+            if not step.level:
+                self._place_hidden(cohort)
+                self._first_logits()
+            bucket = bucket_for(step.rows, self.buckets) if step.level else self.max_requests
+            if exactly:
+                self._select(bucket, exactly)
+            elif step.level:
+                self._graphs[bucket].select()
+            else:
+                self._first_select()
+        self._read_back(cohort)
+
+    def _begin(self, cohort: Cohort) -> None:
+        """Every request's filter, and its one beam at the root: the last token of its prompt."""
+        with self._device.alongside():
+            first = cohort.place * self.max_requests
+            cohort.filters = [
+                self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
+            ]
+        roots = self._roots[cohort.place, : len(cohort.searches)]
+        for root, question in zip(roots.numpy(), cohort.questions, strict=True):
+            root[:4] = question.last_token, 0, 0, question.trie.leaves
+        self._now.packed[: len(roots)].copy_(roots, non_blocking=True)
+        self._selector.begin()
+
+    def _upload(self, cohort: Cohort, step: Step) -> None:
+        """What the step's kernels read of its requests and rows."""
+        vectors = StepVectors.of(step, cohort.questions, self.max_rows, self._tail_tokens)
+        table = [
+            request_row(
+                row_begin=int(step.offsets[b]),
+                row_end=int(step.offsets[b + 1]),
+                out_begin=int(step.out_offsets[b]),
+                width=question.width,
+                level=step.level,
+                legal=question.score_mode == "legal",
+                trie=self._trie,
+                leaves=cohort.filters[b],
+                out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),
+            )
+            for b, question in enumerate(cohort.questions)
+        ]
+        self._inputs.upload(
+            table=np.concatenate(table),
+            owner=vectors.owner,
+            positions=vectors.positions,
+            tail_len=vectors.tail_len,
+        )
+
+    def _forward(self, cohort: Cohort, step: Step) -> None:
+        """The newest token of every beam through the layers and the head."""
+        graphs = self._graphs[bucket_for(step.rows, self.buckets)]
+        # At the root that token is the prompt's last, which reads those before it.
+        lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
+        offsets = step.offsets.tolist()
+        plan = Planned(cohort, offsets, lengths)
+        if self._planned.get(graphs.attention) != plan:  # levels of the same rows share a plan
+            graphs.attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
+            self._planned[graphs.attention] = plan
+        graphs.forward()
+
+    def _place_hidden(self, cohort: Cohort) -> None:
+        """The hidden states that came with the KV take their places; the others were computed there."""
+        first = self._first[cohort.place]
+        given = [b for b, search in enumerate(cohort.searches) if search.hidden is not None]
+        for b in given:
+            first[b] = torch.from_numpy(cohort.searches[b].hidden)
+        if len(given) == len(cohort.searches):
+            self._hidden[: len(given)].copy_(first[: len(given)], non_blocking=True)
+        else:
+            for b in given:
+                self._hidden[b].copy_(first[b], non_blocking=True)
+
+    def _read_back(self, cohort: Cohort) -> None:
+        self._beams_out[cohort.place].copy_(self._now.packed, non_blocking=True)
+        flags = self._flags_out[cohort.place]
+        selector = self._selector
+        for out, of in zip(flags, (selector.count, selector.invalid, selector.overflow), strict=True):
+            out.copy_(of, non_blocking=True)
+        cohort.finished.record()
+
+    # --- what is captured ---
+
+    def _capture(self, bucket: int) -> Graphs:
+        """The graphs of one bucket; they are captured over beams that belong to nobody."""
+        attention = self._make_attention(bucket, self.max_requests)
+        now, inputs, tail = self._now, self._inputs, self._tail
+
+        def forward() -> None:
+            stage = CascadeStage(
+                self._pool,
+                attention,
+                tail.k,
+                tail.v,
+                anc=now.anc[:bucket],
+                rows=self._rows[:bucket],
+                tail_len=inputs["tail_len"][:bucket],
+                backend="cuda",
+            )
+            hidden = self._model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
+            self._hidden[:bucket].copy_(hidden)
+            self._model.logits_into(hidden, self._logits[:bucket])
+
+        def select() -> None:
+            self._select(bucket)
+
+        return Graphs(attention, self._device.capture(forward), self._device.capture(select))
+
+    def _first_logits(self) -> None:
+        """From the hidden state of every prompt's last token."""
+        self._model.logits_into(self._hidden[: self.max_requests], self._logits[: self.max_requests])
+
+    def _select(self, rows: int, exactly: bool = False) -> None:
+        """The next beams of all requests, from the logits of `rows` rows; they become the present ones.
+
+        `exactly` takes as many rounds as the candidates need, and reads back in between.
+        """
+        selector, splits = self._selector, splits_for(rows, self._model.geometry.vocab)
+        selector.table.copy_(self._inputs["table"].view(self.max_requests, COLUMNS))
+        selector.owner.copy_(self._inputs["owner"])
+        select = selector.select_exactly if exactly else selector.select
+        select(self._logits[:rows], self._now, self._next, splits=splits)
+        self._now.packed.copy_(self._next.packed)
+
+    def answers(self, cohort: Cohort) -> list[Answer]:
+        """What a finished cohort left in host memory, search by search."""
+        beams = self._beams_out[cohort.place].numpy()
+        counts, invalid, overflow = self._flags_out[cohort.place].numpy()
+        begins = cohort.steps[-1].out_offsets
+        answers = []
+        for b in range(len(cohort.searches)):
+            mine = beams[begins[b] : begins[b] + counts[b]]
+            scores, leaves = mine[:, 1].copy().view(np.float32), mine[:, 2].copy()
+            answers.append(Answer(scores, leaves, bool(invalid[b]), bool(overflow[b])))
+        return answers
