@@ -107,6 +107,7 @@ class CohortEngine:
 
     def warm_up(self, trie: Trie) -> None:
         """Capture every step, and run one small search in each score mode."""
+        self.device.settle()  # memory was filled, and weights were loaded, outside of the queue
         before = self.device.reserved_bytes()
         with self.device.running(), torch.inference_mode():
             self.steps.capture()

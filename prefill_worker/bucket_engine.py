@@ -86,6 +86,7 @@ class BucketEngine:
 
     def warm_up(self) -> None:
         """Capture every bucket, the largest first, and run a prompt and a token behind it."""
+        self.device.settle()  # memory was filled, and weights were loaded, outside of the queue
         before = self.device.reserved_bytes()
         with self.device.running(), torch.inference_mode():
             for bucket in reversed(self.buckets):  # later graphs fit into the memory of the first

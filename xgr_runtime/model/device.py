@@ -37,6 +37,10 @@ class Device(Protocol):
 
     where: torch.device
 
+    def settle(self) -> None:
+        """Wait for all that was ever begun on the device, the queue or not: weights, buffers of zeros."""
+        ...
+
     def running(self) -> AbstractContextManager[object]:
         """Launches inside go to the queue, in order."""
         ...
@@ -70,6 +74,9 @@ class CudaDevice:
         self._stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
         self._graphs = torch.cuda.graph_pool_handle()
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.where)
 
     def running(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._stream)
@@ -118,6 +125,9 @@ class HostDevice:
     """A CPU: nothing is ever queued."""
 
     where = torch.device("cpu")
+
+    def settle(self) -> None:
+        pass
 
     def running(self) -> AbstractContextManager[object]:
         return nullcontext()
