@@ -48,7 +48,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests/gpu/run", description="Checks and measures the GPU path.")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for results")
     parser.add_argument("--part", default="1/1", metavar="i/n", help="one slice, which ends in 8 minutes")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name contains TEXT; no limit")
+    parser.add_argument("--only", default="", metavar="TEXT,...", help="cells by parts of their names")
+    parser.add_argument("--seconds", type=float, help="begin no cell that would end later; parts: 460")
     parser.add_argument("--list", action="store_true", help="cells and estimated seconds, and nothing else")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="join the results of parts")
     parser.add_argument("--smoke", action="store_true", help="every cell at toy sizes, also without a GPU")
@@ -60,7 +61,7 @@ def _chosen(args: argparse.Namespace) -> list[Cell]:
     """Raises ValueError."""
     every = catalogue.all_cells(args.smoke)
     if args.only:
-        chosen = [cell for cell in every if args.only in cell.name]
+        chosen = [cell for cell in every if any(text in cell.name for text in args.only.split(","))]
         if not chosen:
             raise ValueError(f"--only {args.only}: no such cell, see --list")
         return chosen
@@ -90,9 +91,9 @@ def _merge(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, cells: Sequence[Cell], scratch: Path) -> int:
     """Every cell in turn while there is time."""
     started = time.monotonic()
-    limit = float("inf") if args.only or args.smoke else plan.PART_SECONDS - SLACK
+    limit = args.seconds or (float("inf") if args.only or args.smoke else plan.PART_SECONDS - SLACK)
     if limit < float("inf"):  # what hangs on the device is ended, and says where it hung
-        faulthandler.dump_traceback_later(plan.PART_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(limit + SLACK, exit=True)
     _prepare(args.smoke)
     from header import header
     from lab import Lab, measure_rates
@@ -150,6 +151,7 @@ def _prepare(smoke: bool) -> None:
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
     ]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     if (
         shutil.which("nvidia-smi")
         and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0

@@ -101,6 +101,11 @@ def selection(rows: int, vocab: int, children: int, kept: int) -> Work:
     return Work(0.0, float(4 * rows * vocab + 4 * children + 20 * kept))
 
 
+def prefill_flop(shape: Shape, counts: Sequence[int]) -> float:
+    """Operations of one forward over whole prompts, without the head."""
+    return shape.linear(sum(counts)).flop + causal_attention(shape.heads, counts, counts).flop * shape.layers
+
+
 def prefill(shape: Shape, counts: Sequence[int], rates: Mapping[str, float]) -> float:
     """Seconds of one forward over whole prompts, without the head."""
     attention = causal_attention(shape.heads, counts, counts).seconds(rates) * shape.layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from floors import Work
 from torch import Tensor
 
+from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import CudaDevice, Device, HostDevice
 
 SECONDS = 0.3  # that one figure is measured for, about
@@ -42,6 +44,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.cuda = torch.cuda.is_available()
+        self.models: dict[Path, ModelBackend] = {}
         self.random = np.random.default_rng(self.seed)
         torch.manual_seed(self.seed)
         self.device: Device = CudaDevice() if self.cuda else HostDevice()
@@ -60,6 +63,7 @@ class Lab:
         """Other streams and graphs, and no memory kept, behind a cell that ended or went wrong."""
         if self.cuda:
             torch.cuda.synchronize()
+            gc.collect()  # engines and their graphs refer to each other
             torch.cuda.empty_cache()
             self.device = CudaDevice()
 
@@ -85,6 +89,8 @@ class Lab:
             for call in calls:
                 call()
 
+        if self.toy:
+            return Timed(_clocked(all_calls), 0.0, 1, False)
         captured = True
         try:
             replay = self.device.capture(all_calls)
@@ -98,17 +104,32 @@ class Lab:
             statistics.median(times) / count, (quarters[2] - quarters[0]) / count, len(times), captured
         )
 
+    def rounds(self, count: int) -> int:
+        """How often something is repeated: once where only the script is tried."""
+        return 1 if self.toy else count
+
     def replays(self, work: Callable[[], object]) -> list[float]:
         """Seconds of each of several runs, on the device's own clock where it has one."""
-        for _ in range(1 if self.toy else WARM):
+        for _ in range(WARM):
             work()
         self.settle()
         started = time.perf_counter()
         work()
         self.settle()
         once = time.perf_counter() - started
-        count = 2 if self.toy else max(7, min(100, int(SECONDS / max(once, 1e-6))))
+        count = max(7, min(100, int(SECONDS / max(once, 1e-6))))
         return self._events(work, count) if self.cuda else [_clocked(work) for _ in range(count)]
+
+    def model(self, folder: Path) -> ModelBackend:
+        """The checkpoint in `folder`; only the one asked for last is kept."""
+        if folder not in self.models:
+            self.models.clear()
+            gc.collect()
+            from xgr_runtime.model.choice import load_backend  # transformers: seconds
+
+            dtype = "bfloat16" if self.cuda else "float32"
+            self.models[folder] = load_backend("transformers", folder, dtype, device=str(self.where))
+        return self.models[folder]
 
     def settle(self) -> None:
         """Wait until the device has nothing left to do."""

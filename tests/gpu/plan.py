@@ -16,13 +16,18 @@ START = 25.0  # of each part: imports, the device, its two rates
 SETUP = {
     "fa2": 75.0,  # compilers, once per machine, if nothing is cached
     "fa3": 110.0,
-    "decode": 45.0,
+    "rivals": 75.0,  # per-beam decode and cascade
     "triton": 30.0,
     "0.6B": 10.0,  # a checkpoint of random weights, written
     "1.7B": 15.0,
     "4B": 30.0,
 }
 """What a part pays once for all of its cells that need it, in seconds."""
+
+MORE = ((64, "bfloat16"), (256, "bfloat16"), (128, "float16"))
+"""Head dims and dtypes beside the usual ones, 128 and bfloat16."""
+
+SETUP |= {f"{name} {dim} {dtype}": SETUP[name] for name in ("fa2", "fa3") for dim, dtype in MORE}
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ class Record:
     sizes: dict[str, Any] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[dict[str, str]] = field(default_factory=list)
+    goals: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # of the whole cell
 
     @property
     def status(self) -> str:
-        """ok, failed (a check is beyond its limit) or error (something raised)."""
-        if self.errors:
+        """ok, failed (a check is beyond its limit) or error (something of ours raised)."""
+        if any(error["ours"] for error in self.errors):
             return "error"
         return "ok" if all(check["ok"] for check in self.checks) else "failed"
 
@@ -48,13 +49,18 @@ class Record:
         """Something that is to be true."""
         self.check(case, 0.0 if holds else 1.0, 0.0, reason)
 
+    def goal(self, what: str, value: float, bound: float, least: bool = False) -> None:
+        """A figure that is to be at most `bound`, or at least; to miss it is shown, and is no failure."""
+        met = value >= bound if least else value <= bound
+        self.goals.append({"what": what, "value": value, "bound": bound, "least": least, "met": bool(met)})
+
     @contextmanager
-    def guard(self, what: str) -> Iterator[None]:
-        """What raises inside is recorded with its traceback, and the cell goes on."""
+    def guard(self, what: str, ours: bool = True) -> Iterator[None]:
+        """What raises inside is recorded with its traceback, and the cell goes on. A rival may fail."""
         try:
             yield
         except Exception:
-            self.errors.append({"what": what, "traceback": traceback.format_exc(limit=-12)})
+            self.errors.append({"what": what, "ours": ours, "traceback": traceback.format_exc(limit=-12)})
 
     def as_dict(self) -> dict[str, Any]:
         """What goes into the file."""

@@ -51,7 +51,7 @@ def select(
         timed = lab.measure([partial(ours.select, x) for x in logits])
         record.time("select", timed.seconds, floor, spread=timed.spread, captured=timed.captured, **facts)
     for name, make in rivals.SELECTION.items():
-        with record.guard(name):
+        with record.guard(name, ours=False):
             try:
                 rival = make(lab, batch, vocab, row, token)
             except MemoryError as error:

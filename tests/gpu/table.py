@@ -12,7 +12,7 @@ SHOWN = ("gpu", "driver", "torch", "triton", "flashinfer-python", "transformers"
 
 def markdown(run: Results) -> str:
     """The whole text."""
-    return "\n".join([*_head(run), "", *_figures(run), "", *_faults(run), ""])
+    return "\n".join([*_head(run), "", *_figures(run), "", *_goals(run), *_faults(run), ""])
 
 
 def _head(run: Results) -> Iterator[str]:
@@ -59,6 +59,14 @@ def duration(seconds: float) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _goals(run: Results) -> Iterator[str]:
+    for record in run.records:
+        for goal in record.get("goals", []):
+            said = "met" if goal["met"] else "MISSED"
+            bound = f"at {'least' if goal['least'] else 'most'} {goal['bound']:.3g}"
+            yield f"- goal {said}: {record['name']}: {goal['what']}: {goal['value']:.3g}, {bound}"
 
 
 def _faults(run: Results) -> Iterator[str]:

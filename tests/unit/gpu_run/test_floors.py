@@ -68,6 +68,13 @@ def test_a_decode_is_the_sum_of_its_levels() -> None:
     assert floors.decode(s, rows, length, 3, RATES) == pytest.approx(first + 2 * step + 2 * tails)
 
 
+def test_a_prefill_is_its_layers_without_the_head() -> None:
+    attention = floors.causal_attention(HEADS, [3, 5], [3, 5])
+    expected = shape().linear(8).seconds(RATES) + 2 * attention.seconds(RATES)
+    assert floors.prefill(shape(), [3, 5], RATES) == pytest.approx(expected)
+    assert floors.prefill_flop(shape(), [3, 5]) == shape().linear(8).flop + 2 * attention.flop
+
+
 def test_published_sizes_give_the_published_number_of_parameters() -> None:
     """A model of 1.7B: 28 layers, hidden 2,048, a tied head of 151,936."""
     big = Shape(28, 2048, 6144, 151936, Heads(16, 8, 128))

@@ -54,6 +54,18 @@ def test_names_are_distinct_and_needs_are_known() -> None:
         assert {need for cell in every for need in cell.needs} <= set(plan.SETUP)
 
 
+def test_each_kind_of_goal_has_its_cell() -> None:
+    names = {cell.name for cell in cells.all_cells()}
+    assert {
+        "shared-16/8-W256-L2048-B4",
+        "decode-1.7B-W256-L2048-B4",
+        "prefill-1.7B-packed-8x1k",
+        "prefill-1.7B-one-1k",
+        "served-1.7B-W256-L5000-colocated",
+        "served-1.7B-L2465-colocated",
+    } <= names
+
+
 def test_the_toy_run_has_every_kind_of_cell() -> None:
     assert {cell.work for cell in cells.all_cells(toy=True)} == {cell.work for cell in cells.all_cells()}
 

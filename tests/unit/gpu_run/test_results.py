@@ -30,6 +30,23 @@ def test_a_record_is_as_good_as_its_checks() -> None:
     assert record.status == "error" and "it broke" in record.errors[0]["traceback"]
 
 
+def test_a_rival_may_fail() -> None:
+    record = Record("cell")
+    with record.guard("a rival", ours=False):
+        raise RuntimeError("it broke")
+    assert record.status == "ok" and len(record.errors) == 1
+
+
+def test_a_goal_that_is_missed_is_shown_and_no_failure() -> None:
+    record = Record("cell")
+    record.goal("ratio", 1.6, 1.5)
+    record.goal("requests/s", 31, 30, least=True)
+    text = table.markdown(Results({}, "1/1", ["cell"], [record.as_dict()]))
+    assert record.status == "ok"
+    assert "- goal MISSED: cell: ratio: 1.6, at most 1.5" in text
+    assert "- goal met: cell: requests/s: 31, at least 30" in text
+
+
 def test_nan_is_never_near_enough() -> None:
     record = Record("cell")
     record.check("nan", math.nan, math.inf, "no limit")

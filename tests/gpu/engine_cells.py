@@ -1,0 +1,180 @@
+"""Engines without workers: a cohort's decode and where its time goes, prompts' forwards, both in turns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import cohort_trace
+import numpy as np
+import torch
+from engines import Engines, finish
+from floors import decode, prefill, prefill_flop
+from lab import Lab
+from models import DEPTH, make
+from results import Record
+
+from decode_worker.cohort_engine import CohortEngine
+from decode_worker.search import Search
+from prefill_worker.bucket_engine import BucketEngine
+from prefill_worker.engine import Part
+from xgr_kernels.beam_select import cuda_kernels
+
+ROUNDS = 15
+MakeSearches = Callable[[], list[Search]]
+
+
+def decode_cohort(
+    record: Record, lab: Lab, model: str, W: int, L: int, B: int, items: int, codebook: int
+) -> None:
+    """One cohort of B requests of W beams over L tokens, all levels: seconds from launch to answer."""
+    made = make(lab, model, items, codebook)
+    engines = Engines(lab, made, B * L + 64)
+    engine = engines.decode(W * B, W, max(B, 1))
+    parts = [engines.part(engines.prompt(L)) for _ in range(B)]
+    rows = min(W, len(made.trie.tokens[0])), min(W, len(made.trie.tokens[1]))
+    floor = decode(made.shape, [max(rows)] * B, L, DEPTH, lab.rates)
+
+    def searches() -> list[Search]:
+        random = lab.random.standard_normal((B, engines.model.geometry.hidden)).astype(np.float32)
+        return [engines.search(part, hidden, W, W) for part, hidden in zip(parts, random, strict=True)]
+
+    seconds = [_timed_cohort(engine, searches()) for _ in range(lab.rounds(ROUNDS + 3))][-ROUNDS:]
+    record.time("decode, launch to answer", statistics.median(seconds), floor, rows=W * B)
+    if (model, W * B, L) == ("1.7B", 1024, 2048):
+        record.goal("a decode over its floor", statistics.median(seconds) / floor, 1.4)
+    with record.guard("queued"):
+        record.time("decode, one queued behind another", _queued(lab, engine, searches), floor, rows=W * B)
+    with record.guard("host"):
+        record.time("host work of a launch", _host_seconds(lab, engine, searches))
+    record.figures.append({"what": "memory", "MiB": lab.device.reserved_bytes() / 2**20})
+    with record.guard("profile"):
+        _profile(record, lab, engine, searches())
+
+
+def _timed_cohort(engine: CohortEngine, searches: list[Search]) -> float:
+    started = time.perf_counter()
+    over = finish(engine, searches)
+    assert len(over) == len(searches) and not any(search.invalid for search in over)
+    return time.perf_counter() - started
+
+
+def _queued(lab: Lab, engine: CohortEngine, searches: MakeSearches) -> float:
+    """Seconds per cohort when the next is always planned while one runs."""
+    waiting = [searches() for _ in range(lab.rounds(2 * ROUNDS))]
+    count = len(waiting)
+    lab.settle()
+    started = time.perf_counter()
+    while waiting or engine.busy:
+        if waiting and engine.ready:
+            engine.launch(waiting.pop())
+        engine.collect()
+    return (time.perf_counter() - started) / count
+
+
+def _host_seconds(lab: Lab, engine: CohortEngine, searches: MakeSearches) -> float:
+    """How long the host plans and queues a cohort on an idle device."""
+    times = []
+    for _ in range(lab.rounds(ROUNDS)):
+        batch = searches()
+        lab.settle()
+        started = time.perf_counter()
+        engine.launch(batch)
+        times.append(time.perf_counter() - started)
+        while engine.busy:
+            engine.collect()
+    return statistics.median(times)
+
+
+def _profile(record: Record, lab: Lab, engine: CohortEngine, searches: list[Search]) -> None:
+    """Traces one cohort into the results, and reads from it who waited and what took the time."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if lab.cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    lab.settle()
+    with torch.profiler.profile(activities=activities) as profile:
+        engine.launch(searches)
+        lab.settle()
+    while engine.busy:
+        engine.collect()
+    path = lab.scratch / "cohort.json"
+    profile.export_chrome_trace(str(path))
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    with path.open("rb") as plain, gzip.open(lab.out / f"{record.name}.json.gz", "wb") as packed:
+        shutil.copyfileobj(plain, packed)
+    found = cohort_trace.waits(events)
+    record.expect(f"nothing waits inside a cohort {found[:5]}", not found, "all levels are queued at once")
+    seconds = cohort_trace.shares(events, _selection_kernels())
+    total = sum(seconds.values())
+    record.figures.append(
+        {"what": "launches of a cohort", "count": cohort_trace.launches(events)}
+        | {f"{purpose} %": 100 * part / total for purpose, part in sorted(seconds.items())}
+    )
+    record.figures.append({"what": "longest", "kernels": cohort_trace.longest(events)})
+    if not lab.cuda:
+        return
+    record.time("device, first launch to last", cohort_trace.span(events), busy=total)
+    ours = sum(seconds.get(purpose, 0.0) for purpose in ("tail", "select", "read-back"))
+    record.goal("share of tail, merge, selection and read-back", ours / total, 0.15)
+
+
+def _selection_kernels() -> list[str]:
+    """Names of the compiled kernels of selection, as a profile has them."""
+    return [name for name, value in vars(cuda_kernels).items() if hasattr(value, "run") and name[0] != "_"]
+
+
+def prefill_batch(
+    record: Record, lab: Lab, model: str, counts: Sequence[int], items: int, codebook: int
+) -> None:
+    """A forward over whole prompts: seconds until their hidden states are on the host."""
+    made = make(lab, model, items, codebook)
+    engines = Engines(lab, made, sum(counts) + 16 * len(counts) + 64)
+    engine = engines.prefill(sum(counts))
+    parts = [engines.part(engines.prompt(count)) for count in counts]
+    times = []
+    for _ in range(lab.rounds(ROUNDS + 3)):
+        started = time.perf_counter()
+        hidden = engine.run(parts, lambda layer: None)
+        times.append(time.perf_counter() - started)
+    assert np.isfinite(hidden).all()
+    floor = prefill(made.shape, counts, lab.rates)
+    seconds = statistics.median(times[-ROUNDS:])
+    share = prefill_flop(made.shape, counts) / seconds / lab.rates["matrix"]
+    record.time("prefill", seconds, floor, tokens=sum(counts), share_of_matrix_rate=share)
+    if sum(counts) == 8192:
+        record.goal("packed prefill of 8k tokens over the matrix rate", share, 0.6, least=True)
+    if list(counts) == [1024]:
+        record.goal("one prompt of 1k over its floor", seconds / floor, 1.5)
+
+
+def in_turns(record: Record, lab: Lab, model: str, W: int, L: int, B: int, items: int, codebook: int) -> None:
+    """One process that prefills B prompts and then decodes them: what two processes compete with."""
+    made = make(lab, model, items, codebook)
+    engines = Engines(lab, made, B * (L + 16) + 64)
+    prompts = engines.prefill(min(8192, B * L) if not lab.toy else B * L)
+    cohorts = engines.decode(W * B, W, B)
+    parts = [engines.part(engines.prompt(L)) for _ in range(B)]
+    for count in sorted({1, B}):
+        times = [_turn(engines, prompts, cohorts, parts[:count], W) for _ in range(lab.rounds(ROUNDS + 2))][
+            -ROUNDS:
+        ]
+        seconds = statistics.median(times)
+        floor = prefill(made.shape, [L] * count, lab.rates)
+        floor += decode(made.shape, [W] * count, L, DEPTH, lab.rates)
+        record.time(f"{count} at a time", seconds, floor, requests_per_s=count / seconds)
+
+
+def _turn(
+    engines: Engines, prompts: BucketEngine, cohorts: CohortEngine, parts: Sequence[Part], W: int
+) -> float:
+    """Seconds of all prompts' forwards, as many to each as its largest bucket holds, and of one decode."""
+    started = time.perf_counter()
+    each = max(1, prompts.buckets[-1] // len(parts[0].tokens))
+    batches = [parts[i : i + each] for i in range(0, len(parts), each)]
+    hidden = np.concatenate([prompts.run(batch, lambda layer: None) for batch in batches])
+    finish(cohorts, [engines.search(p, h, W, W) for p, h in zip(parts, hidden, strict=True)])
+    return time.perf_counter() - started

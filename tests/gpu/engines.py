@@ -1,0 +1,106 @@
+"""Both engines of a GPU in this process, over one pool: what a cell runs without any worker around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from lab import Lab
+from models import DEPTH, Made
+from numpy.typing import NDArray
+from planned_attention import PlannedAttention
+from selection_checks import SMALL
+
+from decode_worker.cohort_engine import CohortEngine
+from decode_worker.search import Floats, Question, Search
+from prefill_worker.bucket_engine import BucketEngine
+from prefill_worker.engine import Part
+from xgr_kernels.beam_select.types import ScoreMode, no_filter
+from xgr_runtime.model.device_attention import device_attention
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_memory import private_memory
+from xgr_runtime.pages import PageIds, PagePool, pages_for
+
+PAGE = 16  # tokens
+
+
+class Engines:
+    """A loaded model, its pool, and engines that are made when they are asked for."""
+
+    def __init__(self, lab: Lab, made: Made, kv_tokens: int) -> None:
+        self.lab, self.made = lab, made
+        self.model = lab.model(made.folder)
+        pages = pages_for(kv_tokens, PAGE)
+        geometry = self.model.geometry
+        self.pool = KvPool(geometry, pages, PAGE, private_memory(geometry, pages, PAGE, lab.where))
+        # What a prompt that is not computed would hold: random numbers, as real as any.
+        for x in (self.pool.k, self.pool.v):
+            x.normal_()
+        self.pages = PagePool(pages)
+
+    def decode(self, max_rows: int, max_width: int, max_requests: int) -> CohortEngine:
+        """Captured and warm."""
+        engine = CohortEngine(
+            self.model,
+            self.pool,
+            self.lab.device,
+            self.made.trie,
+            DEPTH - 2,
+            max_rows,
+            max_width,
+            self._attention(max_rows, max_requests, causal=False),
+            max_requests=max_requests,
+            tuning=None if self.lab.cuda else SMALL,
+        )
+        engine.warm_up(self.made.trie)
+        return engine
+
+    def prefill(self, max_tokens: int) -> BucketEngine:
+        """Captured and warm."""
+        engine = BucketEngine(
+            self.model,
+            self.pool,
+            self.lab.device,
+            max_tokens,
+            self._attention(max_tokens, BucketEngine.max_prompts, causal=True),
+        )
+        engine.warm_up()
+        return engine
+
+    def _attention(self, rows: int, requests: int, causal: bool) -> Callable[[int, int], PlannedAttention]:
+        if self.lab.cuda:
+            return device_attention(  # type: ignore[return-value]
+                self.model, self.pool, self.lab.device, rows=rows, requests=requests, causal=causal
+            )
+        return lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal)
+
+    def prompt(self, tokens: int) -> NDArray[np.int32]:
+        """Random token ids."""
+        return self.lab.random.integers(2, self.model.geometry.vocab, tokens).astype(np.int32)
+
+    def allocate(self, tokens: int) -> PageIds:
+        ids = self.pages.allocate(pages_for(tokens, PAGE))
+        assert ids is not None, "the cell asked for too small a pool"
+        return ids
+
+    def part(self, tokens: NDArray[np.int32]) -> Part:
+        """A whole prompt in pages of its own."""
+        return Part(tokens, self.allocate(len(tokens)))
+
+    def search(
+        self, part: Part, hidden: Floats | None, width: int, results: int, mode: ScoreMode = "vocab"
+    ) -> Search:
+        """The search behind a prompt that is in its pages."""
+        question = Question(
+            len(part.tokens), int(part.tokens[-1]), width, results, mode, self.made.trie, no_filter()
+        )
+        return Search(question, part.pages, np.arange(width, dtype=np.int32), hidden, DEPTH - 2)
+
+
+def finish(engine: CohortEngine, searches: Sequence[Search]) -> list[Search]:
+    """Launch a cohort and wait for its end."""
+    engine.launch(searches)
+    over: list[Search] = []
+    while engine.busy:
+        over += engine.collect()
+    return over

@@ -1,0 +1,176 @@
+"""Whole requests through router and both workers: are they right, and how many in a second."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from end_to_end import Yardstick, small, widths_of
+from lab import Lab
+from models import Made, make
+from results import Record
+
+from xgr_runtime.answer import Answer
+from xgr_runtime.client import XgrClient
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.launch import Deployment
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "colocated": {"layout": "colocated"},
+    "colocated-no-turns": {"layout": "colocated", "gpu_sharing": "none"},
+    "split": {"layout": "split"},
+    "split-frames": {"layout": "split", "kv_transfer": "frames"},
+}
+KV_BYTES = 20 << 30
+RESULTS = 50  # items of an answer at most
+
+
+def correct(record: Record, lab: Lab, layout: str) -> None:
+    """Several requests at once, each against exact scores of every SID."""
+    made = small(lab)
+    yardstick = Yardstick(lab, made)
+    prompts = _prompts(lab, made, 6, 40) + _prompts(lab, made, 2, 1)
+    widths = widths_of(lab, len(prompts))
+    with (
+        Deployment(_config(lab, made, layout, max(widths), 1 << 30)) as deployment,
+        XgrClient(deployment.url) as client,
+        ThreadPoolExecutor(4) as callers,
+    ):
+        asked = [
+            callers.submit(client.generate, input_ids=prompt, beam_width=width)
+            for prompt, width in zip(prompts, widths, strict=True)
+        ]
+        for i, (prompt, width, answer) in enumerate(zip(prompts, widths, asked, strict=True)):
+            with record.guard(f"request {i}"):
+                best = answer.result().meta_info.beam_results
+                ours = [(tuple(r.output_ids), r.meta_info.cumulative_logprob) for r in best]
+                yardstick.compare(record, f"{i}-L={len(prompt)}-W={width}", prompt, width, ours)
+
+
+def load(
+    record: Record,
+    lab: Lab,
+    model: str,
+    L: int,
+    widths: Sequence[int],
+    callers: Sequence[int],
+    layout: str,
+    items: int,
+    codebook: int,
+    seconds: float,
+    goal: bool = False,
+) -> None:
+    """Sustained load by so many callers at a time, each with prompts of its own, for some seconds."""
+    made = make(lab, model, items, codebook)
+    started = time.perf_counter()
+    kv_bytes = (64 << 20) if lab.toy else KV_BYTES
+    with (
+        Deployment(_config(lab, made, layout, max(widths), kv_bytes)) as deployment,
+        XgrClient(deployment.url) as client,
+    ):
+        record.time("start", time.perf_counter() - started)
+        for width in widths:
+            with record.guard(f"W={width}, alone"):
+                _first_requests(record, lab, made, client, L, width)
+            for count in callers:
+                with record.guard(f"W={width}, {count} callers"):
+                    figures = _sustained(lab, made, client, L, width, count, seconds)
+                    record.time(f"W={width}, {count} callers", **figures)
+                    if goal and count == max(callers):
+                        record.goal(
+                            f"requests/s of {count} callers", figures["requests_per_s"], 30.0, least=True
+                        )
+
+
+def _config(lab: Lab, made: Made, layout: str, width: int, kv_bytes: int) -> ServeConfig:
+    settings = LAYOUTS[layout] if lab.cuda else {}
+    return ServeConfig(
+        model_path=str(made.folder),
+        catalog=str(made.catalog_path),
+        model_backend="transformers",
+        device="cuda" if lab.cuda else "cpu",
+        dtype="bfloat16" if lab.cuda else "float32",
+        port=0,
+        threads=0 if lab.cuda else 1,
+        kv_bytes=kv_bytes,
+        max_beam_width=max(width, 8),
+        max_rows=max(1024, 2 * width) if lab.cuda else 2 * width,
+        batch_tokens=8192 if lab.cuda else 512,
+        timeout_ms=60_000,
+        start_timeout=420.0,  # compilers may run, if nothing did before
+        log_level="WARNING",
+        **settings,
+    )
+
+
+def _prompts(lab: Lab, made: Made, count: int, tokens: int) -> list[list[int]]:
+    """Random token ids: no two prompts share anything that a cache could hold."""
+    ids: list[list[int]] = lab.random.integers(2, made.shape.vocab, (count, tokens)).tolist()
+    return ids
+
+
+def _ask(client: XgrClient, prompt: list[int], width: int) -> tuple[float, Answer]:
+    started = time.perf_counter()
+    answer = client.generate(input_ids=prompt, beam_width=width, n=min(width, RESULTS))
+    return time.perf_counter() - started, answer
+
+
+def _first_requests(record: Record, lab: Lab, made: Made, client: XgrClient, L: int, width: int) -> None:
+    """One at a time: the first is not to be slower than the rest, and where the time goes."""
+    prompts = _prompts(lab, made, lab.rounds(20), L)
+    asked = [_ask(client, prompt, width) for prompt in prompts]
+    times = [seconds for seconds, _ in asked]
+    parts = {
+        name: statistics.median(getattr(answer.meta_info.timing, name) for _, answer in asked)
+        for name in ("queue", "prefill", "transfer", "decode")
+    }
+    record.time(f"W={width}, alone", statistics.median(times), first=times[0], **parts)
+
+
+def _sustained(
+    lab: Lab, made: Made, client: XgrClient, L: int, width: int, callers: int, seconds: float
+) -> dict[str, Any]:
+    """Latencies and rate of the requests that ended within the window, behind a warm-up of a few."""
+    prompts = _prompts(lab, made, 8 * callers, L)
+    warm, over = threading.Barrier(callers + 1), threading.Event()
+    latencies: list[float] = []
+
+    def call(number: int) -> None:
+        mine = prompts[number::callers]
+        try:
+            _ask(client, mine[0], width)
+        except BaseException:
+            warm.abort()
+            raise
+        warm.wait(120)
+        sent = 1
+        while not over.is_set():
+            taken, _ = _ask(client, mine[sent % len(mine)], width)
+            sent += 1
+            if not over.is_set():
+                latencies.append(taken)
+
+    with ThreadPoolExecutor(callers) as threads:
+        calls = [threads.submit(call, number) for number in range(callers)]
+        started = time.perf_counter()
+        with contextlib.suppress(threading.BrokenBarrierError):  # the caller that broke it says why
+            warm.wait(120)
+            started = time.perf_counter()
+            time.sleep(seconds)
+        over.set()
+        window = time.perf_counter() - started
+        done = list(latencies)
+        for ended in calls:
+            ended.result()
+    ordered = sorted(done)
+    return {
+        "seconds": statistics.median(ordered),
+        "p99": ordered[int(0.99 * (len(ordered) - 1))],
+        "requests_per_s": len(done) / window,
+        "requests": len(done),
+    }
