@@ -1,0 +1,173 @@
+"""Turns between real processes: one at a time, nobody starves, and nobody waits for the dead."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from xgr_runtime.gpu_turns import DECODE_SEAT, PATIENCE, PREFILL_SEAT, FileTurns, NoTurns, turns_of
+
+# Answers each line: take, give, forget, or play N (take N turns as fast as they come, 1 ms each).
+PLAYER = """
+import sys, time
+from pathlib import Path
+from xgr_runtime.gpu_turns import FileTurns
+turns = FileTurns(Path(sys.argv[1]), int(sys.argv[2]))
+log = Path(sys.argv[1] + ".log")
+print("here", flush=True)
+for line in sys.stdin:
+    command, _, count = line.strip().partition(" ")
+    if command == "take":
+        print(turns.try_take(), flush=True)
+    elif command == "play":
+        for _ in range(int(count)):
+            while not turns.try_take():
+                time.sleep(0.0005)
+            with log.open("a") as stream:
+                stream.write(f"+{sys.argv[2]}\\n")
+                stream.flush()
+                time.sleep(0.001)
+                stream.write(f"-{sys.argv[2]}\\n")
+            turns.give()
+        turns.forget()
+        print("played", flush=True)
+    else:
+        getattr(turns, command)()
+        print("done", flush=True)
+"""
+
+
+class Player:
+    """Another process in the game."""
+
+    def __init__(self, path: Path, seat: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PLAYER, str(path), str(seat)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.hear() == "here"
+
+    def begin(self, command: str) -> None:
+        assert self.process.stdin is not None
+        print(command, file=self.process.stdin, flush=True)
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def say(self, command: str) -> str:
+        self.begin(command)
+        return self.hear()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "turns"
+
+
+@pytest.fixture
+def other(path: Path) -> Iterator[Player]:
+    made = Player(path, DECODE_SEAT)
+    yield made
+    made.kill()
+
+
+def test_one_at_a_time(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT)
+    assert ours.try_take() and ours.try_take()
+    assert other.say("take") == "False"
+    ours.give()
+    assert other.say("take") == "True" and not ours.try_take()
+    other.say("give")
+    other.say("give")
+    assert ours.try_take()
+
+
+def test_whoever_had_it_last_leaves_it_to_one_who_waits(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    assert ours.try_take() and other.say("take") == "False"
+    ours.give()
+    assert not ours.try_take(), "the other asked meanwhile"
+    assert other.say("take") == "True"
+    other.say("give")
+    assert ours.try_take(), "we waited"
+
+
+def test_alone_one_takes_turn_after_turn(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    for _ in range(3):
+        assert ours.try_take()
+        ours.give()
+
+
+@pytest.mark.parametrize("how", ["forget", "die"])
+def test_nobody_waits_for_one_who_waits_no_more(path: Path, other: Player, how: str) -> None:
+    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    assert ours.try_take() and other.say("take") == "False"
+    if how == "forget":
+        other.say("forget")
+    else:
+        other.kill()
+    ours.give()
+    assert ours.try_take()
+
+
+def test_a_player_that_stops_while_it_waits_costs_little(path: Path, other: Player) -> None:
+    now = [1.0]
+    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: now[0])
+    assert ours.try_take() and other.say("take") == "False"
+    other.process.send_signal(signal.SIGSTOP)
+    ours.give()
+    assert not ours.try_take()
+    now[0] += PATIENCE
+    assert ours.try_take()
+
+
+def test_a_killed_holder_frees_its_turn(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT)
+    assert other.say("take") == "True" and not ours.try_take()
+    other.process.send_signal(signal.SIGSTOP)
+    assert not ours.try_take(), "its work may still run"
+    os.kill(other.process.pid, signal.SIGKILL)
+    other.process.wait()
+    assert ours.try_take()
+
+
+def test_nobody_starves(path: Path) -> None:
+    """Both play as fast as they can: turns never overlap, and each waits for one of the other's at most."""
+    players = [Player(path, seat) for seat in (PREFILL_SEAT, DECODE_SEAT)]
+    for player in players:
+        player.begin("play 60")
+    assert [player.hear() for player in players] == ["played"] * 2
+    lines = Path(f"{path}.log").read_text().splitlines()
+    turns = [line[1:] for line in lines[::2]]
+    assert lines == [sign + seat for seat in turns for sign in "+-"], "one at a time"
+    contested = turns[: len(turns) // 2]  # later some may be through with theirs
+    twice = sum(a == b for a, b in pairwise(contested))
+    assert twice < len(contested) / 4, "nobody plays alone while others wait"
+    for player in players:
+        player.kill()
+
+
+def test_without_a_file_there_is_no_game(path: Path) -> None:
+    assert isinstance(turns_of("", 0), NoTurns) and turns_of("", 0).try_take()
+    assert isinstance(turns_of(str(path), 0), FileTurns)
+
+
+def test_a_closed_file_of_the_same_name_changes_nothing(path: Path, other: Player) -> None:
+    """As with the locks of a process, of which closing any descriptor of the file would drop all."""
+    ours = FileTurns(path, PREFILL_SEAT)
+    assert ours.try_take()
+    path.open().close()
+    assert other.say("take") == "False"
