@@ -53,7 +53,10 @@ class _Model(_Process, frozen=True, kw_only=True):
     device: Annotated[Device, about("where the model runs")] = "cpu"
     dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
     threads: Annotated[Annotated[int, Meta(ge=0)], about("threads per worker; 0: cores / workers")] = 0
-    kv_bytes: Annotated[Count, about("bytes of prompt KV each worker may hold")] = 1 << 30
+    kv_bytes: Annotated[
+        Annotated[int, Meta(ge=0)],
+        about("bytes of prompt KV each worker may hold; 0: 1 GiB on a CPU, 0.6 of a GPU's free memory"),
+    ] = 0
     page_size: Annotated[Count, about("tokens per KV page")] = 16
     kv_transfer: Annotated[
         KvTransfer, about("how prompt KV gets to decode workers; auto: out of memory, where they can map it")

@@ -23,6 +23,8 @@ from xgr_runtime.shared_memory import CannotMap
 
 log = logging.getLogger(__name__)
 
+_KV_SHARE = 0.6  # of the free memory of a GPU
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -71,12 +73,20 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:
     """A pool in our own memory, which decode workers may map if it is a prefill worker's."""
     geometry, page_size = backend.geometry, config.page_size
-    pages = config.kv_bytes // (page_size * geometry.token_bytes)
+    kv_bytes = config.kv_bytes or _default_kv_bytes(backend.device)
+    pages = kv_bytes // (page_size * geometry.token_bytes)
     if not pages:
-        raise ConfigError(f"--kv-bytes {config.kv_bytes} holds no page of KV: raise it")
+        raise ConfigError(f"--kv-bytes {kv_bytes} holds no page of KV: raise it")
     shared = isinstance(config, PrefillConfig) and config.kv_transfer == "auto" and sys.platform == "linux"
     make = exported_memory if shared else private_memory
     return KvPool(geometry, pages, page_size, make(geometry, pages, page_size, backend.device))
+
+
+def _default_kv_bytes(device: torch.device) -> int:
+    """A GPU's memory besides is for graphs and logits, and for another worker on it."""
+    if device.type == "cuda":
+        return int(_KV_SHARE * torch.cuda.mem_get_info(device)[0])
+    return 1 << 30
 
 
 def _mapped_pool(
