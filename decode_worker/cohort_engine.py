@@ -6,8 +6,7 @@ While one cohort runs, the next is planned and queued behind it. On `HostDevice`
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import numpy as np
@@ -15,28 +14,18 @@ import torch
 
 from decode_worker.cohort import choose_cohort
 from decode_worker.cohort_steps import COHORTS, Cohort, CohortSteps
-from decode_worker.engine import DeviceLost
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device
+from xgr_runtime.model.device import Device, losing_the_device
 from xgr_runtime.model.device_attention import MakeAttention
 from xgr_runtime.model.kv import KvPool
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 16  # of a cohort; past about 1,024 rows a larger one gains nothing
-
-
-@contextmanager
-def _losing_the_device() -> Iterator[None]:
-    """An error of the device is final for its process: every later call on it fails too."""
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        raise DeviceLost(str(error).splitlines()[0]) from error
 
 
 class CohortEngine:
@@ -98,7 +87,7 @@ class CohortEngine:
     def collect(self) -> list[Search]:
         """See `Engine`."""
         over: list[Search] = []
-        with _losing_the_device():
+        with losing_the_device():
             while self._flying and self._flying[0].finished.done():
                 over += self._take(self._flying.popleft())
         if self._overflown and not self._flying:
@@ -124,7 +113,7 @@ class CohortEngine:
         """All levels of a cohort, behind those that are queued."""
         cohort = Cohort(searches, place, self.device.event())
         started = time.monotonic()
-        with _losing_the_device(), self.device.running(), torch.inference_mode():
+        with losing_the_device(), self.device.running(), torch.inference_mode():
             self.steps.enqueue(cohort, exactly)
         self._started[cohort] = started
         self._flying.append(cohort)
@@ -152,7 +141,7 @@ class CohortEngine:
         over: list[Search] = []
         for search in searches:
             cohort = self._queue([search], 0, exactly=True)
-            with _losing_the_device():
+            with losing_the_device():
                 cohort.finished.wait()
             self._flying.popleft()
             over += self._take(cohort)

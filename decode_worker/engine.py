@@ -18,10 +18,6 @@ from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 
 
-class DeviceLost(Exception):
-    """The device does not answer this process any more, whatever it is asked."""
-
-
 class Engine(Protocol):
     """Runs searches to their ends. A launch is one level on a CPU, and all levels of a cohort on a GPU."""
 
@@ -33,6 +29,11 @@ class Engine(Protocol):
     @property
     def row_budget(self) -> int:
         """Beams of all searches that may be in the engine's hands or wait for it."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a launch has not ended yet, or was not collected."""
         ...
 
     @property
@@ -81,6 +82,11 @@ class DecodeEngine:
     def row_budget(self) -> int:
         """See `Engine`."""
         return self.max_rows
+
+    @property
+    def busy(self) -> bool:
+        """See `Engine`."""
+        return bool(self._over)
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
         """All of them: the budget of rows bounds a step."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from decode_worker.engine import DeviceLost, Engine
+from decode_worker.engine import Engine
 from decode_worker.links import PrefillLinks
 from decode_worker.memories import PrefillMemories
 from decode_worker.scheduler import DecodeScheduler
@@ -25,6 +25,7 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
+from xgr_runtime.gpu_turns import DECODE_SEAT, turns_of
 from xgr_runtime.handover import FIRST_LEASE, ReceiverState
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -48,6 +49,7 @@ from xgr_runtime.messages import (
     ToDecodeData,
     WorkerHello,
 )
+from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.model.kv_copies import Copies
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.shared_memory import CannotMap, this_process
@@ -79,6 +81,7 @@ class DecodeWorker:
         self.factory = TaskFactory(catalog, trie, identity, limits)
         self.limits = limits
         self.clock = clock
+        self.gpu_turns = turns_of(config.turns_file, DECODE_SEAT)
         self.incarnation = new_incarnation()
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
@@ -132,7 +135,9 @@ class DecodeWorker:
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
         waiting = [task.search for task in self.running if task.search and not task.search.launched]
-        if not waiting or not self.engine.ready:
+        if not waiting:
+            self.gpu_turns.forget()
+        if not waiting or not self.engine.ready or not self.may_launch():
             return
         searches = self.engine.choose(waiting)
         try:
@@ -142,6 +147,10 @@ class DecodeWorker:
         except Exception:
             log.exception("a launch of %d requests failed: each is tried alone", len(searches))
             self.launch_alone(searches)
+
+    def may_launch(self) -> bool:
+        """Whether the GPU is ours. When another worker waits for it, it goes there after what is queued."""
+        return not (self.engine.busy and self.gpu_turns.wanted()) and self.gpu_turns.try_take()
 
     def launch_alone(self, searches: Sequence[Search]) -> None:
         """Find out whose launch fails: only that request ends."""
@@ -159,6 +168,8 @@ class DecodeWorker:
     def answer_finished(self) -> None:
         """Answer the searches that are over; whose request ended meanwhile, nobody waits for."""
         over = set(self.engine.collect())
+        if not self.engine.busy:
+            self.gpu_turns.give()
         for task in [t for t in self.running if t.search in over]:
             self.answer(task)
 

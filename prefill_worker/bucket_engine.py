@@ -17,7 +17,7 @@ from prefill_worker.engine import Part
 from xgr_kernels.paged import PagedAttention
 from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device, Inputs, Progress, Work
+from xgr_runtime.model.device import Device, Inputs, Progress, Work, losing_the_device
 from xgr_runtime.model.device_attention import MakeAttention
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.stages import PagedPrefillStage
@@ -73,15 +73,16 @@ class BucketEngine:
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         graph = self._graphs[bucket_for(int(ends[-1]), self.buckets)]
-        with self.device.running(), torch.inference_mode():
+        with losing_the_device(), self.device.running(), torch.inference_mode():
             self._upload(parts, ends)
             lengths = [part.start + count for part, count in zip(parts, counts, strict=True)]
             graph.attention.plan([0, *ends.tolist()], [part.pages for part in parts], lengths)
             graph.forward()
             self._last_out.copy_(self._last, non_blocking=True)
             self._finished.record()
-        self._announce(on_layer)
-        self._finished.wait()
+        with losing_the_device():
+            self._announce(on_layer)
+            self._finished.wait()
         return self._last_out.numpy()[: len(parts)].copy()
 
     def warm_up(self) -> None:

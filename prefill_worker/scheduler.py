@@ -63,6 +63,11 @@ class PrefillScheduler:
         self._batch_tokens = batch_tokens
         self._batch_prompts = batch_prompts
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be computed, be there pages or not."""
+        return not self.waiting and not self.begun
+
     def add(self, prompt: Prompt) -> None:
         self.waiting.append(prompt)
 

@@ -14,6 +14,7 @@ from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
+from xgr_runtime.gpu_turns import PREFILL_SEAT, turns_of
 from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -29,6 +30,7 @@ from xgr_runtime.messages import (
     ToPrefill,
     WorkerHello,
 )
+from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.transport import Frame, Listener, Poller
@@ -36,6 +38,7 @@ from xgr_runtime.transport import Frame, Listener, Poller
 log = logging.getLogger(__name__)
 
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
+_TURN_WAIT = 0.0005  # seconds until a GPU that another worker uses is asked for again
 
 
 class PrefillWorker:
@@ -58,6 +61,8 @@ class PrefillWorker:
         self.max_prompt_tokens = max_prompt_tokens
         self.clock = clock
         self.memory = memory  # the pool's, if decode workers may map it
+        self.gpu_turns = turns_of(config.turns_file, PREFILL_SEAT)
+        self.gpu_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
         self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens, engine.max_prompts)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
@@ -80,12 +85,21 @@ class PrefillWorker:
             self.exchange()
             self.expire(self.clock())
             self.retire()
-            turns = self.scheduler.next_turns()
+            turns = self.scheduler.next_turns() if self.may_launch() else []
             for turn in turns:
                 if not turn.start:
                     self.open(turn.prompt)
             self.prefill(turns)
+            self.gpu_turns.give()
             self.worked = bool(turns)
+
+    def may_launch(self) -> bool:
+        """Whether there is something to run, and the GPU, if another worker shares it, is ours."""
+        if self.scheduler.idle:
+            self.gpu_turns.forget()
+            return False
+        self.gpu_taken = not self.gpu_turns.try_take()
+        return not self.gpu_taken
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
@@ -101,6 +115,8 @@ class PrefillWorker:
         started = self.clock()
         try:
             hidden = self.engine.run([part_of(turn) for turn in turns], partial(self.layer_ready, turns))
+        except DeviceLost:
+            raise  # nothing runs here any more: the process ends, and requests are tried elsewhere
         except Exception:
             log.exception("a forward of %d prompts failed", len(turns))
             self.prefill_alone(turns)
@@ -224,6 +240,8 @@ class PrefillWorker:
         """How long the loop may sleep if nothing arrives."""
         if self.worked:
             return 0.0
+        if self.gpu_taken and not self.scheduler.idle:
+            return _TURN_WAIT
         return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

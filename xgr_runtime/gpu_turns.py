@@ -29,6 +29,10 @@ class Turns(Protocol):
         """
         ...
 
+    def wanted(self) -> bool:
+        """Whether another waits for the turn: launch no more, and give it when what is queued is done."""
+        ...
+
     def give(self) -> None:
         """All that we launched is done: let others have the turn. Changes nothing for one without it."""
         ...
@@ -43,6 +47,9 @@ class NoTurns:
 
     def try_take(self) -> bool:
         return True
+
+    def wanted(self) -> bool:
+        return False
 
     def give(self) -> None:
         pass
@@ -79,6 +86,10 @@ class FileTurns:
         self._wait(False)
         return True
 
+    def wanted(self) -> bool:
+        """See `Turns`."""
+        return self._is_locked(1 + (PREFILL_SEAT + DECODE_SEAT - self._seat))
+
     def give(self) -> None:
         """See `Turns`."""
         if self.holds:
@@ -98,7 +109,7 @@ class FileTurns:
         if os.pread(self._fd, 1, _TURN) != bytes([1 + self._seat]):
             return False
         patient = self._clock() - self._gave_at < PATIENCE
-        return patient and self._is_locked(1 + (PREFILL_SEAT + DECODE_SEAT - self._seat))
+        return patient and self.wanted()
 
     def _wait(self, waits: bool) -> None:
         if waits != self._waits:

@@ -94,6 +94,15 @@ def test_one_at_a_time(path: Path, other: Player) -> None:
     assert ours.try_take()
 
 
+def test_a_holder_sees_that_another_waits(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT)
+    assert ours.try_take() and not ours.wanted()
+    other.say("take")
+    assert ours.wanted()
+    other.say("forget")
+    assert not ours.wanted()
+
+
 def test_whoever_had_it_last_leaves_it_to_one_who_waits(path: Path, other: Player) -> None:
     ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
     assert ours.try_take() and other.say("take") == "False"

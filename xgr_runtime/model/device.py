@@ -16,6 +16,19 @@ from torch import Tensor
 Work = Callable[[], None]
 
 
+class DeviceLost(Exception):
+    """The device does not answer this process any more, whatever it is asked."""
+
+
+@contextmanager
+def losing_the_device() -> Iterator[None]:
+    """Raises DeviceLost for an error of the device: every later call of this process fails too."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error).splitlines()[0]) from error
+
+
 class Event(Protocol):
     """A mark in the queue of launches."""
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from decode_worker.engine import DeviceLost
 from decode_worker.memories import PrefillMemories
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
@@ -38,6 +37,7 @@ from xgr_runtime.messages import (
     WorkerHello,
 )
 from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copies
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
@@ -55,7 +55,7 @@ class PlayedEngine:
     """
 
     def __init__(self) -> None:
-        self.ready = True
+        self.ready, self.busy = True, False
         self.keeps = False
         self.launches: list[list[Any]] = []
         self.finished: list[Any] = []
@@ -194,6 +194,54 @@ def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: 
     engine.finished = [search, other]
     worker.answer_finished()
     assert not worker.tasks and worker.counters["answered"] == 1
+
+
+class PlayedTurns:
+    """A GPU that another worker has, wants or does not want."""
+
+    def __init__(self) -> None:
+        self.free, self.want, self.said = True, False, list[str]()
+
+    def try_take(self) -> bool:
+        return self.free
+
+    def wanted(self) -> bool:
+        return self.want
+
+    def give(self) -> None:
+        self.said.append("give")
+
+    def forget(self) -> None:
+        self.said.append("forget")
+
+
+def test_a_gpu_that_another_worker_has_is_asked_for_again(worker: DecodeWorker) -> None:
+    engine, (search,) = kept(worker, 1)
+    worker.gpu_turns = turns = PlayedTurns()
+    turns.free = False
+    worker.launch()
+    assert not engine.launches and turns.said == []
+    turns.free = True
+    worker.launch()
+    assert engine.launches == [[search]]
+    worker.launch()
+    assert turns.said == ["forget"], "nothing waits for the GPU any more"
+
+
+def test_a_gpu_that_another_worker_wants_is_given_once_the_queue_is_empty(worker: DecodeWorker) -> None:
+    engine, (first, second) = kept(worker, 2)
+    worker.gpu_turns = turns = PlayedTurns()
+    engine.choose = lambda waiting: waiting[:1]
+    worker.launch()
+    engine.busy, turns.want = True, True
+    worker.launch()
+    worker.answer_finished()
+    assert engine.launches == [[first]] and turns.said == []
+    engine.busy, engine.finished = False, [first]
+    worker.answer_finished()
+    assert turns.said == ["give"]
+    worker.launch()
+    assert engine.launches == [[first], [second]]
 
 
 def test_a_lost_device_ends_the_process(worker: DecodeWorker) -> None:

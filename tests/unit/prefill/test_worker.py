@@ -186,6 +186,19 @@ def test_a_cancel_during_a_turn_frees_the_pages_after_it(worker: PrefillWorker) 
     assert held == [2] and forwards == [[12]] and not worker.pool.used and not worker.scheduler.begun
 
 
+def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_does(
+    worker: PrefillWorker,
+) -> None:
+    said: list[str] = []
+    turns: Any = SimpleNamespace(try_take=lambda: False, forget=lambda: said.append("forget"))
+    worker.gpu_turns = turns
+    assert not worker.may_launch() and said == ["forget"]
+    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    assert not worker.may_launch() and 0 < worker.idle_seconds() < 0.001
+    turns.try_take = lambda: True
+    assert worker.may_launch() and worker.idle_seconds() > 0.001
+
+
 def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> None:
     assert worker.idle_seconds() > 0
     worker.worked = True  # an ACK that came during the forward may have freed pages
