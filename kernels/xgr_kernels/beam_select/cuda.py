@@ -47,13 +47,9 @@ class Tuning(NamedTuple):
 
     @staticmethod
     def of(requests: int, max_width: int) -> "Tuning":
-        """About 1,024 programs fill a GPU; blocks and storage are a few times the widest request's beams."""
-        wide = 4 * _power_of_two(max_width)
-        programs = min(128, max(16, 1024 // _power_of_two(requests), wide // Tuning().tile))
-        maxima = min(8192, programs * Tuning().tile)
-        return Tuning(
-            programs=programs, maxima=max(wide // 2, maxima), capacity=max(1024, min(8192, 2 * wide))
-        )
+        """Programs for a lone wide request (those of unused slots end at once), storage for eight widths."""
+        programs = max(64, min(128, 4096 // _power_of_two(requests)))
+        return Tuning(programs=programs, capacity=max(1024, min(8192, 8 * _power_of_two(max_width))))
 
 
 class Selector:
@@ -92,12 +88,9 @@ class Selector:
             )
         self.rows, self.requests, self.vocab, self.max_width = rows, requests, vocab, max_width
         self.tail_tokens = tail_tokens
-        self.tuning = tuning or Tuning.of(requests, max_width)
-        assert self.tuning.maxima >= max_width < self.tuning.capacity, self.tuning
-        assert self.tuning.programs <= self.tuning.maxima <= self.tuning.programs * self.tuning.tile, (
-            self.tuning
-        )
-
+        self.tuning = tuning = tuning or Tuning.of(requests, max_width)
+        assert tuning.maxima >= max_width < tuning.capacity, tuning
+        assert tuning.programs <= tuning.maxima <= tuning.programs * tuning.tile, tuning
         self._constants = launch_constants(self.tuning, max_width, tail_tokens)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -105,25 +98,25 @@ class Selector:
 
         self.table = zeros(requests, COLUMNS, dtype=torch.int64)
         self.owner = zeros(rows) - 1
-        self.outcome = zeros(3, requests)  # what the host wants to know of a step, in one copy:
-        self.count, self.invalid, self.overflow = (
-            self.outcome
-        )  # beams; 1 if invalid; 1 if too many were equal
+        # What the host wants to know of a step, in one copy: beams; 1 if invalid; 1 if storage overflowed.
+        self.outcome = zeros(3, requests)
+        self.count, self.invalid, self.overflow = self.outcome
         self.children = zeros(rows)  # of each row, with those that a filter takes
         self.lse = zeros(rows, dtype=torch.float32)  # of the rows that are not dead
         self._top = zeros(rows, MOST_SPLITS, dtype=torch.float32)
         self._total = zeros(rows, MOST_SPLITS, dtype=torch.float32)
         self._first, self._offset = zeros(rows), zeros(rows)
-        self._maxima = zeros(requests, self.tuning.maxima, dtype=torch.float32)
+        self._maxima = zeros(requests, tuning.maxima, dtype=torch.float32)
         self._threshold = zeros(requests, dtype=torch.int64)
         self._candidates, self._stored, self._again = zeros(requests), zeros(requests), zeros(requests)
-        self._keys = zeros(requests, self.tuning.capacity, dtype=torch.int64)
-        self._nodes = zeros(requests, self.tuning.capacity)
+        self._keys = zeros(requests, tuning.capacity, dtype=torch.int64)
+        self._nodes = zeros(requests, tuning.capacity)
 
     @property
     def device_bytes(self) -> int:
         """What its buffers take."""
-        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+        tensors = [x for x in vars(self).values() if isinstance(x, Tensor)]
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
     def begin(self) -> None:
         """Forgets which requests were invalid or overflowed."""
@@ -159,7 +152,7 @@ class Selector:
     def _bound(self, logits: Tensor, now: BeamState, next: BeamState, splits: int) -> None:
         """Statistics of rows, children of requests, and the threshold."""
         R, V = logits.shape
-        assert logits.dtype == torch.float32 and logits.stride(1) == 1
+        assert logits.dtype == torch.float32 and (logits.stride(1) == 1 or R == 0)
         assert self.rows >= R and self.vocab >= V
         assert now is not next and now.tail_tokens == next.tail_tokens == self.tail_tokens
         assert 1 <= splits <= MOST_SPLITS

@@ -50,7 +50,7 @@ def launch(logits: Tensor, batch: BeamBatch, tuning: Tuning | None = None, split
         rows=R,
         requests=len(widths),
         vocab=V,
-        max_width=max([1, *widths, *np.diff(offsets)]),
+        max_width=max([1, *widths, *np.diff(offsets).tolist()]),
         tail_tokens=1,
         device=logits.device,
         tuning=tuning,
@@ -61,16 +61,14 @@ def launch(logits: Tensor, batch: BeamBatch, tuning: Tuning | None = None, split
     now = BeamState(R, 1, logits.device)
     for column, values in ((now.score, batch.scores), (now.lo, batch.lo), (now.hi, batch.hi)):
         column.copy_(torch.from_numpy(np.array(values)))
-    alive = _fill_table(selector, batch, offsets, out_begin)
+    alive = fill_table(selector, batch, offsets, out_begin)
     next_ = BeamState(int(out_begin[-1]), 1, logits.device)
     rounds = selector.select_exactly(logits, now, next_, splits=splits or splits_for(R, V))
     del alive  # memory that is freed here is reused behind the launches that read it
     return Run(selector, next_, out_begin, rounds)
 
 
-def _fill_table(
-    selector: Selector, batch: BeamBatch, offsets: np.ndarray, out_begin: np.ndarray
-) -> list[Any]:
+def fill_table(selector: Selector, batch: BeamBatch, offsets: np.ndarray, out_begin: np.ndarray) -> list[Any]:
     """Writes the table of a batch; returns the catalogs and filters whose addresses it holds."""
     device, B = selector.table.device, len(out_begin) - 1
     tries = {id(trie): DeviceTrie(trie, device) for trie in batch.tries}

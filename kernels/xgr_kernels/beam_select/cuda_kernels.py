@@ -108,7 +108,7 @@ def _nth_largest(values: tl.tensor, n: tl.tensor, BITS_OF_VALUE: tl.constexpr) -
 
     The largest value that n of them reach, found bit by bit from the sign down.
     """
-    zero = tl.min(values, axis=0) * 0
+    zero = (n * 0).to(values.dtype)
     lowest = zero + (-(1 << (BITS_OF_VALUE - 1)))
     found = tl.where(tl.sum((values >= 0).to(tl.int32), axis=0) >= n, zero, lowest)
     bit = zero + (1 << (BITS_OF_VALUE - 2))
