@@ -22,7 +22,7 @@ def _checks(toy: bool) -> list[Cell]:
     usual: dict[str, Any] = {"heads": heads, "dtype": "bfloat16"}
     return [
         Cell("check-tail-attention", "attention_checks:tail", 25, ("triton",)),
-        Cell("check-selection", "selection_checks:against_reference", 60, ("triton",)),
+        Cell("check-selection", "selection_checks:against_reference", 120, ("triton",)),
         Cell("check-selection-bad-logits", "selection_checks:bad_logits", 5, ("triton",)),
         Cell("check-selection-same-bits", "selection_checks:same_bits", 5, ("triton",)),
         *_selection(toy),
@@ -138,7 +138,7 @@ def _engines(toy: bool) -> list[Cell]:
 def _served(toy: bool) -> list[Cell]:
     if toy:
         sizes: dict[str, Any] = {"model": "toy", "L": 20, "widths": [5], "callers": [2], **TOY}
-        return [_load("served-toy", sizes | {"layout": "colocated", "seconds": 0.5})]
+        return [_load("served-toy-colocated", sizes | {"layout": "colocated", "seconds": 0.5})]
     cells = []
     for model in ("0.6B", "1.7B", "4B"):
         common = {"model": model, "seconds": 10.0, **CATALOG}

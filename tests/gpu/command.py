@@ -1,18 +1,17 @@
-"""The command: which cells, into what folder; then one after the other, results written after each."""
+"""The command line: which cells, into what folder, and a worker process that is replaced when it dies.
+
+A kernel that reads where it must not ends the process's device, and some mistakes end the process: the cell
+that did it is blamed, and another worker goes on with the next one. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import importlib
-import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cells as catalogue
@@ -22,8 +21,8 @@ import table
 from plan import Cell, Part
 from results import Record, Results
 
-ROOT = Path(__file__).resolve().parents[2]
-SLACK = 20  # seconds that the end of a part needs
+SCRIPT = Path(__file__).resolve().parent / "run"
+SLACK = 20.0  # seconds that the end of a part needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         _list(cells)
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="xgr-gpu-") as scratch:
-        return _run(args, cells, Path(scratch))
+    if args.deadline:  # we are the worker
+        from worker import work
+
+        return work(cells, args.out, args.smoke, args.seed, args.deadline)
+    return _run(args, cells)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,6 +55,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="join the results of parts")
     parser.add_argument("--smoke", action="store_true", help="every cell at toy sizes, also without a GPU")
     parser.add_argument("--seed", type=int, default=secrets.randbits(31), help="of all random inputs")
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)  # seconds since the epoch
     return parser.parse_args(argv)
 
 
@@ -82,87 +84,60 @@ def _merge(args: argparse.Namespace) -> int:
     """Joins parts; says which are missing."""
     joined = results.merge([results.read(folder) for folder in args.merge])
     args.out.mkdir(parents=True, exist_ok=True)
-    _write(joined, args.out)
-    for part in joined.header["missing_parts"]:
-        print(f"missing: part {part}")
+    _write_table(joined, args.out)
+    joined.write(args.out)
     return 0 if joined.sound and not joined.header["missing_parts"] and not joined.missing else 1
 
 
-def _run(args: argparse.Namespace, cells: Sequence[Cell], scratch: Path) -> int:
-    """Every cell in turn while there is time."""
-    started = time.monotonic()
-    limit = args.seconds or (float("inf") if args.only or args.smoke else plan.PART_SECONDS - SLACK)
-    if limit < float("inf"):  # what hangs on the device is ended, and says where it hung
-        faulthandler.dump_traceback_later(limit + SLACK, exit=True)
-    _prepare(args.smoke)
-    from header import header
-    from lab import Lab, measure_rates
-
-    lab = Lab(args.smoke, args.out, scratch, args.seed)
+def _run(args: argparse.Namespace, cells: Sequence[Cell]) -> int:
+    usual = 86400.0 if args.only or args.smoke else plan.PART_SECONDS - SLACK
+    deadline = time.time() + (args.seconds or usual)
+    args.out.mkdir(parents=True, exist_ok=True)
     part = f"only {args.only}" if args.only else args.part
-    run = Results(header(ROOT, args.seed), part, [cell.name for cell in cells])
-    with lab.device.running():
-        lab.rates = run.rates = measure_rates(lab)
-    print({name: f"{rate:.4g}" for name, rate in run.rates.items()}, flush=True)
-    for cell in cells:
-        if time.monotonic() - started + cell.seconds > limit:
-            print(f"no time left for {cell.name}", flush=True)
-            continue
-        record = _one(cell, lab)
-        run.records.append(record.as_dict())
-        run.write(args.out)
-        print(f"{record.status:<7} {record.seconds:6.1f} s  {cell.name}", flush=True)
-        for error in record.errors:
-            print(f"  {error['what']}: {error['traceback'].strip().splitlines()[-1]}", flush=True)
-    faulthandler.cancel_dump_traceback_later()
-    _write(run, args.out)
-    return 0 if run.sound else 1
+    Results({}, part, [cell.name for cell in cells]).write(args.out)
+    mode = ["--smoke"] if args.smoke else []
+    same = ["--part", args.part, "--only", args.only, "--seed", str(args.seed), *mode]
+    command = [sys.executable, *_warnings(), str(SCRIPT), "--out", str(args.out), *same]
+    run = to_the_end(lambda: _call([*command, "--deadline", str(deadline)]), args.out)
+    _write_table(run, args.out)
+    return 0 if run.sound and run.finished else 1
 
 
-def _one(cell: Cell, lab: Lab) -> Record:  # noqa: F821
-    """Runs a cell; whatever happens is in its record."""
-    record = Record(cell.name, dict(cell.sizes))
-    started = time.monotonic()
-    with record.guard("the cell"):
-        module, function = cell.work.split(":")
-        work = getattr(importlib.import_module(module), function)
-        with lab.device.running():
-            work(record, lab, **cell.sizes)
-    with record.guard("its end"):
-        lab.renew()
-    record.seconds = time.monotonic() - started
-    return record
+def to_the_end(start: Callable[[], int], folder: Path) -> Results:
+    """Starts workers until one has come to the end of the plan, or one has done nothing at all.
+
+    `start` runs one and returns its exit code; what it did is in the results in `folder`.
+    """
+    while True:
+        before = len(results.read(folder).records)
+        code = start()
+        run = results.read(folder)
+        if run.running:
+            died = Record(run.running)
+            died.errors.append({"what": "the process", "ours": True, "traceback": f"ended with code {code}"})
+            run.records.append(died.as_dict())
+            run.running = ""
+            run.write(folder)
+        if run.finished or len(run.records) == before:
+            return run
 
 
-def _write(run: Results, folder: Path) -> None:
-    run.write(folder)
+def _call(command: Sequence[str]) -> int:
+    """Runs a worker; it does not outlive us."""
+    worker = subprocess.Popen(command)
+    try:
+        return worker.wait()
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def _warnings() -> list[str]:
+    """The interpreter's own options, for the worker."""
+    return [f"-W{option}" for option in sys.warnoptions]
+
+
+def _write_table(run: Results, folder: Path) -> None:
     text = table.markdown(run)
     (folder / "table.md").write_text(text, encoding="utf-8")
     print(text)
-    if run.missing:
-        print(f"no record of: {', '.join(run.missing)}")
-
-
-def _prepare(smoke: bool) -> None:
-    """Before torch is imported: child processes find the package, and a CPU its stand-ins."""
-    path = [
-        str(ROOT),
-        str(ROOT / "kernels"),
-        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-    ]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
-    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    if (
-        shutil.which("nvidia-smi")
-        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
-    ):
-        return
-    if not smoke:
-        raise SystemExit("tests/gpu/run: there is no GPU here; --smoke tries the script without one")
-    os.environ["TRITON_INTERPRET"] = "1"
-    import stand_ins
-    import torch
-
-    torch.set_num_threads(1)  # toy sizes gain nothing from more
-
-    stand_ins.install()

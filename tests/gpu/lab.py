@@ -89,8 +89,8 @@ class Lab:
             for call in calls:
                 call()
 
-        if self.toy:
-            return Timed(_clocked(all_calls), 0.0, 1, False)
+        if not self.cuda:
+            return Timed(_clocked(all_calls) / len(calls), 0.0, 1, False)
         captured = True
         try:
             replay = self.device.capture(all_calls)
@@ -104,12 +104,19 @@ class Lab:
             statistics.median(times) / count, (quarters[2] - quarters[0]) / count, len(times), captured
         )
 
+    def alive(self) -> bool:
+        """Whether the device still does what it is asked."""
+        try:
+            return int(torch.ones(1, device=self.where).sum()) == 1
+        except RuntimeError:
+            return False
+
     def rounds(self, count: int) -> int:
         """How often something is repeated: once where only the script is tried."""
         return 1 if self.toy else count
 
     def replays(self, work: Callable[[], object]) -> list[float]:
-        """Seconds of each of several runs, on the device's own clock where it has one."""
+        """Seconds of each of several runs, on the device's own clock."""
         for _ in range(WARM):
             work()
         self.settle()
@@ -117,8 +124,14 @@ class Lab:
         work()
         self.settle()
         once = time.perf_counter() - started
-        count = max(7, min(100, int(SECONDS / max(once, 1e-6))))
-        return self._events(work, count) if self.cuda else [_clocked(work) for _ in range(count)]
+        count = 3 if self.toy else max(7, min(100, int(SECONDS / max(once, 1e-6))))
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            work()
+            mark.record()
+        self.settle()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
     def model(self, folder: Path) -> ModelBackend:
         """The checkpoint in `folder`; only the one asked for last is kept."""
@@ -135,15 +148,6 @@ class Lab:
         """Wait until the device has nothing left to do."""
         if self.cuda:
             torch.cuda.synchronize()
-
-    def _events(self, work: Callable[[], object], count: int) -> list[float]:
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            work()
-            mark.record()
-        self.settle()
-        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
 def measure_rates(lab: Lab) -> dict[str, float]:

@@ -76,6 +76,8 @@ class Results:
     planned: list[str]
     records: list[dict[str, Any]] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
+    running: str = ""  # the cell that is being done
+    finished: bool = False  # whether the end of the plan, or of the time, was reached
 
     @property
     def missing(self) -> list[str]:
@@ -126,6 +128,7 @@ def merge(runs: Sequence[Results]) -> Results:
         [name for run in ordered for name in run.planned],
         [record for run in ordered for record in run.records],
         _spread([run.rates for run in ordered]),
+        finished=all(run.finished for run in ordered),
     )
 
 

@@ -15,7 +15,6 @@ from xgr_kernels.beam_select.types import BeamBatch
 from xgr_kernels.paged import library
 
 WORKSPACE = 256 << 20  # twice what the library recommends
-TOY_WORKSPACE = 1 << 20
 MOST_PADDED = 8 << 30  # bytes of a padded trie; beyond, it is said not to fit
 
 
@@ -33,7 +32,7 @@ def _int32s(values: Sequence[int] | np.ndarray, device: torch.device | str = "cp
 
 
 def _workspace(lab: Lab) -> Tensor:
-    return torch.zeros(TOY_WORKSPACE if lab.toy else WORKSPACE, dtype=torch.uint8, device=lab.where)
+    return torch.zeros(WORKSPACE if lab.cuda else 1, dtype=torch.uint8, device=lab.where)
 
 
 class PerBeamDecode:

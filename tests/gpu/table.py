@@ -7,12 +7,14 @@ from typing import Any
 
 from results import Results
 
+ONE_PROCESS = "in-turns-"
 SHOWN = ("gpu", "driver", "torch", "triton", "flashinfer-python", "transformers", "sglang", "commit", "date")
 
 
 def markdown(run: Results) -> str:
     """The whole text."""
-    return "\n".join([*_head(run), "", *_figures(run), "", *_goals(run), *_faults(run), ""])
+    lines = [*_head(run), "", *_figures(run), "", *_goals(run), *_two_processes(run), *_faults(run), ""]
+    return "\n".join(lines)
 
 
 def _head(run: Results) -> Iterator[str]:
@@ -67,6 +69,21 @@ def _goals(run: Results) -> Iterator[str]:
             said = "met" if goal["met"] else "MISSED"
             bound = f"at {'least' if goal['least'] else 'most'} {goal['bound']:.3g}"
             yield f"- goal {said}: {record['name']}: {goal['what']}: {goal['value']:.3g}, {bound}"
+
+
+def _two_processes(run: Results) -> Iterator[str]:
+    """What router and two workers make of a device, against one process with both engines."""
+    rates = {
+        record["name"]: max((f.get("requests_per_s", 0.0) for f in record["figures"]), default=0.0)
+        for record in run.records
+    }
+    for name, alone in rates.items():
+        served = f"served-{name.removeprefix(ONE_PROCESS)}-"
+        if name.startswith(ONE_PROCESS) and alone:
+            for other, rate in rates.items():
+                if other.startswith(served) and rate:
+                    share = f"{rate / alone:.2f} of the {alone:.3g} of one process"
+                    yield f"- {other}: {rate:.3g} requests/s, {share}"
 
 
 def _faults(run: Results) -> Iterator[str]:

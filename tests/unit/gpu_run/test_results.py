@@ -47,6 +47,15 @@ def test_a_goal_that_is_missed_is_shown_and_no_failure() -> None:
     assert "- goal met: cell: requests/s: 31, at least 30" in text
 
 
+def test_the_cost_of_two_processes_is_said() -> None:
+    one, two = Record("in-turns-1.7B-W256-L5000"), Record("served-1.7B-W256-L5000-split")
+    one.time("1 at a time", 0.1, requests_per_s=10.0)
+    one.time("4 at a time", 0.1, requests_per_s=40.0)
+    two.time("8 callers", 0.1, requests_per_s=36.0)
+    text = table.markdown(Results({}, "1/1", [one.name, two.name], [one.as_dict(), two.as_dict()]))
+    assert "- served-1.7B-W256-L5000-split: 36 requests/s, 0.90 of the 40 of one process" in text
+
+
 def test_nan_is_never_near_enough() -> None:
     record = Record("cell")
     record.check("nan", math.nan, math.inf, "no limit")
