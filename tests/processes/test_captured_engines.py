@@ -1,0 +1,56 @@
+"""The engines of a GPU in real workers, on the CPU: answers are the oracle's, however KV gets to decode."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from items import Items
+from oracle import Oracle
+from sameness import assert_same
+
+from xgr_runtime.child import Child, Program
+from xgr_runtime.config import to_argv
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+WIDTH = 6
+
+
+class CapturedCluster(Cluster):
+    """Its workers have the engines of a GPU."""
+
+    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
+        if module == "router":
+            return super()._spawn(module, config, name)
+        argv = [module.removesuffix("_worker"), *to_argv(config)]
+        environ = {"PYTHONPATH": str(SUPPORT), "TRITON_INTERPRET": "1"}
+        child = Child(Program(name or config.name, "captured_workers", argv, environ))
+        child.start()
+        self.children[child.name] = child
+        return child
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", [{}, {"colocated": True}], ids=["pull", "in-place"])
+def test_answers_are_the_oracles(
+    way: dict[str, Any],
+    checkpoint: Path,
+    catalog_source: Path,
+    prompts: list[list[int]],
+    items: Items,
+    oracle: Oracle,
+) -> None:
+    settings = {"max_beam_width": 8, "max_rows": 16, "batch_tokens": 96, "silence": 60.0, **way}
+    asked = [prompt[:150] for prompt in prompts[::3]]  # some in two turns
+    with (
+        CapturedCluster(checkpoint, catalog_source, **settings) as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(len(asked)) as callers,
+    ):
+        answers = callers.map(
+            lambda prompt: client.generate(input_ids=prompt, beam_width=WIDTH, timeout_ms=300_000), asked
+        )
+        for prompt, answer in zip(asked, answers, strict=True):
+            assert_same(answer, oracle.beams(prompt, items, WIDTH))
+        cluster.settled()
