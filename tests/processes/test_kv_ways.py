@@ -59,10 +59,10 @@ def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def mapped(cluster: Cluster, name: str) -> set[str]:
-    """The memory of prompts that a worker has mapped, its own and others', by inode."""
+def mapped(cluster: Cluster, name: str, what: str = "") -> set[str]:
+    """The shared memory that a worker has mapped, its own and others', by inode."""
     lines = Path(f"/proc/{cluster.pid(name)}/maps").read_text().splitlines()
-    return {line.split()[4] for line in lines if "/memfd:xgr " in line}
+    return {line.split()[4] for line in lines if f"/memfd:xgr {what}" in line}
 
 
 def descriptors(cluster: Cluster, name: str) -> int:
@@ -191,6 +191,15 @@ def stop_at_commit(cluster: Cluster) -> threading.Event:
 
     cluster.proxies[0].on_commit = stop
     return stopped
+
+
+def test_weights_lie_in_memory_once(
+    colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
+) -> None:
+    owner, reader = (mapped(colocated, name, "weights") for name in ("prefill-0", "decode-0"))
+    assert len(owner) == 1 and owner == reader
+    with colocated.client() as client:
+        assert_identical(ask(client, long_prompts[0]), undisturbed[0])
 
 
 def test_a_stopped_reader_in_place_holds_its_pages_beyond_its_lease(

@@ -4,11 +4,15 @@ Backends run the layers of a checkpoint and hand every attention to the stage th
 prefill, decode and the tests share one contract and no backend knows about requests, beams or pages.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Place = Callable[[nn.Module], None]
+"""Called with a loaded module before anything else refers to its weights: it may move them elsewhere."""
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -8,7 +8,7 @@ import torch
 
 from xgr_runtime.config import Backend
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import DTYPES, ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend, Place
 from xgr_runtime.model.sglang.versions import installed_version, untested
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,18 @@ BACKENDS = get_args(Backend)
 
 
 def load_backend(
-    name: str, model_path: Path, dtype: str, any_sglang_version: bool = False, device: str = "cpu"
+    name: str,
+    model_path: Path,
+    dtype: str,
+    any_sglang_version: bool = False,
+    device: str = "cpu",
+    place: Place | None = None,
 ) -> ModelBackend:
     """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
 
     `dtype` is "float32" or "bfloat16", `device` is "cpu", "cuda" or "cuda:N"; `any_sglang_version` lets
-    releases run that were not tested. Logs the choice and its reason. Raises ModelError with one line that
-    says what to change.
+    releases run that were not tested; `place` may move the weights. Logs the choice and its reason. Raises
+    ModelError with one line that says what to change.
     """
     _check_device(device)
     if dtype not in DTYPES:
@@ -38,12 +43,12 @@ def load_backend(
         log.info("model backend: transformers, %s", obstacle if name == "auto" else "as asked for")
         from xgr_runtime.model.transformers_backend import load_transformers
 
-        return load_transformers(model_path, dtype, device)
+        return load_transformers(model_path, dtype, device, place)
     found = installed_version()
     log.info("model backend: sglang %s, %s", found, "it is installed" if name == "auto" else "as asked for")
     from xgr_runtime.model.sglang.backend import load_sglang
 
-    return load_sglang(model_path, dtype, any_sglang_version, device)
+    return load_sglang(model_path, dtype, any_sglang_version, device, place)
 
 
 def _check_device(device: str) -> None:

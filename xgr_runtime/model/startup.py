@@ -18,6 +18,7 @@ from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
+from xgr_runtime.model.shared_weights import WeightSharing
 from xgr_runtime.published import Published, publish, wait_for
 from xgr_runtime.shared_memory import CannotMap
 
@@ -34,6 +35,7 @@ class LoadedModel:
     identity: ModelIdentity
     pool: KvPool
     threads: int
+    weights: WeightSharing  # keeps the memory that others map
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -50,15 +52,23 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
     dtype = _checkpoint_dtype(folder) if config.dtype == "auto" else config.dtype
-    backend = load_backend(config.model_backend, folder, dtype, config.sglang_any_version, config.device)
+    publishes = config.publish_memory if isinstance(config, PrefillConfig) else ""
+    memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
+    weights = WeightSharing(bool(publishes), memory_of, stopping)
+    backend = load_backend(
+        config.model_backend, folder, dtype, config.sglang_any_version, config.device, weights.place
+    )
     identity = _identity(backend.weights_hash, backend.geometry)
-    if isinstance(config, DecodeConfig) and config.memory_of:
-        pool = _mapped_pool(Path(config.memory_of), identity, backend, stopping)
+    if memory_of:
+        pool = _mapped_pool(Path(memory_of), identity, backend, stopping)
     else:
         pool = _own_pool(config, backend)
-    if isinstance(config, PrefillConfig) and config.publish_memory:
-        assert pool.memory.shared, "the launcher publishes memory only where it is shared"
-        publish(Path(config.publish_memory), Published(identity, pool.memory.shared))
+    if publishes:
+        if pool.memory.shared is None:
+            raise ConfigError(
+                "--publish-memory needs memory that can be shared: --kv-transfer auto, on Linux"
+            )
+        publish(Path(publishes), Published(identity, pool.memory.shared, weights.shared))
     log.info(
         "%s runs %s in %s on %d threads, KV for %d tokens",
         backend.name,
@@ -67,7 +77,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, identity, pool, threads)
+    return LoadedModel(backend, identity, pool, threads, weights)
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import Geometry, Stage
+from xgr_runtime.model.base import Geometry, Place, Stage
 from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
@@ -55,7 +55,9 @@ class TransformersBackend:
         self._head.logits_into(hidden, out)
 
 
-def load_transformers(folder: Path, dtype: str, device: str = "cpu") -> TransformersBackend:
+def load_transformers(
+    folder: Path, dtype: str, device: str = "cpu", place: Place | None = None
+) -> TransformersBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line."""
     checkpoint = open_checkpoint(folder)
     geometry = checkpoint.geometry(dtype)
@@ -63,6 +65,8 @@ def load_transformers(folder: Path, dtype: str, device: str = "cpu") -> Transfor
     want = reference_logits(model, geometry)
     # The model has given its own answers: our attention takes the place of its own for good.
     model.set_attn_implementation(_ATTENTION)
+    if place is not None:
+        place(model)
     backend = TransformersBackend(model, geometry, checkpoint.weights_hash)
     check_backend(backend, want, type(model).__name__)
     return backend

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import Geometry, Stage
+from xgr_runtime.errors import ConfigError, ModelError
+from xgr_runtime.model.base import Geometry, Place, Stage
 from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
 from xgr_runtime.model.refusals import describe
@@ -69,7 +69,13 @@ class SGLangBackend:
         self._head.logits_into(hidden, out)
 
 
-def load_sglang(folder: Path, dtype: str, any_version: bool = False, device: str = "cpu") -> SGLangBackend:
+def load_sglang(
+    folder: Path,
+    dtype: str,
+    any_version: bool = False,
+    device: str = "cpu",
+    place: Place | None = None,
+) -> SGLangBackend:
     """The checkpoint in `folder`, checked against Hugging Face's model. Raises ModelError, in one line.
 
     Hugging Face's model is the reference, because SGLang's own attention would prove nothing about SGLang's
@@ -84,10 +90,14 @@ def load_sglang(folder: Path, dtype: str, any_version: bool = False, device: str
     want, architecture = _reference(checkpoint, geometry, device)
     try:
         model = start_model(folder, dtype, device)
+        if place is not None:
+            place(model)
         backend = SGLangBackend(model, geometry, checkpoint.weights_hash)
         check_backend(backend, want, architecture)
     except ModelError as error:
         raise ModelError(f"sglang {version} on {folder}: {error}: {_REMEDY}") from error
+    except ConfigError:
+        raise
     except Exception as error:  # of any kind: its layers meet a machine or a config that they are not for
         reason = f"cannot run {architecture} here: {describe(error)}"
         raise ModelError(f"sglang {version} {reason}: {_REMEDY}") from error
