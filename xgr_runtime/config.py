@@ -161,7 +161,10 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20
     chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
-    start_timeout: Annotated[Seconds, about("seconds that all processes get to become ready")] = 180.0
+    start_timeout: Annotated[
+        Annotated[float, Meta(ge=0)],
+        about("seconds until all processes are ready; 0: 180, on a GPU 900, where kernels compile first"),
+    ] = 0.0
     drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
 
 

@@ -25,6 +25,8 @@ from xgr_runtime.topology import ROUTER, check, plan, shared_catalog
 log = logging.getLogger(__name__)
 
 PROBE_EVERY = 0.2  # seconds between looks at /readiness while starting
+# Seconds. FlashInfer compiles its kernels when a model first runs on a machine.
+START_TIMEOUTS = {"cpu": 180.0, "cuda": 900.0}
 
 
 class Deployment:
@@ -80,7 +82,8 @@ class Deployment:
         with run_folder() as folder:
             catalog = shared_catalog(config, folder)
             groups = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
-            self._supervisor = Supervisor(groups, config.start_timeout, self._stop_request)
+            timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
+            self._supervisor = Supervisor(groups, timeout, self._stop_request)
             self._supervisor.run(self._missing)
 
     def _run_in_thread(self) -> None:
