@@ -321,6 +321,7 @@ class Cohort:
         logits[(self.now.lo >= self.now.hi).cpu()] = np.nan
         if poison is not None:
             logits[poison] = np.nan
+        self.selector._total.fill_(np.nan)  # as another request's row may have left it
         self.next.packed.fill_(-7)
         self.selector.select(logits.to(DEVICE), self.now, self.next, splits=2)
         self.compare(logits, out, level)
