@@ -35,7 +35,7 @@ def _more_checks() -> list[Cell]:
     """Attention in other dtypes and head dims, each compiled anew by the library: last, and apart."""
     return [
         Cell(
-            f"check-{'causal' if causal else 'shared'}-attention-{dim}-{dtype}",
+            f"other-{'causal' if causal else 'shared'}-attention-{dim}-{dtype}",
             "attention_checks:paged",
             20,
             (f"fa2 {dim} {dtype}", f"fa3 {dim} {dtype}"),

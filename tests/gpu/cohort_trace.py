@@ -5,7 +5,7 @@ Events are those of a Chrome trace as torch.profiler writes it: name, cat, ts an
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +43,7 @@ def launches(events: Events) -> int:
 
 def shares(events: Events, selection: Sequence[str]) -> dict[str, float]:
     """Seconds of the device by what they were for. `selection` are the names of its kernels."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for event in events:
         if event.get("cat") in DEVICE:
             seconds[_purpose(event["name"], selection)] += event["dur"] / 1e6
@@ -60,11 +60,11 @@ def span(events: Events) -> float:
 
 def longest(events: Events, count: int = 12) -> list[tuple[str, float]]:
     """The kernels that took most of the device, by name, in seconds."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for event in events:
         if event.get("cat") in DEVICE:
             seconds[event["name"][:80]] += event["dur"] / 1e6
-    return seconds.most_common(count)
+    return sorted(seconds.items(), key=lambda pair: -pair[1])[:count]
 
 
 def _purpose(name: str, selection: Sequence[str]) -> str:

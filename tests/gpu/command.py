@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tests/gpu/run: {error}", file=sys.stderr)
         return 2
     if args.list:
-        _list(cells)
+        _list(cells, args.compiled)
         return 0
     if args.deadline:  # we are the worker
         from worker import work
@@ -49,6 +49,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests/gpu/run", description="Checks and measures the GPU path.")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for results")
     parser.add_argument("--part", default="1/1", metavar="i/n", help="one slice, which ends in 8 minutes")
+    parser.add_argument("--compiled", action="store_true", help="slices for a machine that has all kernels")
     parser.add_argument("--only", default="", metavar="TEXT,...", help="cells by parts of their names")
     parser.add_argument("--seconds", type=float, help="begin no cell that would end later; parts: 460")
     parser.add_argument("--list", action="store_true", help="cells and estimated seconds, and nothing else")
@@ -70,13 +71,13 @@ def _chosen(args: argparse.Namespace) -> list[Cell]:
     part = Part.parse(args.part)
     if args.smoke or (args.list and part == Part(1, 1)):
         return every
-    return plan.cells_of(part, every)
+    return plan.cells_of(part, every, args.compiled)
 
 
-def _list(cells: Sequence[Cell]) -> None:
+def _list(cells: Sequence[Cell], compiled: bool) -> None:
     for cell in cells:
         print(f"{cell.seconds:7.0f} s  {cell.name:<44} {' '.join(cell.needs)}")
-    total, needed = plan.part_seconds(cells), plan.parts_needed(cells)
+    total, needed = plan.part_seconds(cells, compiled), plan.parts_needed(cells, compiled)
     print(f"{total:7.0f} s  {len(cells)} cells; with n = {needed} all parts end in time")
 
 
@@ -95,7 +96,7 @@ def _run(args: argparse.Namespace, cells: Sequence[Cell]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     part = f"only {args.only}" if args.only else args.part
     Results({}, part, [cell.name for cell in cells]).write(args.out)
-    mode = ["--smoke"] if args.smoke else []
+    mode = [flag for flag, given in (("--smoke", args.smoke), ("--compiled", args.compiled)) if given]
     same = ["--part", args.part, "--only", args.only, "--seed", str(args.seed), *mode]
     command = [sys.executable, *_warnings(), str(SCRIPT), "--out", str(args.out), *same]
     run = to_the_end(lambda: _call([*command, "--deadline", str(deadline)]), args.out)

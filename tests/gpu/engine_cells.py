@@ -114,7 +114,8 @@ def _profile(record: Record, lab: Lab, engine: CohortEngine, searches: list[Sear
         {"what": "launches of a cohort", "count": cohort_trace.launches(events)}
         | {f"{purpose} %": 100 * part / total for purpose, part in sorted(seconds.items())}
     )
-    record.figures.append({"what": "longest", "kernels": cohort_trace.longest(events)})
+    longest = {name.replace("|", "/"): seconds for name, seconds in cohort_trace.longest(events)}
+    record.figures.append({"what": "longest, in seconds", **longest})
     if not lab.cuda:
         return
     record.time("device, first launch to last", cohort_trace.span(events), busy=total)

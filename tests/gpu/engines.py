@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from lab import Lab
@@ -13,10 +14,10 @@ from selection_checks import SMALL
 
 from decode_worker.cohort_engine import CohortEngine
 from decode_worker.search import Floats, Question, Search
-from prefill_worker.bucket_engine import BucketEngine
+from prefill_worker.bucket_engine import MAX_PROMPTS, BucketEngine
 from prefill_worker.engine import Part
 from xgr_kernels.beam_select.types import ScoreMode, no_filter
-from xgr_runtime.model.device_attention import device_attention
+from xgr_runtime.model.device_attention import MakeAttention, device_attention
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import private_memory
 from xgr_runtime.pages import PageIds, PagePool, pages_for
@@ -62,17 +63,17 @@ class Engines:
             self.pool,
             self.lab.device,
             max_tokens,
-            self._attention(max_tokens, BucketEngine.max_prompts, causal=True),
+            self._attention(max_tokens, MAX_PROMPTS, causal=True),
         )
         engine.warm_up()
         return engine
 
-    def _attention(self, rows: int, requests: int, causal: bool) -> Callable[[int, int], PlannedAttention]:
+    def _attention(self, rows: int, requests: int, causal: bool) -> MakeAttention:
         if self.lab.cuda:
-            return device_attention(  # type: ignore[return-value]
+            return device_attention(
                 self.model, self.pool, self.lab.device, rows=rows, requests=requests, causal=causal
             )
-        return lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal)
+        return cast(MakeAttention, lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal))
 
     def prompt(self, tokens: int) -> NDArray[np.int32]:
         """Random token ids."""

@@ -24,6 +24,9 @@ SETUP = {
 }
 """What a part pays once for all of its cells that need it, in seconds."""
 
+COMPILED = ("fa2", "fa3", "rivals", "triton")
+"""Needs that a machine keeps from one part to the next."""
+
 MORE = ((64, "bfloat16"), (256, "bfloat16"), (128, "float16"))
 """Head dims and dtypes beside the usual ones, 128 and bfloat16."""
 
@@ -60,35 +63,36 @@ class Part:
         return f"{self.index}/{self.count}"
 
 
-def part_seconds(cells: Sequence[Cell]) -> float:
-    """What a part of these cells takes by estimate."""
+def part_seconds(cells: Sequence[Cell], compiled: bool = False) -> float:
+    """What a part of these cells takes by estimate; `compiled` if the machine has all kernels already."""
     needs = {need for cell in cells for need in cell.needs}
-    return START + sum(SETUP[need] for need in needs) + sum(cell.seconds for cell in cells)
+    setup = sum(SETUP[need] for need in needs if not (compiled and need.split()[0] in COMPILED))
+    return START + setup + sum(cell.seconds for cell in cells)
 
 
-def slices(cells: Sequence[Cell], limit: float) -> list[list[Cell]]:
+def slices(cells: Sequence[Cell], limit: float, compiled: bool = False) -> list[list[Cell]]:
     """Neighbours together, as many as `limit` seconds hold; one that is longer stands alone."""
     parts: list[list[Cell]] = []
     for cell in cells:
-        if parts and part_seconds([*parts[-1], cell]) <= limit:
+        if parts and part_seconds([*parts[-1], cell], compiled) <= limit:
             parts[-1].append(cell)
         else:
             parts.append([cell])
     return parts
 
 
-def cells_of(part: Part, cells: Sequence[Cell]) -> list[Cell]:
+def cells_of(part: Part, cells: Sequence[Cell], compiled: bool = False) -> list[Cell]:
     """The cells of a part: n slices whose longest is about as short as it can be.
 
     Raises ValueError if `n` parts cannot each end within `PART_SECONDS`.
     """
-    parts = slices(cells, PART_SECONDS)
+    parts = slices(cells, PART_SECONDS, compiled)
     if len(parts) > part.count:
         raise ValueError(f"--part {part}: these cells take {len(parts)} parts of {PART_SECONDS} seconds")
     low, high = 0.0, float(PART_SECONDS)
     while high - low > 1.0:
         middle = (low + high) / 2
-        tried = slices(cells, middle)
+        tried = slices(cells, middle, compiled)
         if len(tried) <= part.count:
             parts, high = tried, middle
         else:
@@ -96,6 +100,6 @@ def cells_of(part: Part, cells: Sequence[Cell]) -> list[Cell]:
     return parts[part.index - 1] if part.index <= len(parts) else []
 
 
-def parts_needed(cells: Sequence[Cell]) -> int:
+def parts_needed(cells: Sequence[Cell], compiled: bool = False) -> int:
     """The fewest parts that each end in time."""
-    return len(slices(cells, PART_SECONDS))
+    return len(slices(cells, PART_SECONDS, compiled))

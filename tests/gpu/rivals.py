@@ -21,10 +21,13 @@ MOST_PADDED = 8 << 30  # bytes of a padded trie; beyond, it is said not to fit
 class AttentionRival(Protocol):
     """Attention of all beams of all requests to their prompts."""
 
-    own: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None
-    """Keys and values [n, Hkv, D] that row r sees beside its prompt; None where there are none."""
+    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
+        """q [R, Hq, D], pages [P, PAGE, Hkv, D] -> o [R, Hq, D]."""
+        ...
 
-    def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor: ...
+    def own(self, k_pages: Tensor, v_pages: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [n, Hkv, D] that row r sees beside its prompt."""
+        ...
 
 
 def _int32s(values: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -38,7 +41,6 @@ def _workspace(lab: Lab) -> Tensor:
 class PerBeamDecode:
     """Every beam is a sequence of its own, whose page table repeats its prompt's: the naive way."""
 
-    own = None
     tensor_cores = False
 
     def __init__(self, lab: Lab, prompts: Prompts, q_heads: int, rows: list[int]) -> None:
@@ -65,6 +67,10 @@ class PerBeamDecode:
     def attend(self, q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Tensor:
         o: Tensor = self._wrapper.run(q, (k_pages, v_pages))
         return o
+
+    def own(self, k_pages: Tensor, v_pages: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        """None."""
+        return k_pages[0, :0], v_pages[0, :0]
 
 
 class PerBeamTensorCores(PerBeamDecode):

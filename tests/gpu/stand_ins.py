@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -77,9 +78,10 @@ class Cascade:
         ]
 
     def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
-        parts = [_attend(q, rows, paged_kv_cache, *level) for rows, *level in self._levels]
-        weights = torch.stack([lse2 for _, lse2 in parts]).mul(torch.log(torch.tensor(2.0))).softmax(0)
-        return sum(w[..., None] * o.double() for w, (o, _) in zip(weights, parts, strict=True)).to(q.dtype)
+        parts = [_attend(q, level[0], paged_kv_cache, *level[1:]) for level in self._levels]
+        weights = torch.stack([lse2 for _, lse2 in parts]).mul(math.log(2)).softmax(0)
+        o = torch.stack([o for o, _ in parts]).double()
+        return (weights[..., None] * o).sum(0).to(q.dtype)
 
 
 def _attend(

@@ -15,13 +15,19 @@ def test_a_part_pays_once_for_what_its_cells_need() -> None:
     assert plan.part_seconds(both) == plan.START + plan.SETUP["fa2"] + plan.SETUP["triton"] + 30
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["bare", "compiled"])
 @pytest.mark.parametrize("more", [0, 1, 3])
-def test_every_cell_is_in_one_part_that_ends_in_time(more: int) -> None:
+def test_every_cell_is_in_one_part_that_ends_in_time(more: int, compiled: bool) -> None:
     every = cells.all_cells()
-    count = plan.parts_needed(every) + more
-    parts = [plan.cells_of(Part(index, count), every) for index in range(1, count + 1)]
+    count = plan.parts_needed(every, compiled) + more
+    parts = [plan.cells_of(Part(index, count), every, compiled) for index in range(1, count + 1)]
     assert [cell for part in parts for cell in part] == every
-    assert all(plan.part_seconds(part) <= plan.PART_SECONDS for part in parts)
+    assert all(plan.part_seconds(part, compiled) <= plan.PART_SECONDS for part in parts)
+
+
+def test_a_machine_that_has_compiled_pays_for_checkpoints_alone() -> None:
+    one = [cell("a", 10, "fa2", "fa3 64 bfloat16", "triton", "rivals", "1.7B")]
+    assert plan.part_seconds(one, compiled=True) == plan.START + plan.SETUP["1.7B"] + 10
 
 
 def test_parts_are_about_equally_long() -> None:
