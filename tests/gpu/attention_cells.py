@@ -84,7 +84,7 @@ def _time(
     record.check(what, _sample_error(lab, q[0], o, prompts, rows, causal), LIMIT, LIMIT_REASON)
     calls = [partial(attend, q[s], prompts.k[s], prompts.v[s], DIM**-0.5) for s in range(len(q))]
     timed = lab.measure(calls)
-    record.time(what, timed.seconds, floor, spread=timed.spread, captured=timed.captured)
+    record.time(what, timed.seconds, floor, **timed.facts)
 
 
 def _sample_error(lab: Lab, q: Tensor, o: Tensor, prompts: Prompts, rows: list[int], causal: bool) -> float:
@@ -133,7 +133,7 @@ def _tail(record: Record, lab: Lab, heads: Heads, R: int, sets: int) -> None:
         ]
         floor = lab.floor(tail_attention(heads, R, tail_len, stored=tail_len == 0))
         timed = lab.measure(calls)
-        record.time(f"tail and merge, {tail_len} in the tail", timed.seconds, floor, spread=timed.spread)
+        record.time(f"tail and merge, {tail_len} in the tail", timed.seconds, floor, **timed.facts)
 
 
 def _time_rival(
@@ -155,4 +155,4 @@ def _time_rival(
         want.append(attention(q[0][r : r + 1], k, v, DIM**-0.5)[0])
     record.check(name, error(got[picked], torch.cat(want)), LIMIT, LIMIT_REASON)
     timed = lab.measure([partial(rival.attend, q[s], prompts.k[s], prompts.v[s]) for s in range(len(q))])
-    record.time(name, timed.seconds, floor, spread=timed.spread, captured=timed.captured)
+    record.time(name, timed.seconds, floor, **timed.facts)

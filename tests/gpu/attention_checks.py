@@ -73,9 +73,9 @@ def _paged_case(
     rows, lengths = [n for n, _ in requests], [length for _, length in requests]
     prompts = make_prompts(lab, lengths, Hkv, D, 1, dtype)
     q = lab.randn(sum(rows), Hq, D, dtype=dtype)
-    want = [_exact(lab, q, rows, b, prompts.tokens(b), causal) for b in range(len(rows))]
+    want = [exact_rows(lab, q, rows, b, prompts.tokens(b), causal) for b in range(len(rows))]
     o, lse2 = (torch.cat(parts) for parts in zip(*want, strict=True))
-    answers = []
+    answers = {}
     for poisoned in (False, True):
         if poisoned:
             prompts.poison()
@@ -88,16 +88,18 @@ def _paged_case(
                 got, got_lse = made.attend(q, prompts.k[0], prompts.v[0], D**-0.5)
                 record.check(label, error(got, o), NORM[dtype], NORM_REASON)
                 # No keys: minus infinity for us, -50,000 for the library.
-                off = (got_lse.double().clamp(min=EMPTY) - lse2.clamp(min=EMPTY)).abs().max()
-                record.check(f"{label}-lse", float(off), LSE, LSE_REASON)
-                answers.append(got.clone())
-    if len(lab.algorithms) == 2 and len(answers) >= 2:
-        record.check(f"{name}-fa2-is-fa3", error(answers[0], answers[1]), 2 * NORM[dtype], NORM_REASON)
+                far = (got_lse.double().clamp(min=EMPTY) - lse2.clamp(min=EMPTY)).abs().max()
+                record.check(f"{label}-lse", float(far), LSE, LSE_REASON)
+                answers[algorithm] = got.clone()
+    if len(answers) == 2:
+        off = error(answers["fa2"], answers["fa3"])
+        record.check(f"{name}-fa2-is-fa3", off, 2 * NORM[dtype], NORM_REASON)
 
 
-def _exact(
+def exact_rows(
     lab: Lab, q: Tensor, rows: list[int], b: int, kv: tuple[Tensor, Tensor], causal: bool
 ) -> tuple[Tensor, Tensor]:
+    """o and lse2 of request b's rows of q over its prompt's keys and values; right-aligned if causal."""
     begin, n, length = sum(rows[:b]), rows[b], len(kv[0])
     mine = q[begin : begin + n]
     if length == 0:

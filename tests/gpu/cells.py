@@ -28,6 +28,8 @@ def _checks(toy: bool) -> list[Cell]:
         *_selection(toy),
         Cell("check-shared-attention", "attention_checks:paged", 25, BOTH, {"causal": False, **usual}),
         Cell("check-causal-attention", "attention_checks:paged", 30, BOTH, {"causal": True, **usual}),
+        Cell("check-shared-replays", "replay_checks:attention", 10, BOTH, {"causal": False}),
+        Cell("check-causal-replays", "replay_checks:attention", 10, BOTH, {"causal": True}),
     ]
 
 

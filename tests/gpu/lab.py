@@ -29,7 +29,13 @@ class Timed(NamedTuple):
     seconds: float
     spread: float
     repeats: int
-    captured: bool
+    obstacle: str = ""  # to a capture
+
+    @property
+    def facts(self) -> dict[str, float | int | str]:
+        """What a figure says beside its time."""
+        known: dict[str, float | int | str] = {"spread": self.spread, "repeats": self.repeats}
+        return known | ({"not captured": self.obstacle} if self.obstacle else {})
 
 
 @dataclass
@@ -90,19 +96,18 @@ class Lab:
                 call()
 
         if not self.cuda:
-            return Timed(_clocked(all_calls) / len(calls), 0.0, 1, False)
-        captured = True
+            return Timed(_clocked(all_calls) / len(calls), 0.0, 1)
+        obstacle = ""
         try:
             replay = self.device.capture(all_calls)
-        except Exception:
+        except Exception as error:
             self.settle()
-            replay, captured = all_calls, False
+            replay, obstacle = all_calls, (str(error).splitlines() or [type(error).__name__])[0]
         times = self.replays(replay)
         quarters = statistics.quantiles(times, n=4)
         count = len(calls)
-        return Timed(
-            statistics.median(times) / count, (quarters[2] - quarters[0]) / count, len(times), captured
-        )
+        spread = (quarters[2] - quarters[0]) / count
+        return Timed(statistics.median(times) / count, spread, len(times), obstacle)
 
     def alive(self) -> bool:
         """Whether the device still does what it is asked."""

@@ -49,7 +49,7 @@ def select(
         record.check("ours", _off(ours.scores(logits[0]), want), LIMIT, REASON)
         record.expect("no overflow", not bool(ours.selector.overflow.any()), "it was not captured to repeat")
         timed = lab.measure([partial(ours.select, x) for x in logits])
-        record.time("select", timed.seconds, floor, spread=timed.spread, captured=timed.captured, **facts)
+        record.time("select", timed.seconds, floor, **timed.facts, **facts)
     for name, make in rivals.SELECTION.items():
         with record.guard(name, ours=False):
             try:
@@ -60,7 +60,7 @@ def select(
             got = [x[x > -torch.inf] for x in rival.select(logits[0])]
             record.check(name, _off(got, want), LIMIT, REASON)
             timed = lab.measure([partial(rival.select, x) for x in logits])
-            record.time(name, timed.seconds, floor, spread=timed.spread, captured=timed.captured, **facts)
+            record.time(name, timed.seconds, floor, **timed.facts, **facts)
 
 
 class _Ours:

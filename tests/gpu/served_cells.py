@@ -129,7 +129,10 @@ def _first_requests(record: Record, lab: Lab, made: Made, client: XgrClient, L: 
         name: statistics.median(getattr(answer.meta_info.timing, name) for _, answer in asked)
         for name in ("queue", "prefill", "transfer", "decode")
     }
-    record.time(f"W={width}, alone", statistics.median(times), first=times[0], **parts)
+    usual = statistics.median(times)
+    record.time(f"W={width}, alone", usual, first=times[0], **parts)
+    if not lab.toy:
+        record.goal(f"the first request of width {width} over the median", times[0] / usual, 1.5)
 
 
 def _sustained(

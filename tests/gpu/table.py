@@ -42,10 +42,8 @@ def _figures(run: Results) -> Iterator[str]:
 
 def row(cell: str, figure: dict[str, Any]) -> str:
     """One figure; whatever is neither time nor floor goes into the last column."""
-    usual = {"what", "seconds", "floor", "ratio", "spread", "captured", "repeats"}
+    usual = {"what", "seconds", "floor", "ratio", "spread", "repeats"}
     more = [f"{name} {_short(value)}" for name, value in figure.items() if name not in usual]
-    if figure.get("captured") is False:
-        more.append("not captured")
     ratio = f"{figure['ratio']:.2f}" if "ratio" in figure else ""
     times = [duration(figure[name]) if name in figure else "" for name in ("seconds", "floor")]
     return f"| {cell} | {figure['what']} | {times[0]} | {times[1]} | {ratio} | {', '.join(more)} |"
@@ -54,7 +52,7 @@ def row(cell: str, figure: dict[str, Any]) -> str:
 def duration(seconds: float) -> str:
     """Three digits and a unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:  # which three digits would call 1,000 of the next unit
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} µs"
 

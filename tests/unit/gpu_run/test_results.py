@@ -130,13 +130,13 @@ def test_rates_of_parts_are_averaged() -> None:
 
 def test_the_table() -> None:
     record = Record("shared-W256")
-    record.time("fa2", 1.234e-4, 1e-4, rows=1024, captured=False)
+    record.time("fa2", 1.234e-4, 1e-4, rows=1024, spread=1e-6)
     record.figures.append({"what": "padded trie", "note": "it does not fit"})
     record.check("far", 0.3, 0.2, "rounding")
     with record.guard("a rival"):
         raise RuntimeError("it broke")
     text = table.markdown(Results({"gpu": "H200"}, "1/1", ["shared-W256"], [record.as_dict()]))
-    assert "| shared-W256 | fa2 | 123 µs | 100 µs | 1.23 | rows 1024, not captured |" in text
+    assert "| shared-W256 | fa2 | 123 µs | 100 µs | 1.23 | rows 1024 |" in text
     assert "| shared-W256 | padded trie |  |  |  | note it does not fit |" in text
     assert "0 of 1 checks hold." in text
     assert "- shared-W256: far: 0.3, at most 0.2" in text
@@ -144,7 +144,8 @@ def test_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs"), (1e-3, "1 ms")]
+    ("seconds", "text"),
+    [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs"), (1e-3, "1 ms"), (9.997e-4, "1 ms")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert table.duration(seconds) == text
