@@ -133,7 +133,7 @@ class CohortSteps:
         self._first = device.staging(COHORTS, max_requests, geometry.hidden, dtype=geometry.torch_dtype)
         self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
         self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
-        self._flags_out = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
+        self._outcome = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
         self._rows = torch.arange(max_rows, device=where)
         self._graphs: dict[int, Graphs] = {}
         self._planned: dict[PagedAttention, Planned] = {}
@@ -228,10 +228,7 @@ class CohortSteps:
 
     def _read_back(self, cohort: Cohort) -> None:
         self._beams_out[cohort.place].copy_(self._now.packed, non_blocking=True)
-        flags = self._flags_out[cohort.place]
-        selector = self._selector
-        for out, of in zip(flags, (selector.count, selector.invalid, selector.overflow), strict=True):
-            out.copy_(of, non_blocking=True)
+        self._outcome[cohort.place].copy_(self._selector.outcome, non_blocking=True)
         cohort.finished.record()
 
     # --- what is captured ---
@@ -280,7 +277,7 @@ class CohortSteps:
     def answers(self, cohort: Cohort) -> list[Answer]:
         """What a finished cohort left in host memory, search by search."""
         beams = self._beams_out[cohort.place].numpy()
-        counts, invalid, overflow = self._flags_out[cohort.place].numpy()
+        counts, invalid, overflow = self._outcome[cohort.place].numpy()
         begins = cohort.steps[-1].out_offsets
         answers = []
         for b in range(len(cohort.searches)):
