@@ -72,7 +72,7 @@ def engines(record: Record, lab: Lab) -> None:
     parts = [both.part(both.prompt(length)) for length in lengths]
     hidden = both.prefill(sum(lengths)).run(parts, lambda layer: None)
     widths = widths_of(lab, len(parts))
-    cohorts = both.decode(sum(widths), max(widths), len(parts))
+    cohorts = both.decode(sum(widths), max(widths))
     for given in (True, False):
         searches = [
             both.search(part, state if given else None, width, width)

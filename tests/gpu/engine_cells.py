@@ -34,7 +34,7 @@ def decode_cohort(
     """One cohort of B requests of W beams over L tokens, all levels: seconds from launch to answer."""
     made = make(lab, model, items, codebook)
     engines = Engines(lab, made, B * L + 64)
-    engine = engines.decode(W * B, W, max(B, 1))
+    engine = engines.decode(W * B if lab.toy else 1024, W)
     parts = [engines.part(engines.prompt(L)) for _ in range(B)]
     rows = min(W, len(made.trie.tokens[0])), min(W, len(made.trie.tokens[1]))
     floor = decode(made.shape, [max(rows)] * B, L, DEPTH, lab.rates)
@@ -157,7 +157,7 @@ def in_turns(record: Record, lab: Lab, model: str, W: int, L: int, B: int, items
     made = make(lab, model, items, codebook)
     engines = Engines(lab, made, B * (L + 16) + 64)
     prompts = engines.prefill(min(8192, B * L) if not lab.toy else B * L)
-    cohorts = engines.decode(W * B, W, B)
+    cohorts = engines.decode(W * B, W)
     parts = [engines.part(engines.prompt(L)) for _ in range(B)]
     for count in sorted({1, B}):
         times = [_turn(engines, prompts, cohorts, parts[:count], W) for _ in range(lab.rounds(ROUNDS + 2))][

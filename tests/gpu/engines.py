@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planned_attention import PlannedAttention
 from selection_checks import SMALL
 
-from decode_worker.cohort_engine import CohortEngine
+from decode_worker.cohort_engine import MAX_REQUESTS, CohortEngine
 from decode_worker.search import Floats, Question, Search
 from prefill_worker.bucket_engine import MAX_PROMPTS, BucketEngine
 from prefill_worker.engine import Part
@@ -39,8 +39,9 @@ class Engines:
             x.normal_()
         self.pages = PagePool(pages)
 
-    def decode(self, max_rows: int, max_width: int, max_requests: int) -> CohortEngine:
-        """Captured and warm."""
+    def decode(self, max_rows: int, max_width: int) -> CohortEngine:
+        """Captured and warm, on a GPU for as many requests as a worker takes."""
+        max_requests = MAX_REQUESTS if self.lab.cuda else 4
         engine = CohortEngine(
             self.model,
             self.pool,
