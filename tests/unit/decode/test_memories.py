@@ -12,6 +12,7 @@ from decode_worker.memories import PrefillMemories
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    DeviceRegion,
     HostRegion,
     LinkHello,
     ModelIdentity,
@@ -83,7 +84,7 @@ def test_the_same_run_is_mapped_once(offered: Offered) -> None:
     assert len(ours._mapped) == 1
 
 
-@pytest.mark.parametrize("case", ["nothing offered", "frames wanted", "not to be mapped"])
+@pytest.mark.parametrize("case", ["nothing offered", "frames wanted", "not to be mapped", "another GPU"])
 def test_otherwise_kv_comes_as_frames_and_why_is_logged(
     offered: Offered, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -91,7 +92,13 @@ def test_otherwise_kv_comes_as_frames_and_why_is_logged(
     ours = memories(pull=case != "frames wanted")
     gone = HostRegion(ProcessId(2**22 + 1, 1), 3, offered.shared.kv.size)
     lie = msgspec.structs.replace(offered.shared, generations=gone)
-    memory = {"nothing offered": None, "frames wanted": offered.shared, "not to be mapped": lie}[case]
+    gpu = DeviceRegion(offered.shared.generations.owner, "GPU-1", bytes(64), offered.shared.kv.size)
+    memory = {
+        "nothing offered": None,
+        "frames wanted": offered.shared,
+        "not to be mapped": lie,
+        "another GPU": msgspec.structs.replace(offered.shared, kv=gpu),
+    }[case]
     assert not ours.greeted(hello(memory)), "it is welcome all the same"
     assert ours.source_of(offered.open()) is None and ours.way_of(None) == "frames"
     (record,) = [r for r in caplog.records if "as frames" in r.getMessage()]
