@@ -155,12 +155,10 @@ def _tail_case(
     table = [torch.from_numpy(x.astype(np.int64)) for x in (anc, rows, lengths)]
     theirs = tail_k.clone(), tail_v.clone()
     host_q, host_k, host_v, host_o = (x.cpu().double() for x in (q, k, v, o))
-    want = tail_reference.attend(
-        host_q, host_k, host_v, theirs[0], theirs[1], *table, o=host_o, lse2=lse2.cpu(), scale=D**-0.5
-    )
+    want = tail_reference.attend(host_q, host_k, host_v, *theirs, *table, host_o, lse2.cpu(), D**-0.5)
     ours = tail_k.to(lab.where), tail_v.to(lab.where)
     there = [x.to(lab.where).int() for x in table]
-    got = tail_cuda.attend(q, k, v, ours[0], ours[1], *there, o=o, lse2=lse2, scale=D**-0.5)
+    got = tail_cuda.attend(q, k, v, *ours, *there, o, lse2, D**-0.5)
     record.check(name, error(got.cpu(), want), NORM[dtype], NORM_REASON)
     same = all(
         torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours, theirs, strict=True)

@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: all that ran is right; 1: a check failed or something raised; 2: the command makes no sense."""
     args = _arguments(argv)
     try:
+        if not args.list and not args.out:
+            raise ValueError("name a folder for the results: --out DIR")
         if args.merge:
             return _merge(args)
         cells = _chosen(args)
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests/gpu/run", description="Checks and measures the GPU path.")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for results")
+    parser.add_argument("--out", type=Path, help="folder for results")
     parser.add_argument("--part", default="1/1", metavar="i/n", help="one slice, which ends in 8 minutes")
     parser.add_argument("--compiled", action="store_true", help="slices for a machine that has all kernels")
     parser.add_argument("--only", default="", metavar="TEXT,...", help="cells by parts of their names")

@@ -75,11 +75,12 @@ def test_the_list_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (["--part", "3/2"], "write i/n"),
-        (["--only", "no-such-cell"], "no such cell"),
-        (["--merge", "/nonexistent"], "holds no results"),
+        (["--out", "/nonexistent", "--part", "3/2"], "write i/n"),
+        (["--out", "/nonexistent", "--only", "no-such-cell"], "no such cell"),
+        (["--out", "/nonexistent", "--merge", "/nonexistent"], "holds no results"),
+        (["--part", "1/40"], "name a folder"),
     ],
-    ids=["part", "only", "merge"],
+    ids=["part", "only", "merge", "out"],
 )
 def test_a_command_that_makes_no_sense_says_why(args: list[str], why: str) -> None:
     done = call(*args)
