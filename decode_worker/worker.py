@@ -101,7 +101,6 @@ class DecodeWorker:
         )
         self.memories = PrefillMemories(engine.pool, bool(config.memory_of), config.kv_transfer == "auto")
         self.copies = Copies(engine.pool)
-        self.process = this_process()
         control: Listener[Message] = Listener(config.control_address, ToDecode)
         data: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
         self.control = ControlServer(control, self.introduce, config.silence)
@@ -298,7 +297,7 @@ class DecodeWorker:
         """There is a place for the prompt: our `pages`, or those in which it lies already."""
         task.pages = pages
         way = self.memories.way_of(task.source)
-        reader = self.process if way == "in place" else None
+        reader = this_process() if way == "in place" else None
         credits, lease = self.config.chunk_credits, self.config.lease
         if not self.data.send(task.peer, task.receiver.grant(credits, lease, way=way, reader=reader)):
             self.fail(task, WorkerLost("the prefill worker is gone", "prefill"), retry=True)

@@ -25,9 +25,7 @@ class CannotMap(Exception):
 
 def this_process() -> ProcessId:
     """Who we are to others of this machine."""
-    fields = _stat(os.getpid())
-    assert fields, "/proc is there, or nobody could map our memory"
-    return ProcessId(os.getpid(), int(fields[_STARTED]))
+    return ProcessId(os.getpid(), int(_stat(os.getpid())[_STARTED]))
 
 
 def lives(process: ProcessId) -> bool:
@@ -35,18 +33,20 @@ def lives(process: ProcessId) -> bool:
 
     One that has ended but was not collected yet is dead once all its threads are.
     """
-    fields = _stat(process.pid)
-    if not fields or int(fields[_STARTED]) != process.started:
+    try:
+        fields = _stat(process.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:  # no descriptor left to look with: that proves nothing
+        return True
+    if int(fields[_STARTED]) != process.started:
         return False
     return fields[_STATE] not in ("Z", "X") or int(fields[_THREADS]) > 1
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields behind the command's name, which may hold spaces and brackets; none for no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    """The fields behind the command's name, which may hold spaces and brackets. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class Segment:
@@ -71,7 +71,7 @@ def map_region(region: HostRegion) -> mmap.mmap:
         raise CannotMap(f"its memory cannot be opened: {error.strerror}") from None
     try:
         _check_segment(fd, region.size)
-        return mmap.mmap(fd, region.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        return mmap.mmap(fd, region.size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:
         raise CannotMap(f"its memory cannot be mapped: {error}") from None
     finally:

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -156,6 +157,16 @@ def test_a_process_lives_until_it_cannot_read_any_more(owner: Owner) -> None:
     assert not lives(process), "dead, though nobody has collected it"
     owner.kill()
     assert not lives(process)
+
+
+def test_who_cannot_be_looked_at_may_live() -> None:
+    """With no descriptor left, a worker must not take its readers for dead."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert lives(ProcessId(os.getppid(), 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_names_with_brackets_do_not_confuse(tmp_path: Path) -> None:
