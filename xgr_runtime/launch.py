@@ -20,7 +20,7 @@ from typing import Any
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.run_folder import run_folder
 from xgr_runtime.supervisor import StopRequest, Supervisor
-from xgr_runtime.topology import ROUTER, check, plan, shared_catalog
+from xgr_runtime.topology import ROUTER, check, layout_of, plan, shared_catalog
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ class Deployment:
         self._supervisor.programs[ROUTER] = replace(router, argv=[*router.argv, f"{flag('port')}={port}"])
         self.url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
         workers = f"{config.prefill_workers} prefill, {config.decode_workers} decode"
+        if layout_of(config) == "colocated":
+            workers += " that reads its memory"
         if config.sglang_prefill:
             workers += f", prompts also to {', '.join(config.sglang_prefill)}"
         log.info("ready at %s (%s)", self.url, workers)
