@@ -58,6 +58,23 @@ def span(events: Events) -> float:
     return float(max(e["ts"] + e["dur"] for e in device) - min(e["ts"] for e in device)) / 1e6
 
 
+def hidden_copies(events: Events) -> tuple[float, float]:
+    """Seconds of copies to and from the host during which a kernel ran too, and seconds of all of them."""
+    kernels = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("cat") == "kernel")
+    copies = [
+        e for e in events if e.get("cat") == "gpu_memcpy" and ("HtoD" in e["name"] or "DtoH" in e["name"])
+    ]
+    hidden = 0.0
+    for copy in copies:
+        begin, end = copy["ts"], copy["ts"] + copy["dur"]
+        for first, last in kernels:
+            covered = min(end, last) - max(begin, first)
+            if covered > 0:  # kernels may overlap each other: what one has covered counts once
+                hidden += covered
+                begin = last
+    return hidden / 1e6, sum(e["dur"] for e in copies) / 1e6
+
+
 def longest(events: Events, count: int = 12) -> list[tuple[str, float]]:
     """The kernels that took most of the device, by name, in seconds."""
     seconds: dict[str, float] = defaultdict(float)

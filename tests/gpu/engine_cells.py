@@ -53,7 +53,7 @@ def decode_cohort(
         record.time("host work of a launch", _host_seconds(lab, engine, searches))
     record.figures.append({"what": "memory", "MiB": lab.device.reserved_bytes() / 2**20})
     with record.guard("profile"):
-        _profile(record, lab, engine, searches())
+        _profile(record, lab, engine, [searches(), searches()], floor)
 
 
 def _timed_cohort(engine: CohortEngine, searches: list[Search]) -> float:
@@ -90,14 +90,17 @@ def _host_seconds(lab: Lab, engine: CohortEngine, searches: MakeSearches) -> flo
     return statistics.median(times)
 
 
-def _profile(record: Record, lab: Lab, engine: CohortEngine, searches: list[Search]) -> None:
-    """Traces one cohort into the results, and reads from it who waited and what took the time."""
+def _profile(
+    record: Record, lab: Lab, engine: CohortEngine, cohorts: list[list[Search]], floor: float
+) -> None:
+    """Traces cohorts, one queued behind the other, into the results."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if lab.cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     lab.settle()
     with torch.profiler.profile(activities=activities) as profile:
-        engine.launch(searches)
+        for searches in cohorts:
+            engine.launch(searches)
         lab.settle()
     while engine.busy:
         engine.collect()
@@ -106,21 +109,27 @@ def _profile(record: Record, lab: Lab, engine: CohortEngine, searches: list[Sear
     events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     with path.open("rb") as plain, gzip.open(lab.out / f"{record.name}.json.gz", "wb") as packed:
         shutil.copyfileobj(plain, packed)
+    read_profile(record, events, len(cohorts), floor)
+
+
+def read_profile(record: Record, events: cohort_trace.Events, cohorts: int, floor: float) -> None:
+    """Who waited, and what took the device's time; a CPU's profile says nothing of either."""
     found = cohort_trace.waits(events)
     record.expect(f"nothing waits inside a cohort {found[:5]}", not found, "all levels are queued at once")
+    hidden, copies = cohort_trace.hidden_copies(events)
+    record.figures.append({"what": "copies", "us": 1e6 * copies, "us beside a kernel": 1e6 * hidden})
     seconds = cohort_trace.shares(events, _selection_kernels())
     total = sum(seconds.values())
-    record.figures.append(
-        {"what": "launches of a cohort", "count": cohort_trace.launches(events)}
-        | {f"{purpose} %": 100 * part / total for purpose, part in sorted(seconds.items())}
-    )
+    shares = {f"{purpose} %": 100 * part / total for purpose, part in sorted(seconds.items())}
+    launches = cohort_trace.launches(events) / cohorts
+    record.figures.append({"what": "launches of a cohort", "count": launches, **shares})
     longest = {name.replace("|", "/"): seconds for name, seconds in cohort_trace.longest(events)}
     record.figures.append({"what": "longest, in seconds", **longest})
-    if not lab.cuda:
-        return
-    record.time("device, first launch to last", cohort_trace.span(events), busy=total)
-    ours = sum(seconds.get(purpose, 0.0) for purpose in ("tail", "select", "read-back"))
-    record.goal("share of tail, merge, selection and read-back", ours / total, 0.15)
+    if total:
+        each = cohort_trace.span(events) / cohorts
+        record.time("device time of a cohort", each, floor, busy=total / cohorts)
+        ours = sum(seconds.get(purpose, 0.0) for purpose in ("tail", "select", "read-back"))
+        record.goal("share of tail, merge, selection and read-back", ours / total, 0.15)
 
 
 def _selection_kernels() -> list[str]:

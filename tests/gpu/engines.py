@@ -14,7 +14,7 @@ from selection_checks import SMALL
 
 from decode_worker.cohort_engine import MAX_REQUESTS, CohortEngine
 from decode_worker.search import Floats, Question, Search
-from prefill_worker.bucket_engine import MAX_PROMPTS, BucketEngine
+from prefill_worker.bucket_engine import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from prefill_worker.engine import Part
 from xgr_kernels.beam_select.types import ScoreMode, no_filter
 from xgr_runtime.model.device_attention import MakeAttention, device_attention
@@ -42,6 +42,7 @@ class Engines:
     def decode(self, max_rows: int, max_width: int) -> CohortEngine:
         """Captured and warm, on a GPU for as many requests as a worker takes."""
         max_requests = MAX_REQUESTS if self.lab.cuda else 4
+        max_rows = max(max_rows, max_requests)
         engine = CohortEngine(
             self.model,
             self.pool,
@@ -59,6 +60,8 @@ class Engines:
 
     def prefill(self, max_tokens: int) -> BucketEngine:
         """Captured and warm."""
+        if self.lab.cuda:
+            max_tokens = max(max_tokens, TOKEN_BUCKETS[0])
         engine = BucketEngine(
             self.model,
             self.pool,

@@ -3,7 +3,10 @@
 from typing import Any
 
 import cohort_trace
+import interpret_triton  # noqa: F401, before the kernels
 import pytest
+import table
+from results import Record, Results
 
 
 def call(name: str, ts: float, dur: float = 1.0, cat: str = "cuda_runtime") -> dict[str, Any]:
@@ -80,3 +83,60 @@ def test_where_the_time_went() -> None:
     }
     assert cohort_trace.span([*GOOD, *DEVICE]) == pytest.approx(109e-6)
     assert cohort_trace.longest(DEVICE, 1) == [("nvjet_tst_128x256", pytest.approx(60e-6))]
+
+
+def test_copies_beside_kernels() -> None:
+    events = [
+        call("matmul", 100, 50, "kernel"),
+        call("matmul", 160, 10, "kernel"),
+        call("Memcpy HtoD (Pinned -> Device)", 140, 24, "gpu_memcpy"),  # 10 beside the first, 4 the second
+        call("Memcpy DtoH (Device -> Pinned)", 200, 6, "gpu_memcpy"),  # alone
+        call("Memcpy DtoD (Device -> Device)", 110, 6, "gpu_memcpy"),  # not with the host
+    ]
+    assert cohort_trace.hidden_copies(events) == (pytest.approx(14e-6), pytest.approx(30e-6))
+
+
+def test_overlapping_kernels_hide_a_copy_once() -> None:
+    events = [
+        call("a", 100, 50, "kernel"),
+        call("b", 110, 50, "kernel"),
+        call("Memcpy HtoD (Pinned -> Device)", 120, 30, "gpu_memcpy"),
+    ]
+    assert cohort_trace.hidden_copies(events) == (pytest.approx(30e-6), pytest.approx(30e-6))
+
+
+@pytest.fixture
+def engine_cells() -> Any:
+    pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
+    import engine_cells
+
+    return engine_cells
+
+
+def read(cells: Any, *more: dict[str, object]) -> Record:
+    record = Record("decode")
+    cells.read_profile(record, [*GOOD, *DEVICE, *more], cohorts=2, floor=50e-6)
+    return record
+
+
+def test_a_profile_without_waits(engine_cells: Any) -> None:
+    record = read(engine_cells)
+    figures = {figure["what"]: figure for figure in record.figures}
+    assert record.status == "ok"
+    assert figures["launches of a cohort"]["count"] == 1.5
+    assert figures["launches of a cohort"]["select %"] == pytest.approx(10)
+    assert figures["device time of a cohort"]["seconds"] == pytest.approx(109e-6 / 2)
+    assert figures["device time of a cohort"]["busy"] == pytest.approx(50e-6)
+    assert [(goal["value"], goal["met"]) for goal in record.goals] == [(pytest.approx(0.17), False)]
+    assert "nvjet_tst_128x256" in table.markdown(Results({}, "1/1", ["decode"], [record.as_dict()]))
+
+
+def test_a_wait_fails_the_cell(engine_cells: Any) -> None:
+    record = read(engine_cells, call("cudaStreamSynchronize", 22))
+    assert record.status == "failed" and "cudaStreamSynchronize" in record.checks[0]["case"]
+
+
+def test_the_kernels_of_selection_are_known_by_name(engine_cells: Any) -> None:
+    names = engine_cells._selection_kernels()
+    assert {"row_statistics", "collect", "emit"} <= set(names)
+    assert not any(name.startswith("_") for name in names)
