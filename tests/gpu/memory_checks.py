@@ -1,0 +1,188 @@
+"""KV memory and weights that two processes share: the same bits on both sides, pulled, and after a death."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from lab import Lab
+from results import Record
+from torch import Tensor, nn
+
+from xgr_runtime.messages import AttemptId, KvReady, SharedKv
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
+from xgr_runtime.model.shared_weights import adopt_weights, export_weights
+from xgr_runtime.pages import PagePool
+from xgr_runtime.published import SharedWeights
+
+PAGE = 16
+PATIENCE = 120.0  # seconds for a child to start, or to answer
+ATTEMPT = AttemptId(1, 1, 1, 1, 1)
+
+
+def geometry(lab_is_toy: bool) -> Geometry:
+    heads, dim = (2, 8) if lab_is_toy else (8, 128)
+    return Geometry(4, heads, heads, dim, 64, 100, 1 << 20, "bfloat16")
+
+
+def shared_kv(record: Record, lab: Lab) -> None:
+    """Another process maps a pool, sees what its owner writes and frees, and pulls a prompt out of it."""
+    shape, pages = geometry(lab.toy), 8 if lab.toy else 2048
+    pool = KvPool(shape, pages, PAGE, exported_memory(shape, pages, PAGE, lab.where))
+    pool.k.copy_(lab.randn(*pool.k.shape))
+    pool.v.copy_(lab.randn(*pool.v.shape))
+    lab.settle()
+    with child(_read, lab, msgspec.json.encode(pool.memory.shared)) as ask:
+        record.expect("same bits", ask("bits") == bits(pool), "it is one memory")
+        pool.k[:, 1] += 1
+        lab.settle()
+        record.expect("a later write", ask("bits") == bits(pool), "the owner's writes are seen")
+        owned = PagePool(pages, pool.memory.generations)
+        held = owned.allocate(pages)
+        assert held is not None
+        owned.release(held[3:4])
+        record.expect("generations", ask("generations") == [3], "the page that was given back, and no other")
+        equal, seconds = ask("pull")
+        record.expect("pulled", equal, "a copy is bit for bit what it was taken from")
+        moved = 2 * (pages - 1) * PAGE * shape.token_bytes
+        record.time("pull of a whole pool", seconds, moved / lab.rates["copy"])
+        before = bits(pool)
+    record.expect("after its reader's death", bits(pool) == before, "the owner's memory is its own")
+
+
+def dead_owner(record: Record, lab: Lab) -> None:
+    """What a reader finds when the owner is killed. Main memory stays; nothing relies on a GPU's."""
+    with child(_own, lab, b"") as ask_owner, child(_read, lab, ask_owner("where")) as ask:
+        before = ask("bits")
+        os.kill(ask_owner("pid"), signal.SIGKILL)
+        time.sleep(0.5)
+        try:
+            after = ask("bits") == before
+        except (EOFError, RuntimeError):
+            after = False
+    record.sizes["readable after its owner's death"] = after
+    if not lab.cuda:
+        record.expect("main memory stays", after, "it goes with the last process that has it mapped")
+
+
+def shared_weights(record: Record, lab: Lab) -> None:
+    """Another process computes the same with our weights, and frees its own."""
+    module = _module(lab.toy, lab.where)
+    expected = bits_of(module.weight)
+    shared, block = export_weights(module)
+    record.expect("moved", bits_of(module.weight) == expected, "moving changes nothing")
+    with child(_adopt, lab, msgspec.json.encode(shared)) as ask:
+        record.expect("adopted", ask("bits") == expected, "it is one memory")
+        freed = ask("freed")
+        record.sizes["bytes freed"] = freed
+        if lab.cuda:
+            record.expect("freed", freed > module.weight.nbytes / 2, "its own copy is gone from the GPU")
+    del block
+
+
+# --- the other process ---
+
+
+@contextmanager
+def child(work: Callable[..., None], lab: Lab, given: bytes) -> Iterator[Callable[[str], Any]]:
+    """A process that answers questions by name, until it is killed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, str(lab.where), lab.toy, given), daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(question: str) -> Any:
+        ours.send(question)
+        if not ours.poll(PATIENCE):
+            raise RuntimeError(f"no answer to {question!r}")
+        return ours.recv()
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _read(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
+    shared = msgspec.json.decode(given, type=SharedKv)
+    shape, device = geometry(toy), torch.device(where)
+    pool = KvPool(shape, shared.pages, shared.page_size, mapped_memory(shared, shape))
+    while True:
+        match pipe.recv():
+            case "bits":
+                pipe.send(bits(pool))
+            case "generations":
+                pipe.send(np.flatnonzero(pool.memory.generations).tolist())
+            case "pull":
+                pipe.send(_pull(pool, device))
+
+
+def _pull(source: KvPool, device: torch.device) -> tuple[bool, float]:
+    """Whether a copy of all pages but the last is the same, and the seconds of a second one."""
+    count = (source.pages - 1) * PAGE
+    memory = private_memory(source.geometry, source.pages, PAGE, device)
+    ours = KvPool(source.geometry, source.pages, PAGE, memory)
+    theirs, here = (np.arange(first, source.pages - 1 + first, dtype=np.int32) for first in (0, 1))
+    copies, seconds = Copies(ours), 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        whole = KvReady(ATTEMPT, 0, 0, source.geometry.layers, 0, count)
+        copied = copies.pull(whole, source, theirs, here)
+        while not copied.done():
+            pass
+        seconds = time.perf_counter() - started
+    same = [torch.equal(a[:, 1:-1], b[:, :-2]) for a, b in ((ours.k, source.k), (ours.v, source.v))]
+    return all(same), seconds
+
+
+def _own(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
+    shape = geometry(toy)
+    pool = KvPool(shape, 8, PAGE, exported_memory(shape, 8, PAGE, torch.device(where)))
+    pool.k.fill_(1.5)
+    bits(pool)  # which waits until it is done
+    while True:
+        question = pipe.recv()
+        pipe.send(os.getpid() if question == "pid" else msgspec.json.encode(pool.memory.shared))
+
+
+def _adopt(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
+    module = _module(toy, torch.device(where))
+    before = _free(where)
+    adopt_weights(module, msgspec.json.decode(given, type=SharedWeights))
+    freed = _free(where) - before
+    while True:
+        pipe.send(freed if pipe.recv() == "freed" else bits_of(module.weight))
+
+
+def _module(toy: bool, where: torch.device) -> nn.Linear:
+    """Up to 512 MiB of weights."""
+    width = 64 if toy else 16384
+    return nn.Linear(width, width, bias=False, dtype=torch.bfloat16, device=where).requires_grad_(False)
+
+
+def _free(where: str) -> int:
+    return int(torch.cuda.mem_get_info(torch.device(where))[0]) if where.startswith("cuda") else 0
+
+
+def bits(pool: KvPool) -> list[int]:
+    """Sums over the memory's 16-bit words, apart for keys and values, in which every bit counts."""
+    return [bits_of(pool.k), bits_of(pool.v)]
+
+
+def bits_of(x: Tensor) -> int:
+    return int(x.view(torch.int16).to(torch.int64).sum())
