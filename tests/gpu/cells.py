@@ -89,7 +89,7 @@ def _selection(toy: bool) -> list[Cell]:
         Cell(
             f"select-V{vocab}-{items // 1000}k-{'zipf' if skewed else 'uniform'}-level{level}",
             "selection_cells:select",
-            8 if vocab > 8192 else 5,
+            (8 if vocab > 8192 else 5) + (4 if items > 100_000 else 0),
             ("triton",),
             {"vocab": vocab, "items": items, "skewed": skewed, "level": level, **more},
         )

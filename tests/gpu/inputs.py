@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -91,6 +91,20 @@ def make_trie(
     sids = np.unique(draws.astype(np.int32), axis=0)
     sids = sids[random.permutation(len(sids))[:items]]
     return build_trie(sids + (np.arange(depth) * codebook if spread else 0))
+
+
+def popular_batch(
+    random: np.random.Generator, trie: Trie, level: int, requests: int, width: int
+) -> BeamBatch:
+    """`requests` of `width` beams each at distinct nodes above `level`, drawn by their number of items."""
+    batch = make_batch(random, trie, level, [width] * requests, width)
+    if level == 0:
+        return batch
+    first = trie.lo[level - 1]
+    count, share = len(batch.lo) // requests, np.diff(first) / trie.leaves
+    nodes = [random.choice(len(share), count, replace=False, p=share) for _ in range(requests)]
+    chosen = np.concatenate(nodes)
+    return replace(batch, lo=first[chosen].astype(np.int32), hi=first[chosen + 1].astype(np.int32))
 
 
 def make_batch(

@@ -15,7 +15,7 @@ from xgr_kernels.beam_select.types import BeamBatch
 from xgr_kernels.paged import library
 
 WORKSPACE = 256 << 20  # twice what the library recommends
-MOST_PADDED = 8 << 30  # bytes of a padded trie; beyond, it is said not to fit
+MOST_PADDED = 24 << 30  # bytes of a padded trie; beyond, it is said not to fit
 
 
 class AttentionRival(Protocol):

@@ -10,7 +10,7 @@ import rivals
 import torch
 from exact import best_scores, candidates
 from floors import selection
-from inputs import make_batch, make_trie
+from inputs import make_trie, popular_batch
 from lab import Lab
 from results import Record
 from selection_checks import SMALL
@@ -37,7 +37,7 @@ def select(
 ) -> None:
     """B requests of W beams; level 0 starts from one of each. Levels share a small vocabulary."""
     trie = make_trie(lab.random, items, codebook, 3, skewed, spread=vocab >= 3 * codebook)
-    batch = make_batch(lab.random, trie, level, [W] * B, W)
+    batch = popular_batch(lab.random, trie, level, B, W)
     R = batch.row_offsets[-1]
     sets = lab.sets_of(4 * R * vocab)
     logits = [lab.randn(R, vocab, dtype=torch.float32) * 3 for _ in range(sets)]

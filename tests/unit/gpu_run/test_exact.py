@@ -5,6 +5,7 @@ import pytest
 import torch
 from beam_batches import Ask, build_batch, random_logits, random_trie
 from exact import attention, best_scores, candidates
+from inputs import make_trie, popular_batch
 
 from xgr_kernels.beam_select import reference as selection
 from xgr_kernels.causal_attention import reference as causal
@@ -33,6 +34,17 @@ def test_attention_is_causal_where_rows_see_so_many_tokens(new: int) -> None:
     want = causal.attend(q, k, v, [0, 9], 0.3, None)
     o, _ = attention(q[9 - new :], k, v, 0.3, torch.arange(9 - new + 1, 10))
     torch.testing.assert_close(o, want[9 - new :], rtol=0, atol=NEAR)
+
+
+def test_popular_beams_are_distinct_nodes_with_more_items_than_most() -> None:
+    rng = np.random.default_rng(1)
+    trie = make_trie(rng, 2000, 97, 3, skewed=True)
+    batch = popular_batch(rng, trie, 1, requests=2, width=20)
+    sizes = batch.hi - batch.lo
+    assert batch.row_offsets == [0, 20, 40] and set(batch.lo.tolist()) <= set(trie.lo[0].tolist())
+    for b in (0, 20):
+        assert len(set(batch.lo[b : b + 20].tolist())) == 20
+    assert sizes.mean() > 2 * np.diff(trie.lo[0]).mean()
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
