@@ -140,7 +140,7 @@ def _engines(toy: bool) -> list[Cell]:
 def _served(toy: bool) -> list[Cell]:
     if toy:
         sizes: dict[str, Any] = {"model": "toy", "L": 20, "widths": [5], "callers": [2], **TOY}
-        return [_load("served-toy-colocated", sizes | {"layout": "colocated", "seconds": 0.5})]
+        return [_load("served-toy-colocated", sizes | {"layout": "colocated", "seconds": 2.0})]
     cells = []
     for model in ("0.6B", "1.7B", "4B"):
         common = {"model": model, "seconds": 10.0, **CATALOG}
