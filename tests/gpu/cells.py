@@ -23,6 +23,9 @@ def _checks(toy: bool) -> list[Cell]:
     return [
         Cell("check-tail-attention", "attention_checks:tail", 25, ("triton",)),
         Cell("check-selection", "selection_checks:against_reference", 120, ("triton",)),
+        Cell("check-shared-kv", "memory_checks:shared_kv", 25),
+        Cell("check-dead-owner", "memory_checks:dead_owner", 30),
+        Cell("check-shared-weights", "memory_checks:shared_weights", 20),
         Cell("check-selection-bad-logits", "selection_checks:bad_logits", 5, ("triton",)),
         Cell("check-selection-same-bits", "selection_checks:same_bits", 5, ("triton",)),
         *_selection(toy),
