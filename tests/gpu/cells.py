@@ -119,7 +119,7 @@ def _end_to_end(toy: bool) -> list[Cell]:
 def _engines(toy: bool) -> list[Cell]:
     if toy:
         sizes: dict[str, Any] = {"model": "toy", **TOY}
-        beams = {"W": 5, "L": 20, "B": 2}
+        beams = {"W": 3, "L": 20, "B": 2}
         return [
             Cell("decode-toy", "engine_cells:decode_cohort", 20, KERNELS, sizes | beams),
             Cell("prefill-toy", "engine_cells:prefill_batch", 5, KERNELS, sizes | {"counts": [20, 7]}),
