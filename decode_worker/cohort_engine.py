@@ -49,6 +49,7 @@ class CohortEngine:
         self.pool = pool
         self.device = device
         self.tail_tokens = tail_tokens
+        self.max_width = max_width
         self.counters: dict[str, float] = defaultdict(float)
         self.steps = CohortSteps(
             model, pool, device, trie, tail_tokens, max_rows, max_width, max_requests, make_attention, tuning
@@ -103,8 +104,9 @@ class CohortEngine:
         taken = (self.device.reserved_bytes() - before) / 2**20
         log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.steps.buckets)), taken)
         pages, hidden = np.zeros(1, np.int32), np.zeros(self.model.geometry.hidden, np.float32)
+        width = min(8, trie.leaves, self.max_width)
         for mode in get_args(ScoreMode):
-            question = Question(1, 0, min(8, trie.leaves), 1, mode, trie, no_filter())
+            question = Question(1, 0, width, 1, mode, trie, no_filter())
             self.launch([Search(question, pages, pages, hidden, self.tail_tokens)])
             self._flying[0].finished.wait()
             self.collect()

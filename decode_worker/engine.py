@@ -112,7 +112,7 @@ class DecodeEngine:
         """Compile the kernels and run one small search, so that no request pays for first-use costs."""
         warm_up()
         hidden = np.zeros(self.model.geometry.hidden, np.float32)
-        rows = np.arange(min(8, trie.leaves), dtype=np.int32)
+        rows = np.arange(min(8, trie.leaves, self.max_rows), dtype=np.int32)
         for mode in get_args(ScoreMode):
             question = Question(1, 0, len(rows), 1, mode, trie, no_filter())
             search = Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)

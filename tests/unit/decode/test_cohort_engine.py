@@ -1,5 +1,7 @@
 """The engine of a GPU, run on a CPU: cohorts of searches end as the CPU's engine ends them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from checkpoints import MakeCheckpoint
@@ -229,3 +231,29 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
     device.passed[events[0]] = True
     assert prompts.gpu.collect() == flown and prompts.gpu.ready
     assert_same(flown, prompts.expected(*flown))
+
+
+def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
+    pool = KvPool(backend.geometry, 2, PAGE)
+    engine = CohortEngine(
+        backend,
+        pool,
+        HostDevice(),
+        trie,
+        DEPTH - 2,
+        4,
+        2,
+        lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal=False),
+        max_requests=2,
+        tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
+    )
+    launched: list[Search] = []
+    launch = engine.launch
+
+    def watched(searches: Sequence[Search]) -> None:
+        launched.extend(searches)
+        launch(searches)
+
+    engine.launch = watched  # type: ignore[assignment, method-assign]
+    engine.warm_up(trie)
+    assert [search.question.width for search in launched] == [2, 2]

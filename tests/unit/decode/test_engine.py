@@ -105,3 +105,7 @@ def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBac
     requests.finish(running, from_kv, from_hidden)
     for search, other in zip((running, from_kv, from_hidden), expected, strict=True):
         assert_same(search, other)
+
+
+def test_an_engine_of_few_rows_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
+    DecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
