@@ -159,6 +159,8 @@ class DecodeWorker:
                 self.answer_finished()
             try:
                 self.engine.launch([task.search])
+            except DeviceLost:
+                raise
             except Exception:
                 log.exception("request %d failed", task.id.request)
                 self.fail(task, InternalError("the decode worker failed on this request"), retry=False)
@@ -439,8 +441,8 @@ class DecodeWorker:
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
-        if self.running or self.worked:
-            return 0.0
+        if self.running or self.worked or self.engine.busy:
+            return 0.0  # a launch whose requests are all gone still holds the GPU's turn
         return _COPY_WAIT if self.arrivals else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

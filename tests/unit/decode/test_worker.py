@@ -256,6 +256,30 @@ def test_a_lost_device_ends_the_process(worker: DecodeWorker) -> None:
     assert worker.tasks, "nobody is told that the request failed: it is tried elsewhere"
 
 
+def test_a_device_lost_while_requests_are_tried_alone_ends_the_process(worker: DecodeWorker) -> None:
+    engine, _ = kept(worker, 2)
+
+    def lose(searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None) -> None:
+        raise (
+            RuntimeError("a kernel failed") if len(searches) > 1 else DeviceLost("and took the device along")
+        )
+
+    engine.launch = lose
+    with pytest.raises(DeviceLost):
+        worker.launch()
+    assert len(worker.tasks) == 2, "nobody is told that a request failed: they are tried elsewhere"
+
+
+def test_the_loop_does_not_sleep_while_a_launch_flies_for_nobody(worker: DecodeWorker) -> None:
+    engine, _ = kept(worker, 1)
+    worker.launch()
+    engine.busy = True
+    worker.handle_request(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
+    assert not worker.running and worker.idle_seconds() == 0
+    engine.busy = False
+    assert worker.idle_seconds() > 0
+
+
 def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> None:
     assert worker.idle_seconds() > 0
     worker.worked = True  # what the last launch freed may let somebody start
