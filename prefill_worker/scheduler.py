@@ -64,9 +64,11 @@ class PrefillScheduler:
         self._batch_prompts = batch_prompts
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing waits to be computed, be there pages or not."""
-        return not self.waiting and not self.begun
+    def runnable(self) -> bool:
+        """Whether `next_turns` has something: there are pages for what waits first, or prompts have begun."""
+        if self.begun or not self.waiting:
+            return bool(self.begun)
+        return pages_for(self.waiting[0].left, self._page_size) <= self._pool.free
 
     def add(self, prompt: Prompt) -> None:
         self.waiting.append(prompt)

@@ -95,7 +95,8 @@ class PrefillWorker:
 
     def may_launch(self) -> bool:
         """Whether there is something to run, and the GPU, if another worker shares it, is ours."""
-        if self.scheduler.idle:
+        if not self.scheduler.runnable:  # prompts that wait for pages may need the other worker's turn
+            self.gpu_taken = False
             self.gpu_turns.forget()
             return False
         self.gpu_taken = not self.gpu_turns.try_take()
@@ -240,7 +241,7 @@ class PrefillWorker:
         """How long the loop may sleep if nothing arrives."""
         if self.worked:
             return 0.0
-        if self.gpu_taken and not self.scheduler.idle:
+        if self.gpu_taken:
             return _TURN_WAIT
         return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
 

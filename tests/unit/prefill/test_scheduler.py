@@ -29,10 +29,13 @@ def test_a_forward_has_at_most_so_many_prompts() -> None:
 def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
     """(prompt, start, end) of every forward until none can run; hand-overs never end."""
     forwards = []
-    while turns := scheduler.next_turns():
+    while scheduler.runnable:
+        turns = scheduler.next_turns()
+        assert turns
         forwards.append([(t.prompt.id.request, t.start, t.end) for t in turns])
         for turn in turns:
             scheduler.done(turn)
+    assert not scheduler.next_turns()
     return forwards
 
 

@@ -199,6 +199,19 @@ def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_do
     assert worker.may_launch() and worker.idle_seconds() > 0.001
 
 
+def test_prompts_that_wait_for_pages_leave_a_shared_gpu_to_the_one_who_frees_them(
+    worker: PrefillWorker,
+) -> None:
+    said: list[str] = []
+    worker.gpu_turns = SimpleNamespace(try_take=lambda: True, forget=lambda: said.append("forget"))
+    held = worker.pool.allocate(worker.pool.free)  # by prompts that are read in place
+    assert held is not None
+    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    assert not worker.may_launch() and said == ["forget"] and worker.idle_seconds() > 0.001
+    worker.pool.release(held)
+    assert worker.may_launch()
+
+
 def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> None:
     assert worker.idle_seconds() > 0
     worker.worked = True  # an ACK that came during the forward may have freed pages
