@@ -38,7 +38,7 @@ from xgr_runtime.transport import Frame, Listener, Poller
 log = logging.getLogger(__name__)
 
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
-_TURN_WAIT = 0.0005  # seconds until a GPU that another worker uses is asked for again
+_TURN_WAIT = 0.0001  # seconds until a GPU that another worker uses is asked for again
 
 
 class PrefillWorker:
@@ -100,6 +100,8 @@ class PrefillWorker:
             self.gpu_turns.forget()
             return False
         self.gpu_taken = not self.gpu_turns.try_take()
+        if self.gpu_taken:
+            time.sleep(_TURN_WAIT)  # sockets are waited for in whole milliseconds, which a turn would lose
         return not self.gpu_taken
 
     def exchange(self) -> None:
@@ -239,10 +241,8 @@ class PrefillWorker:
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
-        if self.worked:
+        if self.worked or self.gpu_taken:
             return 0.0
-        if self.gpu_taken:
-            return _TURN_WAIT
         return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

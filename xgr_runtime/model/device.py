@@ -4,6 +4,7 @@ Engines that enqueue work and ask later whether it is done are written against `
 is done when the call returns and capturing changes nothing: the same engines run, and are tested, on a CPU.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -22,11 +23,27 @@ class DeviceLost(Exception):
 
 @contextmanager
 def losing_the_device() -> Iterator[None]:
-    """Raises DeviceLost for an error of the device: every later call of this process fails too."""
+    """Raises DeviceLost for an error after which the device fails every call of this process.
+
+    torch says which errors are the device's; other libraries raise plain ones for the same, so it is asked.
+    """
     try:
         yield
-    except torch.AcceleratorError as error:
-        raise DeviceLost(str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or not _answers():
+            raise DeviceLost(str(error).splitlines()[0]) from error
+        raise
+
+
+def _answers() -> bool:
+    """Whether the GPU in use, if any, still does what this process asks."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Event(Protocol):
@@ -105,9 +122,11 @@ class CudaDevice:
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # One pool for all graphs: they run one after the other, so their scratch memory may be the same.
-        with torch.cuda.graph(graph, pool=self._graphs, stream=self._stream):
+        with _without_collector(), torch.cuda.graph(graph, pool=self._graphs, stream=self._stream):
             work()
         replay: Work = graph.replay
+        replay()  # the first one loads the graph onto the device
+        self._stream.synchronize()
         return replay
 
     def event(self) -> Event:
@@ -118,6 +137,18 @@ class CudaDevice:
 
     def reserved_bytes(self) -> int:
         return torch.cuda.memory_reserved(self.where)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """What garbage does as it goes, such as waiting for the device, would void a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _CudaEvent:
