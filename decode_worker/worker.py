@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 
 _EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
 _COPY_WAIT = 0.001  # seconds until copies that a COMMIT waits for are looked at again
+_LAST_WORDS = 0.2  # seconds for the last answers to leave: what a socket still holds ends with its process
 
 
 class DecodeWorker:
@@ -90,6 +91,7 @@ class DecodeWorker:
         self.counters: dict[str, float] = defaultdict(float)
         self.renewed_at = 0.0
         self.watched_at = 0.0
+        self.ended_at = 0.0  # the last task
         self.worked = (
             False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
         )
@@ -396,6 +398,7 @@ class DecodeWorker:
     def end(self, task: DecodeTask, tell_prefill: str = "") -> None:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
         del self.tasks[task.id]
+        self.ended_at = self.clock()
         self.scheduler.end(task)
         self.running = [t for t in self.running if t is not task]
         if task.committed_at:
@@ -434,8 +437,9 @@ class DecodeWorker:
 
     @property
     def finished(self) -> bool:
-        """Whether this process can be of no use any more, and holds nothing that could be."""
-        return self.memories.orphaned and not self.tasks
+        """Whether this process can be of no use any more, and neither holds nor sends what could be."""
+        over = self.memories.orphaned and not self.tasks
+        return over and self.clock() - self.ended_at >= _LAST_WORDS
 
     # --- state ---
 

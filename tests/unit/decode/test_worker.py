@@ -554,5 +554,8 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
         DecodeRequest(waiting, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
     )
     assert waiting not in worker.tasks, "nothing new begins"
+    worker.clock = lambda: 7.0
     worker.end(read)
+    assert not worker.finished, "the answer is on its way: a process that ends now takes it along"
+    worker.clock = lambda: 7.5
     assert worker.finished
