@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.device_memory import Block, allocate, open_region
-from xgr_runtime.published import SharedTensor, SharedWeights, wait_for
+from xgr_runtime.published import Published, SharedTensor, SharedWeights, wait_for
 from xgr_runtime.shared_memory import CannotMap
 
 _ALIGNED = 256  # bytes: kernels may ask for it
@@ -56,6 +56,7 @@ class WeightSharing:
 
     def __init__(self, publishes: bool, memory_of: str, stopping: Callable[[], bool]) -> None:
         self.shared: SharedWeights | None = None
+        self.taken_from: Published | None = None
         self._publishes = publishes
         self._memory_of = memory_of
         self._stopping = stopping
@@ -66,7 +67,7 @@ class WeightSharing:
         if self._publishes:
             self.shared, self._block = export_weights(module)
         elif self._memory_of:
-            published = wait_for(Path(self._memory_of), self._stopping)
+            published = self.taken_from = wait_for(Path(self._memory_of), self._stopping)
             try:
                 adopt_weights(module, published.weights) if published.weights else None
             except CannotMap as error:

@@ -20,7 +20,7 @@ from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.shared_weights import WeightSharing
 from xgr_runtime.published import Published, publish, wait_for
-from xgr_runtime.shared_memory import CannotMap
+from xgr_runtime.shared_memory import CannotMap, lives
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     )
     identity = _identity(backend.weights_hash, backend.geometry)
     if memory_of:
-        pool = _mapped_pool(Path(memory_of), identity, backend, stopping)
+        # KV and weights of the same run: those of an earlier one may be gone from a GPU.
+        published = weights.taken_from or wait_for(Path(memory_of), stopping)
+        pool = _mapped_pool(memory_of, published, identity, backend)
     else:
         pool = _own_pool(config, backend)
     if publishes:
@@ -99,16 +101,17 @@ def _default_kv_bytes(device: torch.device) -> int:
     return 1 << 30
 
 
-def _mapped_pool(
-    path: Path, identity: ModelIdentity, backend: ModelBackend, stopping: Callable[[], bool]
-) -> KvPool:
-    """The pool of the prefill worker that publishes its memory in that file."""
-    published = wait_for(path, stopping)
+def _mapped_pool(path: str, published: Published, identity: ModelIdentity, backend: ModelBackend) -> KvPool:
+    """The pool that a prefill worker has published in the file `path`. Raises `ConfigError`."""
     if name := published.model.difference(identity):
         raise ConfigError(f"the prefill worker of --memory-of {path} runs a model of another {name}")
     try:
         memory = mapped_memory(published.kv, backend.geometry)
     except CannotMap as error:
+        if not lives(published.kv.generations.owner):
+            raise ConfigError(
+                f"the prefill worker of --memory-of {path} died meanwhile: start again"
+            ) from None
         raise ConfigError(f"--memory-of {path}: {error}; use --layout split") from None
     return KvPool(backend.geometry, published.kv.pages, published.kv.page_size, memory)
 
