@@ -24,8 +24,12 @@ class CannotMap(Exception):
 
 
 def this_process() -> ProcessId:
-    """Who we are to others of this machine."""
-    return ProcessId(os.getpid(), int(_stat(os.getpid())[_STARTED]))
+    """Who we are to others of this machine. Raises OSError without /proc.
+
+    Our number is that of /proc, which others look us up in: within a container `getpid` may know another.
+    """
+    pid = int(Path("/proc/self").readlink().name)
+    return ProcessId(pid, int(_stat(pid)[_STARTED]))
 
 
 def lives(process: ProcessId) -> bool:
@@ -45,8 +49,8 @@ def lives(process: ProcessId) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields behind the command's name, which may hold spaces and brackets. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    """The fields behind the command's name, which may hold any bytes. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
 class Segment:

@@ -169,13 +169,21 @@ def test_who_cannot_be_looked_at_may_live() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_names_with_brackets_do_not_confuse(tmp_path: Path) -> None:
-    name = tmp_path / "a) S (b"
-    name.symlink_to(sys.executable)
-    started = subprocess.Popen([name, "-c", "input()"], stdin=subprocess.PIPE)
+@pytest.mark.parametrize("name", [b"a) S (b", b"caf\xe9"], ids=["brackets", "no-utf-8"])
+def test_no_name_confuses(name: bytes, tmp_path: Path) -> None:
+    program = tmp_path / os.fsdecode(name)
+    program.symlink_to(sys.executable)
+    started = subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        told = Path(f"/proc/{started.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        told = Path(f"/proc/{started.pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
         assert lives(ProcessId(started.pid, int(told)))
     finally:
         started.kill()
         started.communicate()
+
+
+def test_our_number_is_the_one_that_others_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a namespace of its own that sees the machine's /proc, a process thinks that it has another one."""
+    seen = this_process()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert this_process() == seen and lives(seen)
