@@ -9,7 +9,7 @@ import pytest
 
 from xgr_runtime.decode_links import IDLE
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, WorkerLost
-from xgr_runtime.handover import Chunk, PromptPages, Receiver, ReceiverState
+from xgr_runtime.handover import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -190,10 +190,10 @@ def test_what_is_read_in_place_is_held_when_its_request_is_over(played: Played, 
 
 def test_a_dead_reader_in_place_frees_its_pages(played: Played) -> None:
     transfer, _ = hand_over(played, "in place")
+    played.out.expire(1.0)
     played.reader_lives = False
-    played.out.expire(LEASE - 1)
-    assert not played.out.retire(), "nobody asks before the lease lapses"
-    played.out.expire(LEASE)
+    assert not played.out.retire()
+    played.out.expire(1.0 + ASK_EVERY)
     assert played.out.retire() == [transfer] and isinstance(transfer.failure, WorkerLost)
     assert played.out.outlived_leases == 0
 

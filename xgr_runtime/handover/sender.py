@@ -12,7 +12,7 @@ FIRST_LEASE = 15.0
 """Seconds that KV is held before the first word of a decode worker, where no setting says otherwise."""
 
 ASK_EVERY = 1.0
-"""Seconds between questions to a reader in place that has not been heard for longer than its lease."""
+"""Seconds between looks at a reader in place, and between questions to one that is silent for long."""
 
 
 class SenderState(Enum):
@@ -48,6 +48,7 @@ class Sender:
         self.lease_until = now + lease
         self.read_in_place = False  # the receiver may be reading our pages
         self._reader: ProcessId | None = None
+        self._look_at = -math.inf  # whether it lives
         self._ask = False  # whether it still does: say again what we said last
         self._ready = [0] * plan.layers  # tokens of each layer that are in our pages
         self._held_tokens = 0
@@ -147,16 +148,25 @@ class Sender:
     def expire(self, now: float, lives: Callable[[ProcessId], bool]) -> bool:
         """Act on a lapsed lease, True where a living reader in place holds the prompt all the same.
 
-        Such a reader is asked again and again, and so is one whose request is over.
+        Such a reader is asked again and again, and so is one whose request is over. One that died is noticed
+        within a second: a lease would keep its pages from the prompts that wait for the next one.
         """
-        if self.over or now < self.lease_until:
+        if self.over:
             return False
-        if self.read_in_place and self._reader is not None and lives(self._reader):
+        look = self.read_in_place and now >= min(self._look_at, self.lease_until)
+        if look and self._reader is not None:
+            self._look_at = now + ASK_EVERY
+            if not lives(self._reader):
+                self.fail("the decode worker died")
+                self.read_in_place = False
+                return False
+        if now < self.lease_until:
+            return False
+        if self.read_in_place:
             self.lease_until = now + ASK_EVERY
             self._ask = True
             return self.state is SenderState.COMMITTED
-        self.fail("the decode worker died" if self.read_in_place else "the lease lapsed")
-        self.read_in_place = False
+        self.fail("the lease lapsed")
         return False
 
     # --- what to send ---

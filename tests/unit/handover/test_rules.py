@@ -424,9 +424,12 @@ def test_a_living_reader_holds_pages_beyond_its_lease() -> None:
 
 
 def test_a_dead_reader_frees_its_pages() -> None:
+    """Long before its lease lapses, which whoever is started in its place would have to wait for."""
     sender = committed("in place")
-    assert not sender.expire(10.0, lambda reader: False)
-    assert sender.over and "died" in sender.reason
+    assert not sender.expire(0.1, lambda reader: True) and not sender.over
+    assert not sender.expire(0.1 + ASK_EVERY / 2, lambda reader: False) and not sender.over, "looked just now"
+    assert not sender.expire(0.1 + ASK_EVERY, lambda reader: False)
+    assert sender.over and "died" in sender.reason and sender.commit() is None and sender.cancel() is None
 
 
 def test_before_the_commit_nobody_reads_in_place() -> None:
