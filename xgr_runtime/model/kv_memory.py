@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import SharedKv
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device_memory import allocate, open_region
@@ -41,7 +42,10 @@ def private_memory(geometry: Geometry, pages: int, page_size: int, device: torch
 def exported_memory(geometry: Geometry, pages: int, page_size: int, device: torch.device) -> KvMemory:
     """Memory of this process that others of this machine may read. Raises `ConfigError`."""
     kv = allocate("xgr prompt KV", (pages + SCRATCH) * page_size * geometry.token_bytes, device)
-    numbers = Segment("xgr page generations", _ID + 4 * pages)
+    try:
+        numbers = Segment("xgr page generations", _ID + 4 * pages)
+    except OSError as error:
+        raise ConfigError(f"no shared memory for the generations of {pages} pages: {error}") from None
     id = secrets.randbits(62)
     np.frombuffer(numbers.memory, np.uint64, 1)[0] = id
     generations = np.frombuffer(numbers.memory, np.uint32, pages, offset=_ID)

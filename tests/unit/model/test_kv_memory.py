@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import HostRegion, SharedKv
+from xgr_runtime.model import kv_memory
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.kv import KvPool, PageIds
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
@@ -134,3 +136,14 @@ def test_a_pool_that_is_dropped_leaves_no_mapping() -> None:
     assert mapped() == before + 4, "keys and values, and generations, twice"
     del pool, reader
     assert mapped() == before
+
+
+def test_a_machine_without_such_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's memory can be shared where main memory cannot: the generations lie in the latter."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(kv_memory, "Segment", refuse)
+    with pytest.raises(ConfigError, match="generations of 9 pages"):
+        exported_memory(geometry(), PAGES, PAGE, CPU)
