@@ -26,7 +26,7 @@ from xgr_kernels.beam_select.cuda import (
     request_row,
     splits_for,
 )
-from xgr_kernels.paged import PagedAttention
+from xgr_kernels.paged_attention import PagedAttention
 from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import Device, Event, Inputs, Work

@@ -12,7 +12,7 @@ from lab import Lab
 from torch import Tensor
 
 from xgr_kernels.beam_select.types import BeamBatch
-from xgr_kernels.paged import library
+from xgr_kernels.paged_attention.cuda import library
 
 WORKSPACE = 256 << 20  # twice what the library recommends
 MOST_PADDED = 24 << 30  # bytes of a padded trie; beyond, it is said not to fit

@@ -2,7 +2,13 @@
 
 from collections.abc import Callable
 
-from xgr_kernels.paged import AttentionSizes, PagedAttention, Workspace, choose_algorithm, device_facts
+from xgr_kernels.paged_attention import (
+    AttentionSizes,
+    PagedAttention,
+    Workspace,
+    choose_algorithm,
+    device_facts,
+)
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import Device

@@ -25,8 +25,8 @@ def causal_attention(
 
     q [R, Hq, D]; k, v [R, Hkv, D], Hq a multiple of Hkv; prompt b has the rows from row_offsets[b] up to
     row_offsets[b+1]. prefix None: all prompts begin here. Returns o [R, Hq, D] in q's dtype.
-    Raises: ValueError for an unknown backend. There is none for cuda: `xgr_kernels.paged.PagedAttention` with
-    causal=True reads a prompt's cached and new tokens from its pages in one call.
+    Raises: ValueError for an unknown backend. There is none for cuda: `paged_attention` with causal=True
+    reads a prompt's cached and new tokens from its pages in one call.
     """
     if backend == "cpu":
         return cpu.attend(q, k, v, row_offsets, scale, prefix)
@@ -34,6 +34,6 @@ def causal_attention(
         return reference.attend(q, k, v, row_offsets, scale, prefix)
     if backend == "cuda":
         raise ValueError(
-            "causal_attention has no cuda backend: use xgr_kernels.paged.PagedAttention(causal=True)"
+            "causal_attention has no cuda backend: use paged_attention.PagedAttention, causal=True"
         )
     raise ValueError(f"unknown causal_attention backend {backend!r}: use cpu or reference")
