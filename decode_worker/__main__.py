@@ -5,6 +5,7 @@ import sys
 import numba
 
 from decode_worker.engine import DecodeEngine, Engine
+from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.addresses import check_address
@@ -40,11 +41,12 @@ def make_engine(
     config: DecodeConfig, model: LoadedModel, catalog: Catalog, max_rows: int, kernels: str
 ) -> Engine:
     """The engine for `kernels`: levels one by one on a CPU, whole cohorts on a GPU. Raises `ConfigError`."""
-    tail_tokens = max(0, catalog.depth - 2)  # the newest token's keys and values are never stored
     if kernels != "cuda":
-        return DecodeEngine(model.backend, model.pool, tail_tokens, max_rows, kernels)
+        return DecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
     # Imported here because they need Triton.
-    from decode_worker.cohort_engine import MAX_REQUESTS, CohortEngine
+    from decode_worker.cohort import MAX_REQUESTS
+    from decode_worker.cohort_engine import CohortEngine
+    from decode_worker.cohort_steps import CohortSteps
     from xgr_runtime.model.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention
 
@@ -54,11 +56,12 @@ def make_engine(
     )
     trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
     try:
-        return CohortEngine(
-            model.backend, model.pool, device, trie, tail_tokens, max_rows, config.max_beam_width, attention
+        steps = CohortSteps(
+            model.backend, model.pool, device, trie, max_rows, config.max_beam_width, attention
         )
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None
+    return CohortEngine(steps)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from decode_worker.search import Question, Search
 
 Offsets = NDArray[np.int64]
 
+MAX_REQUESTS = 16  # of a cohort; past about 1,024 rows a larger one gains nothing
+
 ROW_BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096)
 """Rows that a step is captured for. Rounding up is nearly free while a step is bound by weights."""
 

@@ -16,44 +16,21 @@ from decode_worker.cohort import choose_cohort
 from decode_worker.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
-from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.messages import ScoreMode
-from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device, losing_the_device
-from xgr_runtime.model.device_attention import MakeAttention
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.device import losing_the_device
 
 log = logging.getLogger(__name__)
-
-MAX_REQUESTS = 16  # of a cohort; past about 1,024 rows a larger one gains nothing
 
 
 class CohortEngine:
     """The engine of a GPU: the cohorts in flight. Searches start and end here as a whole."""
 
-    def __init__(
-        self,
-        model: ModelBackend,
-        pool: KvPool,
-        device: Device,
-        trie: Trie,
-        tail_tokens: int,
-        max_rows: int,
-        max_width: int,
-        make_attention: MakeAttention,
-        max_requests: int = MAX_REQUESTS,
-        tuning: Tuning | None = None,
-    ) -> None:
-        """See `CohortSteps`. Raises ValueError for widths or tokens that selection cannot tell apart."""
-        self.model = model
-        self.pool = pool
-        self.device = device
-        self.tail_tokens = tail_tokens
-        self.max_width = max_width
+    def __init__(self, steps: CohortSteps) -> None:
+        self.steps = steps
+        self.pool = steps.pool
+        self.device = steps.device
+        self.tail_tokens = steps.tail_tokens
         self.counters: dict[str, float] = defaultdict(float)
-        self.steps = CohortSteps(
-            model, pool, device, trie, tail_tokens, max_rows, max_width, max_requests, make_attention, tuning
-        )
         self._flying: deque[Cohort] = deque()
         self._started: dict[Cohort, float] = {}
         self._overflown: list[Search] = []
@@ -103,8 +80,8 @@ class CohortEngine:
             self.steps.capture()
         taken = (self.device.reserved_bytes() - before) / 2**20
         log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.steps.buckets)), taken)
-        pages, hidden = np.zeros(1, np.int32), np.zeros(self.model.geometry.hidden, np.float32)
-        width = min(8, trie.leaves, self.max_width)
+        pages, hidden = np.zeros(1, np.int32), np.zeros(self.steps.model.geometry.hidden, np.float32)
+        width = min(8, trie.leaves, self.steps.max_width)
         for mode in get_args(ScoreMode):
             question = Question(1, 0, width, 1, mode, trie, no_filter())
             self.launch([Search(question, pages, pages, hidden, self.tail_tokens)])

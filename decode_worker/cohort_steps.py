@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from decode_worker.cohort import ROW_BUCKETS, Step, StepVectors, plan_steps
-from decode_worker.search import Floats, Ints, Question, Search
+from decode_worker.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
+from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
 from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import (
     COLUMNS,
@@ -94,21 +94,24 @@ class CohortSteps:
         pool: KvPool,
         device: Device,
         trie: Trie,
-        tail_tokens: int,
         max_rows: int,
         max_width: int,
-        max_requests: int,
         make_attention: MakeAttention,
+        max_requests: int = MAX_REQUESTS,
         tuning: Tuning | None = None,
     ) -> None:
-        """`tuning` are sizes of the selection's launches, which change no answer. Raises ValueError."""
+        """`tuning` are sizes of the selection's launches, which change no answer.
+
+        Raises ValueError for widths or tokens that selection cannot tell apart.
+        """
+        self.model = model
+        self.pool = pool
+        self.device = device
         self.buckets = buckets_up_to(max_rows, ROW_BUCKETS)
         self.max_rows = max_rows
-        self.max_requests = max_requests
-        self._model = model
-        self._pool = pool
-        self._device = device
-        self._tail_tokens = tail_tokens
+        self.max_width = max_width
+        self.max_requests = max_requests = min(max_requests, max_rows)
+        self.tail_tokens = tail_tokens = tail_tokens_of(len(trie.tokens))
         self._make_attention = make_attention
         where, geometry = device.where, model.geometry
         self._trie = DeviceTrie(trie, where)
@@ -142,7 +145,7 @@ class CohortSteps:
         """Capture every step, the widest first: later graphs fit into the memory of the first."""
         for bucket in reversed(self.buckets):
             self._graphs[bucket] = self._capture(bucket)
-        self._first_select = self._device.capture(lambda: self._select(self.max_requests))
+        self._first_select = self.device.capture(lambda: self._select(self.max_requests))
 
     # --- what a cohort queues ---
 
@@ -167,7 +170,7 @@ class CohortSteps:
 
     def _begin(self, cohort: Cohort) -> None:
         """Every request's filter, and its one beam at the root: the last token of its prompt."""
-        with self._device.alongside():
+        with self.device.alongside():
             first = cohort.place * self.max_requests
             cohort.filters = [
                 self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
@@ -180,7 +183,7 @@ class CohortSteps:
 
     def _upload(self, cohort: Cohort, step: Step) -> None:
         """What the step's kernels read of its requests and rows."""
-        vectors = StepVectors.of(step, cohort.questions, self.max_rows, self._tail_tokens)
+        vectors = StepVectors.of(step, cohort.questions, self.max_rows, self.tail_tokens)
         table = [
             request_row(
                 row_begin=int(step.offsets[b]),
@@ -240,7 +243,7 @@ class CohortSteps:
 
         def forward() -> None:
             stage = CascadeStage(
-                self._pool,
+                self.pool,
                 attention,
                 tail.k,
                 tail.v,
@@ -249,25 +252,25 @@ class CohortSteps:
                 tail_len=inputs["tail_len"][:bucket],
                 backend="cuda",
             )
-            hidden = self._model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
+            hidden = self.model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
             self._hidden[:bucket].copy_(hidden)
-            self._model.logits_into(hidden, self._logits[:bucket])
+            self.model.logits_into(hidden, self._logits[:bucket])
 
         def select() -> None:
             self._select(bucket)
 
-        return Graphs(attention, self._device.capture(forward), self._device.capture(select))
+        return Graphs(attention, self.device.capture(forward), self.device.capture(select))
 
     def _first_logits(self) -> None:
         """From the hidden state of every prompt's last token."""
-        self._model.logits_into(self._hidden[: self.max_requests], self._logits[: self.max_requests])
+        self.model.logits_into(self._hidden[: self.max_requests], self._logits[: self.max_requests])
 
     def _select(self, rows: int, exactly: bool = False) -> None:
         """The next beams of all requests, from the logits of `rows` rows; they become the present ones.
 
         `exactly` takes as many rounds as the candidates need, and reads back in between.
         """
-        selector, splits = self._selector, splits_for(rows, self._model.geometry.vocab)
+        selector, splits = self._selector, splits_for(rows, self.model.geometry.vocab)
         selector.table.copy_(self._inputs["table"].view(self.max_requests, COLUMNS))
         selector.owner.copy_(self._inputs["owner"])
         select = selector.select_exactly if exactly else selector.select

@@ -41,6 +41,11 @@ class Question:
         return allowed - len(self.filter.deny)
 
 
+def tail_tokens_of(depth: int) -> int:
+    """T, the tokens of a beam whose keys and values are stored: the newest one's never are."""
+    return max(0, depth - 2)
+
+
 class Search:
     """The beams of one request, best first. `level` is the level that the next selection fills.
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from planned_attention import PlannedAttention
 from selection_checks import SMALL
 
-from decode_worker.cohort_engine import MAX_REQUESTS, CohortEngine
+from decode_worker.cohort import MAX_REQUESTS
+from decode_worker.cohort_engine import CohortEngine
+from decode_worker.cohort_steps import CohortSteps
 from decode_worker.search import Floats, Question, Search
 from prefill_worker.bucket_engine import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from prefill_worker.engine import Part
@@ -43,18 +45,18 @@ class Engines:
         """Captured and warm, on a GPU for as many requests as a worker takes."""
         max_requests = MAX_REQUESTS if self.lab.cuda else 4
         max_rows = max(max_rows, max_requests)
-        engine = CohortEngine(
+        steps = CohortSteps(
             self.model,
             self.pool,
             self.lab.device,
             self.made.trie,
-            DEPTH - 2,
             max_rows,
             max_width,
             self._attention(max_rows, max_requests, causal=False),
             max_requests=max_requests,
             tuning=None if self.lab.cuda else SMALL,
         )
+        engine = CohortEngine(steps)
         engine.warm_up(self.made.trie)
         return engine
 

@@ -11,6 +11,7 @@ from planned_attention import PlannedAttention
 
 from decode_worker import __main__ as decode
 from decode_worker.cohort_engine import CohortEngine
+from decode_worker.cohort_steps import CohortSteps
 from decode_worker.engine import Engine
 from prefill_worker import __main__ as prefill
 from prefill_worker.bucket_engine import BucketEngine
@@ -30,18 +31,18 @@ def decode_engine(
     config: DecodeConfig, model: LoadedModel, catalog: Catalog, max_rows: int, kernels: str
 ) -> Engine:
     page_size = model.pool.page_size
-    return CohortEngine(
+    steps = CohortSteps(
         model.backend,
         model.pool,
         HostDevice(),
         Trie(catalog.leaves, catalog.tokens, catalog.lo),
-        max(0, catalog.depth - 2),
         max_rows,
         config.max_beam_width,
         lambda rows, requests: PlannedAttention(rows, requests, page_size, causal=False),
         max_requests=4,
         tuning=SMALL,
     )
+    return CohortEngine(steps)
 
 
 def prefill_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> BucketEngine:

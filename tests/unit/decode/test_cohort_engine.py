@@ -9,7 +9,7 @@ from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 
 from decode_worker.cohort_engine import CohortEngine
-from decode_worker.cohort_steps import COHORTS
+from decode_worker.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engine import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine
@@ -57,19 +57,19 @@ class Prompts:
         def attention(rows: int, requests: int) -> PlannedAttention:
             return PlannedAttention(rows, requests, PAGE, causal=False)
 
-        self.gpu = CohortEngine(
+        steps = CohortSteps(
             backend,
             pool,
             device or HostDevice(),
             trie,
-            DEPTH - 2,
             ROWS,
             WIDTH,
             attention,
             max_requests=REQUESTS,
             tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
         )
-        self.gpu.steps.buckets = (9, ROWS)
+        steps.buckets = (9, ROWS)
+        self.gpu = CohortEngine(steps)
         self.gpu.warm_up(trie)
         self.tokens = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in LENGTHS]
         pages = draw.permutation(PAGES).astype(np.int32)
@@ -235,18 +235,18 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
 
 def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
     pool = KvPool(backend.geometry, 2, PAGE)
-    engine = CohortEngine(
+    steps = CohortSteps(
         backend,
         pool,
         HostDevice(),
         trie,
-        DEPTH - 2,
         4,
         2,
         lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal=False),
         max_requests=2,
         tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
     )
+    engine = CohortEngine(steps)
     launched: list[Search] = []
     launch = engine.launch
 

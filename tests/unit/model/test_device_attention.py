@@ -12,6 +12,7 @@ import torch
 from checkpoints import MakeCheckpoint
 
 from decode_worker.cohort_engine import CohortEngine
+from decode_worker.cohort_steps import CohortSteps
 from decode_worker.engine import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.bucket_engine import BucketEngine
@@ -76,8 +77,9 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     pool, device = KvPool(backend.geometry, PAGES, PAGE), HostDevice()
     attention = device_attention(backend, pool, device, rows=ROWS, requests=4, causal=False)
     tuning = Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128)
-    engine = CohortEngine(backend, pool, device, trie, DEPTH - 2, ROWS, WIDTH, attention, 4, tuning)
-    engine.steps.buckets = (5, ROWS)
+    steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention, 4, tuning)
+    steps.buckets = (5, ROWS)
+    engine = CohortEngine(steps)
     engine.warm_up(trie)
     prompts = parts(backend)
     hidden = PrefillEngine(backend, pool).run(prompts, lambda layer: None)
