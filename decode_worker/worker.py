@@ -86,6 +86,7 @@ class DecodeWorker:
         self.incarnation = new_incarnation()
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
+        self.leaving: list[DecodeTask] = []  # ended, but a launch still reads what they hold
         self.early_opens: dict[AttemptId, EarlyOpen] = {}
         self.arrivals: list[Arrival] = []
         self.counters: dict[str, float] = defaultdict(float)
@@ -169,10 +170,13 @@ class DecodeWorker:
             self.answer_finished()
 
     def answer_finished(self) -> None:
-        """Answer the searches that are over; whose request ended meanwhile, nobody waits for."""
+        """Answer the searches that are over; those whose request ended meanwhile only give back."""
         over = set(self.engine.collect())
         if not self.engine.busy:
             self.gpu_turns.give()
+        for task in [t for t in self.leaving if t.search in over]:
+            self.leaving.remove(task)
+            self.give_back(task)
         for task in [t for t in self.running if t.search in over]:
             self.answer(task)
 
@@ -259,7 +263,8 @@ class DecodeWorker:
         else:
             self.counters["stale_messages"] += 1
         if isinstance(message, Commit | Cancel) and self.memories.in_place:
-            self.data.send(peer, Nack(message.id, "the prompt is not read here"))
+            if not any(task.id == message.id for task in self.leaving):
+                self.data.send(peer, Nack(message.id, "the prompt is not read here"))
 
     def accept(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request. Raises `Overloaded`, `BadRequest`."""
@@ -399,12 +404,19 @@ class DecodeWorker:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
         del self.tasks[task.id]
         self.ended_at = self.clock()
-        self.scheduler.end(task)
         self.running = [t for t in self.running if t is not task]
+        if tell_prefill and task.peer and not task.committed_at:
+            self.data.send(task.peer, task.receiver.fail(tell_prefill))
+        if task.search and task.search.launched and not task.search.over:
+            self.leaving.append(task)
+        else:
+            self.give_back(task)
+
+    def give_back(self, task: DecodeTask) -> None:
+        """Nothing reads its pages any more, nor those in which it was read in place."""
+        self.scheduler.end(task)
         if task.committed_at:
             self.release(task)
-        elif tell_prefill and task.peer:
-            self.data.send(task.peer, task.receiver.fail(tell_prefill))
 
     def expire(self, now: float) -> None:
         """Deadlines, orphaned OPENs, leases to renew, and routers that passed away."""

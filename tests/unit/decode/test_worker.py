@@ -188,10 +188,17 @@ def test_an_engine_that_is_not_ready_gets_nothing(worker: DecodeWorker) -> None:
 
 def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: DecodeWorker) -> None:
     engine, (search, other) = kept(worker, 2)
+    first = next(iter(worker.tasks.values()))
+    worker.scheduler.waiting.append(first)
+    assert [len(pages) for _, pages in worker.scheduler.next_grants()] == [1]
     worker.launch()
-    worker.handle_request(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
-    assert [id.request for id in worker.tasks] == [1] and worker.scheduler.rows.used == 0
-    engine.finished = [search, other]
+    worker.handle_request(Cancel(first.id, "gone"), 0.0)
+    assert [id.request for id in worker.tasks] == [1]
+    assert worker.scheduler.pages.used == 1, "the launch still reads them"
+    engine.finished = [search]
+    worker.answer_finished()
+    assert worker.scheduler.pages.used == 0 and worker.counters["answered"] == 0
+    engine.finished = [other]
     worker.answer_finished()
     assert not worker.tasks and worker.counters["answered"] == 1
 
