@@ -262,9 +262,9 @@ class DecodeWorker:
             self.early_opens.pop(message.id, None)
         else:
             self.counters["stale_messages"] += 1
-        if isinstance(message, Commit | Cancel) and self.memories.in_place:
-            if not any(task.id == message.id for task in self.leaving):
-                self.data.send(peer, Nack(message.id, "the prompt is not read here"))
+        leaving = {task.id for task in self.leaving}
+        if isinstance(message, Commit | Cancel) and self.memories.in_place and message.id not in leaving:
+            self.data.send(peer, Nack(message.id, "the prompt is not read here"))
 
     def accept(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request. Raises `Overloaded`, `BadRequest`."""
