@@ -23,6 +23,11 @@ from xgr_runtime.errors import RequestError
 START_SECONDS = 150.0
 
 
+def hear_ctrl_c() -> None:
+    """As in a terminal: what a script runs in its background is born deaf to it, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Server:
     """`xgr serve` in a process of its own, and what it printed."""
 
@@ -35,6 +40,7 @@ class Server:
             text=True,
             env=environ,
             start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
