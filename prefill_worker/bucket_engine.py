@@ -117,7 +117,7 @@ class BucketEngine:
 
     def _nowhere(self) -> NDArray[np.int64]:
         """The slot for padding, as often as the largest bucket has rows."""
-        return np.full(self.buckets[-1], self.pool.pages * self.pool.page_size, np.int64)
+        return np.full(self.buckets[-1], self.pool.scratch_page * self.pool.page_size, np.int64)
 
     def _announce(self, on_layer: Callable[[int], None]) -> None:
         """Tell of each layer once its KV is in the pages; waits for the device, group by group."""
