@@ -1,22 +1,15 @@
-"""Beam selection on CPU: packs a batch into tables, runs the compiled kernel, unpacks its answer.
+"""Beam selection on CPU: packs a batch into tables, runs the compiled kernel, unpacks its answer."""
 
-Threads are numba's (`numba.set_num_threads`, the caller's business). The OpenMP layer comes first because it
-shares one thread pool with torch; the lock keeps the fallback layer, which bears one caller at a time, safe.
-"""
-
-from threading import Lock
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from xgr_kernels.beam_select import cpu_kernels as kernels
 from xgr_kernels.beam_select.types import BeamBatch, LeafFilter, Selection, Trie, no_filter
+from xgr_kernels.compiled import one_caller
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
-_one_caller = Lock()
 _NO_LEVEL = np.empty(0, np.int32)
 
 
@@ -47,7 +40,7 @@ def launch(logits: Tensor, batch: BeamBatch) -> Launch:
             "the beams of a request cover 2**32 leaves or more: they must be distinct nodes of one trie"
         )
     table, alive = _request_table(batch, offsets)
-    with _one_caller:
+    with one_caller:
         answer = kernels.select(
             logits.data_ptr(),
             logits.shape[1],

@@ -1,6 +1,6 @@
 """The compiled half of beam selection on CPU: row statistics, threshold, exact choice.
 
-One file on purpose: numba's cache notices a change in the file of a kernel only, not in those it calls into.
+One file on purpose: see `xgr_kernels.compiled` for what numba's cache notices.
 Arrays of a catalog enter as addresses, so that one compilation serves every catalog, memory-mapped or not.
 
 The story, from the bottom: `select` finds each row's children, takes their statistics row by row, then
@@ -8,33 +8,33 @@ chooses request by request. A child's score grows with its logit, so a block's l
 the W-th largest of these bounds is a score that W candidates reach: nothing below it need be looked at.
 """
 
-import logging
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, prange, types
-from numba.core import cgutils
+from numba import prange
 
-Scalar = Any  # a number whose width numba infers: np.float32, np.float64 or np.int64
-Array = np.ndarray
+from xgr_kernels.compiled import (
+    Array,
+    F,
+    Scalar,
+    count_bits,
+    exp,
+    from_bits,
+    kernel,
+    maximum,
+    pointer,
+    to_bits,
+)
+
 Level = tuple[Any, ...]  # (is the level that of leaves, tokens, lo, bits, rank, deny) of a request
-Build = Any  # numba's and llvmlite's own objects, while an instruction is built
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
-F = np.float32
 BLOCK = 64  # children under one bound
 CHUNK = (
     16 * BLOCK
 )  # floats summed in float32 lanes before they join a float64 sum; stays in the first-level cache
 ALL = np.int64(2**63 - 1)  # the cut that every candidate passes
-LOW_LOG = F(-126.0)  # 2**-126, the least normal number: nothing beside a largest term of 1
-LOG2_E = F(1.4426950408889634)
-ROUNDER = F(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits
-# Chebyshev fit of 2**x on [-1/2, 1/2], relative error below 1e-7, exact at 0
-C1, C2, C3, C4, C5 = F(0.693147182), F(0.240226462), F(0.0555032887), F(0.00961834099), F(0.00133951125)
 
 # Columns of the request table handed to `select`
 ROW_START, ROW_END, WIDTH, LEGAL, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RANK, RANKS, DENY, DENIED = (
@@ -43,112 +43,14 @@ ROW_START, ROW_END, WIDTH, LEGAL, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RA
 COLUMNS = 14
 
 
-def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba's njit, cached on disk where there is a place for it; else kernels compile at every start."""
-
-    def compile_later(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError as error:
-            logging.getLogger(__name__).warning(
-                "kernels compile at every start (set NUMBA_CACHE_DIR): %s", error
-            )
-            return numba.njit(error_model="numpy", **options)(function)
-
-    return compile_later
-
-
-def intrinsic(function: Callable[..., Build]) -> Any:
-    """numba's intrinsic, for the type checker an opaque function."""
-    return extending.intrinsic(function)
-
-
-# ---- instructions that numba has no word for ---------------------------------------------------------------
-
-
-@intrinsic
-def _pointer(typing: Build, address: Build) -> Build:
-    """An int64 address as a pointer, for carray."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), build
-
-
-@intrinsic
-def _to_bits(typing: Build, value: Build) -> Build:
-    """The bits of a float32 as int32."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        return builder.bitcast(args[0], context.get_value_type(types.int32))
-
-    return types.int32(types.float32), build
-
-
-@intrinsic
-def _from_bits(typing: Build, bits: Build) -> Build:
-    """The float32 that the bits of an int32 are."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), build
-
-
-@intrinsic
-def _power_of_two(typing: Build, rounded: Build) -> Build:
-    """2**n as float32 from n + ROUNDER; kept in 32-bit integers so that it vectorises."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        int32 = context.get_value_type(types.int32)
-        shifted = builder.shl(builder.bitcast(args[0], int32), int32(23))
-        return builder.bitcast(builder.add(shifted, int32(127 << 23)), context.get_value_type(types.float32))
-
-    return types.float32(types.float32), build
-
-
-@intrinsic
-def _maximum(typing: Build, a: Build, b: Build) -> Build:
-    """The larger of two float32, NaN if one is; unlike a comparison it vectorises in spite of NaN."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        float32 = context.get_value_type(types.float32)
-        callee = ir.FunctionType(float32, [float32, float32])
-        maximum: Build = cgutils.get_or_insert_function  # type: ignore[no-untyped-call,unused-ignore]
-        return builder.call(maximum(builder.module, callee, "llvm.maximum.f32"), args)
-
-    return types.float32(types.float32, types.float32), build
-
-
-@intrinsic
-def _count_bits(typing: Build, word: Build) -> Build:
-    """The number of set bits of a uint64."""
-
-    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
-        return builder.ctpop(args[0])
-
-    return types.int64(types.uint64), build
-
-
 # ---- log-sum-exp -------------------------------------------------------------------------------------------
-
-
-@kernel(fastmath={"contract"})
-def _exp(x: Scalar) -> Scalar:
-    """e**x for x <= 0; a NaN stays one."""
-    y = x * LOG2_E
-    y = LOW_LOG if y < LOW_LOG else y
-    rounded = y + ROUNDER
-    f = y - (rounded - ROUNDER)
-    return (((((C5 * f + C4) * f + C3) * f + C2) * f + C1) * f + F(1)) * _power_of_two(rounded)
 
 
 @kernel(fastmath={"reassoc", "nsz"})
 def _sum_exp(x: Array, top: Scalar) -> Scalar:
     total = F(0)
     for i in range(x.size):
-        total += _exp(x[i] - top)
+        total += exp(x[i] - top)
     return total
 
 
@@ -157,7 +59,7 @@ def _largest(x: Array) -> Scalar:
     """The largest of x, -inf for none; NaN if x holds one."""
     top = F(-np.inf)
     for i in range(x.size):
-        top = _maximum(x[i], top)
+        top = maximum(x[i], top)
     return top
 
 
@@ -209,9 +111,9 @@ def _allowed_before(bits: Array, rank: Array, leaf: int) -> Scalar:
         return np.int64(leaf)
     count = np.int64(rank[leaf >> 9])
     for word in range((leaf >> 9) << 3, leaf >> 6):
-        count += _count_bits(bits[word])
+        count += count_bits(bits[word])
     if leaf & 63:
-        count += _count_bits(bits[leaf >> 6] & ((np.uint64(1) << np.uint64(leaf & 63)) - np.uint64(1)))
+        count += count_bits(bits[leaf >> 6] & ((np.uint64(1) << np.uint64(leaf & 63)) - np.uint64(1)))
     return count
 
 
@@ -256,11 +158,11 @@ def _trie_of(request: Array) -> Level:
     """The level and filter of one request, as arrays over their addresses."""
     return (
         request[LEAF_LEVEL] == 1,
-        carray(_pointer(request[TOKENS]), request[NODES], np.int32),
-        carray(_pointer(request[LO]), request[NODES] + 1, np.int32),
-        carray(_pointer(request[BITS]), request[WORDS], np.uint64),
-        carray(_pointer(request[RANK]), request[RANKS], np.uint32),
-        carray(_pointer(request[DENY]), request[DENIED], np.int32),
+        carray(pointer(request[TOKENS]), request[NODES], np.int32),
+        carray(pointer(request[LO]), request[NODES] + 1, np.int32),
+        carray(pointer(request[BITS]), request[WORDS], np.uint64),
+        carray(pointer(request[RANK]), request[RANKS], np.uint32),
+        carray(pointer(request[DENY]), request[DENIED], np.int32),
     )
 
 
@@ -330,7 +232,7 @@ def _score(score: Scalar, logit: Scalar, lse: Scalar) -> Scalar:
 @kernel()
 def _order(score: Scalar) -> Scalar:
     """An int64 in 32 bits, smaller for a better score."""
-    bits = np.int64(_to_bits(score))
+    bits = np.int64(to_bits(score))
     return ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
@@ -340,7 +242,7 @@ def _floor(cut: Scalar) -> Scalar:
     if cut == ALL:
         return F(-np.inf)
     bits = ~(cut >> 32)
-    return _from_bits(np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)))
+    return from_bits(np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)))
 
 
 @kernel()
@@ -508,7 +410,7 @@ def select(
     Results of request b start at out_offset[b].
     """
     R, B = scores.size, len(requests)
-    x = carray(_pointer(logits), (R, V), np.float32)
+    x = carray(pointer(logits), (R, V), np.float32)
     first = np.zeros(R, np.int64)
     child_offset = np.zeros(R + 1, np.int64)
     block_offset = np.zeros(R + 1, np.int64)

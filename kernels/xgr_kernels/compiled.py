@@ -1,0 +1,136 @@
+"""What every kernel that numba compiles for a CPU starts from: the decorator, instructions, exponentials.
+
+numba's cache notices a change in the file of a kernel only, not in those it calls into: after an edit here,
+delete the caches (`__pycache__/*.nb*`). Threads are numba's (`numba.set_num_threads`, the caller's business).
+"""
+
+import logging
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending, types
+from numba.core import cgutils
+
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
+one_caller = Lock()  # for parallel kernels: the last of these layers bears one caller at a time
+
+Scalar = Any  # a number whose width numba infers: np.float32, np.float64 or np.int64
+Array = np.ndarray
+Build = Any  # numba's and llvmlite's own objects, while an instruction is built
+
+F = np.float32
+LOW_LOG = F(-126.0)  # 2**-126, the least normal number: nothing beside a largest term of 1
+LOG2_E = F(1.4426950408889634)
+ROUNDER = F(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits
+# Chebyshev fit of 2**x on [-1/2, 1/2], relative error below 1e-7, exact at 0
+C1, C2, C3, C4, C5 = F(0.693147182), F(0.240226462), F(0.0555032887), F(0.00961834099), F(0.00133951125)
+
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba's njit, cached on disk where there is a place for it; else kernels compile at every start."""
+
+    def compile_later(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError as error:
+            logging.getLogger(__name__).warning(
+                "kernels compile at every start (set NUMBA_CACHE_DIR): %s", error
+            )
+            return numba.njit(error_model="numpy", **options)(function)
+
+    return compile_later
+
+
+def intrinsic(function: Callable[..., Build]) -> Any:
+    """numba's intrinsic, for the type checker an opaque function."""
+    return extending.intrinsic(function)
+
+
+# ---- instructions that numba has no word for ---------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typing: Build, address: Build) -> Build:
+    """An int64 address as a pointer, for carray."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), build
+
+
+@intrinsic
+def to_bits(typing: Build, value: Build) -> Build:
+    """The bits of a float32 as int32."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.bitcast(args[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), build
+
+
+@intrinsic
+def from_bits(typing: Build, bits: Build) -> Build:
+    """The float32 that the bits of an int32 are."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), build
+
+
+@intrinsic
+def power_of_two(typing: Build, rounded: Build) -> Build:
+    """2**n as float32 from n + ROUNDER; kept in 32-bit integers so that it vectorises."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        int32 = context.get_value_type(types.int32)
+        shifted = builder.shl(builder.bitcast(args[0], int32), int32(23))
+        return builder.bitcast(builder.add(shifted, int32(127 << 23)), context.get_value_type(types.float32))
+
+    return types.float32(types.float32), build
+
+
+@intrinsic
+def maximum(typing: Build, a: Build, b: Build) -> Build:
+    """The larger of two float32, NaN if one is; unlike a comparison it vectorises in spite of NaN."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        float32 = context.get_value_type(types.float32)
+        callee = ir.FunctionType(float32, [float32, float32])
+        maximum: Build = cgutils.get_or_insert_function  # type: ignore[no-untyped-call,unused-ignore]
+        return builder.call(maximum(builder.module, callee, "llvm.maximum.f32"), args)
+
+    return types.float32(types.float32, types.float32), build
+
+
+@intrinsic
+def count_bits(typing: Build, word: Build) -> Build:
+    """The number of set bits of a uint64."""
+
+    def build(context: Build, builder: Build, signature: Build, args: Build) -> Build:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), build
+
+
+# ---- exponentials ------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath={"contract"})
+def exp2(y: Scalar) -> Scalar:
+    """2**y for y <= 0; a NaN stays one."""
+    y = LOW_LOG if y < LOW_LOG else y
+    rounded = y + ROUNDER
+    f = y - (rounded - ROUNDER)
+    return (((((C5 * f + C4) * f + C3) * f + C2) * f + C1) * f + F(1)) * power_of_two(rounded)
+
+
+@kernel(fastmath={"contract"})
+def exp(x: Scalar) -> Scalar:
+    """e**x for x <= 0; a NaN stays one."""
+    return exp2(x * LOG2_E)
