@@ -33,6 +33,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.prompt_cache import PromptCache
 from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class PrefillWorker:
         self.gpu_turns = turns_of(config.turns_file, PREFILL_SEAT)
         self.gpu_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
-        self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens, engine.max_prompts)
+        self.cache = PromptCache(pool, config.page_size, limit=0)
+        self.scheduler = PrefillScheduler(self.cache, config.batch_tokens, engine.max_prompts)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
@@ -87,7 +89,7 @@ class PrefillWorker:
             self.retire()
             turns = self.scheduler.next_turns() if self.may_launch() else []
             for turn in turns:
-                if not turn.start:
+                if turn.prompt.id not in self.prompts:
                     self.open(turn.prompt)
             self.prefill(turns)
             self.gpu_turns.give()
@@ -186,7 +188,6 @@ class PrefillWorker:
 
     def open(self, prompt: Prompt) -> None:
         """Pages are reserved: announce the prompt to its decode worker and begin."""
-        assert prompt.pages is not None
         now = self.clock()
         self.prompts[prompt.id] = prompt
         self.outbound.open(
@@ -264,9 +265,9 @@ class PrefillWorker:
         self.counters["outlived_leases"] = self.outbound.outlived_leases
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),
-            pages_used=self.pool.used,
-            pages_cached=0,
-            pages_total=self.pool.capacity,
+            pages_used=self.cache.used,
+            pages_cached=self.cache.cached_pages,
+            pages_total=self.cache.capacity,
             credits_out=self.outbound.credits_out,
             leases=len(self.prompts),
             rows_used=0,
@@ -276,5 +277,4 @@ class PrefillWorker:
 
 def part_of(turn: Turn) -> Part:
     """What the engine runs in this turn."""
-    assert turn.prompt.pages is not None
     return Part(turn.prompt.tokens[turn.start : turn.end], turn.prompt.pages, turn.start)

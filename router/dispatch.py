@@ -271,8 +271,7 @@ class Dispatcher:
     def _decode_request(self, job: Job, id: AttemptId) -> DecodeRequest:
         return DecodeRequest(
             id=id,
-            prompt_tokens=len(job.tokens),
-            last_token=int(job.tokens[-1]),
+            tokens=job.tokens.tobytes(),
             width=job.width,
             results=job.results,
             score_mode=job.score_mode,

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
@@ -129,8 +129,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves."""
 
     id: AttemptId
-    prompt_tokens: int
-    last_token: int  # of the prompt: what the search runs when no hidden state comes
+    tokens: bytes  # int32 [L]: the prompt, of which this worker may hold the beginning
     width: int
     results: int
     score_mode: ScoreMode

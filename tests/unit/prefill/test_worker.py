@@ -107,7 +107,7 @@ def one_turn(worker: PrefillWorker) -> None:
     worker.retire()
     turns = worker.scheduler.next_turns()
     for turn in turns:
-        if not turn.start:
+        if turn.prompt.id not in worker.prompts:
             worker.open(turn.prompt)
     worker.prefill(turns)
 

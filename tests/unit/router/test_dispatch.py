@@ -160,7 +160,11 @@ async def test_both_workers_get_their_part_and_the_answer_comes_back(folder: Pat
         answer = s.ask()
         decode, prefill = await s.decode[0].next(DecodeRequest), await s.prefill[0].next(PrefillRequest)
         assert decode.id == prefill.id and (decode.id.prefill, decode.id.decode) == (10, 20)
-        assert decode.prompt_tokens == 3 and prefill.data_address == "ipc:///data"
+        assert (
+            decode.tokens == prefill.tokens
+            and len(prefill.tokens) == 3 * 4
+            and prefill.data_address == "ipc:///data"
+        )
         assert s.dispatcher.live == 1
         s.decode[0].send(Committed(decode.id))
         s.decode[0].send(result_of(decode))
