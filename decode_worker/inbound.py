@@ -182,6 +182,7 @@ class Inbound:
         The KV of its first `held_tokens` tokens is there and need not come.
         """
         task.pages = pages
+        self.counters["cached_tokens"] += held_tokens
         way = self.memories.way_of(task.source)
         reader = this_process() if way == "in place" else None
         grant = task.receiver.grant(
@@ -244,6 +245,7 @@ class Inbound:
             self.broken(task, nack)
         elif task.receiver.state is ReceiverState.READY and not task.committed_at:
             task.hidden, task.committed_at = hidden, now
+            task.cached_tokens = message.cached_tokens
             if task.receiver.way == "in place":
                 self.counters["kv_bytes_in_place"] += task.prompt_tokens * self.identity.token_bytes
             else:

@@ -30,6 +30,7 @@ class DecodeTask:
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
     source: Source | None = None  # where the prompt lies, if it does not come as frames
     copied: Copied | None = None  # the last copy into our pages
+    cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     opened_at: float = 0.0
     committed_at: float = 0.0

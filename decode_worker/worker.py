@@ -28,10 +28,12 @@ from xgr_runtime.gpu_turns import DECODE_SEAT, turns_of
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    CacheFlushed,
     Cancel,
     Committed,
     DecodeRequest,
     Failed,
+    FlushCache,
     Limits,
     Load,
     Message,
@@ -82,7 +84,7 @@ class DecodeWorker:
         )
         self.inbox: list[Message] = []  # requests and cancels that came in during a launch
         pages = PagePool(0 if config.memory_of else engine.pool.pages)
-        self.cache = PromptCache(pages, config.page_size, limit=0)
+        self.cache = PromptCache.bounded(pages, config.page_size, config.cache_bytes, identity.token_bytes)
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(self.cache, PagePool(engine.row_budget))
         control: Listener[Message] = Listener(config.control_address, ToDecode)
         self.control = ControlServer(control, self.introduce, config.silence)
@@ -174,10 +176,13 @@ class DecodeWorker:
             self.fail(task, InvalidLogits("the model returned NaN or infinity for this request"), retry=False)
             return
         leaves, scores = task.search.answer()
-        timing = task.timing(self.clock())
+        result = Result(
+            task.id, leaves.tobytes(), scores.tobytes(), task.timing(self.clock()), task.cached_tokens
+        )
+        self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1
-        self.control.send(task.id.router, Result(task.id, leaves.tobytes(), scores.tobytes(), timing))
+        self.control.send(task.id.router, result)
 
     # --- messages ---
 
@@ -204,6 +209,8 @@ class DecodeWorker:
                 self.inbound.forget(id)
                 if id in self.tasks:
                     self.end(self.tasks[id], tell_prefill="cancelled by the router")
+            case FlushCache(router=router, number=number):
+                self.control.send(router, CacheFlushed(number, self.cache.flush()))
             case _:
                 self.counters["stale_messages"] += 1
 
@@ -216,7 +223,12 @@ class DecodeWorker:
         return self.factory.make(request, now)
 
     def arrived(self, task: DecodeTask) -> None:
-        """A prompt is here: its search may start."""
+        """A prompt is here: its search may start.
+
+        Without a hidden state nothing shows yet that its KV is finite, as all that is shared must be.
+        """
+        if task.hidden is not None and np.isfinite(np.frombuffer(task.hidden, np.float32)).all():
+            self.scheduler.keep(task)
         self.control.send(task.id.router, Committed(task.id))
         self.scheduler.ready.append(task)
 
@@ -295,6 +307,7 @@ class DecodeWorker:
     def load(self) -> Load:
         bad = self.control.listener.bad_messages + self.inbound.data.listener.bad_messages
         self.counters["bad_messages"] = bad
+        self.counters["evicted_pages"] = self.cache.evicted
         return Load(
             requests=len(self.tasks),
             pages_used=self.cache.used,

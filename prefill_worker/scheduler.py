@@ -31,6 +31,11 @@ class Prompt:
         return len(self.tokens) - self.computed
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens whose KV was in its pages when it got them."""
+        return self.held.cached_tokens if self.held else 0
+
+    @property
     def pages(self) -> PageIds:
         """Where its KV goes, once it has begun."""
         assert self.held is not None, "it has not begun"

@@ -61,6 +61,12 @@ class PromptCache:
         self._key = secrets.token_bytes(_DIGEST)
         self._names_of = lru_cache(_REMEMBERED)(self._chained)
 
+    @classmethod
+    def bounded(cls, pool: PagePool, page_size: int, cache_bytes: int, token_bytes: int) -> "PromptCache":
+        """One that keeps at most `cache_bytes` for nobody; -1: whatever is free."""
+        limit = None if cache_bytes < 0 else cache_bytes // (page_size * token_bytes)
+        return cls(pool, page_size, limit)
+
     @property
     def capacity(self) -> int:
         return self.pool.capacity

@@ -15,17 +15,20 @@ from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.handover import FIRST_LEASE, digest_of, range_checksum
+from xgr_runtime.handover import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,
     AttemptId,
+    CacheFlushed,
     Cancel,
     Commit,
     Credit,
     DecodeRequest,
+    FlushCache,
     Grant,
     Hello,
+    KvChunk,
     KvReady,
     Limits,
     LinkHello,
@@ -567,3 +570,109 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     assert not worker.finished, "the answer is on its way: a process that ends now takes it along"
     worker.clock = lambda: 7.5
     assert worker.finished
+
+
+# --- prompts that begin alike ---
+
+
+def ended(worker: DecodeWorker, task: DecodeTask, invalid: bool = False) -> None:
+    """Its search is over."""
+    worker.start_searches()
+    assert task.search is not None
+    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid)
+    worker.answer(task)
+
+
+def handed_over(
+    worker: DecodeWorker, number: int, tokens: int, hidden: float | None = 0.0, cached: int = 0
+) -> DecodeTask:
+    """A prompt of so many tokens, all of whose chunks are here, and its COMMIT."""
+    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    prompt = np.arange(tokens, dtype=np.int32).tobytes()
+    request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    task = worker.tasks[id]
+    worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
+    worker.inbound.grant_pages()
+    held = task.receiver._next_token[0]
+    body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
+    chunk = KvChunk(id, 0, 0, 2, held, tokens - held, chunk_checksum(body, body))
+    worker.inbound.take_chunk(task, chunk, [memoryview(body), memoryview(body)])
+    state = None if hidden is None else np.full(8, hidden, np.float32).tobytes()
+    frames = [] if state is None else [memoryview(state)]
+    checksum = None if state is None else chunk_checksum(state, b"")
+    commit = Commit(id, 1, digest_of([chunk.checksum]), checksum, 0.1, cached)
+    worker.inbound.take_commit(task, commit, frames, 1.0)
+    return task
+
+
+@pytest.fixture
+def pooled(worker: DecodeWorker, heard: Heard) -> DecodeWorker:
+    """Four pages of sixteen tokens that are really there."""
+    pool = KvPool(Geometry(2, 2, 1, 4, 8, 100, 64, "float32"), 4, 16)
+    worker.engine.pool, worker.inbound.copies = pool, Copies(pool)
+    return worker
+
+
+def grants(heard: Heard) -> list[int]:
+    return [message.held_tokens for message in heard if isinstance(message, Grant)]
+
+
+def test_of_a_prompt_that_was_here_only_the_rest_is_sent(pooled: DecodeWorker, heard: Heard) -> None:
+    first = handed_over(pooled, 1, 20)
+    second = handed_over(pooled, 2, 40)  # while the first is searched
+    assert grants(heard) == [0, 16] and second.pages[0] == first.pages[0]
+    ended(pooled, first)
+    ended(pooled, second)
+    assert pooled.load().pages_used == 0 and pooled.load().pages_cached == 2
+    ended(pooled, handed_over(pooled, 3, 40))
+    assert grants(heard) == [0, 16, 32] and pooled.counters["cached_tokens"] == 48
+
+
+def test_nothing_is_shared_before_all_of_it_was_verified(pooled: DecodeWorker, heard: Heard) -> None:
+    id = opened(pooled, 1)
+    pooled.inbound.grant_pages()
+    pooled.handle_request(Cancel(id, "not wanted"), 1.0)
+    assert pooled.load().pages_cached == 0 and pooled.load().pages_used == 0
+
+
+@pytest.mark.parametrize("hidden", [float("nan"), float("inf"), None], ids=str)
+def test_kv_that_may_not_be_finite_is_shared_only_once_beams_have_read_it(
+    pooled: DecodeWorker, heard: Heard, hidden: float | None
+) -> None:
+    task = handed_over(pooled, 1, 20, hidden)
+    handed_over(pooled, 2, 20, hidden)
+    assert grants(heard) == [0, 0]
+    ended(pooled, task, invalid=True)
+    assert pooled.load().pages_cached == 0 and pooled.counters["failed"] == 1
+    ended(pooled, pooled.tasks[AttemptId(1, 2, 1, 3, pooled.incarnation)])
+    assert pooled.load().pages_cached == 1
+
+
+def test_the_result_tells_what_prefill_did_not_compute(
+    pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append(message))
+    ended(pooled, handed_over(pooled, 1, 20, cached=12))
+    assert said[-1].cached_tokens == 12
+
+
+def test_a_flush_drops_what_no_request_holds(
+    pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append((router, message)))
+    ended(pooled, handed_over(pooled, 1, 33))
+    handed_over(pooled, 2, 20)
+    pooled.handle_request(FlushCache(7, 4), 0.0)
+    assert said[-1] == (7, CacheFlushed(4, 1)), "the other page is held"
+    assert pooled.load().pages_used == 2 and pooled.load().pages_cached == 0
+
+
+def test_a_worker_that_reads_in_place_caches_nothing(worker: DecodeWorker, heard: Heard) -> None:
+    theirs = offered_by(worker, in_place=True)
+    task, _ = opened_in(worker, theirs)
+    say(worker, commit_of(task))
+    ended(worker, task)
+    assert heard[0].held_tokens == 0 and worker.load().pages_cached == 0
