@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from xgr_runtime.messages import AttemptId
-from xgr_runtime.pages import PageIds, PagePool, pages_for
+from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.prompt_cache import HeldPrompt, PromptCache, Tokens
 
 
 class Task(Protocol):
@@ -14,7 +15,7 @@ class Task(Protocol):
     @property
     def id(self) -> AttemptId: ...
     @property
-    def prompt_tokens(self) -> int: ...
+    def tokens(self) -> Tokens: ...
     @property
     def most_beams(self) -> int: ...
 
@@ -30,25 +31,29 @@ class DecodeScheduler(Generic[T]):
     pool is ever exceeded. Every request that has rows takes part in every step.
     """
 
-    pages: PagePool
+    cache: PromptCache
     rows: PagePool
-    page_size: int
     waiting: deque[T] = field(default_factory=deque)  # for pages
     ready: deque[T] = field(default_factory=deque)  # KV is here, waiting for rows
-    _pages_of: dict[AttemptId, PageIds] = field(default_factory=dict)
+    _held: dict[AttemptId, HeldPrompt] = field(default_factory=dict)
     _rows_of: dict[AttemptId, PageIds] = field(default_factory=dict)
 
-    def next_grants(self) -> list[tuple[T, PageIds]]:
+    def next_grants(self) -> list[tuple[T, HeldPrompt]]:
         """Tasks that get their pages now, in order of arrival."""
         granted = []
         while self.waiting:
-            pages = self.pages.allocate(pages_for(self.waiting[0].prompt_tokens, self.page_size))
-            if pages is None:
+            held = self.cache.begin(self.waiting[0].tokens)
+            if held is None:
                 break
             task = self.waiting.popleft()
-            self._pages_of[task.id] = pages
-            granted.append((task, pages))
+            self._held[task.id] = held
+            granted.append((task, held))
         return granted
+
+    def keep(self, task: T) -> None:
+        """All KV of a task's prompt is good: others may share it, if it is in pages of ours."""
+        if (held := self._held.get(task.id)) is not None:
+            self.cache.keep(held, len(held.tokens))
 
     def next_starts(self) -> list[tuple[T, PageIds]]:
         """Tasks that get their rows now and join the next step, in order of readiness."""
@@ -66,7 +71,7 @@ class DecodeScheduler(Generic[T]):
         """Free all that a task holds or waits for."""
         self.waiting = deque(t for t in self.waiting if t is not task)
         self.ready = deque(t for t in self.ready if t is not task)
-        if (pages := self._pages_of.pop(task.id, None)) is not None:
-            self.pages.release(pages)
+        if (held := self._held.pop(task.id, None)) is not None:
+            self.cache.end(held)
         if (rows := self._rows_of.pop(task.id, None)) is not None:
             self.rows.release(rows)

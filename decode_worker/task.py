@@ -14,6 +14,7 @@ from xgr_runtime.handover import Receiver
 from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 from xgr_runtime.model.kv_copies import Copied
 from xgr_runtime.pages import PageIds
+from xgr_runtime.prompt_cache import Tokens
 
 
 @dataclass(eq=False)
@@ -21,6 +22,7 @@ class DecodeTask:
     """One attempt, from the router's request to the answer."""
 
     id: AttemptId
+    tokens: Tokens  # [L], the prompt
     question: Question
     receiver: Receiver
     deadline: float
@@ -28,6 +30,7 @@ class DecodeTask:
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
     source: Source | None = None  # where the prompt lies, if it does not come as frames
     copied: Copied | None = None  # the last copy into our pages
+    cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     opened_at: float = 0.0
     committed_at: float = 0.0
@@ -80,26 +83,27 @@ class TaskFactory:
 
     def make(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request, checked. Raises `BadRequest`."""
-        if not 0 < request.prompt_tokens <= self.limits.max_prompt_tokens:
-            raise BadRequest(f"the prompt has {request.prompt_tokens} tokens, see the limits announced")
-        if not 0 <= request.last_token < self.model.vocab:
+        tokens = np.frombuffer(request.tokens[: len(request.tokens) // 4 * 4], np.int32)
+        if not 0 < len(tokens) <= self.limits.max_prompt_tokens:
+            raise BadRequest(f"the prompt has {len(tokens)} tokens, see the limits announced")
+        if not 0 <= tokens[-1] < self.model.vocab:
             raise BadRequest(f"the prompt's last token is outside of the vocabulary of {self.model.vocab}")
         if not 0 < request.results <= request.width <= self.limits.max_beam_width:
             raise BadRequest(f"width {request.width} or results {request.results} out of range")
         if request.catalog != self.catalog.version:
             raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog")
         question = Question(
-            request.prompt_tokens,
-            request.last_token,
+            len(tokens),
+            int(tokens[-1]),
             request.width,
             request.results,
             request.score_mode,
             self.trie,
             self.filter_of(request),
         )
-        model, tokens = self.model, request.prompt_tokens
-        receiver = Receiver(request.id, tokens, model.layers, model.layer_token_bytes, 4 * model.hidden)
-        return DecodeTask(request.id, question, receiver, now + request.timeout)
+        model = self.model
+        receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
+        return DecodeTask(request.id, tokens, question, receiver, now + request.timeout)
 
     def filter_of(self, request: DecodeRequest) -> LeafFilter:
         """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_runtime.messages import AttemptId
-from xgr_runtime.pages import PageIds, PagePool, pages_for
+from xgr_runtime.pages import PageIds
+from xgr_runtime.prompt_cache import HeldPrompt, PromptCache
 
 
 @dataclass(eq=False)
@@ -20,7 +21,7 @@ class Prompt:
     data_address: str
     arrived: float
     deadline: float
-    pages: PageIds | None = None  # from its first turn on
+    held: HeldPrompt | None = None  # its pages, from its first turn on
     computed: int = 0  # tokens whose KV is in the pages
     seconds: float = 0.0  # in the model so far
 
@@ -28,6 +29,17 @@ class Prompt:
     def left(self) -> int:
         """Tokens that are not computed yet."""
         return len(self.tokens) - self.computed
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens whose KV was in its pages when it got them."""
+        return self.held.cached_tokens if self.held else 0
+
+    @property
+    def pages(self) -> PageIds:
+        """Where its KV goes, once it has begun."""
+        assert self.held is not None, "it has not begun"
+        return self.held.pages
 
 
 class Turn(NamedTuple):
@@ -50,16 +62,13 @@ class PrefillScheduler:
 
     A prompt within the budget runs in one piece, in the first forward with room for it. A longer one takes
     the room that there is, forward after forward, ahead of all later prompts. A prompt that must wait for
-    pages keeps its place.
+    pages keeps its place. What `cache` has of a prompt is not computed.
     """
 
-    def __init__(
-        self, pool: PagePool, page_size: int, batch_tokens: int, batch_prompts: int | None = None
-    ) -> None:
+    def __init__(self, cache: PromptCache, batch_tokens: int, batch_prompts: int | None = None) -> None:
         self.waiting: deque[Prompt] = deque()
         self.begun: list[Prompt] = []  # with pages, and with tokens that are not computed
-        self._pool = pool
-        self._page_size = page_size
+        self._cache = cache
         self._batch_tokens = batch_tokens
         self._batch_prompts = batch_prompts
 
@@ -68,7 +77,7 @@ class PrefillScheduler:
         """Whether `next_turns` has something: there are pages for what waits first, or prompts have begun."""
         if self.begun or not self.waiting:
             return bool(self.begun)
-        return pages_for(self.waiting[0].left, self._page_size) <= self._pool.free
+        return self._cache.fits(self.waiting[0].tokens)
 
     def add(self, prompt: Prompt) -> None:
         self.waiting.append(prompt)
@@ -103,21 +112,22 @@ class PrefillScheduler:
             self.begun.remove(turn.prompt)
 
     def end(self, prompt: Prompt) -> None:
-        """Free the pages of a prompt, whose remaining tokens are not computed any more."""
+        """Let go of the pages of a prompt, whose remaining tokens are not computed any more."""
         self.begun = [p for p in self.begun if p is not prompt]
-        if prompt.pages is not None:
-            self._pool.release(prompt.pages)
-            prompt.pages = None
+        if prompt.held is not None:
+            self._cache.end(prompt.held)
+            prompt.held = None
 
     def _begin(self) -> None:
         """Give pages to the prompts that the next forward has room for, in their order."""
         room = self._batch_tokens - sum(prompt.left for prompt in self.begun)
         while room > 0 and self.waiting and len(self.begun) != self._batch_prompts:
             prompt = self.waiting[0]
-            if room < prompt.left <= self._batch_tokens:
+            if room < len(prompt.tokens) - self._cache.cached(prompt.tokens) <= self._batch_tokens:
                 break  # it waits for a forward that has room for all of it
-            prompt.pages = self._pool.allocate(pages_for(prompt.left, self._page_size))
-            if prompt.pages is None:
+            prompt.held = self._cache.begin(prompt.tokens)
+            if prompt.held is None:
                 break
+            prompt.computed = prompt.held.cached_tokens
             self.begun.append(self.waiting.popleft())
             room -= prompt.left

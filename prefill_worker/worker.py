@@ -19,8 +19,10 @@ from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    CacheFlushed,
     Cancel,
     Failed,
+    FlushCache,
     Limits,
     Load,
     Message,
@@ -33,6 +35,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
+from xgr_runtime.prompt_cache import PromptCache
 from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,8 @@ class PrefillWorker:
         self.gpu_turns = turns_of(config.turns_file, PREFILL_SEAT)
         self.gpu_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
-        self.scheduler = PrefillScheduler(pool, config.page_size, config.batch_tokens, engine.max_prompts)
+        self.cache = PromptCache.bounded(pool, config.page_size, config.cache_bytes, identity.token_bytes)
+        self.scheduler = PrefillScheduler(self.cache, config.batch_tokens, engine.max_prompts)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
@@ -87,7 +91,7 @@ class PrefillWorker:
             self.retire()
             turns = self.scheduler.next_turns() if self.may_launch() else []
             for turn in turns:
-                if not turn.start:
+                if turn.prompt.id not in self.prompts:
                     self.open(turn.prompt)
             self.prefill(turns)
             self.gpu_turns.give()
@@ -137,13 +141,16 @@ class PrefillWorker:
 
     def finish(self, turn: Turn, hidden: NDArray[np.float32], seconds: float) -> None:
         """A turn is over. `hidden` [hidden] is that of its last token."""
+        prompt = turn.prompt
         self.scheduler.done(turn)
         self.counters["prompt_tokens"] += turn.end - turn.start
-        turn.prompt.seconds += seconds
+        prompt.seconds += seconds
+        if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it
+            self.cache.keep(prompt.held, turn.end)
         if turn.last:
             self.counters["prompts"] += 1
-            transfer = self.outbound.transfers[turn.prompt.id]
-            transfer.prompt_ready(turn.prompt.seconds, hidden.tobytes())
+            transfer = self.outbound.transfers[prompt.id]
+            transfer.prompt_ready(prompt.seconds, hidden.tobytes(), prompt.cached_tokens)
             transfer.flush()
 
     def prefill_alone(self, turns: list[Turn]) -> None:
@@ -168,6 +175,8 @@ class PrefillWorker:
                 self.scheduler.drop(id)
                 if id in self.prompts:
                     self.outbound.transfers[id].fail("cancelled by the router")
+            case FlushCache(router=router, number=number):
+                self.control.send(router, CacheFlushed(number, self.cache.flush()))
             case _:
                 self.stale_messages += 1
 
@@ -185,11 +194,11 @@ class PrefillWorker:
     # --- hand-overs ---
 
     def open(self, prompt: Prompt) -> None:
-        """Pages are reserved: announce the prompt to its decode worker and begin."""
-        assert prompt.pages is not None
+        """Pages are reserved: announce the prompt to its decode worker, offer what is cached, and begin."""
         now = self.clock()
         self.prompts[prompt.id] = prompt
-        self.outbound.open(
+        self.counters["cached_tokens"] += prompt.cached_tokens
+        transfer = self.outbound.open(
             prompt.id,
             len(prompt.tokens),
             prompt.data_address,
@@ -199,6 +208,8 @@ class PrefillWorker:
             now,
             PromptPages(prompt.pages, self.pool.generations[prompt.pages]) if self.memory else None,
         )
+        for layer in range(self.identity.layers):
+            transfer.layer_ready(layer, prompt.cached_tokens)
 
     def read(self, pages: PageIds, chunk: Chunk) -> tuple[Frame, Frame]:
         """The keys and the values of a chunk of the prompt that `pages` hold."""
@@ -262,11 +273,12 @@ class PrefillWorker:
         self.counters["bad_messages"] = self.control.listener.bad_messages + self.outbound.bad_messages
         self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
         self.counters["outlived_leases"] = self.outbound.outlived_leases
+        self.counters["evicted_pages"] = self.cache.evicted
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),
-            pages_used=self.pool.used,
-            pages_cached=0,
-            pages_total=self.pool.capacity,
+            pages_used=self.cache.used,
+            pages_cached=self.cache.cached_pages,
+            pages_total=self.cache.capacity,
             credits_out=self.outbound.credits_out,
             leases=len(self.prompts),
             rows_used=0,
@@ -276,5 +288,4 @@ class PrefillWorker:
 
 def part_of(turn: Turn) -> Part:
     """What the engine runs in this turn."""
-    assert turn.prompt.pages is not None
     return Part(turn.prompt.tokens[turn.start : turn.end], turn.prompt.pages, turn.start)

@@ -9,11 +9,11 @@ from itertools import count
 
 import numpy as np
 
-from router.job import Job, Outcome, WorkerState
+from router.job import Flush, Job, Outcome, WorkerState
 from router.links import WorkerLink
 from router.pairing import Candidate, choose_pair
 from router.sglang_server import SglangServer
-from router.worker import Worker
+from router.worker import Worker, flushed
 from xgr_runtime.addresses import check_url, is_url
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.control import new_incarnation
@@ -107,6 +107,10 @@ class Dispatcher:
         """See `Dispatch.abort`."""
         return self._end_live(rid, Cancelled("the request was aborted"))
 
+    async def flush(self) -> list[Flush]:
+        """See `Dispatch.flush`."""
+        return await asyncio.gather(*(flushed(worker) for worker in [*self._prefill, *self._decode]))
+
     def workers(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
         return [
@@ -178,7 +182,8 @@ class Dispatcher:
             except NoWorkers:
                 break
             leaves = np.frombuffer(result.leaves, np.int32)
-            return Outcome(leaves, np.frombuffer(result.scores, np.float32), result.timing, attempt)
+            scores = np.frombuffer(result.scores, np.float32)
+            return Outcome(leaves, scores, result.timing, attempt, result.cached_tokens)
         raise last
 
     async def _attempt(self, job: Job, number: int, attempt: int, avoid: set[int]) -> Result:
@@ -271,8 +276,7 @@ class Dispatcher:
     def _decode_request(self, job: Job, id: AttemptId) -> DecodeRequest:
         return DecodeRequest(
             id=id,
-            prompt_tokens=len(job.tokens),
-            last_token=int(job.tokens[-1]),
+            tokens=job.tokens.tobytes(),
             width=job.width,
             results=job.results,
             score_mode=job.score_mode,

@@ -32,6 +32,16 @@ class Outcome:
     scores: NDArray[np.float32]  # [n], natural log
     timing: Timing
     attempts: int
+    cached_tokens: int = 0  # of the prompt, which prefill did not compute
+
+
+@dataclass(frozen=True)
+class Flush:
+    """What became of one worker's cache."""
+
+    address: str
+    pages: int  # that came free
+    problem: str = ""  # why it was not flushed, else empty
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,9 @@ class Dispatch(Protocol):
 
     def abort(self, rid: str) -> bool:
         """Cancel a live request everywhere; False when there is none of that id."""
+
+    async def flush(self) -> list[Flush]:
+        """Drop the prompt KV that only caches hold, in all workers; one entry each, prefill first."""
 
     def workers(self) -> list[WorkerState]:
         """All configured workers, prefill first."""

@@ -1,10 +1,21 @@
 """The router's control links to our own workers: heartbeats out, hellos and answers in, and who is alive."""
 
 import asyncio
+from itertools import count
 from typing import Any
 
 from router.worker import OnLost, OnMessage, Worker
-from xgr_runtime.messages import PROTOCOL, Hello, Message, Role, ToRouter, WorkerHello
+from xgr_runtime.errors import WorkerLost
+from xgr_runtime.messages import (
+    PROTOCOL,
+    CacheFlushed,
+    FlushCache,
+    Hello,
+    Message,
+    Role,
+    ToRouter,
+    WorkerHello,
+)
 from xgr_runtime.transport import AsyncLink
 
 
@@ -28,6 +39,9 @@ class WorkerLink(Worker):
         self._heard = 0.0
         self._link: AsyncLink[Any] = AsyncLink(address, ToRouter)
         self._tasks: list[asyncio.Task[None]] = []
+        self._router = router
+        self._numbers = count(1)
+        self._flushes: dict[int, asyncio.Future[int]] = {}  # that wait for an answer
 
     def start(self) -> None:
         """See `Worker.start`."""
@@ -44,14 +58,40 @@ class WorkerLink(Worker):
         """See `Worker.send`."""
         return self._link.send(message)
 
+    async def flush_cache(self) -> int:
+        """See `Worker.flush_cache`."""
+        number = next(self._numbers)
+        answer = self._flushes[number] = asyncio.get_running_loop().create_future()
+        try:
+            self.send(FlushCache(self._router, number))
+            return await asyncio.wait_for(answer, self._silence)
+        except TimeoutError:
+            raise WorkerLost(f"no answer for {self._silence:g} s") from None
+        finally:
+            del self._flushes[number]
+
+    def lost(self, reason: str) -> None:
+        """See `Worker.lost`."""
+        super().lost(reason)
+        for answer in self._flushes.values():
+            if not answer.done():
+                answer.set_exception(WorkerLost(reason))
+
     async def _receive(self) -> None:
         while True:
             message = await self._link.receive()
             self._heard = asyncio.get_running_loop().time()
             if isinstance(message, WorkerHello):
                 self.meet(message)
+            elif isinstance(message, CacheFlushed):
+                self._flushed(message)
             else:
                 self._on_message(self, message)
+
+    def _flushed(self, message: CacheFlushed) -> None:
+        answer = self._flushes.get(message.number)
+        if answer is not None and not answer.done():
+            answer.set_result(message.pages)
 
     async def _watch(self) -> None:
         """A killed process closes its socket at once: no need to wait for silence."""

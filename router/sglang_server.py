@@ -76,6 +76,17 @@ class SglangServer(Worker):
                 self._keep(self._abort(id))
         return self.alive
 
+    async def flush_cache(self) -> int:
+        """See `Worker.flush_cache`. SGLang does it while it is idle; the pages are those it told of last."""
+        pages = self.hello.load.pages_cached if self.hello else 0
+        try:
+            answer = await self._http.post("/flush_cache", timeout=self._silence)
+        except httpx.HTTPError as error:
+            raise WorkerLost(f"the SGLang server broke off: {type(error).__name__}") from None
+        if answer.is_error:
+            raise WorkerLost(f"the SGLang server answered {answer.status_code}: {answer.text[:200].strip()}")
+        return pages
+
     # --- one prompt ---
 
     async def _prefill(self, request: PrefillRequest) -> None:

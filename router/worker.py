@@ -4,6 +4,8 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from router.job import Flush
+from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,10 @@ class Worker(ABC):
     def send(self, message: Message) -> bool:
         """False when the worker is gone."""
 
+    @abstractmethod
+    async def flush_cache(self) -> int:
+        """Drop the prompt KV that only its cache holds; returns pages. Raises `RequestError`."""
+
     @property
     def incarnation(self) -> int:
         return self.hello.incarnation if self.hello else 0
@@ -71,3 +77,13 @@ class Worker(ABC):
             self.alive, self.absence = False, "it is gone"
             log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
             self._on_lost(self, self.incarnation, reason)
+
+
+async def flushed(worker: Worker) -> Flush:
+    """Flush one worker; whoever is away, or goes away, is not waited for."""
+    try:
+        if worker.problem:
+            raise WorkerLost(worker.problem)
+        return Flush(worker.address, await worker.flush_cache())
+    except RequestError as error:
+        return Flush(worker.address, 0, error.message)

@@ -124,12 +124,21 @@ class Aborted(msgspec.Struct, frozen=True):
     aborted: bool = True
 
 
+class WorkerFlush(msgspec.Struct, frozen=True):
+    """What became of one worker's prompt cache."""
+
+    address: str
+    flushed_pages: int
+    problem: str  # why it was not flushed, else empty
+
+
 class Flushed(msgspec.Struct, frozen=True):
-    """What a flush of the prefix caches freed."""
+    """What a flush of the prompt caches freed; a success if every worker has done it."""
 
     success: bool
     flushed_pages: int
     message: str
+    workers: list[WorkerFlush]
 
 
 class ModelCard(msgspec.Struct, frozen=True):

@@ -58,6 +58,12 @@ class _Model(_Process, frozen=True, kw_only=True):
         about("bytes of prompt KV each worker may hold; 0: 1 GiB on a CPU, 0.6 of a GPU's free memory"),
     ] = 0
     page_size: Annotated[Count, about("tokens per KV page")] = 16
+    cache_bytes: Annotated[
+        Annotated[int, Meta(ge=-1)],
+        about(
+            "bytes of prompt KV each worker keeps for prompts that begin alike; -1: all free ones; 0: none"
+        ),
+    ] = -1
     kv_transfer: Annotated[
         KvTransfer, about("how prompt KV gets to decode workers; auto: out of memory, where they can map it")
     ] = "auto"

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
@@ -84,7 +84,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     requests: int
     pages_used: int
-    pages_cached: int
+    pages_cached: int  # by the cache alone
     pages_total: int
     credits_out: int
     leases: int
@@ -129,8 +129,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves."""
 
     id: AttemptId
-    prompt_tokens: int
-    last_token: int  # of the prompt: what the search runs when no hidden state comes
+    tokens: bytes  # int32 [L]: the prompt, of which this worker may hold the beginning
     width: int
     results: int
     score_mode: ScoreMode
@@ -173,6 +172,7 @@ class Result(Message, frozen=True, tag="result"):
     leaves: bytes  # int32 [n]
     scores: bytes  # float32 [n], natural log
     timing: Timing
+    cached_tokens: int = 0  # of the prompt, which prefill did not compute
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -185,9 +185,23 @@ class Failed(Message, frozen=True, tag="failed"):
     retry: bool  # another pair may succeed
 
 
-ToPrefill = Hello | PrefillRequest | Cancel
-ToDecode = Hello | DecodeRequest | Cancel
-ToRouter = WorkerHello | Committed | Result | Failed
+class FlushCache(Message, frozen=True, tag="flush_cache"):
+    """Router to worker: drop the KV that only the cache holds. Answered by `CacheFlushed`."""
+
+    router: int  # incarnation
+    number: int  # of this call, by that router
+
+
+class CacheFlushed(Message, frozen=True, tag="cache_flushed"):
+    """Worker to router: it is done."""
+
+    number: int
+    pages: int  # that came free
+
+
+ToPrefill = Hello | PrefillRequest | Cancel | FlushCache
+ToDecode = Hello | DecodeRequest | Cancel | FlushCache
+ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed
 
 # --- memory that another process of this machine may read ------------------------------------------------
 
@@ -333,6 +347,7 @@ class Commit(Message, frozen=True, tag="commit"):
     digest: int  # xxh3_64 of all chunk checksums in sequence
     checksum: int | None  # xxh3_64 of the hidden state
     prefill: float  # seconds inside the model
+    cached_tokens: int = 0  # whose KV was there before the request
 
 
 class Ack(Message, frozen=True, tag="ack"):

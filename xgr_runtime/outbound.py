@@ -73,14 +73,15 @@ class Transfer:
         """Keys and values of `layer` can be read for tokens [0, tokens). See `Sender.layer_ready`."""
         self.sender.layer_ready(layer, tokens)
 
-    def prompt_ready(self, seconds: float, hidden: bytes | None) -> None:
-        """All KV can be read, after `seconds` in the model.
+    def prompt_ready(self, seconds: float, hidden: bytes | None, cached_tokens: int = 0) -> None:
+        """All KV can be read, after `seconds` in the model; that of `cached_tokens` tokens was there before.
 
         `hidden` is the last token's hidden state after the final norm, float32 [hidden]; None: the decode
         worker computes it.
         """
         self.hidden = hidden
-        self.sender.prompt_ready(seconds, None if hidden is None else chunk_checksum(hidden, b""))
+        checksum = None if hidden is None else chunk_checksum(hidden, b"")
+        self.sender.prompt_ready(seconds, checksum, cached_tokens)
 
     def fail(self, reason: str) -> None:
         """The prompt is wanted no more, or not here."""

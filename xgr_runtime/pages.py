@@ -32,11 +32,16 @@ class PagePool:
     def used(self) -> int:
         return self.capacity - self._free_count
 
-    def allocate(self, count: int) -> PageIds | None:
-        """`count` page ids, ascending and contiguous where a run fits; None when too few are free."""
+    def allocate(self, count: int, after: int | None = None) -> PageIds | None:
+        """`count` page ids, ascending and contiguous where a run fits; None when too few are free.
+
+        Right behind page `after`, whose prompt they go on with, if those are free.
+        """
         if count > self._free_count:
             return None
-        ids = self._find_run(count)
+        ids = self._run_behind(after, count) if after is not None else None
+        if ids is None:
+            ids = self._find_run(count)
         if ids is None:
             ids = np.flatnonzero(self._free)[:count].astype(np.int32)
         self._free[ids] = False
@@ -49,6 +54,11 @@ class PagePool:
         self.generations[ids] += np.uint32(1)  # wraps around
         self._free[ids] = True
         self._free_count += len(ids)
+
+    def _run_behind(self, page: int, count: int) -> PageIds | None:
+        behind = self._free[page + 1 : page + 1 + count]
+        whole = len(behind) == count and bool(behind.all())
+        return np.arange(page + 1, page + 1 + count, dtype=np.int32) if whole else None
 
     def _find_run(self, count: int) -> PageIds | None:
         """The smallest free run that holds `count` pages (best fit keeps long runs whole)."""

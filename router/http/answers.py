@@ -27,7 +27,7 @@ class Composer:
             id=ticket.job.rid,
             finish_reason=FinishReason("length", len(output_ids)),
             prompt_tokens=len(ticket.job.tokens),
-            cached_tokens=0,
+            cached_tokens=outcome.cached_tokens,
             completion_tokens=len(output_ids),
             e2e_latency=time.monotonic() - arrival,
             sequence_score=best.meta_info.sequence_score if best else None,

@@ -22,6 +22,7 @@ from xgr_runtime.answer import (
     ModelList,
     ServerInfo,
     Status,
+    WorkerFlush,
     WorkerList,
     WorkerStatus,
 )
@@ -103,13 +104,11 @@ class Control:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def flush_cache(self, request: Request) -> Response:
-        return as_json(
-            Flushed(
-                True,
-                0,
-                "nothing to flush: our workers cache no prompts; an SGLang server has a route of its own",
-            )
-        )
+        found = [WorkerFlush(f.address, f.pages, f.problem) for f in await self.dispatch.flush()]
+        problems = [f"{worker.address}: {worker.problem}" for worker in found if worker.problem]
+        message = "; ".join(problems) or f"the caches of {len(found)} workers are empty"
+        pages = sum(worker.flushed_pages for worker in found)
+        return as_json(Flushed(not problems, pages, message, found))
 
     async def abort_request(self, request: Request) -> Response:
         body = decode(_ABORT, await read_json(request, self.settings))

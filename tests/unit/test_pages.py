@@ -40,5 +40,16 @@ def test_a_run_is_preferred_and_the_tightest_one_taken() -> None:
     assert pool.allocate(3).tolist() == [2, 4, 5], "scattered when no run is long enough"  # type: ignore[union-attr]
 
 
+def test_pages_that_go_on_with_a_prompt_lie_behind_it_if_they_can() -> None:
+    pool = PagePool(10)
+    pool.allocate(4)
+    other = pool.allocate(1, after=6)
+    assert other is not None and other.tolist() == [7]
+    assert pool.allocate(3, after=3).tolist() == [4, 5, 6]  # type: ignore[union-attr]
+    assert pool.allocate(2, after=6).tolist() == [8, 9], "they are taken"  # type: ignore[union-attr]
+    pool.release(other)
+    assert pool.allocate(2, after=9) is None and pool.allocate(1, after=9).tolist() == [7]  # type: ignore[union-attr]
+
+
 def test_pages_for_rounds_up() -> None:
     assert [pages_for(n, 16) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]

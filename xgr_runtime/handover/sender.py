@@ -56,6 +56,7 @@ class Sender:
         self._checksums: list[int] = []
         self._prompt_ready = False
         self._prefill_seconds = 0.0
+        self._cached_tokens = 0
         self._hidden_checksum: int | None = None
 
     @property
@@ -87,12 +88,18 @@ class Sender:
         if self.state is SenderState.STREAMING:
             self._offer(layer, max(before, self._held_tokens), tokens)
 
-    def prompt_ready(self, prefill_seconds: float, hidden_checksum: int | None) -> None:
-        """All KV is ready, and so is the last hidden state; None: the receiver computes that itself."""
+    def prompt_ready(
+        self, prefill_seconds: float, hidden_checksum: int | None, cached_tokens: int = 0
+    ) -> None:
+        """All KV is ready, and so is the last hidden state; None: the receiver computes that itself.
+
+        The KV of `cached_tokens` tokens was there before the request.
+        """
         assert self._ready[-1] == self.plan.tokens, "the prompt ends with the last token of its last layer"
         self._prompt_ready = True
         self._prefill_seconds = prefill_seconds
         self._hidden_checksum = hidden_checksum
+        self._cached_tokens = cached_tokens
 
     # --- events from the decode worker ---
 
@@ -200,8 +207,8 @@ class Sender:
         if not whole and not (self.state is SenderState.COMMITTED and self._ask):
             return None
         digest = digest_of(self._checksums)
-        chunks = len(self._checksums)
-        return Commit(self.id, chunks, digest, self._hidden_checksum, self._prefill_seconds)
+        seconds, cached = self._prefill_seconds, self._cached_tokens
+        return Commit(self.id, len(self._checksums), digest, self._hidden_checksum, seconds, cached)
 
     def commit_sent(self) -> None:
         """COMMIT went to the socket: from now on a receiver may read in place."""

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from decode_worker.scheduler import DecodeScheduler
 from xgr_runtime.messages import AttemptId
 from xgr_runtime.pages import PagePool
+from xgr_runtime.prompt_cache import PromptCache, Tokens
 
 
 @dataclass(eq=False)
@@ -14,12 +17,16 @@ class FakeTask:
     most_beams: int
 
     @property
+    def tokens(self) -> Tokens:
+        return np.zeros(self.prompt_tokens, np.int32)
+
+    @property
     def id(self) -> AttemptId:
         return AttemptId(1, self.number, 1, 2, 3)
 
 
 def scheduler(pages: int = 4, rows: int = 100) -> DecodeScheduler[FakeTask]:
-    return DecodeScheduler(PagePool(pages), PagePool(rows), page_size=16)
+    return DecodeScheduler(PromptCache(PagePool(pages), 16), PagePool(rows))
 
 
 def numbers(granted: list[tuple[FakeTask, object]]) -> list[int]:
@@ -56,4 +63,18 @@ def test_the_end_frees_everything_wherever_the_task_was() -> None:
     s.waiting.append(waiting)
     for task in (waiting, granted, running, running):
         s.end(task)
-    assert not s.waiting and not s.ready and not s.pages.used and not s.rows.used
+    assert not s.waiting and not s.ready and not s.cache.used and not s.rows.used
+
+
+def test_a_prompt_that_is_here_shares_its_pages_with_the_next() -> None:
+    s = scheduler(pages=6)
+    first, second = FakeTask(0, 40, 1), FakeTask(1, 60, 1)
+    s.waiting.append(first)
+    ((_, held),) = s.next_grants()
+    s.keep(first)
+    s.waiting.append(second)
+    ((_, shared),) = s.next_grants()
+    assert shared.cached_tokens == 32 and shared.pages[:2].tolist() == held.pages[:2].tolist()
+    s.end(first)
+    s.end(second)
+    assert s.cache.used == 0 and s.cache.cached_pages == 2

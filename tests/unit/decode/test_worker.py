@@ -15,17 +15,20 @@ from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.handover import FIRST_LEASE, digest_of, range_checksum
+from xgr_runtime.handover import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,
     AttemptId,
+    CacheFlushed,
     Cancel,
     Commit,
     Credit,
     DecodeRequest,
+    FlushCache,
     Grant,
     Hello,
+    KvChunk,
     KvReady,
     Limits,
     LinkHello,
@@ -46,6 +49,7 @@ from xgr_runtime.shared_memory import this_process
 from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+TOKENS = np.arange(90, 100, dtype=np.int32).tobytes()  # a prompt
 
 
 class PlayedEngine:
@@ -98,7 +102,7 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
     made = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
     yield made
     made.control.listener.close()
-    made.data.listener.close()
+    made.inbound.data.listener.close()
 
 
 class PlayedSearch:
@@ -114,7 +118,7 @@ class PlayedSearch:
 def searching(worker: DecodeWorker, number: int) -> Any:
     """A request whose search runs."""
     id = AttemptId(1, number, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
     worker.handle_request(request, 0.0)
     search: Any = PlayedSearch()
     worker.tasks[id].search = search
@@ -190,14 +194,14 @@ def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: 
     engine, (search, other) = kept(worker, 2)
     first = next(iter(worker.tasks.values()))
     worker.scheduler.waiting.append(first)
-    assert [len(pages) for _, pages in worker.scheduler.next_grants()] == [1]
+    assert [len(held.pages) for _, held in worker.scheduler.next_grants()] == [1]
     worker.launch()
     worker.handle_request(Cancel(first.id, "gone"), 0.0)
     assert [id.request for id in worker.tasks] == [1]
-    assert worker.scheduler.pages.used == 1, "the launch still reads them"
+    assert worker.cache.used == 1, "the launch still reads them"
     engine.finished = [search]
     worker.answer_finished()
-    assert worker.scheduler.pages.used == 0 and worker.counters["answered"] == 0
+    assert worker.cache.used == 0 and worker.counters["answered"] == 0
     engine.finished = [other]
     worker.answer_finished()
     assert not worker.tasks and worker.counters["answered"] == 1
@@ -296,17 +300,17 @@ def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> No
 def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
     """A request whose prefill worker, the peer b"p", has begun."""
     id = AttemptId(1, number, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
     worker.handle_request(request, 0.0)
-    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     return id
 
 
-@pytest.mark.parametrize("change", [{"last_token": -1}, {"last_token": 100}, {"prompt_tokens": 0}], ids=str)
-def test_a_request_out_of_range_is_refused(worker: DecodeWorker, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("tokens", [(1, -1), (1, 100), ()], ids=str)
+def test_a_request_out_of_range_is_refused(worker: DecodeWorker, tokens: tuple[int, ...]) -> None:
     id = AttemptId(1, 1, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 99, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(msgspec.structs.replace(request, **change), 0.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(msgspec.structs.replace(request, tokens=np.array(tokens, np.int32).tobytes()), 0.0)
     assert not worker.tasks and worker.counters["failed"] == 1
     worker.handle_request(request, 0.0)
     assert id in worker.tasks
@@ -314,7 +318,7 @@ def test_a_request_out_of_range_is_refused(worker: DecodeWorker, change: dict[st
 
 def test_an_open_that_comes_twice_waits_for_pages_once(worker: DecodeWorker) -> None:
     id = opened(worker)
-    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     assert len(worker.scheduler.waiting) == 1 and worker.counters["stale_messages"] == 1
 
 
@@ -322,9 +326,9 @@ def test_a_prefill_worker_hears_of_a_longer_lease_in_time(
     worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An SGLang server does not know --lease: until our first word it holds KV for its own time."""
-    worker.config = msgspec.structs.replace(worker.config, lease=90.0)
+    worker.inbound.config = msgspec.structs.replace(worker.config, lease=90.0)
     sent: list[Any] = []
-    monkeypatch.setattr(worker.data, "send", lambda peer, message: sent.append(message))
+    monkeypatch.setattr(worker.inbound.data, "send", lambda peer, message: sent.append(message))
     id = opened(worker)
     for now in range(1, int(FIRST_LEASE)):
         worker.expire(float(now))
@@ -334,8 +338,8 @@ def test_a_prefill_worker_hears_of_a_longer_lease_in_time(
 def test_a_message_that_cannot_be_read_fails_the_transfers_of_its_sender(worker: DecodeWorker) -> None:
     mine, other = opened(worker), opened(worker, 2)
     worker.tasks[other].peer = b"q"
-    worker.data.listener._bad_peers.add(b"p")
-    worker.drop_unreadable()
+    worker.inbound.data.listener._bad_peers.add(b"p")
+    worker.inbound.drop_unreadable()
     assert mine not in worker.tasks and other in worker.tasks
     assert worker.counters["broken_transfers"] == 1
 
@@ -343,8 +347,8 @@ def test_a_message_that_cannot_be_read_fails_the_transfers_of_its_sender(worker:
 def test_a_cancel_of_prefill_after_the_commit_changes_nothing(worker: DecodeWorker) -> None:
     id = opened(worker)
     worker.tasks[id].committed_at = 1.0
-    worker.data._welcome[b"p"] = id.prefill
-    worker.handle_data(Received(b"p", Cancel(id, "the lease lapsed"), []), 1.0)
+    worker.inbound.data._welcome[b"p"] = id.prefill
+    worker.inbound.handle(Received(b"p", Cancel(id, "the lease lapsed"), []), 1.0)
     assert id in worker.tasks
 
 
@@ -360,7 +364,7 @@ def test_a_commit_with_the_wrong_frames_fails(
     task = worker.tasks[id]
     task.receiver.grant(1, 10.0, held_tokens=10)
     commit = Commit(id, 0, digest_of([]), checksum, 0.1)
-    worker.take_commit(task, commit, [memoryview(frame) for frame in frames], 1.0)
+    worker.inbound.take_commit(task, commit, [memoryview(frame) for frame in frames], 1.0)
     assert id not in worker.tasks and worker.counters["broken_transfers"] == 1
 
 
@@ -368,18 +372,18 @@ def test_a_commit_without_a_hidden_state_is_taken(worker: DecodeWorker) -> None:
     id = opened(worker)
     task = worker.tasks[id]
     task.receiver.grant(1, 10.0, held_tokens=10)
-    worker.take_commit(task, Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
+    worker.inbound.take_commit(task, Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
     worker.start_searches()
     assert task.search is not None and task.search.forward_rows == 1
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:
     id = AttemptId(1, 2, 1, 3, worker.incarnation)
-    worker.keep_early(b"peer", Open(id, 10, 0.0), now=100.0)
+    worker.inbound.keep_early(b"peer", Open(id, 10, 0.0), now=100.0)
     worker.expire(100.0 + worker.config.lease)
-    assert id in worker.early_opens
+    assert id in worker.inbound.early_opens
     worker.expire(100.1 + worker.config.lease)
-    assert not worker.early_opens
+    assert not worker.inbound.early_opens
 
 
 # --- prompts that lie in the prefill worker's memory ---
@@ -399,9 +403,9 @@ def offered_by(worker: DecodeWorker, in_place: bool) -> PagePool:
         else KvPool(geometry, 4, 16)
     )
     worker.engine.pool = pool
-    worker.memories = PrefillMemories(pool, in_place, pull=True)
-    worker.copies = Copies(pool)
-    assert not worker.memories.greeted(LinkHello(PROTOCOL, "prefill-0", 3, IDENTITY, exported.shared))
+    worker.inbound.memories = PrefillMemories(pool, in_place, pull=True)
+    worker.inbound.copies = Copies(pool)
+    assert not worker.inbound.memories.greeted(LinkHello(PROTOCOL, "prefill-0", 3, IDENTITY, exported.shared))
     return PagePool(8, exported.generations)
 
 
@@ -416,8 +420,8 @@ class Heard(list[Any]):
 @pytest.fixture
 def heard(worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch) -> Heard:
     sent = Heard()
-    monkeypatch.setattr(worker.data, "send", sent)
-    worker.data._welcome[b"p"] = 3
+    monkeypatch.setattr(worker.inbound.data, "send", sent)
+    worker.inbound.data._welcome[b"p"] = 3
     return sent
 
 
@@ -426,10 +430,10 @@ def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageI
     pages = theirs.allocate(3)
     assert pages is not None
     id = AttemptId(1, 1, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
     worker.handle_request(request, 0.0)
     named = (pages.tobytes(), theirs.generations[pages].tobytes())
-    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
+    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
     return worker.tasks[id], pages
 
 
@@ -442,52 +446,52 @@ def commit_of(task: DecodeTask, *chunks: KvReady) -> Commit:
 
 
 def say(worker: DecodeWorker, message: Any, now: float = 1.0) -> None:
-    worker.handle_data(Received(b"p", message, []), now)
+    worker.inbound.handle(Received(b"p", message, []), now)
 
 
 def test_a_prompt_is_pulled(worker: DecodeWorker, heard: Heard) -> None:
     theirs = offered_by(worker, in_place=False)
     task, _ = opened_in(worker, theirs)
-    worker.grant_pages()
+    worker.inbound.grant_pages()
     say(worker, whole(task))
     say(worker, commit_of(task, whole(task)))
     assert [type(message) for message in heard] == [Grant, Credit, Ack] and heard[0].way == "pull"
     k, v = worker.engine.pool.read(1, task.pages, 0, 10)
     assert (k == 1.0).all() and (v == 2.0).all()
     assert worker.counters["kv_bytes"] == worker.counters["kv_bytes_pulled"] == 10 * IDENTITY.token_bytes
-    assert worker.scheduler.pages.used == 1 and task in worker.scheduler.ready
+    assert worker.cache.used == 1 and task in worker.scheduler.ready
 
 
 def test_a_commit_waits_for_the_copies_before_it(worker: DecodeWorker, heard: Heard) -> None:
     task, _ = opened_in(worker, offered_by(worker, in_place=False))
-    worker.grant_pages()
+    worker.inbound.grant_pages()
     say(worker, whole(task))
     done: list[bool] = []
     task.copied = SimpleNamespace(done=lambda: bool(done))
     say(worker, commit_of(task, whole(task)))
-    worker.take_arrivals(2.0)
+    worker.inbound.take_arrivals(2.0)
     assert not task.committed_at and 0 < worker.idle_seconds() < 0.01
     done.append(True)
-    worker.take_arrivals(3.0)
-    assert task.committed_at == 3.0 and not worker.arrivals
+    worker.inbound.take_arrivals(3.0)
+    assert task.committed_at == 3.0 and not worker.inbound.arrivals
 
 
 def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWorker, heard: Heard) -> None:
     task, _ = opened_in(worker, offered_by(worker, in_place=False))
-    worker.grant_pages()
+    worker.inbound.grant_pages()
     say(worker, whole(task))
     task.copied = SimpleNamespace(done=lambda: False)
     say(worker, commit_of(task, whole(task)))
     worker.handle_request(Cancel(task.id, "not wanted"), 2.0)
-    worker.take_arrivals(3.0)
-    assert not worker.arrivals and isinstance(heard[-1], Nack) and not worker.scheduler.pages.used
+    worker.inbound.take_arrivals(3.0)
+    assert not worker.inbound.arrivals and isinstance(heard[-1], Nack) and not worker.cache.used
 
 
 def test_pages_that_are_reused_before_the_commit_fail_the_attempt(worker: DecodeWorker, heard: Heard) -> None:
     """A worker that was stopped, and finds what it was told before its lease lapsed."""
     theirs = offered_by(worker, in_place=False)
     task, pages = opened_in(worker, theirs)
-    worker.grant_pages()
+    worker.inbound.grant_pages()
     theirs.release(pages)
     say(worker, whole(task))
     say(worker, commit_of(task, whole(task)))
@@ -499,7 +503,7 @@ def test_in_place_the_owner_waits_for_the_answer(worker: DecodeWorker, heard: He
     task, pages = opened_in(worker, theirs)
     (grant,) = heard
     assert grant.way == "in place" and grant.reader == this_process()
-    assert task.pages.tolist() == pages.tolist() and not worker.scheduler.pages.used
+    assert task.pages.tolist() == pages.tolist() and not worker.cache.used
     say(worker, commit_of(task))
     worker.expire(20.0)
     assert [type(message) for message in heard[1:]] == [Renew], "it goes on holding for us"
@@ -541,9 +545,9 @@ def test_pages_that_cannot_be_the_prompts_fail_the_attempt(
     theirs = offered_by(worker, in_place)
     theirs.allocate(3)
     id = AttemptId(1, 1, 1, 3, worker.incarnation)
-    request = DecodeRequest(id, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
     worker.handle_request(request, 0.0)
-    worker.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
+    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
     assert isinstance(heard[-1], Nack) and not worker.tasks and worker.counters["broken_transfers"] == 1
 
 
@@ -554,11 +558,11 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     read, _ = opened_in(worker, theirs)
     say(worker, commit_of(read))
     waiting = opened(worker, 2)
-    worker.memories._alive = lambda process: False
+    worker.inbound.memories._alive = lambda process: False
     worker.expire(5.0)
     assert waiting not in worker.tasks and list(worker.tasks) == [read.id] and not worker.finished
     worker.handle_request(
-        DecodeRequest(waiting, 10, 1, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
+        DecodeRequest(waiting, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
     )
     assert waiting not in worker.tasks, "nothing new begins"
     worker.clock = lambda: 7.0
@@ -566,3 +570,109 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     assert not worker.finished, "the answer is on its way: a process that ends now takes it along"
     worker.clock = lambda: 7.5
     assert worker.finished
+
+
+# --- prompts that begin alike ---
+
+
+def ended(worker: DecodeWorker, task: DecodeTask, invalid: bool = False) -> None:
+    """Its search is over."""
+    worker.start_searches()
+    assert task.search is not None
+    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid)
+    worker.answer(task)
+
+
+def handed_over(
+    worker: DecodeWorker, number: int, tokens: int, hidden: float | None = 0.0, cached: int = 0
+) -> DecodeTask:
+    """A prompt of so many tokens, all of whose chunks are here, and its COMMIT."""
+    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    prompt = np.arange(tokens, dtype=np.int32).tobytes()
+    request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    worker.handle_request(request, 0.0)
+    task = worker.tasks[id]
+    worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
+    worker.inbound.grant_pages()
+    held = task.receiver._next_token[0]
+    body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
+    chunk = KvChunk(id, 0, 0, 2, held, tokens - held, chunk_checksum(body, body))
+    worker.inbound.take_chunk(task, chunk, [memoryview(body), memoryview(body)])
+    state = None if hidden is None else np.full(8, hidden, np.float32).tobytes()
+    frames = [] if state is None else [memoryview(state)]
+    checksum = None if state is None else chunk_checksum(state, b"")
+    commit = Commit(id, 1, digest_of([chunk.checksum]), checksum, 0.1, cached)
+    worker.inbound.take_commit(task, commit, frames, 1.0)
+    return task
+
+
+@pytest.fixture
+def pooled(worker: DecodeWorker, heard: Heard) -> DecodeWorker:
+    """Four pages of sixteen tokens that are really there."""
+    pool = KvPool(Geometry(2, 2, 1, 4, 8, 100, 64, "float32"), 4, 16)
+    worker.engine.pool, worker.inbound.copies = pool, Copies(pool)
+    return worker
+
+
+def grants(heard: Heard) -> list[int]:
+    return [message.held_tokens for message in heard if isinstance(message, Grant)]
+
+
+def test_of_a_prompt_that_was_here_only_the_rest_is_sent(pooled: DecodeWorker, heard: Heard) -> None:
+    first = handed_over(pooled, 1, 20)
+    second = handed_over(pooled, 2, 40)  # while the first is searched
+    assert grants(heard) == [0, 16] and second.pages[0] == first.pages[0]
+    ended(pooled, first)
+    ended(pooled, second)
+    assert pooled.load().pages_used == 0 and pooled.load().pages_cached == 2
+    ended(pooled, handed_over(pooled, 3, 40))
+    assert grants(heard) == [0, 16, 32] and pooled.counters["cached_tokens"] == 48
+
+
+def test_nothing_is_shared_before_all_of_it_was_verified(pooled: DecodeWorker, heard: Heard) -> None:
+    id = opened(pooled, 1)
+    pooled.inbound.grant_pages()
+    pooled.handle_request(Cancel(id, "not wanted"), 1.0)
+    assert pooled.load().pages_cached == 0 and pooled.load().pages_used == 0
+
+
+@pytest.mark.parametrize("hidden", [float("nan"), float("inf"), None], ids=str)
+def test_kv_that_may_not_be_finite_is_shared_only_once_beams_have_read_it(
+    pooled: DecodeWorker, heard: Heard, hidden: float | None
+) -> None:
+    task = handed_over(pooled, 1, 20, hidden)
+    handed_over(pooled, 2, 20, hidden)
+    assert grants(heard) == [0, 0]
+    ended(pooled, task, invalid=True)
+    assert pooled.load().pages_cached == 0 and pooled.counters["failed"] == 1
+    ended(pooled, pooled.tasks[AttemptId(1, 2, 1, 3, pooled.incarnation)])
+    assert pooled.load().pages_cached == 1
+
+
+def test_the_result_tells_what_prefill_did_not_compute(
+    pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append(message))
+    ended(pooled, handed_over(pooled, 1, 20, cached=12))
+    assert said[-1].cached_tokens == 12
+
+
+def test_a_flush_drops_what_no_request_holds(
+    pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append((router, message)))
+    ended(pooled, handed_over(pooled, 1, 33))
+    handed_over(pooled, 2, 20)
+    pooled.handle_request(FlushCache(7, 4), 0.0)
+    assert said[-1] == (7, CacheFlushed(4, 1)), "the other page is held"
+    assert pooled.load().pages_used == 2 and pooled.load().pages_cached == 0
+
+
+def test_a_worker_that_reads_in_place_caches_nothing(worker: DecodeWorker, heard: Heard) -> None:
+    theirs = offered_by(worker, in_place=True)
+    task, _ = opened_in(worker, theirs)
+    say(worker, commit_of(task))
+    ended(worker, task)
+    assert heard[0].held_tokens == 0 and worker.load().pages_cached == 0

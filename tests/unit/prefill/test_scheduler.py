@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prefill_worker.scheduler import PrefillScheduler, Prompt
 from xgr_runtime.messages import AttemptId
 from xgr_runtime.pages import PagePool
+from xgr_runtime.prompt_cache import PromptCache
 
 PAGE = 16
 
@@ -20,7 +21,7 @@ def prompt(number: int, tokens: int, deadline: float = 100.0) -> Prompt:
 
 
 def test_a_forward_has_at_most_so_many_prompts() -> None:
-    scheduler = PrefillScheduler(PagePool(100), PAGE, batch_tokens=100, batch_prompts=2)
+    scheduler = PrefillScheduler(PromptCache(PagePool(100), PAGE), batch_tokens=100, batch_prompts=2)
     for number in range(5):
         scheduler.add(prompt(number, 10))
     assert [[id for id, _, _ in forward] for forward in run_all(scheduler)] == [[0, 1], [2, 3], [4]]
@@ -73,7 +74,7 @@ def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
 def test_what_runs_together(
     budget: int, pages: int, lengths: list[int], expected: list[list[tuple[int, int, int]]]
 ) -> None:
-    scheduler = PrefillScheduler(PagePool(pages), PAGE, budget)
+    scheduler = PrefillScheduler(PromptCache(PagePool(pages), PAGE), budget)
     for number, length in enumerate(lengths):
         scheduler.add(prompt(number, length))
     assert run_all(scheduler) == expected and not scheduler.begun
@@ -81,11 +82,11 @@ def test_what_runs_together(
 
 def test_each_prompt_gets_pages_of_its_own() -> None:
     pool = PagePool(10)
-    scheduler = PrefillScheduler(pool, PAGE, 1000)
+    scheduler = PrefillScheduler(PromptCache(pool, PAGE), 1000)
     for number in range(3):
         scheduler.add(prompt(number, 17))
     prompts = [turn.prompt for turn in scheduler.next_turns()]
-    pages = [page for p in prompts if p.pages is not None for page in p.pages.tolist()]
+    pages = [page for p in prompts for page in p.pages.tolist()]
     assert len(set(pages)) == len(pages) == pool.used == 6
     for ended in prompts:
         scheduler.end(ended)
@@ -95,7 +96,7 @@ def test_each_prompt_gets_pages_of_its_own() -> None:
 
 def test_a_prompt_that_ends_between_its_turns_makes_room() -> None:
     pool = PagePool(10)
-    scheduler = PrefillScheduler(pool, PAGE, 20)
+    scheduler = PrefillScheduler(PromptCache(pool, PAGE), 20)
     for number in range(2):
         scheduler.add(prompt(number, 100))
     (first,) = scheduler.next_turns()
@@ -110,7 +111,7 @@ def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
     lengths: list[int], budget: int, random: Random
 ) -> None:
     pool = PagePool(8)
-    scheduler = PrefillScheduler(pool, PAGE, budget)
+    scheduler = PrefillScheduler(PromptCache(pool, PAGE), budget)
     prompts = [prompt(number, length) for number, length in enumerate(lengths)]
     for p in prompts:
         scheduler.add(p)
@@ -121,7 +122,7 @@ def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
         assert turns or held, "nothing is held, so somebody can run"
         assert sum(turn.end - turn.start for turn in turns) <= budget
         for turn in turns:
-            assert turn.prompt.pages is not None and len(turn.prompt.pages) * PAGE >= len(turn.prompt.tokens)
+            assert len(turn.prompt.pages) * PAGE >= len(turn.prompt.tokens)
             ran[turn.prompt.id.request] += range(turn.start, turn.end)
             scheduler.done(turn)
             held += [turn.prompt] if turn.last else []
@@ -131,10 +132,39 @@ def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
 
 
 def test_dropped_and_late_prompts_never_run() -> None:
-    scheduler = PrefillScheduler(PagePool(10), PAGE, 1000)
+    scheduler = PrefillScheduler(PromptCache(PagePool(10), PAGE), 1000)
     for number, deadline in enumerate([5.0, 50.0, 50.0]):
         scheduler.add(prompt(number, 1, deadline))
     scheduler.drop(prompt(1, 1).id)
     scheduler.drop(prompt(9, 1).id)
     assert [p.id.request for p in scheduler.drop_late(now=5.0)] == [0]
     assert [turn.prompt.id.request for turn in scheduler.next_turns()] == [2]
+
+
+def test_what_the_cache_has_is_not_computed() -> None:
+    pool = PagePool(10)
+    cache = PromptCache(pool, PAGE)
+    scheduler = PrefillScheduler(cache, 50)
+    first, second = prompt(1, 40), prompt(2, 100)
+    scheduler.add(first)
+    (turn,) = scheduler.next_turns()
+    scheduler.done(turn)
+    assert first.held is not None
+    cache.keep(first.held, turn.end)
+    scheduler.end(first)
+    scheduler.add(second)
+    (turn,) = scheduler.next_turns()
+    assert (turn.start, turn.end) == (32, 82) and cache.used == 7
+    scheduler.end(second)
+    assert cache.used == 0 and cache.cached_pages == 2 and pool.free == 8
+
+
+def test_what_is_left_behind_a_cached_beginning_fits_into_a_forward() -> None:
+    cache = PromptCache(PagePool(20), PAGE)
+    scheduler = PrefillScheduler(cache, 50)
+    kept = cache.begin(np.zeros(64, np.int32))
+    assert kept is not None
+    cache.keep(kept, 64)
+    scheduler.add(prompt(1, 30))
+    scheduler.add(prompt(2, 80))  # 64 of which are there: 16 are left
+    assert [(turn.start, turn.end) for turn in scheduler.next_turns()] == [(16, 30), (64, 80)]

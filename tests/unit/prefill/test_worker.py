@@ -14,8 +14,10 @@ from xgr_runtime.config import PrefillConfig
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
+    CacheFlushed,
     Cancel,
     Failed,
+    FlushCache,
     Hello,
     ModelIdentity,
     PrefillRequest,
@@ -25,6 +27,7 @@ from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
+NAN = 77  # a token from which the played model makes NaN
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
     (turn,) = worker.scheduler.next_turns()
     worker.open(turn.prompt)
     worker.handle_control(message, 10.0)
-    assert not worker.scheduler.waiting and worker.pool.used == 1
+    assert not worker.scheduler.waiting and worker.cache.used == 1
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_a_bad_request_is_refused_and_holds_nothing(
     worker: PrefillWorker, tokens: list[int], address: str
 ) -> None:
     worker.handle_control(request(worker, tokens, address=address), 10.0)
-    assert not worker.scheduler.waiting and not worker.pool.used
+    assert not worker.scheduler.waiting and not worker.cache.used
     assert worker.counters["failed"] == 1
 
 
@@ -81,9 +84,9 @@ def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> Non
     (turn,) = worker.scheduler.next_turns()
     worker.open(turn.prompt)
     worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
-    assert worker.pool.used == 2, "a forward may still write to these pages"
+    assert worker.cache.used == 2, "a forward may still write to these pages"
     worker.retire()
-    assert not worker.pool.used and not worker.prompts
+    assert not worker.cache.used and not worker.prompts
 
 
 def play(worker: PrefillWorker, run: Callable[[list[Part], Callable[[int], None]], None]) -> list[list[int]]:
@@ -95,7 +98,7 @@ def play(worker: PrefillWorker, run: Callable[[list[Part], Callable[[int], None]
         run(parts, on_layer)
         on_layer(1)
         forwards.append([len(part.tokens) for part in parts])
-        return np.zeros((len(parts), 8), np.float32)
+        return np.array([[np.nan if NAN in part.tokens else 0.0] * 8 for part in parts], np.float32)
 
     worker.engine.run = both_layers  # type: ignore[method-assign, assignment]
     return forwards
@@ -107,7 +110,7 @@ def one_turn(worker: PrefillWorker) -> None:
     worker.retire()
     turns = worker.scheduler.next_turns()
     for turn in turns:
-        if not turn.start:
+        if turn.prompt.id not in worker.prompts:
             worker.open(turn.prompt)
     worker.prefill(turns)
 
@@ -126,7 +129,7 @@ def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWork
         worker.handle_control(request(worker, [token] * 4, number), 10.0)
     one_turn(worker)
     worker.retire()
-    assert [id.request for id in worker.prompts] == [0, 2] and worker.pool.used == 2
+    assert [id.request for id in worker.prompts] == [0, 2] and worker.cache.used == 2
     assert worker.counters["failed"] == 1 and worker.counters["prompts"] == 2
 
 
@@ -142,7 +145,7 @@ def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> 
     assert forwards == [[12], [12], [6, 5]] and senders == [[12, 12], [24, 24], [30, 30]]
     assert worker.counters["prompts"] == 2 and worker.counters["prompt_tokens"] == 35
     assert all(t.hidden == bytes(32) for t in worker.outbound.transfers.values())
-    assert not worker.scheduler.next_turns() and worker.pool.used == 3
+    assert not worker.scheduler.next_turns() and worker.cache.used == 3
 
 
 def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -> None:
@@ -152,7 +155,7 @@ def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -
     for _ in range(3):
         one_turn(worker)
     assert forwards == [[12], [11]], "the second turn of the first prompt failed"
-    assert [id.request for id in worker.prompts] == [2] and worker.pool.used == 1
+    assert [id.request for id in worker.prompts] == [2] and worker.cache.used == 1
     assert worker.counters["failed"] == 1
 
 
@@ -162,13 +165,13 @@ def test_what_ends_between_two_turns_is_not_computed_further(worker: PrefillWork
     message = request(worker, [1] * 30)
     worker.handle_control(message, 10.0)
     one_turn(worker)
-    assert worker.pool.used == 2
+    assert worker.cache.used == 2
     if end == "cancel":
         worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
     else:
         worker.clock = lambda: 15.0
     one_turn(worker)
-    assert forwards == [[12]] and not worker.pool.used and not worker.prompts and not worker.scheduler.begun
+    assert forwards == [[12]] and not worker.cache.used and not worker.prompts and not worker.scheduler.begun
 
 
 def test_a_cancel_during_a_turn_frees_the_pages_after_it(worker: PrefillWorker) -> None:
@@ -177,13 +180,13 @@ def test_a_cancel_during_a_turn_frees_the_pages_after_it(worker: PrefillWorker) 
 
     def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
         worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
-        held.append(worker.pool.used)
+        held.append(worker.cache.used)
 
     forwards = play(worker, run)
     worker.handle_control(message, 10.0)
     one_turn(worker)
     one_turn(worker)
-    assert held == [2] and forwards == [[12]] and not worker.pool.used and not worker.scheduler.begun
+    assert held == [2] and forwards == [[12]] and not worker.cache.used and not worker.scheduler.begun
 
 
 def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_does(
@@ -225,7 +228,7 @@ def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWor
     worker.open(turn.prompt)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
-    assert not worker.scheduler.waiting and not worker.prompts and not worker.pool.used
+    assert not worker.scheduler.waiting and not worker.prompts and not worker.cache.used
 
 
 def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorker) -> None:
@@ -242,7 +245,7 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     worker.open(turn.prompt)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
-    assert not worker.prompts and not worker.scheduler.waiting and not worker.pool.used
+    assert not worker.prompts and not worker.scheduler.waiting and not worker.cache.used
     heard: list[int] = []
     while len(heard) < 3:
         poller.wait(5)
@@ -252,3 +255,92 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
             heard.append(received.message.id.request)
     assert sorted(heard) == [1, 2, 9] and worker.counters["failed"] == 2
     router.close()
+
+
+# --- prompts that begin alike ---
+
+
+def asked(worker: PrefillWorker, tokens: list[int], number: int, end: bool = True) -> Any:
+    """A prompt that has run to its end, and whose hand-over is over."""
+    message = request(worker, tokens, number)
+    worker.handle_control(message, 10.0)
+    while worker.scheduler.runnable:
+        one_turn(worker)
+    transfer = worker.outbound.transfers[message.id]
+    if end:
+        transfer.fail("the decode worker has it")
+        worker.retire()
+    return transfer.sender
+
+
+def test_a_beginning_that_is_cached_is_offered_at_once_and_not_computed(worker: PrefillWorker) -> None:
+    forwards = play(worker, lambda parts, on_layer: None)
+    asked(worker, [*range(20)], 1)
+    assert worker.load().pages_cached == 1 and worker.load().pages_used == 0
+    message = request(worker, [*range(30)], 2)
+    worker.handle_control(message, 10.0)
+    (turn,) = worker.scheduler.next_turns()
+    worker.open(turn.prompt)
+    sender = worker.outbound.transfers[message.id].sender
+    assert turn.start == 16 and sender._ready == [16, 16]
+    worker.prefill([turn])
+    one_turn(worker)
+    assert forwards == [[12], [8], [12], [2]] and sender._ready == [30, 30] and sender._cached_tokens == 16
+    assert worker.counters["prompt_tokens"] == 34 and worker.counters["cached_tokens"] == 16
+
+
+def test_kv_of_a_forward_that_was_not_finite_is_never_shared(worker: PrefillWorker) -> None:
+    play(worker, lambda parts, on_layer: None)
+    asked(worker, [NAN] * 20, 1)
+    assert worker.load().pages_cached == 0
+    sender = asked(worker, [NAN] * 20, 2)
+    assert sender._cached_tokens == 0
+
+
+def test_kv_of_a_forward_that_failed_is_never_shared(worker: PrefillWorker) -> None:
+    play(worker, refuse(66))
+    tokens = [1] * 16 + [66] * 8  # the first page is whole after the second forward, which fails
+    worker.handle_control(request(worker, tokens, 1), 10.0)
+    one_turn(worker)
+    one_turn(worker)
+    worker.retire()
+    assert worker.load().pages_cached == worker.load().pages_used == 0
+    worker.handle_control(request(worker, [1] * 20, 2), 10.0)
+    (turn,) = worker.scheduler.next_turns()
+    assert turn.start == 0
+
+
+def test_a_prompt_that_is_cancelled_between_its_turns_leaves_what_it_computed(worker: PrefillWorker) -> None:
+    play(worker, lambda parts, on_layer: None)
+    message = request(worker, [1] * 30)
+    worker.handle_control(message, 10.0)
+    one_turn(worker)
+    one_turn(worker)
+    worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+    worker.retire()
+    assert worker.load().pages_used == 0 and worker.load().pages_cached == 1
+
+
+def test_a_flush_drops_what_no_request_holds_and_says_how_much(worker: PrefillWorker) -> None:
+    play(worker, lambda parts, on_layer: None)
+    asked(worker, [1] * 20, 1)
+    asked(worker, [2] * 20, 2, end=False)
+    said: list[Any] = []
+    worker.control.send = lambda router, message: said.append((router, message))  # type: ignore[method-assign, assignment, func-returns-value]
+    worker.handle_control(FlushCache(7, 3), 10.0)
+    assert said == [(7, CacheFlushed(3, 1))] and worker.load().pages_cached == 0
+    assert worker.load().pages_used == 2 and worker.load().counters["evicted_pages"] == 1
+
+
+def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    for cache_bytes, pages in ((0, 0), (16 * IDENTITY.token_bytes, 1), (-1, 2)):
+        config = PrefillConfig(
+            model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=40, cache_bytes=cache_bytes
+        )
+        engine: Any = SimpleNamespace(max_prompts=None)
+        made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=40, clock=lambda: 10.0)
+        play(made, lambda parts, on_layer: None)
+        asked(made, [1] * 40, 1)
+        assert made.load().pages_cached == pages
+        made.control.listener.close()

@@ -27,10 +27,12 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.messages import (
     PROTOCOL,
+    CacheFlushed,
     Cancel,
     Committed,
     DecodeRequest,
     Failed,
+    FlushCache,
     Hello,
     Limits,
     Load,
@@ -160,7 +162,11 @@ async def test_both_workers_get_their_part_and_the_answer_comes_back(folder: Pat
         answer = s.ask()
         decode, prefill = await s.decode[0].next(DecodeRequest), await s.prefill[0].next(PrefillRequest)
         assert decode.id == prefill.id and (decode.id.prefill, decode.id.decode) == (10, 20)
-        assert decode.prompt_tokens == 3 and prefill.data_address == "ipc:///data"
+        assert (
+            decode.tokens == prefill.tokens
+            and len(prefill.tokens) == 3 * 4
+            and prefill.data_address == "ipc:///data"
+        )
         assert s.dispatcher.live == 1
         s.decode[0].send(Committed(decode.id))
         s.decode[0].send(result_of(decode))
@@ -345,3 +351,47 @@ def test_a_worker_of_another_kind_says_why_it_is_not_used(tmp_path: Path, change
             assert s.dispatcher.limits() is None
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+@play
+async def test_a_flush_reaches_every_worker_and_waits_for_no_dead_one(folder: Path) -> None:
+    async with stage(folder, prefill=2) as s:
+        s.prefill[1].die()
+        await until(lambda: not s.dispatcher.workers()[1].alive)
+        flush = asyncio.create_task(s.dispatcher.flush())
+        for worker, pages in ((s.prefill[0], 3), (s.decode[0], 4)):
+            asked = await worker.next(FlushCache)
+            worker.send(CacheFlushed(asked.number + 1, 99))  # of another call
+            worker.send(CacheFlushed(asked.number, pages))
+        first, dead, decode = await flush
+        assert (first.pages, decode.pages, dead.pages) == (3, 4, 0)
+        assert dead.problem and not first.problem and not decode.problem
+
+
+@play
+async def test_a_worker_that_dies_during_a_flush_is_not_waited_for(folder: Path) -> None:
+    async with stage(folder) as s:
+        flush = asyncio.create_task(s.dispatcher.flush())
+        s.prefill[0].send(CacheFlushed((await s.prefill[0].next(FlushCache)).number, 3))
+        await s.decode[0].next(FlushCache)
+        s.decode[0].die()
+        prefill, decode = await flush
+        assert (prefill.pages, prefill.problem, decode.pages) == (3, "", 0) and decode.problem
+
+
+@play
+async def test_a_worker_that_does_not_answer_a_flush_is_named(folder: Path) -> None:
+    async with stage(folder, silence=0.3) as s:
+        flush = asyncio.create_task(s.dispatcher.flush())
+        s.decode[0].send(CacheFlushed((await s.decode[0].next(FlushCache)).number, 3))
+        prefill, decode = await flush
+        assert "no answer" in prefill.problem and not decode.problem
+
+
+@play
+async def test_the_outcome_tells_what_was_cached(folder: Path) -> None:
+    async with stage(folder) as s:
+        answer = s.ask()
+        request = await s.decode[0].next(DecodeRequest)
+        s.decode[0].send(msgspec.structs.replace(result_of(request), cached_tokens=2))
+        assert (await answer).cached_tokens == 2

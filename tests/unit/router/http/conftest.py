@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
 from router.http import HttpSettings, make_app
-from router.job import Job, Outcome, WorkerState
+from router.job import Flush, Job, Outcome, WorkerState
 from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
 from xgr_runtime.errors import Cancelled, DuplicateRequest
 from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
@@ -61,6 +61,7 @@ class FakeDispatch:
     draining: bool = False
     hang: bool = False
     jobs: list[Job] = field(default_factory=list)
+    flushes: list[Flush] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     tasks: dict[str, asyncio.Future[None]] = field(default_factory=dict)
 
@@ -87,7 +88,10 @@ class FakeDispatch:
     def outcome(self, job: Job) -> Outcome:
         live = np.arange(self.catalog.leaves) if job.allow is None else job.allow
         leaves = live[~np.isin(live, job.deny)][: job.results].astype(np.int32)
-        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1)
+        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)
+
+    async def flush(self) -> list[Flush]:
+        return self.flushes
 
     def abort(self, rid: str) -> bool:
         task = self.tasks.get(rid)

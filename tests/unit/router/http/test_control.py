@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.job import Flush
 from xgr_runtime import errors
 
 if TYPE_CHECKING:
@@ -106,10 +107,18 @@ def test_workers_tell_pages_of_requests_from_pages_of_caches(server: Server, dis
     assert (new["alive"], new["load"], new["model"]) == (False, None, None)
 
 
-def test_flush_cache_says_that_nothing_is_cached(server: Server) -> None:
+def test_flush_cache_tells_what_became_of_every_worker(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.flushes = [Flush("ipc:///p", 5), Flush("ipc:///d", 7)]
     flushed = server.send("POST", "/flush_cache").json()
-    assert (flushed["success"], flushed["flushed_pages"]) == (True, 0)
-    assert "nothing to flush" in flushed["message"]
+    assert (flushed["success"], flushed["flushed_pages"]) == (True, 12)
+    dispatch.flushes[1] = Flush("ipc:///d", 0, "it is gone")
+    flushed = server.send("POST", "/flush_cache").json()
+    assert (flushed["success"], flushed["flushed_pages"], flushed["message"]) == (
+        False,
+        5,
+        "ipc:///d: it is gone",
+    )
+    assert [worker["problem"] for worker in flushed["workers"]] == ["", "it is gone"]
 
 
 @pytest.mark.parametrize(

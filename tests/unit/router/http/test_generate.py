@@ -40,7 +40,7 @@ def test_answer_has_the_fixed_shape(server: Server, catalog: Catalog) -> None:
         "id": "mine",
         "finish_reason": {"type": "length", "length": 3},
         "prompt_tokens": 7,
-        "cached_tokens": 0,
+        "cached_tokens": 6,
         "completion_tokens": 3,
         **first["meta_info"],
         "catalog_version": catalog.version,

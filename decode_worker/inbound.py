@@ -1,0 +1,284 @@
+"""Prompt KV on its way in: from OPEN over pages, chunks and copies to a verified COMMIT.
+
+Everything that comes over data links is handled here. The worker is told when a prompt is here, and which
+requests failed.
+"""
+
+import logging
+from collections.abc import Callable
+
+from decode_worker.links import PrefillLinks
+from decode_worker.memories import PrefillMemories
+from decode_worker.scheduler import DecodeScheduler
+from decode_worker.task import Arrival, DecodeTask, EarlyOpen
+from xgr_runtime.config import DecodeConfig
+from xgr_runtime.errors import RequestError, WorkerLost
+from xgr_runtime.handover import FIRST_LEASE, ReceiverState
+from xgr_runtime.messages import (
+    AttemptId,
+    Cancel,
+    Commit,
+    Credit,
+    KvChunk,
+    KvReady,
+    Message,
+    ModelIdentity,
+    Nack,
+    Open,
+    ToDecodeData,
+)
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.pages import PageIds
+from xgr_runtime.shared_memory import CannotMap, this_process
+from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Listener, Received
+
+log = logging.getLogger(__name__)
+
+_EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
+
+Fail = Callable[[DecodeTask, RequestError, bool], None]
+"""Ends a task with an error; another pair may succeed, or not."""
+
+
+class Inbound:
+    """The data links' end in a decode worker, and the KV side of the worker's `tasks`.
+
+    `arrived` is told of each task whose prompt is here, `fail` of each whose hand-over failed.
+    """
+
+    def __init__(
+        self,
+        config: DecodeConfig,
+        identity: ModelIdentity,
+        incarnation: int,
+        pool: KvPool,
+        scheduler: DecodeScheduler[DecodeTask],
+        tasks: dict[AttemptId, DecodeTask],
+        counters: dict[str, float],
+        arrived: Callable[[DecodeTask], None],
+        fail: Fail,
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.incarnation = incarnation
+        self.scheduler = scheduler
+        self.tasks = tasks
+        self.counters = counters
+        self.arrived = arrived
+        self.fail = fail
+        self.leaving: list[DecodeTask] = []  # ended, but a launch still reads what they hold
+        self.early_opens: dict[AttemptId, EarlyOpen] = {}
+        self.arrivals: list[Arrival] = []
+        self.renewed_at = 0.0
+        self.watched_at = 0.0
+        self.memories = PrefillMemories(pool, bool(config.memory_of), config.kv_transfer == "auto")
+        self.copies = Copies(pool)
+        listener: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
+        self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
+
+    def receive(self, now: float) -> None:
+        """Everything that prefill workers sent since the last turn."""
+        for received in self.data.receive():
+            self.handle(received, now)
+        self.drop_unreadable()
+
+    def handle(self, received: Received[Message], now: float) -> None:
+        message = received.message
+        id: AttemptId = message.id  # type: ignore[attr-defined]
+        task = self.tasks.get(id)
+        if id.decode != self.incarnation or id.prefill != self.data.incarnation_of(received.peer):
+            self.counters["stale_messages"] += 1
+        elif task is None:
+            self.keep_early(received.peer, message, now)
+        else:
+            match message:
+                case Open():
+                    self.open(task, received.peer, message, now)
+                case KvChunk():
+                    self.take_chunk(task, message, received.frames)
+                case KvReady():
+                    self.pull(task, message)
+                case Commit():
+                    self.take_commit(task, message, received.frames, now)
+                case Cancel(reason=reason) if not task.committed_at:
+                    self.fail(task, WorkerLost(f"prefill gave up: {reason}", "prefill"), True)
+
+    def drop_unreadable(self) -> None:
+        """A message that cannot be read may be of any transfer of its sender: those fail, nothing else."""
+        for peer in self.data.listener.take_bad_peers():
+            waiting = [t for t in self.tasks.values() if t.receiver.renewable and not t.committed_at]
+            for task in [t for t in waiting if t.peer == peer]:
+                self.broken(task, task.receiver.fail("a message on its link could not be read"))
+
+    # --- requests come and go ---
+
+    def keep_early(self, peer: bytes, message: Message, now: float) -> None:
+        """An OPEN may overtake the router's request; anything else without a task is late.
+
+        A COMMIT or CANCEL may ask whether its prompt is still read in place.
+        """
+        if isinstance(message, Open) and len(self.early_opens) < _EARLY_OPENS:
+            self.early_opens[message.id] = EarlyOpen(peer, message, now)
+            return
+        if isinstance(message, Cancel):
+            self.early_opens.pop(message.id, None)
+        else:
+            self.counters["stale_messages"] += 1
+        leaving = {task.id for task in self.leaving}
+        if isinstance(message, Commit | Cancel) and self.memories.in_place and message.id not in leaving:
+            self.data.send(peer, Nack(message.id, "the prompt is not read here"))
+
+    def expect(self, task: DecodeTask) -> None:
+        """The router's request is here; its OPEN may have been before it."""
+        if (early := self.early_opens.pop(task.id, None)) is not None:
+            self.open(task, early.peer, early.message, early.arrived)
+
+    def forget(self, id: AttemptId) -> None:
+        """The request is wanted no more, if it ever comes."""
+        self.early_opens.pop(id, None)
+
+    def refuse(self, task: DecodeTask, reason: str) -> None:
+        """The task is over: a prefill worker that still sends is told why it may stop."""
+        if task.peer and not task.committed_at:
+            self.data.send(task.peer, task.receiver.fail(reason))
+
+    def release(self, task: DecodeTask) -> None:
+        """We read the prefill worker's memory no more: it may have its pages back."""
+        if ack := task.receiver.release():
+            self.data.send(task.peer, ack)
+
+    # --- one hand-over ---
+
+    def open(self, task: DecodeTask, peer: bytes, message: Open, now: float) -> None:
+        """The prefill worker has begun: the task may wait for pages."""
+        if task.receiver.opened:
+            self.counters["stale_messages"] += 1
+            return
+        task.peer, task.opened_at = peer, now
+        if nack := task.receiver.open(message):
+            self.broken(task, nack)
+            return
+        try:
+            task.source = self.memories.source_of(message)
+        except CannotMap as error:
+            self.broken(task, task.receiver.fail(str(error)))
+            return
+        if not task.receiver.wants_pages:
+            return
+        if task.source and self.memories.in_place:
+            self.grant(task, task.source.pages.ids)
+        else:
+            self.scheduler.waiting.append(task)
+
+    def grant_pages(self) -> None:
+        """GRANT to every task for which pages are free now."""
+        for task, held in self.scheduler.next_grants():
+            self.grant(task, held.pages, held.cached_tokens)
+
+    def grant(self, task: DecodeTask, pages: PageIds, held_tokens: int = 0) -> None:
+        """There is a place for the prompt, our `pages` or those in which it lies already.
+
+        The KV of its first `held_tokens` tokens is there and need not come.
+        """
+        task.pages = pages
+        self.counters["cached_tokens"] += held_tokens
+        way = self.memories.way_of(task.source)
+        reader = this_process() if way == "in place" else None
+        grant = task.receiver.grant(
+            self.config.chunk_credits, self.config.lease, held_tokens, way=way, reader=reader
+        )
+        if not self.data.send(task.peer, grant):
+            self.fail(task, WorkerLost("the prefill worker is gone", "prefill"), True)
+
+    def take_chunk(self, task: DecodeTask, message: KvChunk, frames: list[memoryview]) -> None:
+        """Copy a checked chunk, keys and values in a frame each, into the task's pages."""
+        keys, values = frames if len(frames) == 2 else (b"", b"")
+        reply = task.receiver.chunk(message, keys, values)
+        if isinstance(reply, Credit):
+            self.write(task, message, keys, values)
+            self.data.send(task.peer, reply)
+        elif isinstance(reply, Nack):
+            self.broken(task, reply)
+
+    def write(self, task: DecodeTask, message: KvChunk, keys: Frame, values: Frame) -> None:
+        task.copied = self.copies.write(message, task.pages, keys, values)
+        self.counters["kv_bytes"] += len(keys) + len(values)
+        self.counters["kv_bytes_as_frames"] += len(keys) + len(values)
+
+    def pull(self, task: DecodeTask, message: KvReady) -> None:
+        """Copy what a checked descriptor names out of the prefill worker's memory into the task's pages."""
+        reply = task.receiver.ready(message)
+        if isinstance(reply, Credit):
+            assert task.source is not None, "the receiver takes descriptors only where it pulls"
+            task.copied = self.copies.pull(message, task.source.pool, task.source.pages.ids, task.pages)
+            layers = message.last_layer - message.first_layer
+            size = layers * message.count * self.identity.layer_token_bytes
+            self.counters["kv_bytes"] += size
+            self.counters["kv_bytes_pulled"] += size
+            self.data.send(task.peer, reply)
+        elif isinstance(reply, Nack):
+            self.broken(task, reply)
+
+    def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
+        """The hand-over is complete once the copies before it are."""
+        self.arrivals.append(Arrival(task, message, frames))
+        self.take_arrivals(now)
+
+    def take_arrivals(self, now: float) -> None:
+        """Verify the hand-overs whose copies are done."""
+        arrivals, self.arrivals = self.arrivals, []
+        for arrival in arrivals:
+            task = arrival.task
+            if self.tasks.get(task.id) is not task:
+                continue  # it ended meanwhile
+            if task.copied is None or task.copied.done():
+                self.verify(task, arrival.message, arrival.frames, now)
+            else:
+                self.arrivals.append(arrival)
+
+    def verify(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
+        """Take a hand-over that is whole; the search starts from the hidden state behind COMMIT, if any."""
+        hidden = bytes(frames[0]) if frames else None
+        intact = task.source is None or task.source.intact
+        if nack := task.receiver.commit(message, hidden if len(frames) < 2 else b"", intact):
+            self.broken(task, nack)
+        elif task.receiver.state is ReceiverState.READY and not task.committed_at:
+            task.hidden, task.committed_at = hidden, now
+            task.cached_tokens = message.cached_tokens
+            if task.receiver.way == "in place":
+                self.counters["kv_bytes_in_place"] += task.prompt_tokens * self.identity.token_bytes
+            else:
+                self.release(task)
+            self.arrived(task)
+
+    def broken(self, task: DecodeTask, nack: Nack) -> None:
+        """The hand-over broke a rule: that attempt fails, nothing else."""
+        self.counters["broken_transfers"] += 1
+        log.warning("request %d attempt %d: %s", task.id.request, task.id.attempt, nack.reason)
+        self.fail(task, WorkerLost(f"KV hand-over failed: {nack.reason}", "transfer"), True)
+
+    # --- time passes ---
+
+    def expire(self, now: float) -> None:
+        """Orphaned OPENs, leases to renew, and owners of memory that passed away."""
+        late = [id for id, early in self.early_opens.items() if now - early.arrived > self.config.lease]
+        for id in late:  # the router's request never came
+            del self.early_opens[id]
+        if now - self.renewed_at >= min(self.config.lease, FIRST_LEASE) / 3:
+            self.renewed_at = now
+            for task in self.tasks.values():
+                if renew := task.receiver.renew(self.config.lease):
+                    self.data.send(task.peer, renew)
+        self.watch_owners(now)
+
+    def watch_owners(self, now: float) -> None:
+        """Let go of the memory of the dead; once our own owner is, no further prompt can come."""
+        if now - self.watched_at < self.config.heartbeat:
+            return
+        self.watched_at = now
+        self.memories.drop_dead([t.source.pool for t in self.tasks.values() if t.source])
+        if self.memories.orphaned:
+            for task in list(self.tasks.values()):
+                if not task.committed_at or not self.memories.outlives_owner:
+                    self.fail(task, WorkerLost("the prefill worker died", "prefill"), True)

@@ -1,0 +1,170 @@
+"""Prompt KV that outlives its request: which pages hold which tokens, who reads them, what is dropped first.
+
+A page of a prompt is named by a hash over all tokens up to its end, so whoever has the same tokens there
+shares the page. Both workers keep one over their page pool. Plain data: no tensors, no sockets, no clock.
+"""
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgr_runtime.pages import PageIds, PagePool, pages_for
+
+Tokens = NDArray[np.int32]
+
+_DIGEST = 16  # bytes: with a key that only this process knows, nobody can look for two prompts of one name
+_REMEMBERED = 256  # prompts whose names are not hashed again: those that wait are asked for at every turn
+
+
+@dataclass(eq=False)
+class HeldPrompt:
+    """The pages of one prompt, from `PromptCache.begin` to `end`."""
+
+    tokens: Tokens  # [L]
+    pages: PageIds  # [pages_for(L)], in order
+    cached_tokens: int  # the first tokens, whose KV was in these pages already: whole pages, less than L
+    names: list[bytes] = field(default_factory=list)  # of the first pages, held in the cache for this prompt
+
+
+@dataclass(eq=False, slots=True)
+class _Page:
+    """A page whose KV others may read."""
+
+    id: int
+    holders: int  # prompts
+
+
+class PromptCache:
+    """Shares pages of `pool`, `page_size` tokens each, between prompts that begin alike.
+
+    Whole pages only, and never a whole prompt: somebody has to compute its last token. A page is in one of
+    three places: free in the pool; held by requests, alone or together; or kept by the cache for nobody, at
+    most `limit` of these, until a new prompt needs it. Then the least recently used goes first, the end of a
+    prompt before its beginning. A cached page is not given back to the pool, so its generation stands still
+    exactly as long as its KV does.
+    """
+
+    def __init__(self, pool: PagePool, page_size: int, limit: int | None = None) -> None:
+        self.pool = pool
+        self.page_size = page_size
+        self.evicted = 0  # pages so far
+        self._limit = pool.capacity if limit is None else limit
+        self._pages: dict[bytes, _Page] = {}
+        self._idle: OrderedDict[bytes, None] = (
+            OrderedDict()
+        )  # of them, those that no prompt holds; oldest first
+        self._key = secrets.token_bytes(_DIGEST)
+        self._names_of = lru_cache(_REMEMBERED)(self._chained)
+
+    @classmethod
+    def bounded(cls, pool: PagePool, page_size: int, cache_bytes: int, token_bytes: int) -> "PromptCache":
+        """One that keeps at most `cache_bytes` for nobody; -1: whatever is free."""
+        limit = None if cache_bytes < 0 else cache_bytes // (page_size * token_bytes)
+        return cls(pool, page_size, limit)
+
+    @property
+    def capacity(self) -> int:
+        return self.pool.capacity
+
+    @property
+    def used(self) -> int:
+        """Pages that requests hold."""
+        return self.pool.used - len(self._idle)
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that the cache alone holds."""
+        return len(self._idle)
+
+    def cached(self, tokens: Tokens) -> int:
+        """How many of the first tokens `begin` would find. Touches nothing."""
+        return len(self._found(tokens)) * self.page_size
+
+    def fits(self, tokens: Tokens) -> bool:
+        """Whether `begin` would succeed now."""
+        return self._fits(tokens, self._found(tokens))
+
+    def begin(self, tokens: Tokens) -> HeldPrompt | None:
+        """Pages for a prompt, the first of them shared where it can be; None when there are too few."""
+        found = self._found(tokens)
+        if not self._fits(tokens, found):
+            return None
+        for name in found:
+            self._hold(name)
+        shared = np.array([self._pages[name].id for name in found], np.int32)
+        missing = pages_for(len(tokens), self.page_size) - len(found)
+        self._evict(missing - self.pool.free)
+        fresh = self.pool.allocate(missing, after=int(shared[-1]) if len(shared) else None)
+        assert fresh is not None, "pages were counted before"
+        return HeldPrompt(tokens, np.concatenate([shared, fresh]), len(found) * self.page_size, found)
+
+    def keep(self, held: HeldPrompt, tokens: int) -> None:
+        """The KV of the first `tokens` tokens is good: from now on others may share its whole pages.
+
+        Where another prompt was first to compute the same page, ours stays our own.
+        """
+        names = self._names_of(held.tokens.tobytes())
+        for index in range(len(held.names), tokens // self.page_size):
+            name = names[index]
+            if name not in self._pages:
+                self._pages[name] = _Page(int(held.pages[index]), 0)
+                self._idle[name] = None
+            self._hold(name)
+            held.names.append(name)
+
+    def end(self, held: HeldPrompt) -> None:
+        """The request is over: what is cached may stay, the rest is free."""
+        shared = {self._pages[name].id for name in held.names}
+        self.pool.release(held.pages[[page not in shared for page in held.pages.tolist()]])
+        while held.names:  # the last first: so it is older than what it goes on from, and dropped before it
+            name = held.names.pop()
+            self._pages[name].holders -= 1
+            if not self._pages[name].holders:
+                self._idle[name] = None
+        held.pages = held.pages[:0]
+        self._evict(len(self._idle) - self._limit)
+
+    def flush(self) -> int:
+        """Drop all that no request holds; returns pages."""
+        count = len(self._idle)
+        self._evict(count)
+        return count
+
+    def _found(self, tokens: Tokens) -> list[bytes]:
+        """Names of the pages that a prompt finds here, from its first on."""
+        found = []
+        for name in self._names_of(tokens.tobytes())[: (len(tokens) - 1) // self.page_size]:
+            if name not in self._pages:
+                break
+            found.append(name)
+        return found
+
+    def _fits(self, tokens: Tokens, found: list[bytes]) -> bool:
+        """Whether there are pages for all but the found, which must not be dropped for the others."""
+        droppable = len(self._idle) - sum(name in self._idle for name in found)
+        return pages_for(len(tokens), self.page_size) - len(found) <= self.pool.free + droppable
+
+    def _hold(self, name: bytes) -> None:
+        self._pages[name].holders += 1
+        self._idle.pop(name, None)
+
+    def _evict(self, count: int) -> None:
+        """Drop the `count` oldest pages that nobody holds."""
+        for _ in range(count):
+            name, _none = self._idle.popitem(last=False)
+            self.pool.release(np.array([self._pages.pop(name).id], np.int32))
+            self.evicted += 1
+
+    def _chained(self, tokens: bytes) -> list[bytes]:
+        """The names of a prompt's whole pages: each over its tokens and the name before it."""
+        size = self.page_size * 4
+        names, name = list[bytes](), b""
+        for start in range(0, len(tokens) - size + 1, size):
+            name = blake2b(name + tokens[start : start + size], digest_size=_DIGEST, key=self._key).digest()
+            names.append(name)
+        return names
