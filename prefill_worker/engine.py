@@ -55,12 +55,17 @@ class PrefillEngine:
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]
-        stage = PrefillStage(self.pool, spans, on_layer, [part.start for part in parts])
+        last_layer = self.model.geometry.layers - 1 if self.model.prunes else None
+        starts = [part.start for part in parts]
+        stage = PrefillStage(self.pool, spans, on_layer, starts, last_rows_of=last_layer)
         tokens = torch.from_numpy(np.concatenate([part.tokens for part in parts]).astype(np.int64))
         positions = [np.arange(part.start, part.start + n) for part, n in zip(parts, counts, strict=True)]
-        hidden = self.model.forward(tokens, torch.from_numpy(np.concatenate(positions)), stage)
-        last = hidden[torch.from_numpy(ends - 1)]
-        return last.float().numpy()
+        where, last = torch.from_numpy(np.concatenate(positions)), torch.from_numpy(ends - 1)
+        if self.model.prunes:
+            hidden = self.model.forward(tokens, where, stage, keep=last)
+        else:
+            hidden = self.model.forward(tokens, where, stage)[last]
+        return hidden.float().numpy()
 
     def warm_up(self) -> None:
         """A small forward, and one behind it, so that no request pays for first-use costs."""

@@ -65,11 +65,15 @@ class ModelBackend(Protocol):
     geometry: Geometry
     weights_hash: str
     device: torch.device
+    prunes: bool
+    """Whether `forward` takes `keep`."""
 
-    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """tokens and positions [N] int64 -> hidden states after the final norm [N, hidden].
 
-        The result is an inference tensor. Which rows see which keys is the stage's business alone.
+        The result is an inference tensor. Which rows see which keys is the stage's business alone. With
+        `keep` [M] int64 only these rows are computed to the end, [M, hidden]; the stage then gives [M, Hq, D]
+        in the last layer.
         """
         ...
 

@@ -6,6 +6,7 @@ which the model does not.
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from xgr_kernels.causal_attention.api import causal_attention
@@ -23,7 +24,8 @@ class PrefillStage:
     tokens of the prompt that `pages` hold. They cover the batch in order. `prefixes` says how many tokens of
     each prompt its pages hold already, from earlier forwards; None: no prompt has any. `on_layer(layer)` is
     called when a layer's k and v of all rows are in the pool, before its attention: whoever sends them can
-    begin.
+    begin. With `last_rows_of` a layer, that layer's attention is of each prompt's last row alone,
+    [len(prompts), Hq, D].
     """
 
     def __init__(
@@ -33,16 +35,19 @@ class PrefillStage:
         on_layer: Callable[[int], None] | None = None,
         prefixes: Sequence[int] | None = None,
         backend: str = "cpu",
+        last_rows_of: int | None = None,
     ) -> None:
         self._pool = pool
         self._prompts = prompts
         self._on_layer = on_layer
-        self._prefix = SharedPlan(
-            row_offsets=[0, *(offset + count for offset, count, _ in prompts)],
-            pages=[pages for _, _, pages in prompts],
-            lengths=[0] * len(prompts) if prefixes is None else list(prefixes),
-            page_size=pool.page_size,
-        )
+        lengths = [0] * len(prompts) if prefixes is None else list(prefixes)
+        pages = [pages for _, _, pages in prompts]
+        ends = [offset + count for offset, count, _ in prompts]
+        self._prefix = SharedPlan([0, *ends], pages, lengths, pool.page_size)
+        whole = [start + count for start, (_, count, _) in zip(lengths, prompts, strict=True)]
+        self._whole = SharedPlan(list(range(len(prompts) + 1)), pages, whole, pool.page_size)
+        self._last_rows = torch.tensor(ends) - 1
+        self._last_rows_of = last_rows_of
         self._backend = backend
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -53,6 +58,9 @@ class PrefillStage:
             pool.write(layer, pages, start, k[rows], v[rows])
         if self._on_layer is not None:
             self._on_layer(layer)
+        if layer == self._last_rows_of:
+            q = q[self._last_rows]
+            return shared_attention(q, pool.k[layer], pool.v[layer], self._whole, scale, self._backend)[0]
         prefix = None
         if any(plan.lengths):
             prefix = shared_attention(q, pool.k[layer], pool.v[layer], plan, scale, self._backend)

@@ -14,6 +14,7 @@ from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import Geometry, Place, Stage
 from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
+from xgr_runtime.model.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.sglang import shims
 
@@ -36,9 +37,15 @@ class TransformersBackend:
         head = model.get_output_embeddings()
         self._head = Head(head.weight, head.bias, geometry.vocab)
         self.device: torch.device = head.weight.device
+        self.prunes = False
+        layers = getattr(self._decoder, "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            prune(layers[geometry.layers - 1], lambda kwargs: kwargs.get("xgr_stage"), rows=1)
 
-    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
+        if keep is not None:
+            stage = KeptRows(stage, keep, self.geometry.layers - 1)
         with torch.inference_mode():
             output = self._decoder(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, xgr_stage=stage
@@ -69,6 +76,7 @@ def load_transformers(
         place(model)
     backend = TransformersBackend(model, geometry, checkpoint.weights_hash)
     check_backend(backend, want, type(model).__name__)
+    backend.prunes = prunes(backend)
     return backend
 
 

@@ -25,11 +25,12 @@ class Counted:
     def __init__(self, model: ModelBackend) -> None:
         self._model = model
         self.name, self.geometry, self.weights_hash = model.name, model.geometry, model.weights_hash
+        self.prunes = model.prunes
         self.positions: list[list[int]] = []
 
-    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         self.positions.append(positions.tolist())
-        return self._model.forward(tokens, positions, stage)
+        return self._model.forward(tokens, positions, stage, keep)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._model.logits(hidden)

@@ -16,6 +16,7 @@ from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.model.base import Geometry, Place, Stage
 from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
+from xgr_runtime.model.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.refusals import describe
 from xgr_runtime.model.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.sglang.startup import start_model, undisturbed
@@ -49,11 +50,19 @@ class SGLangBackend:
         self._decoder = _decoder(model)
         self._head = _head(model, self._decoder, geometry.vocab)
         self.device: torch.device = next(model.parameters()).device
+        self._stage: Stage | None = None  # of the running forward
+        self.prunes = False
+        layers = getattr(self._decoder, "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            prune(layers[geometry.layers - 1], lambda _: self._stage, rows=0)
 
-    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
+        if keep is not None:
+            stage = KeptRows(stage, keep, self.geometry.layers - 1)
         context = ForwardContext(attn_backend=_StageAttention(stage))
         with torch.inference_mode(), _running, forward_context(context):
+            self._stage = stage
             hidden = self._decoder(
                 input_ids=tokens, positions=positions, forward_batch=_batch(tokens, positions)
             )
@@ -94,6 +103,7 @@ def load_sglang(
             place(model)
         backend = SGLangBackend(model, geometry, checkpoint.weights_hash)
         check_backend(backend, want, architecture)
+        backend.prunes = prunes(backend)
     except ModelError as error:
         raise ModelError(f"sglang {version} on {folder}: {error}: {_REMEDY}") from error
     except ConfigError:
