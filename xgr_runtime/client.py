@@ -7,7 +7,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 import httpx
 import msgspec
 
-from xgr_runtime.answer import Answer, ErrorBody, WorkerList, WorkerStatus
+from xgr_runtime.answer import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
 from xgr_runtime.errors import InternalError, RequestError, request_error
 from xgr_runtime.messages import ScoreMode
 
@@ -70,6 +70,10 @@ class XgrClient:
         response = self.http.post("/abort_request", json={"rid": rid})
         if response.status_code != 200:
             raise failure(response)
+
+    def flush_cache(self) -> Flushed:
+        """Drop the prompt KV that only caches hold, in all workers."""
+        return read(self.http.post("/flush_cache"), Flushed)
 
     def close(self) -> None:
         self.http.close()

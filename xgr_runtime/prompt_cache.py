@@ -59,7 +59,7 @@ class PromptCache:
             OrderedDict()
         )  # of them, those that no prompt holds; oldest first
         self._key = secrets.token_bytes(_DIGEST)
-        self._names_of = lru_cache(_REMEMBERED)(self._chained)
+        self._names_of = lru_cache(_REMEMBERED)(self._hashed)
 
     @classmethod
     def bounded(cls, pool: PagePool, page_size: int, cache_bytes: int, token_bytes: int) -> "PromptCache":
@@ -160,11 +160,11 @@ class PromptCache:
             self.pool.release(np.array([self._pages.pop(name).id], np.int32))
             self.evicted += 1
 
-    def _chained(self, tokens: bytes) -> list[bytes]:
-        """The names of a prompt's whole pages: each over its tokens and the name before it."""
+    def _hashed(self, tokens: bytes) -> list[bytes]:
+        """The names of a prompt's whole pages: hashes over the first page, the first two, ..."""
         size = self.page_size * 4
-        names, name = list[bytes](), b""
+        names, chain = list[bytes](), blake2b(digest_size=_DIGEST, key=self._key)
         for start in range(0, len(tokens) - size + 1, size):
-            name = blake2b(name + tokens[start : start + size], digest_size=_DIGEST, key=self._key).digest()
-            names.append(name)
+            chain.update(tokens[start : start + size])
+            names.append(chain.copy().digest())
         return names

@@ -1,5 +1,6 @@
 """Every way to be refused, against real processes: status, error body, and nothing held afterwards."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -53,10 +54,11 @@ def wait_live(client: XgrClient, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def long_prompt(client: XgrClient, prompts: list[list[int]]) -> list[int]:
-    """Slow enough to be caught in the middle."""
+def long_prompts(client: XgrClient, prompts: list[list[int]]) -> Iterator[list[int]]:
+    """Slow enough to be caught in the middle; no two begin alike, so no cache makes them fast."""
     tokens = [token for prompt in prompts for token in prompt]
-    return (tokens * (LONG // len(tokens) + 1))[:LONG]
+    whole = (tokens * (LONG // len(tokens) + 1))[:LONG]
+    return ([first, *whole[1:]] for first in itertools.count(2))
 
 
 @pytest.fixture(autouse=True)
@@ -151,12 +153,14 @@ def test_abort_of_nobody(client: XgrClient) -> None:
 
 
 @pytest.fixture
-def caught(client: XgrClient, long_prompt: list[int]) -> Iterator[Callable[..., Future[httpx.Response]]]:
+def caught(
+    client: XgrClient, long_prompts: Iterator[list[int]]
+) -> Iterator[Callable[..., Future[httpx.Response]]]:
     """Sends a long request from a thread and returns while the router holds it."""
     with ThreadPoolExecutor(1) as pool:
 
         def send(rid: str) -> Future[httpx.Response]:
-            answer = pool.submit(post, client, {"input_ids": long_prompt, "rid": rid})
+            answer = pool.submit(post, client, {"input_ids": next(long_prompts), "rid": rid})
             wait_live(client, 1)
             return answer
 
@@ -180,17 +184,20 @@ def test_aborted_request(client: XgrClient, caught: Callable[..., Future[httpx.R
 
 
 @pytest.mark.parametrize("timeout_ms", [1, 20], ids="{}ms".format)
-def test_deadline(client: XgrClient, long_prompt: list[int], timeout_ms: int) -> None:
-    body = {"input_ids": long_prompt, "timeout_ms": timeout_ms, "sampling_params": {"beam_width": 512}}
+def test_deadline(client: XgrClient, long_prompts: Iterator[list[int]], timeout_ms: int) -> None:
+    settings = {"timeout_ms": timeout_ms, "sampling_params": {"beam_width": 512}}
     for _ in range(3):
+        body = {"input_ids": next(long_prompts), **settings}
         message = check(post(client, body), 504, "deadline_exceeded", "timeout_ms")
         assert "deadline" in message
     assert_all_freed(client)
 
 
-def test_client_that_goes_away(client: XgrClient, deployment: Deployment, long_prompt: list[int]) -> None:
-    body = {"input_ids": long_prompt, "sampling_params": {"beam_width": 1024}}
+def test_client_that_goes_away(
+    client: XgrClient, deployment: Deployment, long_prompts: Iterator[list[int]]
+) -> None:
     for _ in range(3):
+        body = {"input_ids": next(long_prompts), "sampling_params": {"beam_width": 1024}}
         with httpx.Client(base_url=deployment.url) as other, pytest.raises(httpx.ReadTimeout):
             other.post("/generate", json=body, timeout=httpx.Timeout(30.0, read=0.05))
     wait_live(client, 0)

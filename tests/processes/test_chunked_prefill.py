@@ -75,6 +75,7 @@ def test_sixteen_at_a_time_answer_as_in_one_piece(
 
 
 def test_each_token_is_computed_once(chunked: XgrClient, long_prompt: list[int]) -> None:
+    chunked.flush_cache()
     before = tokens_computed(chunked)
     chunked.generate(input_ids=long_prompt, beam_width=4)
     assert tokens_computed(chunked) - before == len(long_prompt)
@@ -85,15 +86,18 @@ def test_what_is_cancelled_between_chunks_leaves_nothing_behind(
     chunked: XgrClient, long_prompt: list[int], queries: list[Query], expected: list[Answer], how: str
 ) -> None:
     """Eight long prompts: the first is ended while its chunks run, most while they wait behind it."""
+    chunked.flush_cache()
     alone = chunked.generate(input_ids=long_prompt, beam_width=4).meta_info.e2e_latency
     timeout_ms = 30_000 if how == "abort" else 1 + int(500 * alone)
+    # No two begin alike, or the first would leave its tokens to the others.
+    prompts = {f"{how}-{n}": [2 + n + 10 * (how == "abort"), *long_prompt[1:]] for n in range(8)}
     before = tokens_computed(chunked)
     with ThreadPoolExecutor(8) as threads:
         asked = {
             rid: threads.submit(
-                chunked.generate, input_ids=long_prompt, beam_width=4, rid=rid, timeout_ms=timeout_ms
+                chunked.generate, input_ids=prompt, beam_width=4, rid=rid, timeout_ms=timeout_ms
             )
-            for rid in (f"{how}-{number}" for number in range(8))
+            for rid, prompt in prompts.items()
         }
         if how == "abort":
             sleep(alone / 4)

@@ -16,7 +16,7 @@ from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, WorkerLost
 
-CHUNK_BYTES = 8192
+CHUNK_BYTES = 8192  # and nothing is cached, so that every prompt takes many of them
 WIDTH = 64
 
 
@@ -30,7 +30,9 @@ def prompts(checkpoint: Path) -> list[list[int]]:
 
 @pytest.fixture
 def two_by_two(checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
-    with Cluster(checkpoint, catalog_source, 2, 2, proxies=True, chunk_bytes=CHUNK_BYTES) as cluster:
+    with Cluster(
+        checkpoint, catalog_source, 2, 2, proxies=True, chunk_bytes=CHUNK_BYTES, cache_bytes=0
+    ) as cluster:
         yield cluster
 
 
@@ -94,7 +96,7 @@ def test_decode_killed_mid_beam(two_by_two: Cluster, prompts: list[list[int]]) -
 def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
     checkpoint: Path, catalog_source: Path, prompts: list[list[int]], victim: str
 ) -> None:
-    settings = {"proxies": True, "chunk_bytes": CHUNK_BYTES}
+    settings = {"proxies": True, "chunk_bytes": CHUNK_BYTES, "cache_bytes": 0}
     with (
         Cluster(checkpoint, catalog_source, 1, 1, **settings) as cluster,
         cluster.client() as client,
@@ -121,7 +123,9 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
     checkpoint: Path, catalog_source: Path, prompts: list[list[int]]
 ) -> None:
     with (
-        Cluster(checkpoint, catalog_source, 2, 1, proxies=True, chunk_bytes=CHUNK_BYTES) as cluster,
+        Cluster(
+            checkpoint, catalog_source, 2, 1, proxies=True, chunk_bytes=CHUNK_BYTES, cache_bytes=0
+        ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
     ):

@@ -143,13 +143,26 @@ def test_a_worker_killed_while_kv_is_pulled(
             assert descriptors(cluster, name) <= before[name] + 4, f"{name} holds what it needs no more"
 
 
+@pytest.mark.parametrize("cache_bytes", [0, -1], ids="cache={}".format)
 def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
-    checkpoint: Path, catalog_source: Path, long_prompts: list[list[int]], undisturbed: list[Answer]
+    checkpoint: Path,
+    catalog_source: Path,
+    long_prompts: list[list[int]],
+    undisturbed: list[Answer],
+    cache_bytes: int,
 ) -> None:
     """It finds what it was told before its lease lapsed, and by then other prompts lie in those pages."""
     with (
         Cluster(
-            checkpoint, catalog_source, 1, 2, proxies=True, kv_transfer="auto", lease=LEASE, kv_bytes=8 << 20
+            checkpoint,
+            catalog_source,
+            1,
+            2,
+            proxies=True,
+            kv_transfer="auto",
+            lease=LEASE,
+            kv_bytes=8 << 20,
+            cache_bytes=cache_bytes,
         ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,

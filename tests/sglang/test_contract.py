@@ -411,6 +411,15 @@ def test_the_scheduler_says_what_we_report() -> None:
     promise(hasattr(caches, "evictable_size"), "a prefix cache has no evictable_size", INTRODUCTION)
 
 
+def test_a_request_says_how_much_of_it_was_cached_where_its_kv_is_sent() -> None:
+    scheduler = srt("managers.scheduler", PLUGIN).Scheduler
+    given = [*inspect.signature(scheduler.send_kv_chunk).parameters]
+    promise(given[:2] == ["self", "req"], f"send_kv_chunk takes {given}", PLUGIN)
+    request = inspect.getsource(srt("managers.schedule_batch", PLUGIN).Req)
+    for name in ("cached_tokens", "disagg_kv_sender"):
+        promise(f"self.{name}" in request, f"Req has no {name}", PLUGIN)
+
+
 def test_the_server_is_a_module_that_runs() -> None:
     server = importlib.import_module("sglang.launch_server")
     promise('__name__ == "__main__"' in inspect.getsource(server), "sglang.launch_server runs nothing", SERVE)

@@ -90,6 +90,33 @@ def test_sixteen_at_a_time(
     check_all(answers, fifty, oracle, items)
 
 
+def test_what_both_caches_know_is_neither_computed_nor_sent(
+    client: XgrClient, fifty: list[Reference], oracle: Oracle, items: Items
+) -> None:
+    """The decode worker starts from KV alone, of which it holds the beginning."""
+    longest = max(fifty, key=lambda reference: len(reference.prompt))
+    assert client.flush_cache().success
+    first = ask(client, longest)
+    assert first.meta_info.cached_tokens == 0
+    before = sent(client)
+    again = ask(client, longest)
+    known = (len(longest.prompt) - 1) // 16 * 16
+    assert again.meta_info.cached_tokens == len(longest.prompt) - 1, "SGLang's pages are of one token"
+    after = sent(client)
+    assert after["cached_tokens"] - before.get("cached_tokens", 0.0) == known > 0
+    model = client.workers()[0].model
+    assert model is not None
+    assert after["kv_bytes"] - before["kv_bytes"] == (len(longest.prompt) - known) * model.token_bytes
+    check_all([first, again], [longest, longest], oracle, items)
+    assert client.flush_cache().flushed_pages > 0
+    assert ask(client, longest).meta_info.cached_tokens == 0
+
+
+def sent(client: XgrClient) -> dict[str, float]:
+    """Counters of the decode worker."""
+    return next(w.load.counters for w in fresh_workers(client) if w.role == "decode" and w.load)
+
+
 def test_a_prompt_of_one_token(client: XgrClient, items: Items, oracle: Oracle) -> None:
     """The first level then comes from no shared KV at all."""
     answer = client.generate(input_ids=[5], beam_width=8)
@@ -162,7 +189,9 @@ def test_killed_in_the_middle_of_a_hand_over(
     """Without another prefill worker: an error that names the stage, nothing held, and it may come back."""
     prompt = max((reference.prompt for reference in references), key=len)
     with (
-        Cluster(checkpoint, catalog_source, 0, 1, proxies=True, sglang=[server.url]) as cluster,
+        Cluster(
+            checkpoint, catalog_source, 0, 1, proxies=True, sglang=[server.url], cache_bytes=0
+        ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(1) as pool,
     ):

@@ -33,7 +33,7 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
-from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, with_ours
+from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, tell_cached_tokens, with_ours
 from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
 from xgr_runtime.transport import Listener
@@ -57,6 +57,7 @@ class PlayedDecode:
         self.receiver: Receiver | None = None
         self.peer = b""
         self.committed = False
+        self.cached_tokens = 0
 
     def expect(self, id: AttemptId, tokens: int) -> None:
         identity = self.manager.identity
@@ -84,7 +85,7 @@ class PlayedDecode:
                     assert self.receiver.commit(message, None) is None
                     reply = self.receiver.release()
                     assert isinstance(reply, Ack), reply
-                    self.committed = True
+                    self.committed, self.cached_tokens = True, message.cached_tokens
                     self.links.send(self.peer, reply)
         if self.grants and self.receiver.wants_pages:
             self.links.send(self.peer, self.receiver.grant(4, 15.0))
@@ -185,13 +186,14 @@ def test_every_byte_arrives(
     poll_until(sender, decode, KVPoll.WaitingForInput)
     pages = pages_of(tokens, page_size)
     sender.init(len(pages))
+    tell_cached_tokens(None, SimpleNamespace(disagg_kv_sender=sender, cached_tokens=tokens // 2))
     for piece in np.array_split(pages, pieces):
         if len(piece):
             assert sender.poll() in (KVPoll.WaitingForInput, KVPoll.Transferring)
             sender.send(piece)
             decode.turn()
     poll_until(sender, decode, KVPoll.Success)
-    assert decode.committed
+    assert decode.committed and decode.cached_tokens == tokens // 2
     token = np.arange(tokens)
     slots = torch.from_numpy(pages[token // page_size].astype(np.int64) * page_size + token % page_size)
     for buffers, received in zip(pool, (decode.keys, decode.values), strict=True):

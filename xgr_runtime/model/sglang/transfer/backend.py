@@ -92,6 +92,7 @@ class ZmqKVSender(BaseKVSender):
         self.kv_mgr = mgr
         self._pages: NDArray[np.int32] = np.empty(0, np.int32)
         self._tokens = 0  # of which KV is in the pages
+        self.cached_tokens = 0  # of which SGLang's radix cache had it; the plugin says
         self._started = self._sent = time.monotonic()
         self._refused: RequestError | None = None
         self._transfer: Transfer | None = None  # the first rank's
@@ -127,7 +128,7 @@ class ZmqKVSender(BaseKVSender):
         for layer in range(memory.layers):
             self._transfer.layer_ready(layer, self._tokens)
         if self._tokens == self._ticket.prompt_tokens:
-            self._transfer.prompt_ready(self._sent - self._started, None)
+            self._transfer.prompt_ready(self._sent - self._started, None, self.cached_tokens)
         self._exchange()
         self._transfer.flush()
 

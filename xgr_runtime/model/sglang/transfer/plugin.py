@@ -25,6 +25,15 @@ def register() -> None:
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.get_internal_state", introduce, HookType.AFTER
     )
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.send_kv_chunk", tell_cached_tokens, HookType.BEFORE
+    )
+
+
+def tell_cached_tokens(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
+    """A request's KV is about to be sent: its sender learns how many tokens the radix cache had of it."""
+    if hasattr(req.disagg_kv_sender, "cached_tokens"):
+        req.disagg_kv_sender.cached_tokens = int(req.cached_tokens)
 
 
 def with_ours(known: type[Enum]) -> Any:
