@@ -199,9 +199,37 @@ class CacheFlushed(Message, frozen=True, tag="cache_flushed"):
     pages: int  # that came free
 
 
-ToPrefill = Hello | PrefillRequest | Cancel | FlushCache
-ToDecode = Hello | DecodeRequest | Cancel | FlushCache
-ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed
+class TraceAsk(Message, frozen=True, tag="trace"):
+    """Router to worker: what happened in the last `seconds`? Answered by `Spans`."""
+
+    number: int  # of the question
+    seconds: float
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """Something that took time. Moments are the sender's CLOCK_MONOTONIC, in seconds."""
+
+    track: str  # what does it, within its process; `request`: the life of one
+    name: str
+    start: float
+    seconds: float
+    id: AttemptId | None = None
+    rid: str = ""  # the client's name of the request; routers know it
+    numbers: dict[str, float] = {}
+
+
+class Spans(Message, frozen=True, tag="spans"):
+    """Worker to router, in answer to `TraceAsk`: what has ended since then, oldest first."""
+
+    number: int  # of the question
+    worker: str
+    whole_since: float  # the moment from which on nothing was forgotten
+    spans: list[Span]
+
+
+ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
+ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk
+ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans
 
 # --- memory that another process of this machine may read ------------------------------------------------
 
