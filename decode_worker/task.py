@@ -51,14 +51,14 @@ class DecodeTask:
         return self.question.most_beams
 
     def timing(self, now: float) -> Timing:
-        """Where the time went, in seconds."""
-        arrived = self.committed_at - self.opened_at
+        """Where the time went, but for the transfer, in seconds."""
         return Timing(
             queue=self.receiver.queue_seconds,
             prefill=self.receiver.prefill_seconds,
-            transfer=max(0.0, arrived - self.receiver.prefill_seconds),
+            transfer=0.0,
             decode=now - self.committed_at,
             forward=self.search.forward_seconds if self.search else 0.0,
+            wait=self.started_at - self.committed_at,
         )
 
     def record(self, timeline: Timeline, now: float) -> None:

@@ -102,6 +102,7 @@ class DecodeWorker:
             arrived=self.arrived,
             fail=self.fail,
             timeline=self.timeline,
+            clock=clock,
         )
         self.poller = Poller()
         self.poller.add(control)
@@ -118,10 +119,10 @@ class DecodeWorker:
             now = self.clock()
             self.listen()
             self.handle_control(now)
-            self.inbound.receive(now)
+            self.inbound.receive()
             self.expire(now)
             self.inbound.grant_pages()
-            self.inbound.take_arrivals(now)
+            self.inbound.take_arrivals(self.clock())
             self.start_searches()
             self.worked = bool(self.running)
             self.launch()

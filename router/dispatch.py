@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import msgspec
 import numpy as np
 
 from router.job import Flush, Job, Outcome, Traced, WorkerState
@@ -42,6 +43,7 @@ from xgr_runtime.messages import (
     Result,
     Role,
     Spans,
+    Timing,
 )
 from xgr_runtime.timeline import REQUEST, Timeline
 
@@ -203,7 +205,8 @@ class Dispatcher:
         started = time.monotonic()
         tried = self._begin(job, number, attempt, avoid)
         try:
-            return await tried.future
+            result = await tried.future
+            return msgspec.structs.replace(result, timing=whole(result.timing, time.monotonic() - started))
         except _Retry:
             avoid.update({tried.id.prefill, tried.id.decode})
             raise
@@ -303,6 +306,12 @@ class Dispatcher:
             deny=job.deny.tobytes(),
             timeout=_seconds_left(job),
         )
+
+
+def whole(timing: Timing, seconds: float) -> Timing:
+    """The timing of an attempt that lasted `seconds`, with what lies between its stages."""
+    within = timing.queue + timing.prefill + timing.decode
+    return msgspec.structs.replace(timing, transfer=max(0.0, seconds - within))
 
 
 def _seconds_left(job: Job) -> float:

@@ -153,9 +153,13 @@ class Committed(Message, frozen=True, tag="committed"):
 
 
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a request's time went, in seconds.
+    """Where the time of the attempt that answered went, in seconds.
 
-    `forward` is the part of `decode` inside the model, layers and head, in steps that it may have shared.
+    `queue`: until prefill had pages for the prompt. `prefill`: inside the model. `decode`: from the last of
+    the KV until the answer. `transfer`: the rest between the router's request and the answer, that is KV that
+    prefill did not hide, messages, and waits until a busy worker looked at them. These four add up; the
+    router's own part, and attempts that failed, are the rest of `e2e_latency`. Parts of `decode` are `wait`,
+    until there were rows for the beams, and `forward`, inside the model in steps that may have been shared.
     """
 
     queue: float
@@ -163,6 +167,7 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: float
     decode: float
     forward: float
+    wait: float = 0.0
 
 
 class Result(Message, frozen=True, tag="result"):
@@ -171,7 +176,7 @@ class Result(Message, frozen=True, tag="result"):
     id: AttemptId
     leaves: bytes  # int32 [n]
     scores: bytes  # float32 [n], natural log
-    timing: Timing
+    timing: Timing  # but for `transfer`: only the router sees the whole of an attempt
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
 
 
@@ -215,7 +220,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknow
     seconds: float
     id: AttemptId | None = None
     rid: str = ""  # the client's name of the request; routers know it
-    numbers: dict[str, float] = {}
+    numbers: dict[str, int | float] = {}
 
 
 class Spans(Message, frozen=True, tag="spans"):
