@@ -27,13 +27,13 @@ class ProcessSpans(NamedTuple):
 
 
 class _Slice(NamedTuple):
-    """A span and where it is drawn. Times in microseconds of the trace."""
+    """A span and where it is drawn. Times in microseconds of the trace, whole ones: so sums are exact."""
 
     span: Span
     pid: int
     tid: int
-    start: float
-    end: float
+    start: int
+    end: int
 
 
 def chrome_trace(processes: Sequence[ProcessSpans], missing: dict[str, str], origin: float) -> Json:
@@ -114,7 +114,7 @@ def _lanes(families: list[list[Span]]) -> list[list[Span]]:
 
 def _nested(spans: list[Span], pid: int, tid: int, origin: float) -> Iterator[_Slice]:
     """The spans of a row; one that outlasts what it lies in is cut there, as two clocks' readings may be."""
-    open_ends: list[float] = []
+    open_ends: list[int] = []
     for span in spans:
         start, end = _micros(span.start - origin), _micros(_end(span) - origin)
         while open_ends and open_ends[-1] <= start:
@@ -143,7 +143,7 @@ def _complete(piece: _Slice, rids: dict[AttemptId, str]) -> Json:
         "name": span.name,
         "cat": span.track,
         "ts": piece.start,
-        "dur": _micros((piece.end - piece.start) / 1e6),
+        "dur": piece.end - piece.start,
         "pid": piece.pid,
         "tid": piece.tid,
         "args": args,
@@ -172,7 +172,7 @@ def _arrows(slices: list[_Slice]) -> Iterator[Json]:
 
 def _arrow(phase: str, number: int, piece: _Slice, at: float) -> Json:
     """One point of an arrow. It belongs to the slice that is open at that moment in that row."""
-    point = {"ph": phase, "id": number, "name": "request", "cat": "flow", "ts": round(at, 4)}
+    point = {"ph": phase, "id": number, "name": "request", "cat": "flow", "ts": at}
     return point | {"pid": piece.pid, "tid": piece.tid} | ({"bp": "e"} if phase == "f" else {})
 
 
@@ -197,6 +197,6 @@ def _end(span: Span) -> float:
     return span.start + span.seconds
 
 
-def _micros(seconds: float) -> float:
-    """Microseconds to the nanosecond; rounding keeps the order of moments, and so what is nested."""
-    return round(seconds * 1e6, 3)
+def _micros(seconds: float) -> int:
+    """Rounding keeps the order of moments, and so what is nested in what."""
+    return round(seconds * 1e6)

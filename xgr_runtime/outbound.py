@@ -113,9 +113,9 @@ class Transfer:
             sent = self._send_frames(chunk) if self.sender.way == "frames" else self._send_descriptor()
             if not sent:
                 return False
-            layers = chunk.last_layer - chunk.first_layer
+            first, tokens = chunk.first_layer, chunk.count
             self.timeline.add(
-                KV_OUT, self.sender.way, started, None, self.id, layers=layers, tokens=chunk.count
+                KV_OUT, self.sender.way, started, None, self.id, first_layer=first, tokens=tokens
             )
         return True
 

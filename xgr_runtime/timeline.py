@@ -36,7 +36,7 @@ class Timeline:
         end: float | None = None,
         id: AttemptId | None = None,
         rid: str = "",
-        **numbers: float,
+        **numbers: int | float,
     ) -> None:
         """Something lasted from `start` to `end`, by default until now."""
         seconds = (time.monotonic() if end is None else end) - start
@@ -46,13 +46,12 @@ class Timeline:
         """All that is known to have ended after `moment`, oldest first."""
         return [span for span in self._ring if span.start + span.seconds > moment]
 
-    def whole_since(self, moment: float) -> float:
-        """`moment`, or a later one if spans that ended after it had to make room."""
-        if len(self._ring) < (self._ring.maxlen or 0):
-            return moment
-        return max(moment, self._ring[0].start + self._ring[0].seconds)
+    @property
+    def whole_since(self) -> float:
+        """The moment from which on nothing was forgotten; 0 if nothing ever was."""
+        full = len(self._ring) == self._ring.maxlen
+        return self._ring[0].start + self._ring[0].seconds if full else 0.0
 
     def answer(self, ask: TraceAsk, worker: str, now: float) -> Spans:
         """What a router that asks is told."""
-        moment = now - ask.seconds
-        return Spans(ask.number, worker, self.whole_since(moment), self.since(moment))
+        return Spans(ask.number, worker, self.whole_since, self.since(now - ask.seconds))

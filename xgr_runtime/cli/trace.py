@@ -48,9 +48,13 @@ def run_trace(args: argparse.Namespace) -> int:
 
     check_writable(args.out)
     body = fetch(args.url, args.seconds, args.api_key)
-    trace = msgspec.json.decode(body)
+    try:
+        trace = msgspec.json.decode(body, type=dict[str, Any])
+        lines = report(trace)
+    except (msgspec.MsgspecError, KeyError):
+        raise TraceError(f"{args.url} is not an xgr router: its /trace is something else") from None
     write_whole(args.out, body)
-    report(trace)
+    print("\n".join(lines))
     print(f"\n{args.out}: {len(body) / 1e6:.1f} MB. Open https://ui.perfetto.dev and drop the file onto it.")
     return 0
 
@@ -99,16 +103,15 @@ def write_whole(path: Path, body: bytes) -> None:
         raise ConfigError(f"--out {path} cannot be written ({error.strerror}): name another file") from None
 
 
-def report(trace: dict[str, Any]) -> None:
+def report(trace: dict[str, Any]) -> list[str]:
     """What the trace shows, in a few lines."""
     from xgr_runtime.trace_facts import last_request, overlaps, process_uses
 
-    for line in [
+    return [
         *use_lines(process_uses(trace)),
         *missing_lines(trace["otherData"]),
         *request_lines(last_request(trace), overlaps(trace)),
-    ]:
-        print(line)
+    ]
 
 
 def use_lines(uses: list[ProcessUse]) -> list[str]:
