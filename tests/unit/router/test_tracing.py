@@ -22,6 +22,9 @@ class AskedWorker(Worker):
 
     async def stop(self) -> None: ...
 
+    async def flush_cache(self) -> int:
+        return 0
+
     def send(self, message: Message) -> bool:
         self.asked.append(message)
         return self.reachable
