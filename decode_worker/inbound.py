@@ -31,6 +31,7 @@ from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copies
 from xgr_runtime.pages import PageIds
 from xgr_runtime.shared_memory import CannotMap, this_process
+from xgr_runtime.timeline import KV_IN, Timeline
 from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Listener, Received
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Inbound:
         counters: dict[str, float],
         arrived: Callable[[DecodeTask], None],
         fail: Fail,
+        timeline: Timeline,
+        clock: Callable[[], float],
     ) -> None:
         self.config = config
         self.identity = identity
@@ -67,6 +70,8 @@ class Inbound:
         self.counters = counters
         self.arrived = arrived
         self.fail = fail
+        self.timeline = timeline
+        self.clock = clock
         self.leaving: list[DecodeTask] = []  # ended, but a launch still reads what they hold
         self.early_opens: dict[AttemptId, EarlyOpen] = {}
         self.arrivals: list[Arrival] = []
@@ -77,10 +82,10 @@ class Inbound:
         listener: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
         self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
 
-    def receive(self, now: float) -> None:
+    def receive(self) -> None:
         """Everything that prefill workers sent since the last turn."""
         for received in self.data.receive():
-            self.handle(received, now)
+            self.handle(received, self.clock())  # while KV comes in, this may go on for long
         self.drop_unreadable()
 
     def handle(self, received: Received[Message], now: float) -> None:
@@ -181,7 +186,7 @@ class Inbound:
 
         The KV of its first `held_tokens` tokens is there and need not come.
         """
-        task.pages = pages
+        task.pages, task.granted_at = pages, self.clock()
         self.counters["cached_tokens"] += held_tokens
         way = self.memories.way_of(task.source)
         reader = this_process() if way == "in place" else None
@@ -194,9 +199,11 @@ class Inbound:
     def take_chunk(self, task: DecodeTask, message: KvChunk, frames: list[memoryview]) -> None:
         """Copy a checked chunk, keys and values in a frame each, into the task's pages."""
         keys, values = frames if len(frames) == 2 else (b"", b"")
+        began = self.clock()
         reply = task.receiver.chunk(message, keys, values)
         if isinstance(reply, Credit):
             self.write(task, message, keys, values)
+            self.note(task, message, began, len(keys) + len(values))
             self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
@@ -208,6 +215,7 @@ class Inbound:
 
     def pull(self, task: DecodeTask, message: KvReady) -> None:
         """Copy what a checked descriptor names out of the prefill worker's memory into the task's pages."""
+        began = self.clock()
         reply = task.receiver.ready(message)
         if isinstance(reply, Credit):
             assert task.source is not None, "the receiver takes descriptors only where it pulls"
@@ -216,9 +224,16 @@ class Inbound:
             size = layers * message.count * self.identity.layer_token_bytes
             self.counters["kv_bytes"] += size
             self.counters["kv_bytes_pulled"] += size
+            self.note(task, message, began, size)
             self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
+
+    def note(self, task: DecodeTask, message: KvChunk | KvReady, began: float, size: int) -> None:
+        """A piece of a prompt has come in; on a GPU, its copy is queued."""
+        now, layer, tokens = self.clock(), message.first_layer, message.count
+        way = task.receiver.way
+        self.timeline.add(KV_IN, way, began, now, task.id, first_layer=layer, tokens=tokens, bytes=size)
 
     def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
         """The hand-over is complete once the copies before it are."""

@@ -15,6 +15,9 @@ from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, Model
 from xgr_runtime.model.kv_copies import Copied
 from xgr_runtime.pages import PageIds
 from xgr_runtime.prompt_cache import Tokens
+from xgr_runtime.timeline import REQUEST, Timeline
+
+_PHASES = ("wait for prefill", "wait for pages", "receive KV", "wait for rows", "search")
 
 
 @dataclass(eq=False)
@@ -32,8 +35,11 @@ class DecodeTask:
     copied: Copied | None = None  # the last copy into our pages
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
+    arrived_at: float = 0.0
     opened_at: float = 0.0
+    granted_at: float = 0.0
     committed_at: float = 0.0
+    started_at: float = 0.0  # the search
     search: Search | None = None
 
     @property
@@ -45,15 +51,25 @@ class DecodeTask:
         return self.question.most_beams
 
     def timing(self, now: float) -> Timing:
-        """Where the time went, in seconds."""
-        arrived = self.committed_at - self.opened_at
+        """Where the time went, but for the transfer, in seconds."""
         return Timing(
             queue=self.receiver.queue_seconds,
             prefill=self.receiver.prefill_seconds,
-            transfer=max(0.0, arrived - self.receiver.prefill_seconds),
+            transfer=0.0,
             decode=now - self.committed_at,
             forward=self.search.forward_seconds if self.search else 0.0,
+            wait=self.started_at - self.committed_at,
         )
+
+    def record(self, timeline: Timeline, now: float) -> None:
+        """Its life in this worker, which ends `now`: the whole, and the phases that it reached."""
+        moments = [self.arrived_at, self.opened_at, self.granted_at, self.committed_at, self.started_at]
+        begin = min([moment for moment in moments if moment] or [now])
+        timeline.add(REQUEST, "request", begin, now, self.id, rows=self.most_beams)
+        ends = [*moments[1:], now]
+        for name, start, end in zip(_PHASES, moments, ends, strict=True):
+            if start and (end or now) >= start:  # an OPEN may have come before the request
+                timeline.add(REQUEST, name, start, end or now, self.id)
 
 
 class EarlyOpen(NamedTuple):
@@ -103,7 +119,7 @@ class TaskFactory:
         )
         model = self.model
         receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
-        return DecodeTask(request.id, tokens, question, receiver, now + request.timeout)
+        return DecodeTask(request.id, tokens, question, receiver, now + request.timeout, arrived_at=now)
 
     def filter_of(self, request: DecodeRequest) -> LeafFilter:
         """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from decode_worker.engine import Engine
 from decode_worker.inbound import Inbound
+from decode_worker.launches import Launch
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
 from decode_worker.task import DecodeTask, TaskFactory
@@ -45,6 +46,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.pages import PagePool
 from xgr_runtime.prompt_cache import PromptCache
+from xgr_runtime.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,8 @@ class DecodeWorker:
         self.cache = PromptCache.bounded(pages, config.page_size, config.cache_bytes, identity.token_bytes)
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(self.cache, PagePool(engine.row_budget))
         control: Listener[Message] = Listener(config.control_address, ToDecode)
-        self.control = ControlServer(control, self.introduce, config.silence)
+        self.timeline = Timeline()
+        self.control = ControlServer(control, self.introduce, config.silence, self.timeline)
         self.inbound = Inbound(
             config,
             identity,
@@ -98,6 +101,8 @@ class DecodeWorker:
             self.counters,
             arrived=self.arrived,
             fail=self.fail,
+            timeline=self.timeline,
+            clock=clock,
         )
         self.poller = Poller()
         self.poller.add(control)
@@ -114,10 +119,10 @@ class DecodeWorker:
             now = self.clock()
             self.listen()
             self.handle_control(now)
-            self.inbound.receive(now)
+            self.inbound.receive()
             self.expire(now)
             self.inbound.grant_pages()
-            self.inbound.take_arrivals(now)
+            self.inbound.take_arrivals(self.clock())
             self.start_searches()
             self.worked = bool(self.running)
             self.launch()
@@ -131,6 +136,7 @@ class DecodeWorker:
         if not waiting or not self.engine.ready or not self.may_launch():
             return
         searches = self.engine.choose(waiting)
+        launch = Launch(searches, self.clock())
         try:
             self.engine.launch(searches, on_layer=lambda _: self.listen())
         except DeviceLost:
@@ -138,6 +144,7 @@ class DecodeWorker:
         except Exception:
             log.exception("a launch of %d requests failed: each is tried alone", len(searches))
             self.launch_alone(searches)
+        launch.record(self.timeline, self.clock())
 
     def may_launch(self) -> bool:
         """Whether the GPU is ours. When another worker waits for it, it goes there after what is queued."""
@@ -237,6 +244,7 @@ class DecodeWorker:
         for task, rows in self.scheduler.next_starts():
             hidden = None if task.hidden is None else np.frombuffer(task.hidden, np.float32).copy()
             task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
+            task.started_at = self.clock()
             self.running.append(task)
 
     # --- ends ---
@@ -253,6 +261,7 @@ class DecodeWorker:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
         del self.tasks[task.id]
         self.ended_at = self.clock()
+        task.record(self.timeline, self.ended_at)
         self.running = [t for t in self.running if t is not task]
         if tell_prefill:
             self.inbound.refuse(task, tell_prefill)

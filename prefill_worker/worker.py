@@ -36,6 +36,7 @@ from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import PromptCache
+from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,23 @@ class PrefillWorker:
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
+        self.layer_began = 0.0  # in the forward that runs
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
         listener: Listener[Message] = Listener(config.control_address, ToPrefill)
-        self.control = ControlServer(listener, self.introduce, config.silence)
+        self.timeline = Timeline()
+        self.control = ControlServer(listener, self.introduce, config.silence, self.timeline)
         self.poller = Poller()
         self.poller.add(listener)
         self.outbound = Outbound(
-            config.name, self.incarnation, identity, config.chunk_bytes, config.lease, self.poller, memory
+            config.name,
+            self.incarnation,
+            identity,
+            config.chunk_bytes,
+            config.lease,
+            self.poller,
+            memory,
+            timeline=self.timeline,
         )
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -119,7 +129,7 @@ class PrefillWorker:
         """One forward; each layer's KV leaves while the next layer is computed."""
         if not turns:
             return
-        started = self.clock()
+        started = self.layer_began = self.clock()
         try:
             hidden = self.engine.run([part_of(turn) for turn in turns], partial(self.layer_ready, turns))
         except DeviceLost:
@@ -128,8 +138,11 @@ class PrefillWorker:
             log.exception("a forward of %d prompts failed", len(turns))
             self.prefill_alone(turns)
             return
-        seconds = self.clock() - started
+        ended = self.clock()
+        seconds = ended - started
         self.counters["forward_seconds"] += seconds
+        tokens = sum(turn.end - turn.start for turn in turns)
+        self.timeline.add(FORWARD, "forward", started, ended, prompts=len(turns), tokens=tokens)
         for turn, last in zip(turns, hidden, strict=True):
             self.finish(turn, last, seconds)
 
@@ -138,11 +151,15 @@ class PrefillWorker:
         for turn in turns:
             self.outbound.transfers[turn.prompt.id].layer_ready(layer, turn.end)
         self.exchange()
+        began, self.layer_began = self.layer_began, self.clock()
+        self.timeline.add(FORWARD, f"layer {layer}", began, self.layer_began)
 
     def finish(self, turn: Turn, hidden: NDArray[np.float32], seconds: float) -> None:
         """A turn is over. `hidden` [hidden] is that of its last token."""
         prompt = turn.prompt
         self.scheduler.done(turn)
+        now, tokens = self.clock(), turn.end - turn.start
+        self.timeline.add(REQUEST, "prefill", now - seconds, now, prompt.id, tokens=tokens)
         self.counters["prompt_tokens"] += turn.end - turn.start
         prompt.seconds += seconds
         if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it
@@ -197,6 +214,7 @@ class PrefillWorker:
         """Pages are reserved: announce the prompt to its decode worker, offer what is cached, and begin."""
         now = self.clock()
         self.prompts[prompt.id] = prompt
+        self.timeline.add(REQUEST, "wait", prompt.arrived, now, prompt.id)
         self.counters["cached_tokens"] += prompt.cached_tokens
         transfer = self.outbound.open(
             prompt.id,
@@ -235,7 +253,11 @@ class PrefillWorker:
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""
         for transfer in self.outbound.retire():
-            self.scheduler.end(self.prompts.pop(transfer.id))
+            prompt = self.prompts.pop(transfer.id)
+            self.scheduler.end(prompt)
+            self.timeline.add(
+                REQUEST, "prompt", prompt.arrived, self.clock(), prompt.id, tokens=len(prompt.tokens)
+            )
             if transfer.failure:
                 self.fail(transfer.id, transfer.failure, retry=transfer.error is None)
 

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import msgspec
 import numpy as np
 
-from router.job import Flush, Job, Outcome, WorkerState
+from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.links import WorkerLink
 from router.pairing import Candidate, choose_pair
 from router.sglang_server import SglangServer
+from router.tracing import Tracer
 from router.worker import Worker, flushed
 from xgr_runtime.addresses import check_url, is_url
+from xgr_runtime.chrome_trace import ATTEMPT
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import (
@@ -39,7 +42,10 @@ from xgr_runtime.messages import (
     PrefillRequest,
     Result,
     Role,
+    Spans,
+    Timing,
 )
+from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +86,7 @@ class Dispatcher:
         self._attempts: dict[AttemptId, _Attempt] = {}
         self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
         self.draining = False
+        self._tracer = Tracer()
         self._prefill = [self._worker(address, "prefill") for address in config.prefill]
         self._decode = [self._worker(address, "decode") for address in config.decode]
 
@@ -132,6 +139,14 @@ class Dispatcher:
     @property
     def live(self) -> int:
         return len(self._live)
+
+    @property
+    def timeline(self) -> Timeline:
+        return self._tracer.timeline
+
+    async def trace(self, seconds: float) -> Traced:
+        """See `Dispatch.trace`."""
+        return await self._tracer.gather([*self._prefill, *self._decode], seconds)
 
     # --- life ---
 
@@ -187,13 +202,16 @@ class Dispatcher:
         raise last
 
     async def _attempt(self, job: Job, number: int, attempt: int, avoid: set[int]) -> Result:
+        started = time.monotonic()
         tried = self._begin(job, number, attempt, avoid)
         try:
-            return await tried.future
+            result = await tried.future
+            return msgspec.structs.replace(result, timing=whole(result.timing, time.monotonic() - started))
         except _Retry:
             avoid.update({tried.id.prefill, tried.id.decode})
             raise
         finally:
+            self.timeline.add(REQUEST, ATTEMPT, started, None, tried.id, job.rid)
             self._end(tried)
 
     def _begin(self, job: Job, number: int, attempt: int, avoid: set[int]) -> _Attempt:
@@ -235,6 +253,9 @@ class Dispatcher:
     # --- events from the workers ---
 
     def _on_message(self, worker: Worker, message: Message) -> None:
+        if isinstance(message, Spans):
+            self._tracer.heard(worker, message)
+            return
         tried = self._attempts.get(message.id)  # type: ignore[attr-defined]
         if tried is None:
             return  # an attempt that is over
@@ -285,6 +306,12 @@ class Dispatcher:
             deny=job.deny.tobytes(),
             timeout=_seconds_left(job),
         )
+
+
+def whole(timing: Timing, seconds: float) -> Timing:
+    """The timing of an attempt that lasted `seconds`, with what lies between its stages."""
+    within = timing.queue + timing.prefill + timing.decode
+    return msgspec.structs.replace(timing, transfer=max(0.0, seconds - within))
 
 
 def _seconds_left(job: Job) -> float:

@@ -1,12 +1,14 @@
 """What crosses between the router's HTTP edge and its dispatcher: a validated job in, an outcome out."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_runtime.chrome_trace import ProcessSpans
 from xgr_runtime.messages import Limits, Role, ScoreMode, Timing, WorkerHello
+from xgr_runtime.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,20 @@ class WorkerState:
     in_flight: int  # attempts of this router
 
 
+class Traced(NamedTuple):
+    """What all processes did since `origin`, a moment of time.monotonic()."""
+
+    processes: list[ProcessSpans]
+    missing: dict[str, str]  # who is not in it, by address, and why
+    origin: float
+
+
 class Dispatch(Protocol):
     """What the HTTP edge needs from the dispatcher."""
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of this process."""
 
     async def generate(self, job: Job) -> Outcome:
         """Run the job on a pair of workers, with retries.
@@ -78,6 +92,9 @@ class Dispatch(Protocol):
 
     def limits(self) -> Limits | None:
         """What the compatible workers can serve at most; None when there is no compatible pair."""
+
+    async def trace(self, seconds: float) -> Traced:
+        """What this router and its workers did in the last `seconds`."""
 
     @property
     def draining(self) -> bool: ...

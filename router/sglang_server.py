@@ -54,6 +54,11 @@ class SglangServer(Worker):
         self._prompts: dict[AttemptId, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
 
+    @property
+    def traceable(self) -> bool:
+        """See `Worker.traceable`."""
+        return False
+
     def start(self) -> None:
         """See `Worker.start`."""
         self._keep(self._beats())

@@ -28,6 +28,11 @@ class Worker(ABC):
         self._on_message = on_message
         self._on_lost = on_lost
 
+    @property
+    def traceable(self) -> bool:
+        """Whether it answers `TraceAsk`."""
+        return True
+
     @abstractmethod
     def start(self) -> None:
         """Begin to listen for it. Inside a running loop."""

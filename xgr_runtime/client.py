@@ -65,6 +65,13 @@ class XgrClient:
         """State and load of every worker, prefill first."""
         return read(self.http.get("/workers"), WorkerList).workers
 
+    def trace(self, seconds: float = 10.0) -> bytes:
+        """What all processes did in the last `seconds`: JSON, a Chrome trace."""
+        response = self.http.get("/trace", params={"seconds": seconds})
+        if response.status_code != 200:
+            raise failure(response)
+        return response.content
+
     def abort(self, rid: str) -> None:
         """Cancel a live request everywhere. Raises `NotFound` when there is none of that id."""
         response = self.http.post("/abort_request", json={"rid": rid})

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgr_runtime.messages import PROTOCOL, Hello, Message, WorkerHello
+from xgr_runtime.messages import PROTOCOL, Hello, Message, TraceAsk, WorkerHello
+from xgr_runtime.timeline import Timeline
 from xgr_runtime.transport import Listener
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,17 @@ class ControlServer:
     listener: Listener[Any]
     introduce: Callable[[], WorkerHello]
     silence: float  # seconds without a heartbeat after which a router counts as lost
+    timeline: Timeline = field(default_factory=Timeline)  # what a router that asks for a trace is told
     refused: int = 0  # messages of routers that speak another protocol
     _routers: dict[int, _Router] = field(default_factory=dict)
 
     def receive(self, now: float) -> Iterator[Message]:
-        """All requests and cancels that are here; heartbeats are answered on the way."""
+        """All requests and cancels that are here; heartbeats and traces are answered on the way."""
         while (received := self.listener.receive()) is not None:
             message = received.message
-            if not isinstance(message, Hello):
+            if isinstance(message, TraceAsk):
+                self.listener.send(received.peer, self.timeline.answer(message, self.introduce().worker, now))
+            elif not isinstance(message, Hello):
                 yield message
             elif message.protocol == PROTOCOL:
                 self._greet(message.router, received.peer, now)

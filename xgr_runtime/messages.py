@@ -153,9 +153,13 @@ class Committed(Message, frozen=True, tag="committed"):
 
 
 class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a request's time went, in seconds.
+    """Where the time of the attempt that answered went, in seconds.
 
-    `forward` is the part of `decode` inside the model, layers and head, in steps that it may have shared.
+    `queue`: until prefill had pages for the prompt. `prefill`: inside the model. `decode`: from the last of
+    the KV until the answer. `transfer`: the rest between the router's request and the answer, that is KV that
+    prefill did not hide, messages, and waits until a busy worker looked at them. These four add up; the
+    router's own part, and attempts that failed, are the rest of `e2e_latency`. Parts of `decode` are `wait`,
+    until there were rows for the beams, and `forward`, inside the model in steps that may have been shared.
     """
 
     queue: float
@@ -163,6 +167,7 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: float
     decode: float
     forward: float
+    wait: float = 0.0
 
 
 class Result(Message, frozen=True, tag="result"):
@@ -171,7 +176,7 @@ class Result(Message, frozen=True, tag="result"):
     id: AttemptId
     leaves: bytes  # int32 [n]
     scores: bytes  # float32 [n], natural log
-    timing: Timing
+    timing: Timing  # but for `transfer`: only the router sees the whole of an attempt
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
 
 
@@ -199,9 +204,37 @@ class CacheFlushed(Message, frozen=True, tag="cache_flushed"):
     pages: int  # that came free
 
 
-ToPrefill = Hello | PrefillRequest | Cancel | FlushCache
-ToDecode = Hello | DecodeRequest | Cancel | FlushCache
-ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed
+class TraceAsk(Message, frozen=True, tag="trace"):
+    """Router to worker: what happened in the last `seconds`? Answered by `Spans`."""
+
+    number: int  # of the question
+    seconds: float
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
+    """Something that took time. Moments are the sender's CLOCK_MONOTONIC, in seconds."""
+
+    track: str  # what does it, within its process; `request`: the life of one
+    name: str
+    start: float
+    seconds: float
+    id: AttemptId | None = None
+    rid: str = ""  # the client's name of the request; routers know it
+    numbers: dict[str, int | float] = {}
+
+
+class Spans(Message, frozen=True, tag="spans"):
+    """Worker to router, in answer to `TraceAsk`: what has ended since then, oldest first."""
+
+    number: int  # of the question
+    worker: str
+    whole_since: float  # the moment from which on nothing was forgotten
+    spans: list[Span]
+
+
+ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
+ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk
+ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans
 
 # --- memory that another process of this machine may read ------------------------------------------------
 

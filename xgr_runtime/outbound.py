@@ -5,6 +5,7 @@ a loop of its own. Nothing here waits: `exchange` does what can be done now.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from xgr_runtime.messages import (
     SharedKv,
 )
 from xgr_runtime.shared_memory import lives
+from xgr_runtime.timeline import KV_OUT, Timeline
 from xgr_runtime.transport import Frame, Poller
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Transfer:
     deadline: float
     queue_seconds: float
     read: ReadChunk
+    timeline: Timeline
     open_sent: bool = False
     outlived: bool = False  # a living reader in place held its pages past the lease
     hidden: bytes | None = None
@@ -106,9 +109,14 @@ class Transfer:
 
     def _send_chunks(self) -> bool:
         while (chunk := self.sender.next_chunk()) is not None:
+            started = time.monotonic()
             sent = self._send_frames(chunk) if self.sender.way == "frames" else self._send_descriptor()
             if not sent:
                 return False
+            first, tokens = chunk.first_layer, chunk.count
+            self.timeline.add(
+                KV_OUT, self.sender.way, started, None, self.id, first_layer=first, tokens=tokens
+            )
         return True
 
     def _send_frames(self, chunk: Chunk) -> bool:
@@ -144,6 +152,7 @@ class Outbound:
     `lease` is how many seconds KV is held before the first word of a decode worker. With a `poller`, answers
     wake whoever waits on it; without one, call `exchange` every few milliseconds while there are transfers.
     `memory` is where prompts lie, if decode workers may map it. `alive` says whether a process still lives.
+    `timeline` is the process's, for one that answers `TraceAsk`.
     """
 
     def __init__(
@@ -156,10 +165,12 @@ class Outbound:
         poller: Poller | None = None,
         memory: SharedKv | None = None,
         alive: Callable[[ProcessId], bool] = lives,
+        timeline: Timeline | None = None,
     ) -> None:
         self.transfers: dict[AttemptId, Transfer] = {}
         self.stale_messages = 0
         self.outlived_leases = 0  # transfers whose reader in place was silent, and alive
+        self.timeline = timeline or Timeline(1)
         self._alive = alive
         self._model = model
         self._chunk_bytes = chunk_bytes
@@ -203,7 +214,9 @@ class Outbound:
         plan = ChunkPlan(self._model.layers, tokens, self._model.layer_token_bytes, self._chunk_bytes)
         sender = Sender(id, plan, now, self._lease, pages)
         link = self._links.to(data_address)
-        transfer = self.transfers[id] = Transfer(id, sender, link, deadline, queue_seconds, read)
+        transfer = self.transfers[id] = Transfer(
+            id, sender, link, deadline, queue_seconds, read, self.timeline
+        )
         transfer.flush()
         return transfer
 

@@ -33,7 +33,7 @@ def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, setting
         routes=[
             Route(spec.path, spec.handler, methods=[spec.method]) for spec in with_description(table, intake)
         ],
-        middleware=[Middleware(Edge, settings=settings, metrics=metrics)],
+        middleware=[Middleware(Edge, settings=settings, metrics=metrics, timeline=dispatch.timeline)],
         exception_handlers={HTTPException: http_exception},
     )
     app.router.redirect_slashes = False

@@ -1,5 +1,6 @@
 """All routes but /generate: probes, facts about the deployment, aborting, metrics."""
 
+import asyncio
 import itertools
 import time
 
@@ -11,8 +12,8 @@ from router.http.edge import visit_of
 from router.http.generate import checked_rid
 from router.http.inbound import read_json, while_connected
 from router.http.intake import UNLIMITED, Intake
-from router.http.problems import decode
-from router.http.schema import AbortRequest
+from router.http.problems import decode, from_query
+from router.http.schema import AbortRequest, TraceQuery
 from router.job import Dispatch, WorkerState
 from xgr_runtime.answer import (
     Aborted,
@@ -26,6 +27,7 @@ from xgr_runtime.answer import (
     WorkerList,
     WorkerStatus,
 )
+from xgr_runtime.chrome_trace import chrome_trace
 from xgr_runtime.errors import Draining, NotFound, NoWorkers
 from xgr_runtime.metrics import CONTENT_TYPE, RequestMetrics
 
@@ -116,6 +118,12 @@ class Control:
         if not self.dispatch.abort(body.rid):
             raise NotFound(f"no live request has the rid {body.rid}", "rid")
         return as_json(Aborted(body.rid))
+
+    async def trace(self, request: Request) -> Response:
+        query = from_query(TraceQuery, request.query_params)
+        traced = await self.dispatch.trace(query.seconds)
+        body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))  # it may be long
+        return Response(body, media_type="application/json")
 
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -49,6 +49,10 @@ def route(method: str, path: str, operation: Json) -> str:
     """One route: what it takes, what it gives, how it fails."""
     body = operation.get("requestBody", {}).get("content", {})
     takes = f"<p>Takes {contents(body)}.</p>" if body else ""
+    for asked in operation.get("parameters", []):
+        shown = f"{kind(asked['schema'])} {default(asked['schema'])}"
+        takes += f"<p>Takes <code>?{escape(asked['name'])}=</code> {shown}: "
+        takes += f"{prose(asked['schema'].get('description', ''))}</p>"
     rows = "".join(
         f"<tr><td>{escape(status)}</td><td>{contents(response['content'])}</td>"
         f"<td>{prose(response['description'])}</td></tr>"

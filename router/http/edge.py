@@ -26,6 +26,7 @@ from xgr_runtime.errors import (
     WrongKey,
 )
 from xgr_runtime.metrics import RequestMetrics
+from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")
 
@@ -54,8 +55,11 @@ class Visit:
 class Edge:
     """Outermost ASGI layer of the application."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings, metrics: RequestMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: HttpSettings, metrics: RequestMetrics, timeline: Timeline
+    ) -> None:
         self.app = app
+        self.timeline = timeline
         self.settings = settings
         self.metrics = metrics
 
@@ -103,6 +107,16 @@ class Edge:
         if scope["path"] == "/generate":
             self.metrics.observe(
                 visit.status, seconds, visit.prompt_tokens, underfilled=visit.results < visit.wanted
+            )
+            self.timeline.add(
+                REQUEST,
+                "request",
+                visit.arrival,
+                visit.arrival + seconds,
+                rid=visit.request_id,
+                status=visit.status,
+                prompt_tokens=visit.prompt_tokens,
+                beam_width=visit.width,
             )
         # Probes and scrapes come every few seconds: only failures are worth a line, and waiting is none.
         quiet = scope["method"] == "GET" and (visit.status < 400 or scope["path"] == "/readiness")

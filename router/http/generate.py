@@ -1,5 +1,7 @@
 """POST /generate: one request in, its ranked items out, as JSON or as one server-sent event."""
 
+import time
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +14,7 @@ from router.http.problems import decode
 from router.http.schema import GenerateRequest
 from router.job import Dispatch, Outcome
 from xgr_runtime.errors import BadRequest
+from xgr_runtime.timeline import REQUEST
 
 _DECODER = msgspec.json.Decoder(GenerateRequest)
 _ENCODER = msgspec.json.Encoder()
@@ -31,13 +34,16 @@ class Generate:
         visit.rid = checked_rid(body.rid) or visit.id
         ticket = await self.intake.ticket(body, visit.rid, visit.arrival, self.dispatch.limits())
         note_job(visit, ticket)
+        self.dispatch.timeline.add(REQUEST, "intake", visit.arrival, rid=visit.rid)
         outcome = await while_connected(request, self.dispatch.generate(ticket.job), ticket.job.deadline)
         return self.respond(visit, ticket, outcome)
 
     def respond(self, visit: Visit, ticket: Ticket, outcome: Outcome) -> Response:
         """The answer, as one event where the client asked for a stream."""
+        started = time.monotonic()
         visit.wanted, visit.results = ticket.job.results, len(outcome.leaves)
         body = _ENCODER.encode(self.composer.answer(ticket, outcome, visit.arrival))
+        self.dispatch.timeline.add(REQUEST, "compose", started, rid=visit.rid, results=visit.results)
         if not ticket.stream:
             return Response(body, media_type="application/json")
         event = b"data: " + body + b"\n\ndata: [DONE]\n\n"

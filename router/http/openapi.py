@@ -48,7 +48,20 @@ def operation(spec: RouteSpec) -> Json:
     if spec.body is not None:
         content = {"application/json": {"schema": ref(spec.body)}}
         described["requestBody"] = {"required": True, "content": content}
+    if spec.query is not None:
+        described["parameters"] = parameters(spec.query)
     return described
+
+
+def parameters(query: type[msgspec.Struct]) -> list[Json]:
+    """What may stand behind the question mark of the URL."""
+    _, shapes = msgspec.json.schema_components([query], ref_template=_REF)
+    shape = shapes[query.__name__]
+    required = shape.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
+        for name, schema in shape["properties"].items()
+    ]
 
 
 def answer_200(spec: RouteSpec) -> Json:

@@ -11,6 +11,7 @@ from xgr_runtime.answer import ErrorBody, ErrorDetail
 from xgr_runtime.errors import BadRequest, InternalError, RequestError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _INDEX = re.compile(r"\[[^\]]*\]")  # the message says which entry, `param` only which field
@@ -27,6 +28,14 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
+
+
+def from_query(kind: type[S], given: Mapping[str, str]) -> S:
+    """What stands behind the question mark of a URL, as `kind`. Raises `BadRequest` naming the field."""
+    try:
+        return msgspec.convert(dict(given), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise field_error(str(error)) from None
 
 
 def field_error(text: str) -> BadRequest:

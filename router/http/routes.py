@@ -11,7 +11,7 @@ from starlette.responses import Response
 from router.http.control import Control
 from router.http.edge import PUBLIC_PATHS
 from router.http.generate import Generate
-from router.http.schema import AbortRequest, GenerateRequest
+from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
 from xgr_runtime import answer
 from xgr_runtime.errors import (
     BadRequest,
@@ -48,6 +48,7 @@ class RouteSpec:
     body: type[msgspec.Struct] | None = None
     errors: Errors = ()
     streams: bool = False
+    query: type[msgspec.Struct] | None = None
 
     @property
     def public(self) -> bool:
@@ -113,6 +114,14 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
         get("/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo),
         get("/server_info", "Limits and state of the router", control.server_info, answer.ServerInfo),
         get("/v1/models", "The served model", control.models, answer.ModelList),
+        get(
+            "/trace",
+            "What all processes did lately, as a Chrome trace",
+            control.trace,
+            "application/json",
+            query=TraceQuery,
+            errors=(BadRequest,),
+        ),
         get("/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
     ]
 

@@ -119,6 +119,14 @@ class AbortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rid: Rid
 
 
+class TraceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which part of the past a trace shows."""
+
+    seconds: Annotated[
+        float, Meta(gt=0, le=600, description="How far back; a busy process may have forgotten sooner.")
+    ] = 10.0
+
+
 # Value that changes nothing, besides null. Fields that are in neither table may hold anything: they only
 # concern sampled text, of which there is none.
 NEUTRAL_SAMPLING: dict[str, tuple[object, ...]] = {

@@ -1,6 +1,7 @@
 """A small catalog, its tokenizer, a dispatcher that answers from memory, and the server on top."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 
 from router.http import HttpSettings, make_app
-from router.job import Flush, Job, Outcome, WorkerState
+from router.job import Flush, Job, Outcome, Traced, WorkerState
 from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
+from xgr_runtime.chrome_trace import ProcessSpans
 from xgr_runtime.errors import Cancelled, DuplicateRequest
 from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
+from xgr_runtime.timeline import Timeline
 
 CODES, DEPTH, ITEMS = 8, 3, 40
 VOCAB = 3 + DEPTH * CODES
@@ -64,6 +67,7 @@ class FakeDispatch:
     flushes: list[Flush] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     tasks: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
 
     async def generate(self, job: Job) -> Outcome:
         if job.rid in self.tasks:
@@ -108,6 +112,10 @@ class FakeDispatch:
     @property
     def live(self) -> int:
         return len(self.tasks)
+
+    async def trace(self, seconds: float) -> Traced:
+        spans = self.timeline.since(time.monotonic() - seconds)
+        return Traced([ProcessSpans("router", "router", spans)], {"ipc:///x": "it is gone"}, 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ ROUTES = {
     ("post", "/abort_request"),
     ("post", "/flush_cache"),
     *(("get", path) for path in ("/liveness", "/readiness", "/health", "/health_generate", "/workers")),
-    *(("get", path) for path in ("/model_info", "/server_info", "/v1/models", "/metrics")),
+    *(("get", path) for path in ("/model_info", "/server_info", "/v1/models", "/metrics", "/trace")),
     *(("get", path) for path in ("/docs", "/openapi.json")),
 }
 

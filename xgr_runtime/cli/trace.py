@@ -1,0 +1,145 @@
+"""`xgr trace`: what all processes of a running deployment did in the last seconds, as a file for Perfetto."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xgr_runtime.errors import ConfigError, InternalError, NotFound, RequestError, XgrError
+
+if TYPE_CHECKING:
+    from xgr_runtime.trace_facts import Overlap, ProcessUse, RequestLife
+
+ROOM = 30.0  # seconds that a busy router gets to answer, beyond its own patience with workers
+
+
+class TraceError(XgrError):
+    """The trace could not be had; the message says why and what to change."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds `trace` to the command line; the parsed arguments carry `run_trace` as `func`."""
+    about = "write what all processes of a running deployment did lately, as a trace for Perfetto"
+    parser = subparsers.add_parser("trace", help=about, description=about, allow_abbrev=False)
+    parser.add_argument(
+        "--url",
+        default="http://127.0.0.1:30000",
+        help="where the router answers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="how far back, up to 600 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("trace.json"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("XGR_API_KEY") or None,
+        help="key of the deployment, if it has one (default: the environment's XGR_API_KEY)",
+    )
+    parser.set_defaults(func=run_trace)
+
+
+def run_trace(args: argparse.Namespace) -> int:
+    """0 with the file written. Raises `ConfigError` for a bad path or URL, `TraceError` for a bad answer."""
+    import msgspec
+
+    check_writable(args.out)
+    body = fetch(args.url, args.seconds, args.api_key)
+    try:
+        trace = msgspec.json.decode(body, type=dict[str, Any])
+        lines = report(trace)
+    except (msgspec.MsgspecError, KeyError):
+        raise TraceError(f"{args.url} is not an xgr router: its /trace is something else") from None
+    write_whole(args.out, body)
+    print("\n".join(lines))
+    print(f"\n{args.out}: {len(body) / 1e6:.1f} MB. Open https://ui.perfetto.dev and drop the file onto it.")
+    return 0
+
+
+def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
+    """The trace as JSON. Raises `TraceError`, or `ConfigError` for what is no URL."""
+    import httpx
+
+    from xgr_runtime.client import XgrClient
+
+    try:
+        with XgrClient(url, api_key, timeout=ROOM) as client:
+            return client.trace(seconds)
+    except NotFound:
+        raise TraceError(
+            f"the router at {url} is older than this command, it has no /trace: upgrade it"
+        ) from None
+    except InternalError as error:
+        raise TraceError(f"{url} is not an xgr router: {error}") from None
+    except RequestError as error:
+        hint = ": use --api-key or XGR_API_KEY" if error.status in (401, 403) else ""
+        raise TraceError(f"{url} refused: {error}{hint}") from None
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigError(f"--url {url!r} is no URL ({error}): try http://127.0.0.1:30000") from None
+    except httpx.ConnectError:
+        raise TraceError(f"nothing listens at {url}: start `xgr serve`, or give its --url") from None
+    except httpx.TransportError as error:
+        raise TraceError(f"{url} gave no answer ({type(error).__name__}): look at the router's log") from None
+
+
+def check_writable(path: Path) -> None:
+    """Before anything is asked for. Raises `ConfigError`."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--out {path} cannot be written: name a file in a folder that you may write to")
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """All of it or nothing, and never half a file under that name. Raises `ConfigError`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(body)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"--out {path} cannot be written ({error.strerror}): name another file") from None
+
+
+def report(trace: dict[str, Any]) -> list[str]:
+    """What the trace shows, in a few lines."""
+    from xgr_runtime.trace_facts import last_request, overlaps, process_uses
+
+    return [
+        *use_lines(process_uses(trace)),
+        *missing_lines(trace["otherData"]),
+        *request_lines(last_request(trace), overlaps(trace)),
+    ]
+
+
+def use_lines(uses: list[ProcessUse]) -> list[str]:
+    """A table of the processes."""
+    width = max([len(use.name) for use in uses] + [7])
+    lines = [f"{'process':<{width}}  {'spans':>7}  {'busy':>9}  share"]
+    for use in uses:
+        busy = "" if use.busy is None else f"{use.busy:>7.3f} s  {use.busy / use.seconds:>5.0%}"
+        lines.append(f"{use.name:<{width}}  {use.spans:>7}  {busy}".rstrip())
+    return lines
+
+
+def missing_lines(about: dict[str, Any]) -> list[str]:
+    """What the trace does not show."""
+    absent = [f"missing: {address}: {reason}" for address, reason in about["missing"].items()]
+    cut = about["forgotten_before_seconds"].items()
+    return absent + [f"{name} had forgotten the first {seconds:.1f} s" for name, seconds in cut]
+
+
+def request_lines(life: RequestLife | None, moved: list[Overlap]) -> list[str]:
+    """Where the time of the last request went."""
+    if life is None:
+        return ["no request was answered in that time"]
+    parts: dict[str, list[str]] = {}
+    for phase in life.phases:
+        parts.setdefault(phase.process, []).append(f"{phase.name} {phase.seconds * 1e3:.1f}")
+    lines = [f"\nthe last request, {life.rid}, took {life.seconds * 1e3:.1f} ms; in it, in ms:"]
+    lines += [f"  {process}: {', '.join(texts)}" for process, texts in parts.items()]
+    own = [overlap for overlap in moved if overlap.rid == life.rid]
+    lines += [f"  {o.share:.0%} of {o.bytes / 1e6:.1f} MB of KV arrived during its prefill" for o in own]
+    return lines
