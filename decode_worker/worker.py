@@ -17,6 +17,7 @@ from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
+from xgr_runtime.device_turns import DECODE_SEAT, PATIENCE, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -25,7 +26,6 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.gpu_turns import DECODE_SEAT, turns_of
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -75,7 +75,8 @@ class DecodeWorker:
         self.factory = TaskFactory(catalog, trie, identity, limits)
         self.limits = limits
         self.clock = clock
-        self.gpu_turns = turns_of(config.turns_file, DECODE_SEAT)
+        self.device_turns = turns_of(config.turns_file, DECODE_SEAT, config.device)
+        self.turn_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
@@ -107,6 +108,8 @@ class DecodeWorker:
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(self.inbound.data.listener)
+        if self.device_turns.bell is not None:
+            self.poller.add(self.device_turns.bell)
 
     def warm_up(self) -> None:
         """Pay all first-use costs before the first request."""
@@ -131,8 +134,9 @@ class DecodeWorker:
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
         waiting = [task.search for task in self.running if task.search and not task.search.launched]
+        self.turn_taken = False
         if not waiting:
-            self.gpu_turns.forget()
+            self.device_turns.forget()
         if not waiting or not self.engine.ready or not self.may_launch():
             return
         searches = self.engine.choose(waiting)
@@ -147,8 +151,11 @@ class DecodeWorker:
         launch.record(self.timeline, self.clock())
 
     def may_launch(self) -> bool:
-        """Whether the GPU is ours. When another worker waits for it, it goes there after what is queued."""
-        return not (self.engine.busy and self.gpu_turns.wanted()) and self.gpu_turns.try_take()
+        """Whether the device is ours. Where another worker waits, it goes there after what is queued."""
+        if self.engine.busy and self.device_turns.wanted():
+            return False
+        self.turn_taken = not self.device_turns.try_take()
+        return not self.turn_taken
 
     def launch_alone(self, searches: Sequence[Search]) -> None:
         """Find out whose launch fails: only that request ends."""
@@ -169,7 +176,7 @@ class DecodeWorker:
         """Answer the searches that are over; those whose request ended meanwhile only give back."""
         over = set(self.engine.collect())
         if not self.engine.busy:
-            self.gpu_turns.give()
+            self.device_turns.give()
         for task in [t for t in self.inbound.leaving if t.search in over]:
             self.inbound.leaving.remove(task)
             self.give_back(task)
@@ -296,8 +303,10 @@ class DecodeWorker:
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
+        if self.turn_taken and not self.engine.busy:
+            return PATIENCE / 5
         if self.running or self.worked or self.engine.busy:
-            return 0.0  # a launch whose requests are all gone still holds the GPU's turn
+            return 0.0  # a launch whose requests are all gone still holds the device's turn
         return _COPY_WAIT if self.inbound.arrivals else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

@@ -13,8 +13,8 @@ from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
+from xgr_runtime.device_turns import PATIENCE, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
-from xgr_runtime.gpu_turns import PREFILL_SEAT, turns_of
 from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -42,7 +42,6 @@ from xgr_runtime.transport import Frame, Listener, Poller
 log = logging.getLogger(__name__)
 
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
-_TURN_WAIT = 0.0001  # seconds until a GPU that another worker uses is asked for again
 
 
 class PrefillWorker:
@@ -65,8 +64,8 @@ class PrefillWorker:
         self.max_prompt_tokens = max_prompt_tokens
         self.clock = clock
         self.memory = memory  # the pool's, if decode workers may map it
-        self.gpu_turns = turns_of(config.turns_file, PREFILL_SEAT)
-        self.gpu_taken = False  # by another worker, when we asked last
+        self.device_turns = turns_of(config.turns_file, PREFILL_SEAT, config.device)
+        self.turn_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
         self.cache = PromptCache.bounded(pool, config.page_size, config.cache_bytes, identity.token_bytes)
         self.scheduler = PrefillScheduler(self.cache, config.batch_tokens, engine.max_prompts)
@@ -81,6 +80,8 @@ class PrefillWorker:
         self.control = ControlServer(listener, self.introduce, config.silence, self.timeline)
         self.poller = Poller()
         self.poller.add(listener)
+        if self.device_turns.bell is not None:
+            self.poller.add(self.device_turns.bell)
         self.outbound = Outbound(
             config.name,
             self.incarnation,
@@ -104,19 +105,17 @@ class PrefillWorker:
                 if turn.prompt.id not in self.prompts:
                     self.open(turn.prompt)
             self.prefill(turns)
-            self.gpu_turns.give()
+            self.device_turns.give()
             self.worked = bool(turns)
 
     def may_launch(self) -> bool:
-        """Whether there is something to run, and the GPU, if another worker shares it, is ours."""
+        """Whether there is something to run, and the device, if another worker shares it, is ours."""
         if not self.scheduler.runnable:  # prompts that wait for pages may need the other worker's turn
-            self.gpu_taken = False
-            self.gpu_turns.forget()
+            self.turn_taken = False
+            self.device_turns.forget()
             return False
-        self.gpu_taken = not self.gpu_turns.try_take()
-        if self.gpu_taken:
-            time.sleep(_TURN_WAIT)  # sockets are waited for in whole milliseconds, which a turn would lose
-        return not self.gpu_taken
+        self.turn_taken = not self.device_turns.try_take()
+        return not self.turn_taken
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
@@ -274,8 +273,10 @@ class PrefillWorker:
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
-        if self.worked or self.gpu_taken:
+        if self.worked:
             return 0.0
+        if self.turn_taken:
+            return PATIENCE / 5
         return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:

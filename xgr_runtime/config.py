@@ -24,7 +24,7 @@ Backend = Literal["auto", "sglang", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "split", "colocated"]
 KvTransfer = Literal["auto", "frames"]
-GpuSharing = Literal["turns", "mps", "none"]
+Sharing = Literal["turns", "mps", "none"]
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$", extra={"choices": ["cpu", "cuda", "cuda:N"]})]
 
 
@@ -149,8 +149,12 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         Layout,
         about("colocated: a decode worker reads the KV of its prefill worker in place; auto: so on one GPU"),
     ] = "auto"
-    gpu_sharing: Annotated[
-        GpuSharing, about("how two workers share a GPU; mps: you run NVIDIA's MPS; none: as the driver does")
+    sharing: Annotated[
+        Sharing,
+        about(
+            "how one prefill and one decode worker share a GPU or the cores: turns, each with all of it; "
+            "mps: you run NVIDIA's MPS; none: at once, each with its part of the cores"
+        ),
     ] = "turns"
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""

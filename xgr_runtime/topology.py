@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 ROUTER = "router"
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 MEMORY_FILE = "memory.json"  # see `xgr_runtime.published`
-TURNS_FILE = "gpu.turns"  # see `xgr_runtime.gpu_turns`
+TURNS_FILE = "gpu.turns"  # see `xgr_runtime.device_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
 _KEYS = ("api_key", "sglang_api_key")  # fields of RouterConfig that are secrets
 
@@ -65,10 +65,10 @@ def plan(
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
     sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
-    threads = config.threads or max(1, cores // sharing)
     layout = layout_of(config, gpus)
     devices = _devices(config, layout, gpus)
-    turns = config.gpu_sharing == "turns" and layout == "colocated" and config.device != "cpu"
+    turns = config.sharing == "turns" and _share_a_device(config, layout)
+    threads = config.threads or (cores if turns else max(1, cores // sharing))
     common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
     memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
@@ -134,6 +134,12 @@ def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", 
                 "--kv-transfer frames copies KV, --layout colocated reads it in place: leave one out"
             )
     return config.layout
+
+
+def _share_a_device(config: ServeConfig, layout: str) -> bool:
+    """Whether there are two workers, on one GPU or on the cores of this machine."""
+    pair = (config.prefill_workers, config.decode_workers) == (1, 1) and not config.sglang_prefill
+    return pair and (config.device == "cpu" or layout == "colocated")
 
 
 def count_gpus() -> int:

@@ -175,8 +175,9 @@ class Poller:
     def __init__(self) -> None:
         self._poller = zmq.Poller()
 
-    def add(self, socket: _Socket[Any]) -> None:
-        self._poller.register(socket.socket, zmq.POLLIN)
+    def add(self, source: _Socket[Any] | int) -> None:
+        """A socket of ours, or any descriptor that can become readable."""
+        self._poller.register(source if isinstance(source, int) else source.socket, zmq.POLLIN)
 
     def remove(self, socket: _Socket[Any]) -> None:
         """Before it is closed."""

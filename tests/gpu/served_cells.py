@@ -22,7 +22,7 @@ from xgr_runtime.launch import Deployment
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "colocated": {"layout": "colocated"},
-    "colocated-no-turns": {"layout": "colocated", "gpu_sharing": "none"},
+    "colocated-no-turns": {"layout": "colocated", "sharing": "none"},
     "split": {"layout": "split"},
     "split-frames": {"layout": "split", "kv_transfer": "frames"},
 }

@@ -1,4 +1,4 @@
-"""The command line: `xgr serve | demo | catalog | bench | trace`. What a command needs is loaded when it runs."""
+"""The command line: `xgr serve | demo | catalog | bench | trace`. Each loads its code when it runs."""
 
 import argparse
 import sys

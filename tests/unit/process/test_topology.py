@@ -67,6 +67,12 @@ def test_threads(given: int, cores: int, threads: int) -> None:
     assert {program.environ["OMP_NUM_THREADS"] for program in workers.programs} == {str(threads)}
 
 
+@pytest.mark.parametrize(("sharing", "threads"), [("turns", 8), ("none", 4)])
+def test_two_workers_that_take_turns_have_all_cores_each(sharing: str, threads: int) -> None:
+    workers, _ = plan(serve(sharing=sharing), Path("/run/x"), "c", cores=8)
+    assert [program.environ["OMP_NUM_THREADS"] for program in workers.programs] == [str(threads)] * 2
+
+
 def devices(config: ServeConfig, gpus: int) -> list[tuple[str, bool, bool]]:
     """Of each worker, prefill first: device, whether memory is shared in place, whether turns are taken."""
     workers, _ = plan(config, Path("/run/x"), "c", cores=4, gpus=gpus)
@@ -84,11 +90,13 @@ def serve(**settings: object) -> ServeConfig:
 @pytest.mark.parametrize(
     ("settings", "gpus", "expected"),
     [
-        ({}, 0, [("cpu", False, False)] * 2),
-        ({"layout": "colocated"}, 0, [("cpu", True, False)] * 2),
+        ({}, 0, [("cpu", False, True)] * 2),
+        ({"layout": "colocated"}, 0, [("cpu", True, True)] * 2),
+        ({"sharing": "none"}, 0, [("cpu", False, False)] * 2),
+        ({"decode_workers": 2}, 0, [("cpu", False, False)] * 3),
         ({"device": "cuda"}, 1, [("cuda", True, True)] * 2),
-        ({"device": "cuda", "gpu_sharing": "mps"}, 1, [("cuda", True, False)] * 2),
-        ({"device": "cuda", "gpu_sharing": "none"}, 1, [("cuda", True, False)] * 2),
+        ({"device": "cuda", "sharing": "mps"}, 1, [("cuda", True, False)] * 2),
+        ({"device": "cuda", "sharing": "none"}, 1, [("cuda", True, False)] * 2),
         ({"device": "cuda", "kv_transfer": "frames"}, 1, [("cuda:0", False, False)] * 2),
         ({"device": "cuda", "layout": "split"}, 1, [("cuda:0", False, False)] * 2),
         ({"device": "cuda:3"}, 8, [("cuda:3", True, True)] * 2),

@@ -1,10 +1,13 @@
-"""Turns on one GPU, passed between the two processes that share it.
+"""Turns on one device, a GPU or a machine's cores, passed between the two processes that share it.
 
 Two processes that launch at will slice each other's time, and both get slower: with turns only one of them
-has work on the GPU. A turn is a lock of the kernel on a file: it ends with its holder, however that dies.
+has work on the device. A turn is a lock of the kernel on a file: it ends with its holder, however that dies.
+Whoever gives it rings the other's bell, a named pipe, so that nobody looks for it all the time.
 """
 
+import contextlib
 import fcntl
+import math
 import os
 import struct
 import time
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who waits and does not take it
+OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
 PREFILL_SEAT, DECODE_SEAT = 0, 1
 
 _TURN = 0  # the byte of the file whose lock is the turn, and which says who had it last
@@ -22,10 +26,14 @@ _FLOCK = "hhqqi4x"  # struct flock of fcntl.h: type, whence, start, length, pid
 class Turns(Protocol):
     """When a process may launch."""
 
+    bell: int | None
+    """A descriptor to wait for: it can be read once a turn that we wait for may have come free."""
+
     def try_take(self) -> bool:
         """Take the turn if we may have it now; never waits. True as well for one who holds it already.
 
-        Whoever asks in vain is waiting, until it gets the turn or says `forget`: ask again soon.
+        Whoever asks in vain is waiting, until it gets the turn or says `forget`: ask again when the bell
+        rings, or after `PATIENCE`, for the holder may have died.
         """
         ...
 
@@ -45,6 +53,8 @@ class Turns(Protocol):
 class NoTurns:
     """Launch at will."""
 
+    bell: int | None = None
+
     def try_take(self) -> bool:
         return True
 
@@ -63,24 +73,42 @@ class FileTurns:
 
     Whoever had the turn last leaves it to the other if that one waits. Waiting is a lock as well, so nobody
     waits for the dead, and a player that stops while it waits costs the other `PATIENCE` once per turn. One
-    that stops in its turn keeps it: its work may still be running.
+    that stops in its turn keeps it: its work may still be running. Where that cannot be, on a machine's
+    cores, the other waits for `overdue` seconds and then launches without it.
     """
 
-    def __init__(self, path: Path, seat: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: Path,
+        seat: int,
+        clock: Callable[[], float] = time.monotonic,
+        overdue: float = math.inf,
+    ) -> None:
         self.holds = False
+        self._overdue = overdue
+        self._waits_since = 0.0
+        self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._seat = seat
         self._clock = clock
         self._gave_at = 0.0
         self._waits = False
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(_bell_of(path, seat), 0o600)
+        # For writing, too: a pipe without a writer would be at its end, and readable for ever.
+        self._pipe = os.open(_bell_of(path, seat), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.bell: int | None = self._pipe
 
     def try_take(self) -> bool:
         """See `Turns`."""
         if self.holds:
             return True
+        self._silence()
         if self._leaves_it() or not self._lock(_TURN):
             self._wait(True)
-            return False
+            # Given just before we were seen to wait, it came without a bell.
+            if self._leaves_it() or not self._lock(_TURN):
+                return self._clock() - self._waits_since >= self._overdue
         self.holds = True
         os.pwrite(self._fd, bytes([1 + self._seat]), _TURN)
         self._wait(False)
@@ -88,21 +116,42 @@ class FileTurns:
 
     def wanted(self) -> bool:
         """See `Turns`."""
-        return self._is_locked(1 + (PREFILL_SEAT + DECODE_SEAT - self._seat))
+        return self._is_locked(1 + self._other)
 
     def give(self) -> None:
         """See `Turns`."""
         if self.holds:
             self.holds, self._gave_at = False, self._clock()
             self._unlock(_TURN)
+            if self.wanted():
+                self._ring()
 
     def forget(self) -> None:
         """See `Turns`."""
+        self._silence()
         self._wait(False)
 
     def close(self) -> None:
         """Leave the game; the kernel takes back what we hold."""
         os.close(self._fd)
+        os.close(self._pipe)
+
+    @property
+    def _other(self) -> int:
+        return PREFILL_SEAT + DECODE_SEAT - self._seat
+
+    def _ring(self) -> None:
+        """Nobody there, or a bell that rings already: both are well."""
+        with contextlib.suppress(OSError):
+            bell = os.open(_bell_of(self._path, self._other), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(bell, b"!")
+            finally:
+                os.close(bell)
+
+    def _silence(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._pipe, 4096)
 
     def _leaves_it(self) -> bool:
         """Whether the other shall have it. Only one of the two had it last, so one of them takes it."""
@@ -113,7 +162,7 @@ class FileTurns:
 
     def _wait(self, waits: bool) -> None:
         if waits != self._waits:
-            self._waits = waits
+            self._waits, self._waits_since = waits, self._clock()
             self._lock(1 + self._seat) if waits else self._unlock(1 + self._seat)
 
     # Locks of an open file, not of a process, which would lose them by closing any descriptor of the file.
@@ -137,6 +186,11 @@ class FileTurns:
         return fcntl.fcntl(self._fd, command, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
 
 
-def turns_of(path: str, seat: int) -> Turns:
-    """The game that `--turns-file` names; no path: no game."""
-    return FileTurns(Path(path), seat) if path else NoTurns()
+def _bell_of(path: Path, seat: int) -> Path:
+    return path.with_name(f"{path.name}.bell{seat}")
+
+
+def turns_of(path: str, seat: int, device: str) -> Turns:
+    """The game that `--turns-file` names, for `device`; no path: no game."""
+    overdue = OVERDUE if device == "cpu" else math.inf
+    return FileTurns(Path(path), seat, overdue=overdue) if path else NoTurns()

@@ -1,6 +1,7 @@
 """Turns between real processes: one at a time, nobody starves, and nobody waits for the dead."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,13 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from xgr_runtime.gpu_turns import DECODE_SEAT, PATIENCE, PREFILL_SEAT, FileTurns, NoTurns, turns_of
+from xgr_runtime.device_turns import (
+    DECODE_SEAT,
+    OVERDUE,
+    PATIENCE,
+    PREFILL_SEAT,
+    FileTurns,
+    NoTurns,
+    turns_of,
+)
 
 # Answers each line: take, give, forget, or play N (take N turns as fast as they come, 1 ms each).
 PLAYER = """
 import sys, time
 from pathlib import Path
-from xgr_runtime.gpu_turns import FileTurns
+from xgr_runtime.device_turns import FileTurns
 turns = FileTurns(Path(sys.argv[1]), int(sys.argv[2]))
 log = Path(sys.argv[1] + ".log")
 print("here", flush=True)
@@ -113,6 +122,36 @@ def test_whoever_had_it_last_leaves_it_to_one_who_waits(path: Path, other: Playe
     assert ours.try_take(), "we waited"
 
 
+def test_a_bell_rings_when_the_turn_that_one_waits_for_is_given(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SEAT)
+    assert other.say("take") == "True" and not ours.try_take()
+    assert not rings(ours, 0.0)
+    other.say("give")
+    assert rings(ours, 10.0) and ours.try_take() and not rings(ours, 0.0)
+    ours.give()
+    other.say("take")
+    other.say("give")
+    assert not rings(ours, 0.0), "nobody waited"
+
+
+def test_a_turn_that_is_given_just_as_another_begins_to_wait_is_taken(path: Path) -> None:
+    giver, taker = FileTurns(path, PREFILL_SEAT), FileTurns(path, DECODE_SEAT)
+    assert giver.try_take()
+    inner = taker._wait
+
+    def waits(value: bool) -> None:
+        if value:
+            giver.give()  # before it can see us wait
+        inner(value)
+
+    taker._wait = waits  # type: ignore[method-assign]
+    assert taker.try_take()
+
+
+def rings(turns: FileTurns, seconds: float) -> bool:
+    return bool(select.select([turns.bell], [], [], seconds)[0])
+
+
 def test_alone_one_takes_turn_after_turn(path: Path, other: Player) -> None:
     ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
     for _ in range(3):
@@ -170,8 +209,27 @@ def test_nobody_starves(path: Path) -> None:
 
 
 def test_without_a_file_there_is_no_game(path: Path) -> None:
-    assert isinstance(turns_of("", 0), NoTurns) and turns_of("", 0).try_take()
-    assert isinstance(turns_of(str(path), 0), FileTurns)
+    assert isinstance(turns_of("", 0, "cuda"), NoTurns) and turns_of("", 0, "cuda").try_take()
+    assert isinstance(turns_of(str(path), 0, "cuda"), FileTurns)
+
+
+@pytest.mark.parametrize(("device", "goes_on"), [("cpu", True), ("cuda", False)])
+def test_cores_of_a_holder_that_stopped_are_used_in_the_end(
+    path: Path, other: Player, device: str, goes_on: bool
+) -> None:
+    now = [1.0]
+    ours = turns_of(str(path), PREFILL_SEAT, device)
+    assert isinstance(ours, FileTurns)
+    ours._clock = lambda: now[0]
+    assert other.say("take") == "True"
+    other.process.send_signal(signal.SIGSTOP)
+    assert not ours.try_take()
+    now[0] += OVERDUE
+    assert ours.try_take() == goes_on and not ours.holds
+    ours.give()
+    os.kill(other.process.pid, signal.SIGKILL)
+    other.process.wait()
+    assert ours.try_take() and ours.holds
 
 
 def test_a_closed_file_of_the_same_name_changes_nothing(path: Path, other: Player) -> None:
