@@ -157,9 +157,10 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `queue`: until prefill had pages for the prompt. `prefill`: inside the model. `decode`: from the last of
     the KV until the answer. `transfer`: the rest between the router's request and the answer, that is KV that
-    prefill did not hide, messages, and waits until a busy worker looked at them. These four add up; the
-    router's own part, and attempts that failed, are the rest of `e2e_latency`. Parts of `decode` are `wait`,
-    until there were rows for the beams, and `forward`, inside the model in steps that may have been shared.
+    prefill did not hide, messages, waits until a busy worker looked at them, and pauses between the forwards
+    of a long prompt. These four add up; the router's own part, and attempts that failed, are the rest of
+    `e2e_latency`. Parts of `decode` are `wait`, until there were rows for the beams, and `forward`, inside
+    the model in steps that may have been shared.
     """
 
     queue: float
