@@ -143,6 +143,8 @@ class PrefillWorker:
         tokens = sum(turn.end - turn.start for turn in turns)
         self.timeline.add(FORWARD, "forward", started, ended, prompts=len(turns), tokens=tokens)
         for turn, last in zip(turns, hidden, strict=True):
+            tokens = turn.end - turn.start
+            self.timeline.add(REQUEST, "prefill", started, ended, turn.prompt.id, tokens=tokens)
             self.finish(turn, last, seconds)
 
     def layer_ready(self, turns: list[Turn], layer: int) -> None:
@@ -157,8 +159,6 @@ class PrefillWorker:
         """A turn is over. `hidden` [hidden] is that of its last token."""
         prompt = turn.prompt
         self.scheduler.done(turn)
-        now, tokens = self.clock(), turn.end - turn.start
-        self.timeline.add(REQUEST, "prefill", now - seconds, now, prompt.id, tokens=tokens)
         self.counters["prompt_tokens"] += turn.end - turn.start
         prompt.seconds += seconds
         if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it

@@ -206,13 +206,14 @@ class Dispatcher:
         tried = self._begin(job, number, attempt, avoid)
         try:
             result = await tried.future
-            return msgspec.structs.replace(result, timing=whole(result.timing, time.monotonic() - started))
         except _Retry:
             avoid.update({tried.id.prefill, tried.id.decode})
             raise
         finally:
-            self.timeline.add(REQUEST, ATTEMPT, started, None, tried.id, job.rid)
+            seconds = time.monotonic() - started
+            self.timeline.add(REQUEST, ATTEMPT, started, started + seconds, tried.id, job.rid)
             self._end(tried)
+        return msgspec.structs.replace(result, timing=whole(result.timing, seconds))
 
     def _begin(self, job: Job, number: int, attempt: int, avoid: set[int]) -> _Attempt:
         """Choose a pair and send it the job. Raises `NoWorkers`, `_Retry`."""

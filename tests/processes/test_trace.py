@@ -138,11 +138,10 @@ def test_the_parts_of_an_answers_timing_are_those_of_the_trace(trace: Json, answ
         (attempt,) = slices(trace, "attempt", rid=answer.rid)
         whole = timing.queue + timing.prefill + timing.transfer + timing.decode
         assert whole <= meta.e2e_latency
-        # Both are read right after the answer came, a few lines of code apart.
-        assert whole == pytest.approx(attempt["dur"] / 1e6, abs=0.02)
+        assert whole == pytest.approx(attempt["dur"] / 1e6, abs=1e-5), "microseconds are rounded"
         (prefill,), (search,) = (slices(trace, name, rid=answer.rid) for name in ("prefill", "search"))
         assert timing.prefill == pytest.approx(prefill["dur"] / 1e6, abs=1e-5)
-        assert timing.decode - timing.wait == pytest.approx(search["dur"] / 1e6, abs=0.02)
+        assert timing.forward <= timing.decode - timing.wait <= search["dur"] / 1e6 + 1e-5
         assert timing.wait >= 0 and timing.forward + timing.wait <= timing.decode
 
 
