@@ -208,13 +208,15 @@ class PromptCache:
 
     def _evict(self, count: int, save: bool = True) -> None:
         """Drop the `count` oldest pages that nobody holds."""
+        pages = []
         for _ in range(count):
             name, _none = self._idle.popitem(last=False)
-            page = self._pages.pop(name).id
+            pages.append(self._pages.pop(name).id)
             if self._tier is not None and save:
-                self._tier.save(name, page)
-            self.pool.release(np.array([page], np.int32))
-            self.evicted += 1
+                self._tier.save(name, pages[-1])
+        if pages:
+            self.pool.release(np.array(pages, np.int32))
+            self.evicted += len(pages)
 
     def _hashed(self, tokens: bytes) -> list[bytes]:
         """The names of a prompt's whole pages: hashes over the first page, the first two, ..."""
