@@ -5,6 +5,7 @@ import sys
 from prefill_worker.engine import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
+from xgr_runtime.model.host_tier import HostTier
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.pages import PagePool
 from xgr_runtime.process import Lifecycle, main
@@ -18,7 +19,9 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     limit = prompt_limit(model, config.max_prompt_tokens)
     memory = model.pool.memory
     pages = PagePool(model.pool.pages, memory.generations)
-    worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared)
+    size = config.host_cache_bytes
+    tier = HostTier(model.pool, size, engine.device) if size else None
+    worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier)
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.stopping)
 

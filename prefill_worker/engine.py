@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.device import Device, HostDevice
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.stages import PrefillStage
 from xgr_runtime.pages import PageIds
@@ -26,6 +27,7 @@ class Engine(Protocol):
 
     model: ModelBackend
     pool: KvPool
+    device: Device
     max_prompts: int | None
     """Of a batch; None: as many as there are tokens for."""
 
@@ -49,6 +51,7 @@ class PrefillEngine:
     def __init__(self, model: ModelBackend, pool: KvPool) -> None:
         self.model = model
         self.pool = pool
+        self.device: Device = HostDevice()
 
     def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
         """See `Engine.run`."""

@@ -35,7 +35,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.prompt_cache import PromptCache
+from xgr_runtime.prompt_cache import PromptCache, Tier
 from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 
@@ -56,6 +56,7 @@ class PrefillWorker:
         max_prompt_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         memory: SharedKv | None = None,
+        tier: Tier | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -67,7 +68,9 @@ class PrefillWorker:
         self.device_turns = turns_of(config.turns_file, PREFILL_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
-        self.cache = PromptCache.bounded(pool, config.page_size, config.cache_bytes, identity.token_bytes)
+        self.cache = PromptCache.bounded(
+            pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
+        )
         self.scheduler = PrefillScheduler(self.cache, config.batch_tokens, engine.max_prompts)
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
@@ -297,6 +300,7 @@ class PrefillWorker:
         self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
         self.counters["outlived_leases"] = self.outbound.outlived_leases
         self.counters["evicted_pages"] = self.cache.evicted
+        self.counters["restored_pages"] = self.cache.restored
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),
             pages_used=self.cache.used,

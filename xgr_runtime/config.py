@@ -81,6 +81,9 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
     name: Annotated[str, about("this worker's name in logs and metrics")] = "prefill-0"
     control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
     batch_tokens: Annotated[Count, about("prompt tokens packed into one forward")] = 4096
+    host_cache_bytes: Annotated[
+        Annotated[int, Meta(ge=0)], about("bytes of main memory for prompt KV that a GPU has no room for")
+    ] = 0
     chunk_bytes: Annotated[
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20
@@ -167,6 +170,10 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     batch_tokens: Annotated[Count, about("prompt tokens packed into one prefill forward")] = 4096
+    host_cache_bytes: Annotated[
+        Annotated[int, Meta(ge=0)],
+        about("bytes of main memory, per prefill worker, for prompt KV that a GPU has no room for"),
+    ] = 0
     chunk_bytes: Annotated[
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20

@@ -6,9 +6,12 @@ shares the page. Both workers keep one over their page pool. Plain data: no tens
 
 import secrets
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import takewhile
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +42,26 @@ class _Page:
     holders: int  # prompts
 
 
+class Tier(Protocol):
+    """Slower memory, with a bound of its own, where KV goes when its page is dropped."""
+
+    def __contains__(self, name: bytes) -> bool:
+        """Whether it has the KV of the page of that name."""
+        ...
+
+    def save(self, name: bytes, page: int) -> None:
+        """Take a copy of a page that is about to be dropped."""
+        ...
+
+    def load(self, names: Sequence[bytes], pages: PageIds) -> None:
+        """Copy KV that it has, [n] names, into as many pages of the pool; it is there on return."""
+        ...
+
+    def clear(self) -> None:
+        """Drop everything."""
+        ...
+
+
 class PromptCache:
     """Shares pages of `pool`, `page_size` tokens each, between prompts that begin alike.
 
@@ -46,13 +69,17 @@ class PromptCache:
     three places: free in the pool; held by requests, alone or together; or kept by the cache for nobody, at
     most `limit` of these, until a new prompt needs it. Then the least recently used goes first, the end of a
     prompt before its beginning. A cached page is not given back to the pool, so its generation stands still
-    exactly as long as its KV does.
+    exactly as long as its KV does. With a `tier`, what is dropped can be brought back from there.
     """
 
-    def __init__(self, pool: PagePool, page_size: int, limit: int | None = None) -> None:
+    def __init__(
+        self, pool: PagePool, page_size: int, limit: int | None = None, tier: Tier | None = None
+    ) -> None:
         self.pool = pool
         self.page_size = page_size
         self.evicted = 0  # pages so far
+        self.restored = 0  # of them, pages that came back
+        self._tier = tier
         self._limit = pool.capacity if limit is None else limit
         self._pages: dict[bytes, _Page] = {}
         self._idle: OrderedDict[bytes, None] = (
@@ -62,10 +89,17 @@ class PromptCache:
         self._names_of = lru_cache(_REMEMBERED)(self._hashed)
 
     @classmethod
-    def bounded(cls, pool: PagePool, page_size: int, cache_bytes: int, token_bytes: int) -> "PromptCache":
+    def bounded(
+        cls,
+        pool: PagePool,
+        page_size: int,
+        cache_bytes: int,
+        token_bytes: int,
+        tier: Tier | None = None,
+    ) -> "PromptCache":
         """One that keeps at most `cache_bytes` for nobody; -1: whatever is free."""
         limit = None if cache_bytes < 0 else cache_bytes // (page_size * token_bytes)
-        return cls(pool, page_size, limit)
+        return cls(pool, page_size, limit, tier)
 
     @property
     def capacity(self) -> int:
@@ -83,7 +117,8 @@ class PromptCache:
 
     def cached(self, tokens: Tokens) -> int:
         """How many of the first tokens `begin` would find. Touches nothing."""
-        return len(self._found(tokens)) * self.page_size
+        found = self._found(tokens)
+        return (len(found) + len(self._in_tier(tokens, len(found)))) * self.page_size
 
     def fits(self, tokens: Tokens) -> bool:
         """Whether `begin` would succeed now."""
@@ -101,7 +136,8 @@ class PromptCache:
         self._evict(missing - self.pool.free)
         fresh = self.pool.allocate(missing, after=int(shared[-1]) if len(shared) else None)
         assert fresh is not None, "pages were counted before"
-        return HeldPrompt(tokens, np.concatenate([shared, fresh]), len(found) * self.page_size, found)
+        names = found + self._bring_back(self._in_tier(tokens, len(found)), fresh)
+        return HeldPrompt(tokens, np.concatenate([shared, fresh]), len(names) * self.page_size, names)
 
     def keep(self, held: HeldPrompt, tokens: int) -> None:
         """The KV of the first `tokens` tokens is good: from now on others may share its whole pages.
@@ -132,7 +168,9 @@ class PromptCache:
     def flush(self) -> int:
         """Drop all that no request holds; returns pages."""
         count = len(self._idle)
-        self._evict(count)
+        self._evict(count, save=False)
+        if self._tier is not None:
+            self._tier.clear()
         return count
 
     def _found(self, tokens: Tokens) -> list[bytes]:
@@ -144,6 +182,21 @@ class PromptCache:
             found.append(name)
         return found
 
+    def _in_tier(self, tokens: Tokens, found: int) -> list[bytes]:
+        """Names of the pages behind the first `found` that the tier has, up to the first that it has not."""
+        if self._tier is None:
+            return []
+        names = self._names_of(tokens.tobytes())[found : (len(tokens) - 1) // self.page_size]
+        return [*takewhile(self._tier.__contains__, names)]
+
+    def _bring_back(self, names: list[bytes], fresh: PageIds) -> list[bytes]:
+        """Fill the first of the `fresh` pages from the tier; others may share them at once."""
+        if names and self._tier is not None:
+            self._tier.load(names, fresh[: len(names)])
+            self._pages |= {name: _Page(int(page), 1) for name, page in zip(names, fresh, strict=False)}
+            self.restored += len(names)
+        return names
+
     def _fits(self, tokens: Tokens, found: list[bytes]) -> bool:
         """Whether there are pages for all but the found, which must not be dropped for the others."""
         droppable = len(self._idle) - sum(name in self._idle for name in found)
@@ -153,12 +206,17 @@ class PromptCache:
         self._pages[name].holders += 1
         self._idle.pop(name, None)
 
-    def _evict(self, count: int) -> None:
+    def _evict(self, count: int, save: bool = True) -> None:
         """Drop the `count` oldest pages that nobody holds."""
+        pages = []
         for _ in range(count):
             name, _none = self._idle.popitem(last=False)
-            self.pool.release(np.array([self._pages.pop(name).id], np.int32))
-            self.evicted += 1
+            pages.append(self._pages.pop(name).id)
+            if self._tier is not None and save:
+                self._tier.save(name, pages[-1])
+        if pages:
+            self.pool.release(np.array(pages, np.int32))
+            self.evicted += len(pages)
 
     def _hashed(self, tokens: bytes) -> list[bytes]:
         """The names of a prompt's whole pages: hashes over the first page, the first two, ..."""

@@ -1,5 +1,6 @@
 """The engines of a GPU in real workers, on the CPU: answers are the oracle's, however KV gets to decode."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class CapturedCluster(Cluster):
         if module == "router":
             return super()._spawn(module, config, name)
         argv = [module.removesuffix("_worker"), *to_argv(config)]
-        environ = {"PYTHONPATH": str(SUPPORT), "TRITON_INTERPRET": "1"}
+        paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]  # ours may not be installed
+        environ = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
         child = Child(Program(name or config.name, "captured_workers", argv, environ))
         child.start()
         self.children[child.name] = child
@@ -53,4 +55,8 @@ def test_answers_are_the_oracles(
         )
         for prompt, answer in zip(asked, answers, strict=True):
             assert_same(answer, oracle.beams(prompt, items, WIDTH))
+        longest = max(asked, key=len)
+        again = client.generate(input_ids=longest, beam_width=WIDTH, timeout_ms=300_000)
+        assert again.meta_info.cached_tokens == (len(longest) - 1) // 16 * 16
+        assert_same(again, oracle.beams(longest, items, WIDTH))
         cluster.settled()

@@ -135,17 +135,22 @@ def longest_known(prompt: list[int], seen: list[list[int]]) -> int:
     return most
 
 
-@pytest.mark.parametrize("way", ["frames", "pull", "in-place"])
+@pytest.mark.parametrize(
+    ("way", "tier"),
+    [("frames", 0), ("pull", 0), ("in-place", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],
+)
 def test_pools_for_two_prompts_serve_everybody_in_turn(
     way: str,
+    tier: int,
     checkpoint: Path,
     catalog_source: Path,
     sessions: list[list[int]],
     expected: list[Answer],
     token_bytes: int,
 ) -> None:
-    """Every prompt pushes another out; some find a part of theirs."""
-    tiny = {"page_size": PAGE, "kv_bytes": 2 * max(map(len, sessions)) * token_bytes}
+    """Every prompt pushes another out; some find a part of theirs, in the tier behind the pool or here."""
+    kv_bytes = 2 * max(map(len, sessions)) * token_bytes
+    tiny = {"page_size": PAGE, "kv_bytes": kv_bytes, "host_cache_bytes": tier}
     with (
         Cluster(checkpoint, catalog_source, **WAYS[way], **tiny) as cluster,
         cluster.client() as client,
@@ -158,6 +163,7 @@ def test_pools_for_two_prompts_serve_everybody_in_turn(
         cluster.settled()
         prefill = counters(client, "prefill")
         assert prefill["evicted_pages"] > 0 and prefill["cached_tokens"] > 0
+        assert bool(prefill["restored_pages"]) == bool(tier)
         if way != "in-place":
             assert counters(client, "decode")["evicted_pages"] > 0
 

@@ -1,12 +1,14 @@
 """Pages shared between prompts: what is found, who holds what, what is dropped first, and nothing is lost."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from xgr_runtime.pages import PagePool
+from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import HeldPrompt, PromptCache, Tokens
 
 SIZE = 4
@@ -157,17 +159,43 @@ def test_what_goes_on_from_cached_pages_lies_behind_them_if_it_can() -> None:
     assert held.pages.tolist() == list(range(int(held.pages[0]), int(held.pages[0]) + 5))
 
 
+class PlayedTier:
+    """Three pages beside the pool; it copies what the model says that a page holds."""
+
+    def __init__(self, life: "Life") -> None:
+        self.life = life
+        self.kept: dict[bytes, bytes] = {}
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self.kept
+
+    def save(self, name: bytes, page: int) -> None:
+        self.kept[name] = self.life.written[page]
+        if len(self.kept) > 3:
+            del self.kept[next(iter(self.kept))]
+
+    def load(self, names: Sequence[bytes], pages: PageIds) -> None:
+        for name, page in zip(names, pages.tolist(), strict=True):
+            self.life.written[page] = self.kept[name]
+
+    def clear(self) -> None:
+        self.kept.clear()
+
+
 class Life(RuleBasedStateMachine):
     """Prompts over a small alphabet come and go; the model of the cache is what each page holds."""
+
+    tiered = False
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = PagePool(7)
-        self.cache = PromptCache(self.pool, 2, limit=5)
+        self.tier = PlayedTier(self)
+        self.cache = PromptCache(self.pool, 2, limit=5, tier=self.tier if self.tiered else None)
         self.held: list[HeldPrompt] = []
         self.good: dict[int, int] = {}  # id(held) -> tokens that were kept
         self.written: dict[int, bytes] = {}  # page -> the tokens up to its end that were computed there
-        self.generations = self.pool.generations.copy()
+        self.generations: dict[int, int] = {}  # of pages that prompts were given to fill, when they were
         self.goes_on_from: dict[bytes, bytes | None] = {}
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
@@ -175,6 +203,7 @@ class Life(RuleBasedStateMachine):
         array = np.array(tokens, np.int32)
         fits, found, before = self.cache.fits(array), self.cache.cached(array), self.pool.generations.copy()
         pinned = {page for held in self.held for page in held.pages.tolist()}
+        shared = {self.cache._pages[name].id for name in self.cache._found(array)}
         held = self.cache.begin(array)
         assert (held is not None) == fits
         changed = set(np.flatnonzero(self.pool.generations != before).tolist())
@@ -182,23 +211,25 @@ class Life(RuleBasedStateMachine):
         if held is None:
             assert not changed
             return
-        assert held.cached_tokens == found < len(array) and len(held.pages) == -(-len(array) // 2)
-        shared, fresh = held.pages[: found // 2].tolist(), held.pages[found // 2 :].tolist()
-        for index, page in enumerate(shared):
-            assert self.written[page] == array[: 2 * index + 2].tobytes(), (
-                "found what was computed for others"
-            )
-            assert page not in changed
-        assert not set(fresh) & pinned
-        for page in fresh:
-            if page in self.written:
+        assert len(held.pages) == -(-len(array) // 2) and held.cached_tokens <= found < len(array)
+        assert self.tiered or held.cached_tokens == found, "what a tier has may be dropped on the way"
+        there = held.cached_tokens // 2
+        for index, page in enumerate(held.pages[:there].tolist()):
+            assert self.written[page] == array[: 2 * index + 2].tobytes(), "computed for another prompt"
+        for page in held.pages.tolist():
+            if page in shared:
+                assert page not in changed
+                continue
+            assert page not in pinned
+            if page in self.generations:
                 assert self.pool.generations[page] != self.generations[page], "new content, old generation"
-            self.generations[page] = self.pool.generations[page]
+            self.generations[page] = int(self.pool.generations[page])
+        for page in held.pages[there:].tolist():
             self.written.pop(page, None)
         self.held.append(held)
         names = self.cache._names_of(array.tobytes())
         self.goes_on_from |= zip(names, [None, *names], strict=False)
-        self.good[id(held)] = found
+        self.good[id(held)] = held.cached_tokens
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -247,5 +278,15 @@ class Life(RuleBasedStateMachine):
             assert before not in age or age.get(name, 99) < age[before]
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestLife = Life.TestCase
+
+
+class TieredLife(Life):
+    """The same with a tier behind the pool."""
+
+    tiered = True
+
+
+TieredLife.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestTieredLife = TieredLife.TestCase

@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from router.job import Flush
 from router.sglang_server import SglangServer
-from router.worker import Worker
+from router.worker import Worker, flushed
 from xgr_runtime.errors import BadRequest, WorkerLost
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -48,7 +49,7 @@ class PlayedServer:
         self.hello = WorkerHello(PROTOCOL, "prefill", "sglang-1", 33, MODEL, "", [], Limits(99), LOAD)
         self.info: Any = None  # in place of the usual /server_info
         self.answer: tuple[int, Any] = (200, DONE)
-        self.abort_status = 200
+        self.abort_status = self.flush_status = 200
         self.answering = asyncio.Event()  # heartbeats
         self.answering.set()
         self.hold = asyncio.Event()
@@ -58,6 +59,7 @@ class PlayedServer:
             Route("/server_info", self._info),
             Route("/generate", self._generate, methods=["POST"]),
             Route("/abort_request", self._abort, methods=["POST"]),
+            Route("/flush_cache", self._flush, methods=["POST"]),
         ]
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -83,6 +85,11 @@ class PlayedServer:
     async def _abort(self, request: Request) -> Response:
         self.asked.append(("abort", await request.json(), None))
         return Response(status_code=self.abort_status)
+
+    async def _flush(self, request: Request) -> Response:
+        self.asked.append(("flush", None, request.headers.get("authorization")))
+        await self.hold.wait()
+        return Response("Flush cache failed.\n" if self.flush_status != 200 else "", self.flush_status)
 
     async def close(self) -> None:
         """As abrupt as a kill: connections break."""
@@ -383,3 +390,32 @@ def test_tensor_parallelism_is_refused_by_name() -> None:
             assert link.problem == "its tensor parallelism is 2, this release needs 1"
 
     run(body)
+
+
+def test_its_cache_is_flushed_over_its_own_route() -> None:
+    async def test() -> None:
+        async with served(key="k3y") as (server, link, _):
+            server.hello = msgspec.structs.replace(
+                server.hello, load=msgspec.structs.replace(LOAD, pages_cached=6)
+            )
+            await until(lambda: link.alive)
+            assert await flushed(link) == Flush(server.url, 6)
+            assert server.asked == [("flush", None, "Bearer k3y")]
+            server.flush_status = 400
+            busy = await flushed(link)
+            assert busy.pages == 0 and "400: Flush cache failed." in busy.problem
+
+    run(test)
+
+
+def test_a_server_that_is_gone_or_does_not_answer_is_named_in_a_flush() -> None:
+    async def test() -> None:
+        async with served() as (server, link, _):
+            await until(lambda: link.alive)
+            server.hold.clear()
+            assert "broke off: ReadTimeout" in (await flushed(link)).problem
+            await server.close()
+            await until(lambda: not link.alive)
+            assert (await flushed(link)).problem
+
+    run(test)

@@ -1,0 +1,70 @@
+"""KV of prompts that no longer fits a GPU's pool, in pinned main memory, until it is wanted or too old.
+
+Copies in both directions go through the queue of the forwards: a page is saved before a later forward writes
+to it. Not measured on a GPU. On a CPU it works alike, and gains only what a larger pool would.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.model.device import Device
+from xgr_runtime.model.kv import KvPool
+from xgr_runtime.pages import PageIds
+
+
+class HostTier:
+    """A `Tier` of `xgr_runtime.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
+
+    Raises `ConfigError` when there is less memory than that.
+    """
+
+    def __init__(self, pool: KvPool, size_bytes: int, device: Device) -> None:
+        geometry = pool.geometry
+        slots = size_bytes // (pool.page_size * geometry.token_bytes)
+        shape = (slots, 2, geometry.layers, pool.page_size, geometry.kv_heads, geometry.head_dim)
+        self._pool = pool
+        self._device = device
+        try:
+            self._kv = device.staging(*shape, dtype=geometry.torch_dtype)  # keys, then values, of each page
+        except RuntimeError as error:  # torch's for no memory, pinned or not
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"no {size_bytes} bytes of memory for --host-cache-bytes: {reason}") from None
+        self._slots: OrderedDict[bytes, int] = OrderedDict()  # oldest first
+        self._free = list(range(slots))
+
+    def __contains__(self, name: bytes) -> bool:
+        """See `Tier`."""
+        return name in self._slots
+
+    def save(self, name: bytes, page: int) -> None:
+        """See `Tier`. What came from here is here still."""
+        if name in self._slots:
+            self._slots.move_to_end(name)
+            return
+        if not self._free and not self._slots:
+            return
+        slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+        self._slots[name] = slot
+        with self._device.running(), torch.inference_mode():
+            for kept, ours in zip(self._kv[slot], (self._pool.k, self._pool.v), strict=True):
+                kept.copy_(ours[:, page], non_blocking=True)
+
+    def load(self, names: Sequence[bytes], pages: PageIds) -> None:
+        """See `Tier`. It waits for the copies: readers in other processes may be told at once."""
+        done = self._device.event()
+        with self._device.running(), torch.inference_mode():
+            for name, page in zip(names, pages.tolist(), strict=True):
+                for kept, ours in zip(self._kv[self._slots[name]], (self._pool.k, self._pool.v), strict=True):
+                    ours[:, page].copy_(kept, non_blocking=True)
+            done.record()
+        done.wait()
+        for name in reversed(names):  # the end of a prompt is older than its beginning, as in the cache
+            self._slots.move_to_end(name)
+
+    def clear(self) -> None:
+        """See `Tier`."""
+        self._free += self._slots.values()
+        self._slots.clear()
