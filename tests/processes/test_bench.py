@@ -1,0 +1,62 @@
+"""`xgr bench` against real processes: its figures add up, and all that is answered is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from lying_deployment import Done, finish, start
+
+from xgr_runtime.launch import Deployment
+
+
+@pytest.fixture
+def flags(deployment: Deployment, catalog_source: Path, checkpoint: Path) -> list[str]:
+    where = ["--url", deployment.url, "--catalog", str(catalog_source), "--model-path", str(checkpoint)]
+    return [*where, "--beam-width", "8:0.7,40:0.3", "--prompt-tokens", "100", "--warm-up", "0.5"]
+
+
+def run(flags: list[str], *more: str) -> Done:
+    done = finish(start(*flags, *more))
+    assert done.code == 0, done.err
+    return done
+
+
+def answered_by(deployment: Deployment) -> float:
+    """Requests that the router says it has answered with 200."""
+    text = httpx.get(f"{deployment.url}/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("xgr_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if '"200"' in line)
+
+
+def test_figures_of_an_open_loop_add_up(deployment: Deployment, flags: list[str]) -> None:
+    before = answered_by(deployment)
+    done = run(flags, "--rate", "4,8", "--duration", "3", "--slo-ms", "20000")
+    for point in done.line["points"]:
+        assert point["sent"] == point["answered"] > 0
+        assert point["refused"] == point["failed"] == {}
+        assert point["invalid_sids"] == point["duplicate_sids"] == point["underfilled"] == 0
+        assert 0 < point["p50_ms"] <= point["p90_ms"] <= point["p99_ms"] < 20_000
+        assert 0 < point["goodput"] == point["throughput"]
+    served = answered_by(deployment) - before
+    assert served >= sum(point["sent"] for point in done.line["points"])  # those of the warm-ups as well
+    assert "WRONG" not in done.out
+
+
+def test_a_closed_loop_counts_no_more_than_was_served(deployment: Deployment, flags: list[str]) -> None:
+    before = answered_by(deployment)
+    (point,) = run(flags, "--in-flight", "2", "--duration", "3").line["points"]
+    assert 0 < point["sent"] == point["answered"] <= answered_by(deployment) - before
+    assert point["throughput"] * 3 <= answered_by(deployment) - before
+
+
+def test_the_same_requests_get_the_same_answers(flags: list[str], tmp_path: Path) -> None:
+    answers = str(tmp_path / "answers.jsonl")
+    load = ["--rate", "5", "--duration", "3", "--traffic", "sessions", "--seed", "4"]
+    run(flags, *load, "--save-answers", answers)
+    (point,) = run(flags, *load, "--reference", answers).line["points"]
+    assert point["compared"] == point["answered"] > 0
+    # Another batch moves scores by 1e-5: neighbours may change places, and at the last place one is lost.
+    assert point["overlap"] > 0.97
+    assert point["same_first"] > 0.9

@@ -1,0 +1,90 @@
+"""Answers of another run, or of another program, by prompt: what this run's answers are compared with.
+
+A file has JSON lines `{"prompt_ids": [...] or "history": [...], "beams": [[sid, score], ...]}`, best first;
+`width` is optional, and then only requests of that width are compared with the line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from xgr_runtime.cli.bench.traffic import UNLIMITED, prompt_of
+from xgr_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from xgr_runtime.catalog import Catalog
+
+Sid: TypeAlias = tuple[int, ...]
+Key: TypeAlias = tuple[tuple[int, ...], int | None]  # prompt, width
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """`first`: the same best SID. `overlap`: the share of the reference's SIDs that were found as well."""
+
+    first: bool
+    overlap: float
+
+
+class Reference:
+    """Ranked SIDs by prompt and width."""
+
+    def __init__(self, answers: dict[Key, list[Sid]]) -> None:
+        self._answers = answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def compare(self, prompt: Sequence[int], width: int, sids: Sequence[Sid]) -> Agreement | None:
+        """None for a prompt that is not in the file. As many of each as the shorter list has are compared."""
+        key = tuple(prompt)
+        expected = self._answers.get((key, width)) or self._answers.get((key, None))
+        if not expected:
+            return None
+        if not sids:
+            return Agreement(False, 0.0)
+        k = min(len(expected), len(sids))
+        return Agreement(sids[0] == expected[0], len(set(sids[:k]) & set(expected[:k])) / k)
+
+
+def read_reference(path: Path, catalog: Catalog) -> Reference:
+    """Raises ConfigError naming the line that is wrong."""
+    answers: dict[Key, list[Sid]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--reference {path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            prompt = row.get("prompt_ids") or prompt_of(catalog, row["history"], UNLIMITED, path)
+            answers[tuple(prompt), row.get("width")] = [tuple(sid) for sid, _ in row["beams"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"--reference {path}: line {number} is not of its form: {error!r}") from None
+    return Reference(answers)
+
+
+class AnswerFile:
+    """Writes answers as the lines of a reference file, each prompt and width once."""
+
+    def __init__(self, path: Path) -> None:
+        self._seen: set[Key] = set()
+        try:
+            self._file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--save-answers {path} cannot be written: {error.strerror}") from None
+
+    def write(self, prompt: Sequence[int], width: int, beams: Sequence[tuple[Sid, float]]) -> None:
+        key = (tuple(prompt), width)
+        if key not in self._seen:
+            self._seen.add(key)
+            line = {"prompt_ids": list(prompt), "width": width, "beams": beams}
+            self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
