@@ -26,6 +26,7 @@ class Cell:
     rival: str
     width: int
     seconds: list[float] = field(default_factory=list)  # of single requests
+    overheads: list[float] = field(default_factory=list)  # of these, outside of the model's forwards
     per_second: float | None = None  # together
     same_as_ours: int = 0  # of the single requests
     in_catalog: float | None = None  # share of all SIDs found
@@ -76,8 +77,9 @@ class Arena:
                 answer = self._ask(name, cell, [prompt], 1)
                 if answer is None:
                     continue
-                seconds, (beams,) = answer
-                cell.seconds.append(seconds)
+                (beams,) = answer["beams"]
+                cell.seconds.append(answer["seconds"])
+                cell.overheads += answer["overhead"]
                 ours = beams if name == OURS else ours
                 cell.same_as_ours += ours is not None and same_beams(ours, beams)
                 found.append((cell, beams))
@@ -95,11 +97,11 @@ class Arena:
         prompts = [next(self.prompts) for _ in range(batches * at_a_time)]
         answer = self._ask(name, cell, prompts, at_a_time, together=True)
         if answer:
-            cell.per_second = len(prompts) / answer[0]
+            cell.per_second = len(prompts) / answer["seconds"]
 
     def _ask(
         self, name: str, cell: Cell, prompts: list[list[int]], at_a_time: int, together: bool = False
-    ) -> tuple[float, list[Any]] | None:
+    ) -> dict[str, Any] | None:
         """None, and the reason in the cell, when there is no answer."""
         if cell.why:
             return None

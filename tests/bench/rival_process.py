@@ -53,10 +53,11 @@ class RivalProcess:
         facts: dict[str, Any] = self._read(patience)["ready"]
         return facts
 
-    def ask(
-        self, prompts: list[list[int]], width: int, at_a_time: int, patience: float
-    ) -> tuple[float, list[Any]]:
-        """Seconds for all prompts, and the beams of each, as (SID, score), best first."""
+    def ask(self, prompts: list[list[int]], width: int, at_a_time: int, patience: float) -> dict[str, Any]:
+        """`seconds` for all prompts, and the `beams` of each, as (SID, score), best first.
+
+        `overhead`, where it is known: seconds of each request outside of the model's forwards.
+        """
         assert self._process and self._process.stdin
         question = {"prompts": prompts, "width": width, "at_a_time": at_a_time}
         try:
@@ -64,8 +65,7 @@ class RivalProcess:
             self._process.stdin.flush()
         except OSError:
             raise NotMeasuredError("it ended") from None
-        answer = self._read(patience)
-        return answer["seconds"], answer["beams"]
+        return self._read(patience)
 
     def close(self) -> None:
         """The end of its stdin asks it to leave; then it is killed, with all that it started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,17 @@ def show(rows: list[Cell], floors: dict[int, float], ring: Arena, rate: float, c
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     together = f"{ring.args.at_a_time} at a time, requests/s"
-    for column in ("width", "", "median ms", "ratio", together, "ratio", "same as ours", "SIDs in catalog"):
+    for column in (
+        "width",
+        "",
+        "median ms",
+        "ratio",
+        together,
+        "ratio",
+        "same as ours",
+        "SIDs in catalog",
+        "overhead ms",
+    ):
         table.add_column(column, justify="left" if column == "" else "right")
     ours = {cell.width: cell for cell in rows if cell.rival == OURS}
     for cell in rows:
@@ -50,8 +61,9 @@ def cells(cell: Cell, ours: Cell) -> list[str]:
         "" if slower is None else f"{slower:.1f}",
         "not measured" if cell.per_second is None else f"{cell.per_second:.2f}",
         "" if fewer is None else f"{fewer:.1f}",
-        f"{cell.same_as_ours}/{len(cell.seconds)}",
+        "" if cell.rival == OURS else f"{cell.same_as_ours}/{len(cell.seconds)}",
         "" if cell.in_catalog is None else f"{cell.in_catalog:.1%}",
+        f"{1e3 * statistics.median(cell.overheads):.1f}" if cell.overheads else "",
     ]
 
 
@@ -70,6 +82,7 @@ def result(
             asdict(cell)
             | {
                 "seconds": [round(s, 5) for s in cell.seconds],
+                "overheads": [round(s, 5) for s in cell.overheads],
                 "p50_ms": cell.median and round(1e3 * cell.median, 2),
             }
             for cell in rows

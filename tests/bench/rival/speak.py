@@ -55,7 +55,8 @@ def _answer(rival: Rival, prompts: Prompts, width: int, at_a_time: int) -> dict[
         beams = rival.ask(prompts, width, at_a_time)
     except Exception as error:  # this width or this many: the next question may fare better
         return {"error": f"{type(error).__name__}: {error}"[-2000:]}
-    return {"seconds": time.perf_counter() - started, "beams": beams}
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "beams": beams, "overhead": getattr(rival, "overhead", [])}
 
 
 def versions(*packages: str) -> dict[str, str]:
