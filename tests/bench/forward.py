@@ -4,13 +4,12 @@ Usage: python tests/bench/forward.py MODEL [--threads 2] [--prompt 512] [--rows 
 
 Times one prompt and one decode step at full width, each split into attention (the stage) and the rest (the
 model's layers), the vocabulary head, and a forward of one row without attention, which is what Python and
-dispatch cost. The floor is the same number of multiplications at the rate of one large matmul, timed in the
-same run. Prints one JSON line last.
+dispatch cost. The floor is the same number of multiplications at the rate of large matmuls, timed in the same
+run. Prints one JSON line last.
 """
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from floor import Shape, matmul_rate
 from torch import Tensor
 
 from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
-from xgr_runtime.model.checkpoint import weight_files
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
@@ -60,10 +58,12 @@ def main() -> None:
     flops_per_second = matmul_rate(backend.geometry.torch_dtype)
     prefill = measure(backend, *prefill_case(backend, args.prompt), args.repeat)
     step = measure(backend, *decode_case(backend, args.prompt + 1, args.rows), args.repeat)
-    prefill["floor_ms"] = floor_ms(
-        args.model, backend.geometry, args.prompt, args.prompt / 2, flops_per_second
-    )
-    step["floor_ms"] = floor_ms(args.model, backend.geometry, args.rows, args.prompt + 1, flops_per_second)
+    shape = Shape.of(args.model, backend.geometry)
+    for case, flop in (
+        (prefill, shape.forward_flop(args.prompt, args.prompt / 2)),
+        (step, shape.forward_flop(args.rows, args.prompt + 1)),
+    ):
+        case["floor_ms"] = round(1e3 * flop / flops_per_second, 2)
     hidden = torch.randn(args.rows, backend.geometry.hidden).to(backend.geometry.torch_dtype)
     one = torch.ones(1, dtype=torch.int64)
     result = {
@@ -137,25 +137,6 @@ def measure(
         "attention_ms": round(inside, 2),
         "layers_ms": round(total - inside, 2),
     }
-
-
-def floor_ms(model: Path, geometry: Geometry, rows: int, keys: float, flops_per_second: float) -> float:
-    """Multiplications of `rows` rows that each attend to `keys` keys, at the measured rate."""
-    matrices = 0
-    for file in weight_files(model):
-        with safe_open(str(file), framework="pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        matrices += sum(
-            math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and ".layers." in name
-        )
-    attention = 2 * geometry.layers * geometry.q_heads * geometry.head_dim * keys
-    return round(2 * rows * (matrices + attention) / flops_per_second * 1e3, 2)
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Multiply-adds times two per second of one 1024-cubed product."""
-    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-    return 2 * 1024**3 / (median_ms(lambda: a @ b, 9) / 1e3)
 
 
 def median_ms(run: Callable[[], object], repeat: int) -> float:

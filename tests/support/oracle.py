@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from constrained_generate import constrained_generate
 from items import Items, Sid
 
 ScoreMode = Literal["vocab", "legal"]
@@ -50,31 +51,9 @@ class Oracle:
         ]
         return sorted(zip(sids, map(float, scores), strict=True), key=lambda pair: -pair[1])
 
-    @torch.inference_mode()
     def hugging_face(self, prompt: Sequence[int], items: Items, width: int) -> Ranked:
         """The same beams from `generate`, held to the catalog by `prefix_allowed_tokens_fn`."""
-        ids = torch.tensor([list(prompt)])
-        made = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            num_beams=width,
-            num_return_sequences=width,
-            max_new_tokens=items.depth,
-            min_new_tokens=items.depth,
-            prefix_allowed_tokens_fn=lambda _, row: items.children.get(
-                tuple(row[len(prompt) :].tolist()), [0]
-            ),
-            do_sample=False,
-            early_stopping=True,
-            length_penalty=0.0,
-            return_dict_in_generate=True,
-            output_scores=True,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        pairs = zip(made.sequences[:, len(prompt) :].tolist(), made.sequences_scores.tolist(), strict=True)
-        # Where a level has fewer children than beams, generate fills up with dead beams of minus infinity.
-        return [(tuple(sid), score) for sid, score in pairs if score > -1e6]
+        return constrained_generate(self.model, [prompt], items.children, items.depth, width)[0]
 
     @torch.inference_mode()
     def _search(

@@ -13,7 +13,7 @@ ITEMS = 80
 
 
 def visits(count: int, **settings: object) -> list[Visit]:
-    made = TrafficSettings(kind="sessions", **settings)  # type: ignore[arg-type]
+    made = TrafficSettings(kind="sessions", **{"known": 1, **settings})  # type: ignore[arg-type]
     return list(itertools.islice(Sessions(made, leaves=1000, items=ITEMS), count))
 
 
@@ -21,6 +21,12 @@ def visits(count: int, **settings: object) -> list[Visit]:
 def test_as_many_return_as_asked_for(share: float) -> None:
     new = sum(visit.visitor == "new" for visit in visits(5000, returning=share))
     assert new / 5000 == pytest.approx(1 - share, abs=0.02)  # four deviations
+
+
+def test_the_first_are_those_who_are_known_from_the_start() -> None:
+    made = visits(5000, known=40, returning=0.9)
+    assert [visit.user for visit in made[:40]] == list(range(40))
+    assert sum(v.visitor == "new" for v in made[40:]) / 4960 == pytest.approx(0.1, abs=0.02)
 
 
 def test_every_visit_is_the_last_one_with_new_items_behind() -> None:

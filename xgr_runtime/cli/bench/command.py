@@ -93,6 +93,8 @@ async def _measure(
         most_tokens = (await target.info()).max_prompt_tokens or UNLIMITED
         stream = calls(catalog, traffic, most_tokens)
         report.run = Run(target, judge, stream, report.load, report.progress)
+        if traffic.kind == "sessions":
+            await report.run.prime(traffic.known)
         await _all_points(args, report.run, report)
 
 

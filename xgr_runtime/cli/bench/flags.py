@@ -55,6 +55,8 @@ def _add_traffic(group: argparse._ArgumentGroup) -> None:
     _add(group, "--prompt-tokens", text, type=_count, default=TRAFFIC.prompt_tokens)
     _add(group, "--histories", "JSON lines with item ids, oldest first, in `history`", type=Path)
     _add(group, "--users", "sessions: how many may return", type=_count, default=TRAFFIC.users)
+    text = "sessions: how many were here before the first point; each is asked for once"
+    _add(group, "--known-users", text, type=_count, default=TRAFFIC.known)
     _add(group, "--zipf", "sessions: exponent of their popularity", type=_from_0, default=TRAFFIC.zipf)
     text = "sessions: share of requests by users who were here before"
     _add(group, "--returning", text, type=_share, default=TRAFFIC.returning)
@@ -84,6 +86,7 @@ def traffic_settings(args: argparse.Namespace) -> TrafficSettings:
         prompt_tokens=args.prompt_tokens,
         histories=args.histories,
         users=args.users,
+        known=args.known_users,
         zipf=args.zipf,
         returning=args.returning,
         new_items=args.new_items,

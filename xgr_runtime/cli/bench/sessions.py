@@ -1,7 +1,8 @@
 """Users who come back: each visit is the history of the last one plus what the user has taken since.
 
-A visitor is new, or returns with the probability asked for, drawn by Zipf's law from those who were here
-before. A new one takes over the rank of one who leaves once as many are known as may return.
+The first visitors are new, as many as asked for. Then one is new, or returns with the probability asked for,
+drawn by Zipf's law from those who were here before. A new one takes over the rank of one who leaves once as
+many are known as may return.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Sessions:
         return self
 
     def __next__(self) -> Visit:
-        if self._known and self._draw.random() < self._settings.returning:
+        opening = self._users < max(1, self._settings.known)
+        if not opening and self._draw.random() < self._settings.returning:
             return self._return(self._rank())
         history = self._items(int(self._draw.integers(self._most - self._slack, self._most, endpoint=True)))
         visit = Visit(self._users, "new", history)

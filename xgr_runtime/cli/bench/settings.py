@@ -44,6 +44,7 @@ class TrafficSettings:
     prompt_tokens: int = 512
     histories: Path | None = None
     users: int = 1000  # that may return
+    known: int = 32  # who were here before the first point
     zipf: float = 1.0  # exponent of their popularity
     returning: float = 0.9  # share of requests by users who were here before
     new_items: int = 1  # that a returning user has taken since

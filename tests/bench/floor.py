@@ -1,0 +1,68 @@
+"""The least time that a forward can take: its multiplications at the rate of large matrix products."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.checkpoint import weight_files
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder, as far as multiplications go."""
+
+    geometry: Geometry
+    matrices: int  # parameters of all layers' projections
+
+    @classmethod
+    def of(cls, model: Path, geometry: Geometry) -> Shape:
+        """Counted in the checkpoint itself."""
+        matrices = 0
+        for file in weight_files(model):
+            with safe_open(str(file), framework="pt") as tensors:
+                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+            matrices += sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and ".layers." in name)
+        return cls(geometry, matrices)
+
+    def forward_flop(self, rows: int, keys: float) -> float:
+        """All layers for `rows` rows that each attend to `keys` keys on average, without the head."""
+        g = self.geometry
+        attention = 2 * g.layers * g.q_heads * g.head_dim * keys
+        return 2.0 * rows * (self.matrices + attention)
+
+    def head_flop(self, rows: int) -> float:
+        """Logits of `rows` rows over the whole vocabulary."""
+        return 2.0 * rows * self.geometry.hidden * self.geometry.vocab
+
+    def request_flop(self, prompt: int, rows: Sequence[int]) -> float:
+        """One request: its prompt, and a forward of rows[i] beams after level i, each with its head."""
+        total = self.forward_flop(prompt, (prompt + 1) / 2) + self.head_flop(1)
+        for tail, beams in enumerate(rows, 1):
+            total += self.forward_flop(beams, prompt + tail) + self.head_flop(beams)
+        return total
+
+
+def matmul_rate(dtype: torch.dtype, sizes: Sequence[int] = (1024, 2048), repeat: int = 9) -> float:
+    """Multiply-adds times two per second: the best of large square products, on torch's threads."""
+    best = 0.0
+    for size in sizes:
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        best = max(best, 2 * size**3 / _least_seconds(lambda a=a, b=b: a @ b, repeat))  # type: ignore[misc]
+    return best
+
+
+def _least_seconds(run: Callable[[], object], repeat: int) -> float:
+    times = []
+    for _ in range(repeat + 2):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times[2:])

@@ -1,0 +1,116 @@
+"""The contest itself: who is asked what and when, and what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rival_process import NotMeasuredError, RivalProcess
+from same_beams import same_beams, share_in_catalog
+
+from xgr_runtime.catalog import Catalog
+
+FEW = 3  # requests that a median needs
+PAUSE = 0.4  # seconds; Intel's OpenMP spins for 0.2 before it sleeps
+OURS, HUGGING_FACE, SGLANG, VLLM = "ours", "Hugging Face", "SGLang", "vLLM"
+
+
+@dataclass
+class Cell:
+    """One rival at one width. `why` says what keeps it from being measured, one by one or together."""
+
+    rival: str
+    width: int
+    seconds: list[float] = field(default_factory=list)  # of single requests
+    overheads: list[float] = field(default_factory=list)  # of these, outside of the model's forwards
+    per_second: float | None = None  # together
+    same_as_ours: int = 0  # of the single requests
+    in_catalog: float | None = None  # share of all SIDs found
+    why: str = ""
+    why_not_together: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class Arena:
+    """The rivals that are up, and why others are not."""
+
+    args: argparse.Namespace
+    catalog: Catalog
+    prompts: Iterator[list[int]]
+    up: dict[str, RivalProcess] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def measure(self, width: int) -> list[Cell]:
+        """All rivals at one width."""
+        cells = {name: Cell(name, width, why=self.absent.get(name, "")) for name in [*self.up, *self.absent]}
+        self._warm_up(cells, width)
+        self._take_turns(cells, width)
+        for name, cell in cells.items():
+            if not cell.why:
+                self._together(name, cell)
+        return list(cells.values())
+
+    def _warm_up(self, cells: dict[str, Cell], width: int) -> None:
+        """Also tells who cannot do this width at all."""
+        for name in self.up:
+            for _ in range(self.args.warm_up):
+                self._ask(name, cells[name], [next(self.prompts)], 1)
+
+    def _take_turns(self, cells: dict[str, Cell], width: int) -> None:
+        """Each prompt to all, until each has answered enough, or has taken its time."""
+        found: list[tuple[Cell, list[Any]]] = []
+        for number in range(self.args.requests):
+            prompt, ours = next(self.prompts), None
+            for name in self.up:
+                cell = cells[name]
+                if cell.why or (number >= FEW and sum(cell.seconds) > self.args.seconds):
+                    continue
+                answer = self._ask(name, cell, [prompt], 1)
+                if answer is None:
+                    continue
+                (beams,) = answer["beams"]
+                cell.seconds.append(answer["seconds"])
+                cell.overheads += answer["overhead"]
+                ours = beams if name == OURS else ours
+                cell.same_as_ours += ours is not None and same_beams(ours, beams)
+                found.append((cell, beams))
+        for cell in cells.values():
+            cell.in_catalog = share_in_catalog(self.catalog, [b for c, b in found if c is cell])
+
+    def _together(self, name: str, cell: Cell) -> None:
+        """As many batches as fit into the time, two at least."""
+        at_a_time = self.args.at_a_time
+        longest = at_a_time * (cell.median or 0.0)
+        if longest > self.args.patience / 2:
+            cell.why_not_together = f"a batch of {at_a_time} would take up to {longest:.0f} s: see --patience"
+            return
+        batches = max(2, min(6, int(self.args.seconds / max(longest, 0.01))))
+        prompts = [next(self.prompts) for _ in range(batches * at_a_time)]
+        answer = self._ask(name, cell, prompts, at_a_time, together=True)
+        if answer:
+            cell.per_second = len(prompts) / answer["seconds"]
+
+    def _ask(
+        self, name: str, cell: Cell, prompts: list[list[int]], at_a_time: int, together: bool = False
+    ) -> dict[str, Any] | None:
+        """None, and the reason in the cell, when there is no answer."""
+        if cell.why:
+            return None
+        time.sleep(PAUSE)
+        try:
+            return self.up[name].ask(prompts, cell.width, at_a_time, self.args.patience)
+        except NotMeasuredError as error:
+            if together:
+                cell.why_not_together = str(error)
+            else:
+                cell.why = str(error)
+            return None
