@@ -53,7 +53,7 @@ def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
     worker.handle_control(message, 10.0)
     worker.handle_control(message, 10.0)
     assert len(worker.scheduler.waiting) == 1
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     worker.handle_control(message, 10.0)
     assert not worker.scheduler.waiting and worker.cache.used == 1
@@ -81,7 +81,7 @@ def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> 
 def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
     message = request(worker, [1] * 20)
     worker.handle_control(message, 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
     assert worker.cache.used == 2, "a forward may still write to these pages"
@@ -108,7 +108,7 @@ def one_turn(worker: PrefillWorker) -> None:
     """What the loop does once, but for messages."""
     worker.expire(worker.clock())
     worker.retire()
-    turns = worker.scheduler.next_turns()
+    turns = worker.scheduler.next_turns(worker.clock())
     for turn in turns:
         if turn.prompt.id not in worker.prompts:
             worker.open(turn.prompt)
@@ -145,7 +145,7 @@ def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> 
     assert forwards == [[12], [12], [6, 5]] and senders == [[12, 12], [24, 24], [30, 30]]
     assert worker.counters["prompts"] == 2 and worker.counters["prompt_tokens"] == 35
     assert all(t.hidden == bytes(32) for t in worker.outbound.transfers.values())
-    assert not worker.scheduler.next_turns() and worker.cache.used == 3
+    assert not worker.scheduler.next_turns(worker.clock()) and worker.cache.used == 3
 
 
 def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -> None:
@@ -224,7 +224,9 @@ def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> No
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number), 10.0)
-    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    (turn,) = worker.scheduler.next_turns(
+        worker.clock()
+    )  # the first prompt fills it; the other goes on waiting
     worker.open(turn.prompt)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
@@ -241,7 +243,9 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
         list(worker.control.receive(10.0))
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number, timeout=60.0), 10.0)
-    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    (turn,) = worker.scheduler.next_turns(
+        worker.clock()
+    )  # the first prompt fills it; the other goes on waiting
     worker.open(turn.prompt)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
