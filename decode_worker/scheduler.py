@@ -86,9 +86,12 @@ class DecodeScheduler(Generic[T]):
         """Seconds that a task can still wait."""
         return task.due - now - (alone(self.cost, task.work_left) if self.cost else 0.0)
 
-    def hopeless(self, task: T, now: float) -> bool:
-        """Whether it cannot be in time any more, even if it had the worker for itself from now on."""
-        return task.due <= now or (self.cost is not None and self.slack(task, now) < 0)
+    def hopeless(self, task: T, now: float, others: bool = True) -> bool:
+        """Whether it cannot be in time any more, even if it had the worker for itself from now on.
+
+        Without `others` a task has its try: it wastes nobody's time, and may take less than is believed.
+        """
+        return task.due <= now or (others and self.cost is not None and self.slack(task, now) < 0)
 
     def end(self, task: T) -> None:
         """Let go of all that a task holds or waits for."""

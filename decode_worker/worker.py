@@ -281,7 +281,8 @@ class DecodeWorker:
     def expire(self, now: float) -> None:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
         self.scheduler.cost = self.engine.cost
-        for task in [t for t in self.tasks.values() if self.scheduler.hopeless(t, now)]:
+        others = len(self.tasks) > 1
+        for task in [t for t in self.tasks.values() if self.scheduler.hopeless(t, now, others)]:
             self.fail(task, DeadlineExceeded("no time was left for the search"), retry=False)
         for router in self.control.silent(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:

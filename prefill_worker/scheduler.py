@@ -202,7 +202,10 @@ class PrefillScheduler:
         return min(-(-prompt.left // pieces), self._batch_tokens)
 
     def _hopeless(self, prompt: Prompt, now: float) -> bool:
-        return prompt.deadline <= now or (self.costs.cost is not None and self.slack(prompt, now) < 0)
+        """Alone, a prompt has its try: it wastes nobody's time, and may take less than is believed."""
+        if prompt.deadline <= now or self.costs.cost is None or len(self.waiting) + len(self.begun) < 2:
+            return prompt.deadline <= now
+        return self.slack(prompt, now) < 0
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Which requests are promised an answer, and on which pair: by the time at which it would be there.
 
-The policy, in five lines:
+The policy:
 - A request is foreseen on each compatible pair: what is more urgent there goes first, then its prompt, then
   its search. It gets the pair that is through first.
 - What no idle pair could do in time is refused for good (504); what the backlog makes late, later (503).
 - So is what would make a request late that was accepted, and that is not of lower priority.
 - Predictions are multiplied by margins that follow what is observed, so that 99 of 100 promises are kept.
+- An idle pair that answered nothing for `TRIAL` seconds is given what it seems unable to do: else what once
+  was slow would be so for ever.
 - Where a worker does not say what its launches cost, nothing is foreseen, and everybody is admitted.
 """
 
@@ -20,6 +22,8 @@ from router.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.cost_model import Work, alone, prompt_work, search_work, shared
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
 from xgr_runtime.messages import StepCost
+
+TRIAL = 1.0
 
 _TRIED = 4  # pairs that are looked at before a request is refused
 
@@ -96,6 +100,7 @@ class Admission:
         self.backlogs: dict[int, Backlog] = {}  # by incarnation
         self.own_margin = Margin()
         self.wait_margin = Margin()
+        self.tried_at = -math.inf  # the last answer or trial
 
     def admit(
         self,
@@ -121,7 +126,7 @@ class Admission:
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
         left = ask.deadline - now
         fastest = min(forecast(pair.prefill, pair.decode).own for pair in pairs)
-        if fastest > left:
+        if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
                 f"it needs about {fastest * 1000:.0f} ms, and {left * 1000:.0f} are left", "timeout_ms"
             )
@@ -171,6 +176,14 @@ class Admission:
             stages[incarnation] = Stage(own, Share(rank[incarnation], part, ahead))
         return stages
 
+    def _may_try(self, pair: Pair, now: float) -> bool:
+        """Whether the pair is idle and nobody knows what it can do by now."""
+        busy = {pair.prefill.incarnation, pair.decode.incarnation} & self.backlogs.keys()
+        if busy or now - self.tried_at < TRIAL:
+            return False
+        self.tried_at = now
+        return True
+
     def _excess(self, promise: Promise, now: float) -> float:
         """Seconds by which this promise, or another because of it, would not be kept; zero if all are."""
         if not promise.foreseen:
@@ -200,6 +213,8 @@ class Admission:
     def _learn(self, promise: Promise, now: float, answered: bool) -> None:
         """Hold what was foreseen against what came; the wait where it was longer, else the work itself."""
         own, wait = promise.forecast
+        if answered:
+            self.tried_at = now
         took = now - promise.made if answered else math.inf
         if not answered and promise.made + own + wait > promise.deadline:
             return  # it had to give way to a higher priority

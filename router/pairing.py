@@ -36,15 +36,15 @@ def pairs_by_finish(
     avoid: Collection[int] = (),
     finish: Finish = lambda p, d: 0.0,
 ) -> list[Pair]:
-    """The compatible pairs, those first that `finish` first; ties by load, then by name.
+    """The compatible pairs, those first that `finish` first; ties by load and reuse, then by name.
 
-    Incarnations in `avoid` (they failed this request before) come last.
+    Times within a millisecond are a tie. Incarnations in `avoid` (they failed this request before) come last.
     """
     pairs = [Pair(p, d) for p in prefill for d in decode if p.model == d.model and catalog in d.catalogs]
 
-    def order(pair: Pair) -> tuple[int, float, int, int, str, str]:
+    def order(pair: Pair) -> tuple[int, float, int, int, int, str, str]:
         p, d = pair.prefill, pair.decode
         known_bad = (p.incarnation in avoid) + (d.incarnation in avoid)
-        return known_bad, finish(p, d), p.load, d.load, p.name, d.name
+        return known_bad, round(finish(p, d), 3), p.load - p.reuse, d.load, -d.reuse, p.name, d.name
 
     return sorted(pairs, key=order)

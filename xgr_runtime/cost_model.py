@@ -2,14 +2,15 @@
 
 Workers fit a model to their own launches and announce it; schedulers and routers ask it what work will take.
 
-The policy, in five lines:
+The policy:
 - A launch takes `fixed + per_token * tokens + per_pair * pairs` seconds, none of them negative.
 - They are least squares of the relative error, in which a launch counts half as much `half_life` launches on.
 - A launch that took over twice as long as expected counts as twice as long, and makes older ones be forgotten
   faster: a paused machine teaches little, a slower one is believed after a few dozen launches.
 - Before `LEAST` launches the cost is unknown (None): whoever asks then fills batches up to their capacity,
   drops nothing but what is late, and admits everybody.
-- What the launches so far do not tell apart is split as is usual: a fifth of a typical launch is fixed.
+- What the launches so far do not tell apart is split as is usual: a fifth of a typical launch is fixed, and
+  pairs cost nothing; they grow with the square of a prompt, so noise must not pass for them.
 """
 
 import math
@@ -23,11 +24,11 @@ LEAST = 8  # launches before the cost is known
 FIXED_SHARE = 0.08  # of a launch that may be its fixed cost: where filling it further gains little
 
 _SURPRISE = 2.0  # times the expected seconds that a launch can count for
+_SURE = 8.0  # how much better pairs must explain what was seen, in units of its noise (an F statistic)
 _DOUBT = 8  # launches' worth of forgetting by one that surprised
 _PRIOR = 1e-3  # weight of what is usual, against that of all launches
 _USUAL_FIXED = 0.2  # of a typical launch
 _TERMS = 3  # fixed, tokens, pairs
-_SUBSETS = [set_ for size in range(1, _TERMS + 1) for set_ in combinations(range(_TERMS), size)]
 
 Vector = list[float]
 
@@ -100,6 +101,7 @@ class CostModel:
         self._seconds = 0.0  # weighted sums: the typical launch is their quotients
         self._launches = 0.0
         self._tokens = 0.0
+        self._square = 0.0  # of the targets
 
     def observe(self, work: Work, seconds: float) -> None:
         """`work` has taken `seconds`: a launch, or several in a row."""
@@ -120,6 +122,7 @@ class CostModel:
         self._seconds *= keep
         self._launches *= keep
         self._tokens *= keep
+        self._square *= keep
         self._moment = [keep * total for total in self._moment]
         self._gram = [[keep * total for total in row] for row in self._gram]
 
@@ -130,13 +133,14 @@ class CostModel:
         self._launches += terms[0]
         self._tokens += terms[1]
         terms, target = [term / scale for term in terms], seconds / scale
+        self._square += target * target
         for i in range(_TERMS):
             self._moment[i] += terms[i] * target
             for j in range(_TERMS):
                 self._gram[i][j] += terms[i] * terms[j]
 
     def _fit(self) -> Vector:
-        """The non-negative least squares: of all sets of terms that may be positive, the best."""
+        """The non-negative least squares, with pairs if they explain more than noise would."""
         seconds, tokens = self._seconds / self._weight, self._tokens / self._weight
         launches = self._launches / self._weight
         usual = [_USUAL_FIXED * seconds / launches, (1 - _USUAL_FIXED) * seconds / tokens, 0.0]
@@ -145,16 +149,31 @@ class CostModel:
         moment = [self._moment[i] / scales[i] + _PRIOR * usual[i] * scales[i] for i in range(_TERMS)]
         for i in range(_TERMS):
             gram[i][i] += _PRIOR
-        best, least = [0.0] * _TERMS, 0.0
-        for terms in _SUBSETS:
-            some = _solved([[gram[i][j] for j in terms] for i in terms], [moment[i] for i in terms])
-            # At a minimum, the part of the error that the terms explain is half the linear part.
-            explained = sum(x * moment[i] for x, i in zip(some, terms, strict=True))
-            if min(some) >= 0.0 and explained > least:
-                best, least = [0.0] * _TERMS, explained
-                for x, i in zip(some, terms, strict=True):
-                    best[i] = x / scales[i]
-        return best
+        plain = _best(gram, moment, (0, 1))
+        pairs = _best(gram, moment, (0, 1, 2))
+        square = self._square + sum(_PRIOR * (usual[i] * scales[i]) ** 2 for i in range(_TERMS))
+        noise = max(square - pairs.explained, 1e-9 * square) / self._weight
+        chosen = pairs if pairs.explained - plain.explained > _SURE * noise else plain
+        return [x / scale for x, scale in zip(chosen.x, scales, strict=True)]
+
+
+class _Solution(NamedTuple):
+    x: Vector
+    explained: float  # of the sum of squares
+
+
+def _best(gram: list[Vector], moment: Vector, terms: Sequence[int]) -> _Solution:
+    """The non-negative least squares in some of the terms: the best of those of which all are positive."""
+    best = _Solution([0.0] * len(moment), 0.0)
+    for size in range(1, len(terms) + 1):
+        for some in combinations(terms, size):
+            x = _solved([[gram[i][j] for j in some] for i in some], [moment[i] for i in some])
+            # At a minimum of a x² - 2 b x, that is -b x.
+            explained = sum(value * moment[i] for value, i in zip(x, some, strict=True))
+            if min(x) >= 0.0 and explained > best.explained:
+                at = dict(zip(some, x, strict=True))
+                best = _Solution([at.get(i, 0.0) for i in range(len(moment))], explained)
+    return best
 
 
 def _solved(a: list[Vector], b: Vector) -> Vector:

@@ -248,7 +248,8 @@ class DecodeSide:
         if self.machine.busy:
             return
         scheduler.cost = self.machine.costs.cost
-        for task in [t for t in self.tasks.values() if scheduler.hopeless(t, clock.now)]:
+        others = len(self.tasks) > 1
+        for task in [t for t in self.tasks.values() if scheduler.hopeless(t, clock.now, others)]:
             self.over(task, "gave up")
         for task, _ in scheduler.next_grants(clock.now):
             self.granted.add(task.number)

@@ -112,3 +112,11 @@ def test_shared_work_pays_its_part_of_the_fixed_cost_and_never_more_than_alone()
     assert marginal(TRUTH, small) < shared(TRUTH, small) < alone(TRUTH, small)
     assert shared(TRUTH, large) == alone(TRUTH, large)
     assert TRUTH.fixed / (TRUTH.fixed + worthwhile(TRUTH)) == pytest.approx(FIXED_SHARE)
+
+
+def test_noise_among_short_prompts_says_nothing_of_long_ones() -> None:
+    truth = StepCost(fixed=2e-3, per_token=5e-5, per_pair=0.0)
+    for seed in range(20):
+        draw = random.Random(seed)
+        model = taught(truth, [prompt_work(0, draw.randrange(40, 60)) for _ in range(150)], noise=0.1)
+        assert error(model, truth, prompt_work(0, 4000)) < 1.0  # spurious pairs would be off by ten times

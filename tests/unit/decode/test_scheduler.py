@@ -133,6 +133,8 @@ def test_who_cannot_be_in_time_is_hopeless() -> None:
     assert not s.hopeless(task, 2.9) and s.hopeless(task, 3.0)
     s.cost = StepCost(0.5, 0.0, 0.0)  # three steps are left
     assert not s.hopeless(task, 1.4) and s.hopeless(task, 1.6)
+    assert not s.hopeless(task, 1.6, others=False), "alone it wastes nobody's time"
+    assert s.hopeless(task, 3.0, others=False)
 
 
 def test_the_end_frees_everything_wherever_the_task_was() -> None:

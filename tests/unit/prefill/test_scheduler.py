@@ -247,8 +247,18 @@ def test_who_cannot_be_in_time_is_given_up_before_it_runs_and_between_its_pieces
     assert [p.id.request for p in scheduler.drop_late(0.0)] == [1], "its search would come too late"
     (turn,) = scheduler.next_turns(0.0)
     scheduler.done(turn)
+    scheduler.add(prompt(2, 10))
     assert not scheduler.late(seconds / 2)
     assert [p.id.request for p in scheduler.late(seconds)] == [0]
+
+
+def test_alone_a_prompt_that_seems_late_has_its_try_until_its_deadline() -> None:
+    scheduler = knowing()
+    scheduler.add(prompt(0, 3 * WORTHWHILE, deadline=1e-3))
+    assert not scheduler.drop_late(0.0)
+    (turn,) = scheduler.next_turns(0.0)
+    scheduler.done(turn)
+    assert not scheduler.late(0.0) and scheduler.late(1e-3)
 
 
 def test_what_the_cache_has_counts_when_time_is_short() -> None:
@@ -258,6 +268,7 @@ def test_what_the_cache_has_counts_when_time_is_short() -> None:
     kept = cache.begin(np.zeros(3200, np.int32))
     assert kept is not None
     cache.keep(kept, 3200)
+    scheduler.add(prompt(1, 10))
     scheduler.add(prompt(0, 3200, deadline=0.01))  # 3200 tokens take 33 ms
     assert not scheduler.drop_late(0.0)
 

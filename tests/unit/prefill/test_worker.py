@@ -268,7 +268,7 @@ def asked(worker: PrefillWorker, tokens: list[int], number: int, end: bool = Tru
     """A prompt that has run to its end, and whose hand-over is over."""
     message = request(worker, tokens, number)
     worker.handle_control(message, 10.0)
-    while worker.scheduler.runnable:
+    while worker.scheduler.runnable(worker.clock()):
         one_turn(worker)
     transfer = worker.outbound.transfers[message.id]
     if end:
@@ -283,7 +283,7 @@ def test_a_beginning_that_is_cached_is_offered_at_once_and_not_computed(worker: 
     assert worker.load().pages_cached == 1 and worker.load().pages_used == 0
     message = request(worker, [*range(30)], 2)
     worker.handle_control(message, 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     sender = worker.outbound.transfers[message.id].sender
     assert turn.start == 16 and sender._ready == [16, 16]
@@ -310,7 +310,7 @@ def test_kv_of_a_forward_that_failed_is_never_shared(worker: PrefillWorker) -> N
     worker.retire()
     assert worker.load().pages_cached == worker.load().pages_used == 0
     worker.handle_control(request(worker, [1] * 20, 2), 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     assert turn.start == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Admission, Ask, Promise
+from router.admission import TRIAL, Admission, Ask, Promise
 from router.backlog import Backlog, Share
 from router.margins import Margin
 from router.pairing import Candidate
@@ -60,9 +60,24 @@ def admit(
 
 
 def test_what_no_idle_pair_can_do_in_time_is_refused_for_good() -> None:
+    admission = sure()
+    admission.tried_at = 0.0
     with pytest.raises(DeadlineExceeded, match="2000 ms, and 1900 are left"):
-        admit(sure(), 1.9)
+        admit(admission, 1.9)
     assert admit(sure(), 2.1).after == pytest.approx(1.0)
+
+
+def test_now_and_then_an_idle_pair_may_try_what_seems_too_much() -> None:
+    admission = sure()
+    admission.tried_at = 0.0
+    promise = admit(admission, 1.9, now=TRIAL)
+    with pytest.raises(DeadlineExceeded):
+        admit(admission, 1.9, now=3 * TRIAL)  # the pair is not idle
+    admission.end(promise, 3 * TRIAL, late=True)
+    trial = admit(admission, 1.9, now=3 * TRIAL)
+    admission.end(trial, 4 * TRIAL, answered=True)
+    with pytest.raises(DeadlineExceeded):
+        admit(admission, 1.9, now=4.5 * TRIAL)  # there was an answer just now
 
 
 def test_what_the_backlog_makes_late_is_to_come_again_and_when() -> None:

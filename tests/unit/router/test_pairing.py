@@ -1,5 +1,7 @@
 """Which pair serves a request: a list of cases."""
 
+from dataclasses import replace
+
 import msgspec
 
 from router.pairing import Candidate, Pair, pairs_by_finish
@@ -40,6 +42,13 @@ def test_ties_go_to_the_least_loaded_and_then_by_name() -> None:
         ("p0", "d0"),
         ("p0", "d1"),
     ]
+
+
+def test_among_equals_the_one_that_holds_the_prompt_is_taken() -> None:
+    knows = replace(P0, reuse=51)  # P1 has 50 tokens less under way
+    assert names(pairs_by_finish([P1, knows], [D0], "v1"))[0] == ("p0", "d0")
+    holds = replace(D1, reuse=1)
+    assert names(pairs_by_finish([P1], [D0, holds], "v1"))[0] == ("p1", "d1")
 
 
 def test_workers_that_failed_this_request_come_last() -> None:
