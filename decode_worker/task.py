@@ -131,9 +131,7 @@ class TaskFactory:
         model = self.model
         receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
         deadline = now + request.timeout
-        return DecodeTask(
-            request.id, tokens, question, receiver, deadline, request.priority, arrived_at=now
-        )
+        return DecodeTask(request.id, tokens, question, receiver, deadline, request.priority, arrived_at=now)
 
     def filter_of(self, request: DecodeRequest) -> LeafFilter:
         """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""

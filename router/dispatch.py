@@ -9,11 +9,13 @@ from itertools import count
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from router.admission import Admission, Ask, Promise
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.links import WorkerLink
 from router.pairing import Candidate, pairs_by_finish
+from router.reuse import ReuseIndex
 from router.sglang_server import SglangServer
 from router.tracing import Tracer
 from router.worker import Worker, flushed
@@ -66,7 +68,7 @@ class _Attempt:
     id: AttemptId
     prefill: Worker
     decode: Worker
-    tokens: int
+    tokens: NDArray[np.int32]  # [L]
     beams: int
     promise: Promise
     future: asyncio.Future[Result]
@@ -86,6 +88,7 @@ class Dispatcher:
         self._catalog = catalog
         self._nodes = nodes
         self._admission = Admission()
+        self._reuse = ReuseIndex()
         self._incarnation = new_incarnation()
         self._numbers = count(1)
         self._attempts: dict[AttemptId, _Attempt] = {}
@@ -121,6 +124,7 @@ class Dispatcher:
 
     async def flush(self) -> list[Flush]:
         """See `Dispatch.flush`."""
+        self._reuse.flush()
         return await asyncio.gather(*(flushed(worker) for worker in [*self._prefill, *self._decode]))
 
     def workers(self) -> list[WorkerState]:
@@ -133,7 +137,7 @@ class Dispatcher:
     def limits(self) -> Limits | None:
         """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
         prefill, decode = _usable(self._prefill), _usable(self._decode)
-        if not pairs_by_finish(_candidates(prefill), _candidates(decode), self._catalog):
+        if not pairs_by_finish(self._candidates(prefill), self._candidates(decode), self._catalog):
             return None
         all_limits = [w.hello.limits for w in [*prefill, *decode] if w.hello]
         return Limits(
@@ -224,8 +228,8 @@ class Dispatcher:
         prefill, decode = _usable(self._prefill), _usable(self._decode)
         promise = self._admission.admit(
             Ask(len(job.tokens), self._beams(job), job.deadline, job.priority),
-            _candidates(prefill),
-            _candidates(decode),
+            self._candidates(prefill, job),
+            self._candidates(decode, job),
             self._catalog,
             time.monotonic(),
             avoid,
@@ -235,9 +239,9 @@ class Dispatcher:
         d = next(w for w in decode if w.incarnation == promise.pair.decode.incarnation)
         id = AttemptId(self._incarnation, number, attempt, p.incarnation, d.incarnation)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        tried = _Attempt(id, p, d, len(job.tokens), job.width, promise, future)
+        tried = _Attempt(id, p, d, job.tokens, job.width, promise, future)
         self._attempts[id] = tried
-        for worker, load in ((p, tried.tokens), (d, tried.beams)):
+        for worker, load in ((p, len(tried.tokens)), (d, tried.beams)):
             worker.load += load
             worker.in_flight += 1
         prompt = self._prefill_request(job, id, d, promise.after)
@@ -263,7 +267,7 @@ class Dispatcher:
         tried.decode.in_flight -= 1
 
     def _release_prefill(self, tried: _Attempt) -> None:
-        tried.prefill.load -= tried.tokens
+        tried.prefill.load -= len(tried.tokens)
         tried.prefill.in_flight -= 1
 
     # --- events from the workers ---
@@ -280,6 +284,8 @@ class Dispatcher:
                 tried.committed = True
                 self._release_prefill(tried)
                 self._admission.committed(tried.promise, time.monotonic())
+                for incarnation in (tried.id.prefill, tried.id.decode):
+                    self._reuse.note(incarnation, tried.tokens)
             case Result():
                 if not tried.future.done():
                     tried.future.set_result(message)
@@ -291,6 +297,7 @@ class Dispatcher:
                 tried.fail(_Retry(error) if message.retry else error)
 
     def _on_lost(self, worker: Worker, incarnation: int, reason: str) -> None:
+        self._reuse.forget(incarnation)
         for id, tried in list(self._attempts.items()):
             if id.decode == incarnation:
                 tried.fail(_Retry(WorkerLost(f"the decode worker was lost: {reason}", "decode")))
@@ -306,6 +313,22 @@ class Dispatcher:
             check_url(address)
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *told)
         return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told)
+
+    def _candidates(self, workers: Sequence[Worker], job: Job | None = None) -> list[Candidate]:
+        """The workers as pairing sees them, for this job."""
+        return [
+            Candidate(
+                w.hello.worker,
+                w.incarnation,
+                w.hello.model,
+                w.load,
+                w.hello.catalogs,
+                w.hello.load.cost,
+                self._reuse.expected(w.incarnation, job.tokens) if job else 0,
+            )
+            for w in workers
+            if w.hello
+        ]
 
     def _beams(self, job: Job) -> list[int]:
         """That each level of the search starts from, at most: one, then what the level before can hold."""
@@ -344,11 +367,3 @@ def _seconds_left(job: Job) -> float:
 
 def _usable(workers: Sequence[Worker]) -> list[Worker]:
     return [worker for worker in workers if not worker.problem]
-
-
-def _candidates(workers: Sequence[Worker]) -> list[Candidate]:
-    return [
-        Candidate(w.hello.worker, w.incarnation, w.hello.model, w.load, w.hello.catalogs, w.hello.load.cost)
-        for w in workers
-        if w.hello
-    ]

@@ -580,7 +580,7 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
 
 def ended(worker: DecodeWorker, task: DecodeTask, invalid: bool = False) -> None:
     """Its search is over."""
-    worker.start_searches()
+    worker.start_searches(worker.clock())
     assert task.search is not None
     task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid)
     worker.answer(task)
@@ -596,7 +596,7 @@ def handed_over(
     worker.handle_request(request, 0.0)
     task = worker.tasks[id]
     worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     held = task.receiver._next_token[0]
     body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
     chunk = KvChunk(id, 0, 0, 2, held, tokens - held, chunk_checksum(body, body))
@@ -634,7 +634,7 @@ def test_of_a_prompt_that_was_here_only_the_rest_is_sent(pooled: DecodeWorker, h
 
 def test_nothing_is_shared_before_all_of_it_was_verified(pooled: DecodeWorker, heard: Heard) -> None:
     id = opened(pooled, 1)
-    pooled.inbound.grant_pages()
+    pooled.inbound.grant_pages(0.0)
     pooled.handle_request(Cancel(id, "not wanted"), 1.0)
     assert pooled.load().pages_cached == 0 and pooled.load().pages_used == 0
 
