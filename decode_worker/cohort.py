@@ -21,17 +21,6 @@ ROW_BUCKETS = (64, 128, 192, 256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 40
 """Rows that a step is captured for. Rounding up is nearly free while a step is bound by weights."""
 
 
-def beams_entering(question: Question, level: int) -> int:
-    """The most beams that the selection of `level` can start from; `level` = depth: that can come out.
-
-    A request cannot have more beams than the level before has nodes, nor than its filter leaves leaves.
-    """
-    if level == 0:
-        return 1
-    nodes = len(question.trie.tokens[level - 1])
-    return min(question.width, nodes, question.live_leaves)
-
-
 @dataclass(frozen=True)
 class Step:
     """One level of a cohort: a forward over the beams that enter (level 0 needs none), then a selection."""
@@ -50,7 +39,7 @@ def plan_steps(questions: Sequence[Question]) -> list[Step]:
     depth = questions[0].depth
     assert all(question.depth == depth for question in questions), "a cohort has one depth"
     layouts = [
-        np.cumsum([0, *(beams_entering(question, level) for question in questions)])
+        np.cumsum([0, *(question.beams_entering(level) for question in questions)])
         for level in range(depth + 1)
     ]
     return [Step(level, layouts[level], layouts[level + 1]) for level in range(depth)]

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decode_worker.scheduler import share_step
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
 from xgr_kernels.shared_attention.api import SharedPlan
-from xgr_runtime.messages import ScoreMode
+from xgr_runtime.cost_model import CostModel, together
+from xgr_runtime.messages import ScoreMode, StepCost
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
@@ -25,6 +27,11 @@ class Engine(Protocol):
     tail_tokens: int
     counters: dict[str, float]
     """Totals since start, by name."""
+
+    @property
+    def cost(self) -> StepCost | None:
+        """What its steps cost; None as long as it does not know."""
+        ...
 
     @property
     def row_budget(self) -> int:
@@ -42,7 +49,7 @@ class Engine(Protocol):
         ...
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
-        """Those of the searches, first come first, that the next launch takes; at least one."""
+        """Those of the searches, the most urgent first, that the next launch takes; at least one."""
         ...
 
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
@@ -76,7 +83,13 @@ class DecodeEngine:
         self.tail = TailKv(model.geometry, tail_tokens, max_rows)
         self.kernels = kernels
         self.counters: dict[str, float] = defaultdict(float)
+        self._costs = CostModel()
         self._over: list[Search] = []
+
+    @property
+    def cost(self) -> StepCost | None:
+        """See `Engine`."""
+        return self._costs.cost
 
     @property
     def row_budget(self) -> int:
@@ -89,13 +102,15 @@ class DecodeEngine:
         return bool(self._over)
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
-        """All of them: the budget of rows bounds a step."""
-        return list(waiting)
+        """So many that a step's fixed cost is a small share of it: in a step, all wait for all."""
+        return share_step(waiting, self.cost)
 
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """One step; returns when it is done."""
         rows = sum(len(search.scores) for search in searches)
+        work, started = together(search.next_work for search in searches), time.monotonic()
         selection = self.step(searches, on_layer)
+        self._costs.observe(work, time.monotonic() - started)
         self._over += [search for search in searches if search.over]
         self.counters["steps"] += 1
         self.counters["rows"] += rows

@@ -174,11 +174,11 @@ class Inbound:
         if task.source and self.memories.in_place:
             self.grant(task, task.source.pages.ids)
         else:
-            self.scheduler.waiting.append(task)
+            self.scheduler.waiting.add(task)
 
-    def grant_pages(self) -> None:
+    def grant_pages(self, now: float) -> None:
         """GRANT to every task for which pages are free now."""
-        for task, held in self.scheduler.next_grants():
+        for task, held in self.scheduler.next_grants(now):
             self.grant(task, held.pages, held.cached_tokens)
 
     def grant(self, task: DecodeTask, pages: PageIds, held_tokens: int = 0) -> None:

@@ -1,16 +1,26 @@
-"""Who gets pages, who gets rows, who steps next. Plain data: no sockets, no tensors."""
+"""Who gets pages, who gets rows, who steps next. Plain data: no sockets, no tensors, no clock.
 
-from collections import deque
+The policy, in five lines:
+- Higher priority first, then the earliest deadline: for pages, for rows, and for the next step.
+- Whoever waits for more pages or rows than are free may be passed, as `xgr_runtime.line` says.
+- A request holds pages from GRANT and rows from its first step to its end: no pool is ever exceeded.
+- A step on a CPU takes so many searches that its fixed cost is a small share of it: all in it wait for all.
+- A request that cannot be in time any more is given up at once.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from xgr_runtime.messages import AttemptId
+from xgr_runtime.cost_model import Work, alone, marginal, worthwhile
+from xgr_runtime.line import Line, Waiter
+from xgr_runtime.messages import AttemptId, StepCost
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import HeldPrompt, PromptCache, Tokens
 
 
-class Task(Protocol):
-    """What the scheduler needs to know of a request."""
+class Task(Waiter, Protocol):
+    """What the scheduler needs to know of a request; it is `due` at its deadline."""
 
     @property
     def id(self) -> AttemptId: ...
@@ -18,36 +28,45 @@ class Task(Protocol):
     def tokens(self) -> Tokens: ...
     @property
     def most_beams(self) -> int: ...
+    @property
+    def work_left(self) -> Work:
+        """The steps that its search still needs."""
+        ...
+
+
+class Steps(Protocol):
+    """What the next step needs to know of a search."""
+
+    @property
+    def next_work(self) -> Work: ...
 
 
 T = TypeVar("T", bound=Task)
+S = TypeVar("S", bound=Steps)
 
 
 @dataclass(eq=False)
 class DecodeScheduler(Generic[T]):
-    """First come, first served, twice: pages for prompts that arrive, rows for prompts that are here.
+    """Pages for prompts that arrive, rows for prompts that are here.
 
-    A request holds its pages from GRANT to the end and its rows from its first step to the end, so neither
-    pool is ever exceeded. Every request that has rows takes part in every step.
+    `cost` is that of a step. As long as it is None, every search takes part in every step, and only what is
+    late is given up.
     """
 
     cache: PromptCache
     rows: PagePool
-    waiting: deque[T] = field(default_factory=deque)  # for pages
-    ready: deque[T] = field(default_factory=deque)  # KV is here, waiting for rows
+    cost: StepCost | None = None
+    waiting: Line[T] = field(default_factory=Line)  # for pages
+    ready: Line[T] = field(default_factory=Line)  # KV is here, waiting for rows
     _held: dict[AttemptId, HeldPrompt] = field(default_factory=dict)
     _rows_of: dict[AttemptId, PageIds] = field(default_factory=dict)
 
-    def next_grants(self) -> list[tuple[T, HeldPrompt]]:
-        """Tasks that get their pages now, in order of arrival."""
-        granted = []
-        while self.waiting:
-            held = self.cache.begin(self.waiting[0].tokens)
-            if held is None:
-                break
-            task = self.waiting.popleft()
-            self._held[task.id] = held
-            granted.append((task, held))
+    def next_grants(self, now: float) -> list[tuple[T, HeldPrompt]]:
+        """Tasks that get their pages now."""
+        granted = self.waiting.serve(
+            lambda task: self.cache.begin(task.tokens), lambda task: self.slack(task, now)
+        )
+        self._held |= {task.id: held for task, held in granted}
         return granted
 
     def keep(self, task: T) -> None:
@@ -55,23 +74,47 @@ class DecodeScheduler(Generic[T]):
         if (held := self._held.get(task.id)) is not None:
             self.cache.keep(held, len(held.tokens))
 
-    def next_starts(self) -> list[tuple[T, PageIds]]:
-        """Tasks that get their rows now and join the next step, in order of readiness."""
-        started = []
-        while self.ready:
-            rows = self.rows.allocate(self.ready[0].most_beams)
-            if rows is None:
-                break
-            task = self.ready.popleft()
-            self._rows_of[task.id] = rows
-            started.append((task, rows))
+    def next_starts(self, now: float) -> list[tuple[T, PageIds]]:
+        """Tasks that get their rows now and may take part in the next step."""
+        started = self.ready.serve(
+            lambda task: self.rows.allocate(task.most_beams), lambda task: self.slack(task, now)
+        )
+        self._rows_of |= {task.id: rows for task, rows in started}
         return started
 
+    def slack(self, task: T, now: float) -> float:
+        """Seconds that a task can still wait."""
+        return task.due - now - (alone(self.cost, task.work_left) if self.cost else 0.0)
+
+    def hopeless(self, task: T, now: float, others: bool = True) -> bool:
+        """Whether it cannot be in time any more, even if it had the worker for itself from now on.
+
+        Without `others` a task has its try: it wastes nobody's time, and may take less than is believed.
+        """
+        return task.due <= now or (others and self.cost is not None and self.slack(task, now) < 0)
+
     def end(self, task: T) -> None:
-        """Free all that a task holds or waits for."""
-        self.waiting = deque(t for t in self.waiting if t is not task)
-        self.ready = deque(t for t in self.ready if t is not task)
+        """Let go of all that a task holds or waits for."""
+        self.waiting.remove(task)
+        self.ready.remove(task)
         if (held := self._held.pop(task.id, None)) is not None:
             self.cache.end(held)
         if (rows := self._rows_of.pop(task.id, None)) is not None:
             self.rows.release(rows)
+
+
+def share_step(searches: Sequence[S], cost: StepCost | None) -> list[S]:
+    """Those of the searches, the most urgent first, that the next step takes: one at least.
+
+    All of them where the cost is unknown.
+    """
+    if cost is None:
+        return list(searches)
+    chosen: list[S] = []
+    seconds, enough = 0.0, worthwhile(cost)
+    for search in searches:
+        if chosen and seconds >= enough:
+            break
+        chosen.append(search)
+        seconds += marginal(cost, search.next_work)
+    return chosen

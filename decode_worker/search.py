@@ -1,11 +1,13 @@
 """One request's beam search: its beams, level by level. Plain arrays, no tensors."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xgr_kernels.beam_select.api import LeafFilter, Trie
+from xgr_runtime.cost_model import Work, search_work
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.pages import PageIds
 
@@ -33,6 +35,26 @@ class Question:
     def most_beams(self) -> int:
         """Beams that one level can hold."""
         return min(self.width, self.trie.leaves)
+
+    def beams_entering(self, level: int) -> int:
+        """The most beams that the selection of `level` can start from; `level` = depth: that can come out.
+
+        There cannot be more than the level before has nodes, nor than the filter leaves leaves.
+        """
+        if level == 0:
+            return 1
+        return min(self.width, len(self.trie.tokens[level - 1]), self.live_leaves)
+
+    @cached_property
+    def work_from(self) -> list[Work]:
+        """The steps from each level on, at most; the last entry is that of a search that is over."""
+        beams = [self.beams_entering(level) for level in range(self.depth)]
+        whole = search_work(self.prompt_tokens, beams)
+        later = [
+            Work(len(beams[level:]), sum(beams[level:]), sum(beams[level:]) * self.prompt_tokens)
+            for level in range(1, self.depth + 1)
+        ]
+        return [whole, *later]
 
     @property
     def live_leaves(self) -> int:
@@ -75,6 +97,11 @@ class Search:
     def forward_rows(self) -> int:
         """Beams that the next step runs through the model; 0 when it starts from a hidden state."""
         return len(self.tokens)
+
+    @property
+    def next_work(self) -> Work:
+        """What the next step computes of it."""
+        return Work(1, len(self.scores), self.forward_rows * self.shared_tokens)
 
     @property
     def shared_tokens(self) -> int:

@@ -9,6 +9,7 @@ from decode_worker.memories import Source
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie
 from xgr_runtime.catalog import Catalog, leaf_filter
+from xgr_runtime.cost_model import Work
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover import Receiver
 from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
@@ -29,6 +30,7 @@ class DecodeTask:
     question: Question
     receiver: Receiver
     deadline: float
+    priority: int = 0  # higher first
     peer: bytes = b""  # of the prefill worker, once it opened
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
     source: Source | None = None  # where the prompt lies, if it does not come as frames
@@ -41,6 +43,15 @@ class DecodeTask:
     committed_at: float = 0.0
     started_at: float = 0.0  # the search
     search: Search | None = None
+
+    @property
+    def due(self) -> float:
+        return self.deadline
+
+    @property
+    def work_left(self) -> Work:
+        """The steps that its search still needs."""
+        return self.question.work_from[self.search.level if self.search else 0]
 
     @property
     def prompt_tokens(self) -> int:
@@ -119,7 +130,8 @@ class TaskFactory:
         )
         model = self.model
         receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
-        return DecodeTask(request.id, tokens, question, receiver, now + request.timeout, arrived_at=now)
+        deadline = now + request.timeout
+        return DecodeTask(request.id, tokens, question, receiver, deadline, request.priority, arrived_at=now)
 
     def filter_of(self, request: DecodeRequest) -> LeafFilter:
         """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""

@@ -26,6 +26,7 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
+from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -124,17 +125,18 @@ class DecodeWorker:
             self.handle_control(now)
             self.inbound.receive()
             self.expire(now)
-            self.inbound.grant_pages()
+            self.inbound.grant_pages(now)
             self.inbound.take_arrivals(self.clock())
-            self.start_searches()
+            self.start_searches(now)
             self.worked = bool(self.running)
             self.launch()
             self.answer_finished()
 
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
-        waiting = [task.search for task in self.running if task.search and not task.search.launched]
         self.turn_taken = False
+        running = sorted(self.running, key=urgency)
+        waiting = [task.search for task in running if task.search and not task.search.launched]
         if not waiting:
             self.device_turns.forget()
         if not waiting or not self.engine.ready or not self.may_launch():
@@ -244,11 +246,11 @@ class DecodeWorker:
         if task.hidden is not None and np.isfinite(np.frombuffer(task.hidden, np.float32)).all():
             self.scheduler.keep(task)
         self.control.send(task.id.router, Committed(task.id))
-        self.scheduler.ready.append(task)
+        self.scheduler.ready.add(task)
 
-    def start_searches(self) -> None:
+    def start_searches(self, now: float) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
-        for task, rows in self.scheduler.next_starts():
+        for task, rows in self.scheduler.next_starts(now):
             hidden = None if task.hidden is None else np.frombuffer(task.hidden, np.float32).copy()
             task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
             task.started_at = self.clock()
@@ -285,8 +287,10 @@ class DecodeWorker:
 
     def expire(self, now: float) -> None:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
-        for task in [t for t in self.tasks.values() if t.deadline <= now]:
-            self.fail(task, DeadlineExceeded("the deadline passed in the decode worker"), retry=False)
+        self.scheduler.cost = self.engine.cost
+        others = len(self.tasks) > 1
+        for task in [t for t in self.tasks.values() if self.scheduler.hopeless(t, now, others)]:
+            self.fail(task, DeadlineExceeded("no time was left for the search"), retry=False)
         for router in self.control.silent(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
                 self.fail(task, WorkerLost(ROUTER_SILENT), retry=True)
@@ -335,4 +339,5 @@ class DecodeWorker:
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
             rows_used=self.scheduler.rows.used,
             counters=dict(self.counters) | self.engine.counters,
+            cost=self.engine.cost,
         )

@@ -1,15 +1,27 @@
-"""Which prompts run next, and how much of each. Plain data: no sockets, no tensors."""
+"""Which prompts run next, and how much of each. Plain data: no sockets, no tensors, no clock.
 
-from collections import deque
-from dataclasses import dataclass
+The policy, in five lines:
+- Higher priority first, then whoever is due first: at its deadline, less what it needs after its prompt.
+- A forward takes so many prompts that its fixed cost is a small share of it, and at most `batch_tokens`.
+- A longer prompt runs in pieces of about that size, so that an urgent one can overtake between forwards.
+- A forward that others could fill waits for them: as long as filling saves at most, while prompts come that
+  often and everybody has the time.
+- A prompt that cannot be in time any more is given up, before it runs or between its pieces.
+"""
+
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_runtime.cost_model import CostModel, alone, marginal, prompt_work, tokens_within, worthwhile
+from xgr_runtime.line import Line, urgency
 from xgr_runtime.messages import AttemptId
 from xgr_runtime.pages import PageIds
 from xgr_runtime.prompt_cache import HeldPrompt, PromptCache
+
+LEAST_PIECE = 256  # tokens: whoever is urgent can wait for so few
 
 
 @dataclass(eq=False)
@@ -21,9 +33,16 @@ class Prompt:
     data_address: str
     arrived: float
     deadline: float
+    priority: int = 0  # higher first
+    after: float = 0.0  # seconds that the request needs once this prompt is computed
     held: HeldPrompt | None = None  # its pages, from its first turn on
     computed: int = 0  # tokens whose KV is in the pages
     seconds: float = 0.0  # in the model so far
+
+    @property
+    def due(self) -> float:
+        """When it must be computed."""
+        return self.deadline - self.after
 
     @property
     def left(self) -> int:
@@ -56,54 +75,96 @@ class Turn(NamedTuple):
 
 
 class PrefillScheduler:
-    """First come, first served: packs prompts up to a token budget, as far as pages are free.
+    """Prompts that wait for pages, and prompts that have some and are not computed yet.
 
-    At most `batch_prompts` share a forward, if that is given.
-
-    A prompt within the budget runs in one piece, in the first forward with room for it. A longer one takes
-    the room that there is, forward after forward, ahead of all later prompts. A prompt that must wait for
-    pages keeps its place. What `cache` has of a prompt is not computed.
+    At most `batch_prompts` share a forward, if that is given. What `cache` has of a prompt is not computed.
+    As long as `costs` knows nothing, forwards are filled to `batch_tokens`, and only the late are given up.
+    `window` is the longest wait for others, in seconds.
     """
 
-    def __init__(self, cache: PromptCache, batch_tokens: int, batch_prompts: int | None = None) -> None:
-        self.waiting: deque[Prompt] = deque()
+    def __init__(
+        self,
+        cache: PromptCache,
+        batch_tokens: int,
+        batch_prompts: int | None = None,
+        costs: CostModel | None = None,
+        window: float = 0.0,
+    ) -> None:
+        self.waiting: Line[Prompt] = Line()  # for pages
         self.begun: list[Prompt] = []  # with pages, and with tokens that are not computed
+        self.costs = costs or CostModel()
         self._cache = cache
         self._batch_tokens = batch_tokens
         self._batch_prompts = batch_prompts
-
-    @property
-    def runnable(self) -> bool:
-        """Whether `next_turns` has something: there are pages for what waits first, or prompts have begun."""
-        if self.begun or not self.waiting:
-            return bool(self.begun)
-        return self._cache.fits(self.waiting[0].tokens)
+        self._window = window
+        self._gap = float("inf")  # seconds between arrivals of late
+        self._arrived = float("-inf")
 
     def add(self, prompt: Prompt) -> None:
-        self.waiting.append(prompt)
+        gap = prompt.arrived - self._arrived
+        self._gap = gap if self._gap == float("inf") else self._gap + (gap - self._gap) / 8
+        self._arrived = prompt.arrived
+        self.waiting.add(prompt)
 
     def drop(self, id: AttemptId) -> None:
         """Forget a prompt that waits; an unknown id changes nothing."""
-        self.waiting = deque(p for p in self.waiting if p.id != id)
+        for prompt in self.waiting:
+            if prompt.id == id:
+                self.waiting.remove(prompt)
 
     def drop_late(self, now: float) -> list[Prompt]:
-        """Prompts whose deadline passed while they waited, removed."""
-        late = [p for p in self.waiting if p.deadline <= now]
-        if late:
-            self.waiting = deque(p for p in self.waiting if p.deadline > now)
+        """Prompts that waited until they cannot be in time any more, removed."""
+        late = [prompt for prompt in self.waiting if self._hopeless(prompt, now)]
+        for prompt in late:
+            self.waiting.remove(prompt)
         return late
 
-    def next_turns(self) -> list[Turn]:
+    def late(self, now: float) -> list[Prompt]:
+        """Prompts that have begun and cannot be in time any more."""
+        return [prompt for prompt in self.begun if self._hopeless(prompt, now)]
+
+    def hold(self, now: float) -> float:
+        """Seconds for which the next forward should wait for more prompts; 0: it should run."""
+        cost = self.costs.cost
+        if cost is None or self.begun or not self.waiting:
+            return 0.0
+        longest = min(self._window, cost.fixed)
+        filled = sum(marginal(cost, prompt_work(0, len(prompt.tokens))) for prompt in self.waiting)
+        if self._gap > longest or filled >= worthwhile(cost):
+            return 0.0
+        until = min(prompt.arrived for prompt in self.waiting) + longest
+        return max(0.0, min(until - now, *(self.slack(prompt, now) for prompt in self.waiting)))
+
+    def runnable(self, now: float) -> bool:
+        """Whether a forward should run: prompts have begun, or there are pages for one that waits."""
+        if self.begun or not self.waiting or self.hold(now):
+            return bool(self.begun)
+        return any(self._cache.fits(prompt.tokens) for prompt in self.waiting)
+
+    def next_turns(self, now: float) -> list[Turn]:
         """What the next forward computes, of prompts that all have pages; empty when none can run."""
-        self._begin()
-        turns: list[Turn] = []
-        room = self._batch_tokens
-        for prompt in self.begun[: self._batch_prompts]:
-            if not room:
-                break
-            turns.append(Turn(prompt, prompt.computed, prompt.computed + min(prompt.left, room)))
-            room -= min(prompt.left, room)
-        return turns
+        batch = _Batch(self, self._batch_tokens, self._batch_prompts)
+        begun = sorted(self.begun, key=urgency, reverse=True)
+
+        def full(prompt: Prompt) -> bool:
+            """Whether no room is left once those have theirs who have begun and are as urgent."""
+            while begun and urgency(begun[-1]) <= urgency(prompt):
+                batch.take(begun.pop())
+            prompt.computed = self._cache.cached(prompt.tokens)  # as it would be if it began
+            return not batch.fits(prompt)
+
+        def begin(prompt: Prompt) -> HeldPrompt | None:
+            prompt.held = self._cache.begin(prompt.tokens)
+            if prompt.held is not None:
+                prompt.computed = prompt.held.cached_tokens
+                self.begun.append(prompt)
+                batch.take(prompt)
+            return prompt.held
+
+        self.waiting.serve(begin, lambda prompt: self.slack(prompt, now), full)
+        while begun:
+            batch.take(begun.pop())
+        return batch.turns
 
     def done(self, turn: Turn) -> None:
         """The turn's forward has run."""
@@ -118,16 +179,63 @@ class PrefillScheduler:
             self._cache.end(prompt.held)
             prompt.held = None
 
-    def _begin(self) -> None:
-        """Give pages to the prompts that the next forward has room for, in their order."""
-        room = self._batch_tokens - sum(prompt.left for prompt in self.begun)
-        while room > 0 and self.waiting and len(self.begun) != self._batch_prompts:
-            prompt = self.waiting[0]
-            if room < len(prompt.tokens) - self._cache.cached(prompt.tokens) <= self._batch_tokens:
-                break  # it waits for a forward that has room for all of it
-            prompt.held = self._cache.begin(prompt.tokens)
-            if prompt.held is None:
-                break
-            prompt.computed = prompt.held.cached_tokens
-            self.begun.append(self.waiting.popleft())
-            room -= prompt.left
+    def slack(self, prompt: Prompt, now: float) -> float:
+        """Seconds that a prompt can still wait; what the cache has of it counts."""
+        left = prompt.due - now
+        if (cost := self.costs.cost) is None:
+            return left
+        computed, whole = prompt.computed, len(prompt.tokens)
+        slack = left - alone(cost, prompt_work(computed, whole))
+        if slack >= 0 or prompt.held is not None:
+            return slack
+        return left - alone(cost, prompt_work(self._cache.cached(prompt.tokens), whole))
+
+    def piece(self, prompt: Prompt) -> int:
+        """Tokens that a forward should compute of a prompt."""
+        most = self._batch_tokens
+        if (cost := self.costs.cost) is not None:
+            filling = tokens_within(cost, prompt.computed, worthwhile(cost))
+            most = min(most, max(LEAST_PIECE, filling))
+        if most == self._batch_tokens:
+            return min(prompt.left, most)
+        pieces = max(1, round(prompt.left / most))
+        return min(-(-prompt.left // pieces), self._batch_tokens)
+
+    def _hopeless(self, prompt: Prompt, now: float) -> bool:
+        """Alone, a prompt has its try: it wastes nobody's time, and may take less than is believed."""
+        if prompt.deadline <= now or self.costs.cost is None or len(self.waiting) + len(self.begun) < 2:
+            return prompt.deadline <= now
+        return self.slack(prompt, now) < 0
+
+
+@dataclass
+class _Batch:
+    """The turns of one forward, as they are chosen."""
+
+    scheduler: PrefillScheduler
+    room: int  # tokens
+    places: int | None
+    turns: list[Turn] = field(default_factory=list)
+    seconds: float = 0.0  # marginal
+    closed: bool = False  # somebody did not fit: nobody less urgent goes instead
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether the forward has room for this prompt's next piece, and gains by it."""
+        cost = self.scheduler.costs.cost
+        filled = bool(self.turns) and cost is not None and self.seconds >= worthwhile(cost)
+        if self.closed or filled or len(self.turns) == self.places:
+            return False
+        needs_pieces = prompt.left > self.scheduler._batch_tokens
+        return self.room > 0 if needs_pieces else self.scheduler.piece(prompt) <= self.room
+
+    def take(self, prompt: Prompt) -> None:
+        """Its next piece, if it fits."""
+        if not self.fits(prompt):
+            self.closed = True
+            return
+        size = min(self.scheduler.piece(prompt), self.room)
+        turn = Turn(prompt, prompt.computed, prompt.computed + size)
+        self.turns.append(turn)
+        self.room -= size
+        if (cost := self.scheduler.costs.cost) is not None:
+            self.seconds += marginal(cost, prompt_work(turn.start, turn.end))

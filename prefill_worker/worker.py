@@ -13,6 +13,7 @@ from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
+from xgr_runtime.cost_model import CostModel, prompt_work, together
 from xgr_runtime.device_turns import PATIENCE, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
 from xgr_runtime.handover import Chunk, PromptPages
@@ -71,7 +72,10 @@ class PrefillWorker:
         self.cache = PromptCache.bounded(
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
         )
-        self.scheduler = PrefillScheduler(self.cache, config.batch_tokens, engine.max_prompts)
+        self.costs = CostModel()
+        self.scheduler = PrefillScheduler(
+            self.cache, config.batch_tokens, engine.max_prompts, self.costs, config.batch_window_ms / 1000
+        )
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
@@ -103,7 +107,7 @@ class PrefillWorker:
             self.exchange()
             self.expire(self.clock())
             self.retire()
-            turns = self.scheduler.next_turns() if self.may_launch() else []
+            turns = self.scheduler.next_turns(self.clock()) if self.may_launch() else []
             for turn in turns:
                 if turn.prompt.id not in self.prompts:
                     self.open(turn.prompt)
@@ -113,7 +117,8 @@ class PrefillWorker:
 
     def may_launch(self) -> bool:
         """Whether there is something to run, and the device, if another worker shares it, is ours."""
-        if not self.scheduler.runnable:  # prompts that wait for pages may need the other worker's turn
+        # Prompts that wait for pages may need the other worker's turn.
+        if not self.scheduler.runnable(self.clock()):
             self.turn_taken = False
             self.device_turns.forget()
             return False
@@ -145,6 +150,7 @@ class PrefillWorker:
         self.counters["forward_seconds"] += seconds
         tokens = sum(turn.end - turn.start for turn in turns)
         self.timeline.add(FORWARD, "forward", started, ended, prompts=len(turns), tokens=tokens)
+        self.costs.observe(together(prompt_work(turn.start, turn.end) for turn in turns), seconds)
         for turn, last in zip(turns, hidden, strict=True):
             tokens = turn.end - turn.start
             self.timeline.add(REQUEST, "prefill", started, ended, turn.prompt.id, tokens=tokens)
@@ -208,7 +214,15 @@ class PrefillWorker:
         if tokens.min() < 0 or tokens.max() >= self.identity.vocab:
             raise BadRequest(f"a prompt token is outside of the vocabulary of {self.identity.vocab}")
         self.outbound.connect(request.data_address)  # while the prompt waits
-        return Prompt(request.id, tokens, request.data_address, now, now + request.timeout)
+        return Prompt(
+            request.id,
+            tokens,
+            request.data_address,
+            now,
+            now + request.timeout,
+            request.priority,
+            request.after,
+        )
 
     # --- hand-overs ---
 
@@ -240,7 +254,10 @@ class PrefillWorker:
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
-            self.fail(prompt.id, DeadlineExceeded("the deadline passed in the prefill queue"), retry=False)
+            self.fail(prompt.id, DeadlineExceeded("no time was left in the prefill queue"), retry=False)
+        for prompt in self.scheduler.late(now):
+            error = DeadlineExceeded("no time was left for the rest of the prompt")
+            self.outbound.transfers[prompt.id].give_up(error)
         self.outbound.expire(now)
         for router in self.control.silent(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
@@ -280,7 +297,8 @@ class PrefillWorker:
             return 0.0
         if self.turn_taken:
             return PATIENCE / 5
-        return _STALL_WAIT if self.stalled else self.config.heartbeat / 2
+        wait = _STALL_WAIT if self.stalled else self.config.heartbeat / 2
+        return min(wait, self.scheduler.hold(self.clock()) or wait)
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(
@@ -310,6 +328,7 @@ class PrefillWorker:
             leases=len(self.prompts),
             rows_used=0,
             counters=dict(self.counters),
+            cost=self.costs.cost,
         )
 
 

@@ -33,7 +33,8 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
 async def _serve(
     config: RouterConfig, lifecycle: Lifecycle, catalog: Catalog, tokenizer: Tokenizer, http: socket.socket
 ) -> None:
-    dispatcher = Dispatcher(config, catalog.version)
+    nodes = [len(tokens) for tokens in catalog.tokens]
+    dispatcher = Dispatcher(config, catalog.version, nodes)
     dispatcher.start()
     app = make_app(dispatcher, catalog, tokenizer, _settings(config, catalog.vocab_size))
     server = _Server(

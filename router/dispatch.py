@@ -9,10 +9,13 @@ from itertools import count
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from router.admission import Admission, Ask, Promise
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.links import WorkerLink
-from router.pairing import Candidate, choose_pair
+from router.pairing import Candidate, pairs_by_finish
+from router.reuse import ReuseIndex
 from router.sglang_server import SglangServer
 from router.tracing import Tracer
 from router.worker import Worker, flushed
@@ -65,8 +68,9 @@ class _Attempt:
     id: AttemptId
     prefill: Worker
     decode: Worker
-    tokens: int
+    tokens: NDArray[np.int32]  # [L]
     beams: int
+    promise: Promise
     future: asyncio.Future[Result]
     committed: bool = False  # the decode worker has all KV: prefill is no longer needed
 
@@ -78,9 +82,13 @@ class _Attempt:
 class Dispatcher:
     """Owns every live request, from admission to its one end."""
 
-    def __init__(self, config: RouterConfig, catalog: str) -> None:
+    def __init__(self, config: RouterConfig, catalog: str, nodes: Sequence[int] = ()) -> None:
+        """`nodes`: how many the catalog's trie has at each level, so many beams there can be."""
         self._config = config
         self._catalog = catalog
+        self._nodes = nodes
+        self._admission = Admission()
+        self._reuse = ReuseIndex()
         self._incarnation = new_incarnation()
         self._numbers = count(1)
         self._attempts: dict[AttemptId, _Attempt] = {}
@@ -116,6 +124,7 @@ class Dispatcher:
 
     async def flush(self) -> list[Flush]:
         """See `Dispatch.flush`."""
+        self._reuse.flush()
         return await asyncio.gather(*(flushed(worker) for worker in [*self._prefill, *self._decode]))
 
     def workers(self) -> list[WorkerState]:
@@ -128,7 +137,7 @@ class Dispatcher:
     def limits(self) -> Limits | None:
         """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
         prefill, decode = _usable(self._prefill), _usable(self._decode)
-        if choose_pair(_candidates(prefill), _candidates(decode), self._catalog) is None:
+        if not pairs_by_finish(self._candidates(prefill), self._candidates(decode), self._catalog):
             return None
         all_limits = [w.hello.limits for w in [*prefill, *decode] if w.hello]
         return Limits(
@@ -216,28 +225,39 @@ class Dispatcher:
         return msgspec.structs.replace(result, timing=whole(result.timing, seconds))
 
     def _begin(self, job: Job, number: int, attempt: int, avoid: set[int]) -> _Attempt:
-        """Choose a pair and send it the job. Raises `NoWorkers`, `_Retry`."""
+        """Choose a pair and send it the job. Raises `_Retry`, and as `Admission.admit` does."""
         prefill, decode = _usable(self._prefill), _usable(self._decode)
-        pair = choose_pair(_candidates(prefill), _candidates(decode), self._catalog, avoid)
-        if pair is None:
-            raise NoWorkers("no compatible pair")
-        p = next(w for w in prefill if w.incarnation == pair.prefill.incarnation)
-        d = next(w for w in decode if w.incarnation == pair.decode.incarnation)
+        promise = self._admission.admit(
+            Ask(len(job.tokens), self._beams(job), job.deadline, job.priority),
+            self._candidates(prefill, job),
+            self._candidates(decode, job),
+            self._catalog,
+            time.monotonic(),
+            avoid,
+            accepted=attempt > 1,
+        )
+        p = next(w for w in prefill if w.incarnation == promise.pair.prefill.incarnation)
+        d = next(w for w in decode if w.incarnation == promise.pair.decode.incarnation)
         id = AttemptId(self._incarnation, number, attempt, p.incarnation, d.incarnation)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        tried = _Attempt(id, p, d, len(job.tokens), job.width, future)
+        tried = _Attempt(id, p, d, job.tokens, job.width, promise, future)
         self._attempts[id] = tried
-        for worker, load in ((p, tried.tokens), (d, tried.beams)):
+        for worker, load in ((p, len(tried.tokens)), (d, tried.beams)):
             worker.load += load
             worker.in_flight += 1
-        if not (d.send(self._decode_request(job, id)) and p.send(self._prefill_request(job, id, d))):
+        prompt = self._prefill_request(job, id, d, promise.after)
+        if not (d.send(self._decode_request(job, id)) and p.send(prompt)):
             tried.fail(_Retry(WorkerLost("a worker could not be reached", "dispatch")))
         return tried
 
     def _end(self, tried: _Attempt) -> None:
         """Forget the attempt; whatever still runs for it is cancelled."""
         del self._attempts[tried.id]
-        answered = tried.future.done() and not tried.future.cancelled() and not tried.future.exception()
+        error = None if not tried.future.done() or tried.future.cancelled() else tried.future.exception()
+        answered = tried.future.done() and not tried.future.cancelled() and not error
+        now = time.monotonic()
+        late = isinstance(error, DeadlineExceeded) or now >= tried.promise.deadline
+        self._admission.end(tried.promise, now, answered, late)
         if not answered:
             tried.decode.send(Cancel(tried.id, "no longer wanted"))
         if not tried.committed:
@@ -248,7 +268,7 @@ class Dispatcher:
         tried.decode.in_flight -= 1
 
     def _release_prefill(self, tried: _Attempt) -> None:
-        tried.prefill.load -= tried.tokens
+        tried.prefill.load -= len(tried.tokens)
         tried.prefill.in_flight -= 1
 
     # --- events from the workers ---
@@ -264,6 +284,9 @@ class Dispatcher:
             case Committed() if not tried.committed:
                 tried.committed = True
                 self._release_prefill(tried)
+                self._admission.committed(tried.promise, time.monotonic())
+                for incarnation in (tried.id.prefill, tried.id.decode):
+                    self._reuse.note(incarnation, tried.tokens)
             case Result():
                 if not tried.future.done():
                     tried.future.set_result(message)
@@ -275,6 +298,7 @@ class Dispatcher:
                 tried.fail(_Retry(error) if message.retry else error)
 
     def _on_lost(self, worker: Worker, incarnation: int, reason: str) -> None:
+        self._reuse.forget(incarnation)
         for id, tried in list(self._attempts.items()):
             if id.decode == incarnation:
                 tried.fail(_Retry(WorkerLost(f"the decode worker was lost: {reason}", "decode")))
@@ -291,9 +315,31 @@ class Dispatcher:
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *told)
         return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told)
 
-    def _prefill_request(self, job: Job, id: AttemptId, decode: Worker) -> PrefillRequest:
+    def _candidates(self, workers: Sequence[Worker], job: Job | None = None) -> list[Candidate]:
+        """The workers as pairing sees them, for this job."""
+        return [
+            Candidate(
+                w.hello.worker,
+                w.incarnation,
+                w.hello.model,
+                w.load,
+                w.hello.catalogs,
+                w.hello.load.cost,
+                self._reuse.expected(w.incarnation, job.tokens) if job else 0,
+            )
+            for w in workers
+            if w.hello
+        ]
+
+    def _beams(self, job: Job) -> list[int]:
+        """That each level of the search starts from, at most: one, then what the level before can hold."""
+        most = job.width if job.allow is None else min(job.width, len(job.allow))
+        return [1, *(min(most, nodes) for nodes in self._nodes[:-1])]
+
+    def _prefill_request(self, job: Job, id: AttemptId, decode: Worker, after: float) -> PrefillRequest:
         assert decode.hello is not None
-        return PrefillRequest(id, decode.hello.data_address, job.tokens.tobytes(), _seconds_left(job))
+        address, tokens = decode.hello.data_address, job.tokens.tobytes()
+        return PrefillRequest(id, address, tokens, _seconds_left(job), job.priority, after)
 
     def _decode_request(self, job: Job, id: AttemptId) -> DecodeRequest:
         return DecodeRequest(
@@ -306,6 +352,7 @@ class Dispatcher:
             allow=None if job.allow is None else job.allow.tobytes(),
             deny=job.deny.tobytes(),
             timeout=_seconds_left(job),
+            priority=job.priority,
         )
 
 
@@ -321,11 +368,3 @@ def _seconds_left(job: Job) -> float:
 
 def _usable(workers: Sequence[Worker]) -> list[Worker]:
     return [worker for worker in workers if not worker.problem]
-
-
-def _candidates(workers: Sequence[Worker]) -> list[Candidate]:
-    return [
-        Candidate(w.hello.worker, w.incarnation, w.hello.model, w.load, w.hello.catalogs)
-        for w in workers
-        if w.hello
-    ]

@@ -24,6 +24,7 @@ class Job:
     allow: NDArray[np.int32] | None  # leaves that live; None: all
     deny: NDArray[np.int32]  # leaves that do not
     deadline: float  # time.monotonic()
+    priority: int = 0  # higher first
 
 
 @dataclass(frozen=True)

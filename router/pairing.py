@@ -1,9 +1,9 @@
 """Which pair of workers serves a request. Plain data in, a decision out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from xgr_runtime.messages import ModelIdentity
+from xgr_runtime.messages import ModelIdentity, StepCost
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Candidate:
     model: ModelIdentity
     load: int
     catalogs: Collection[str] = ()
+    cost: StepCost | None = None  # of its launches, if known
+    reuse: int = 0  # of the request's first tokens, how many it probably holds
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,25 @@ class Pair:
     decode: Candidate
 
 
-def choose_pair(
+Finish = Callable[[Candidate, Candidate], float]
+
+
+def pairs_by_finish(
     prefill: Sequence[Candidate],
     decode: Sequence[Candidate],
     catalog: str,
     avoid: Collection[int] = (),
-) -> Pair | None:
-    """The least loaded compatible pair, ties by name; None when no pair is compatible.
+    finish: Finish = lambda p, d: 0.0,
+) -> list[Pair]:
+    """The compatible pairs, those first that `finish` first; ties by load and reuse, then by name.
 
-    Incarnations in `avoid` (they failed this request before) are taken only when nothing else is left.
+    Times within a millisecond are a tie. Incarnations in `avoid` (they failed this request before) come last.
     """
     pairs = [Pair(p, d) for p in prefill for d in decode if p.model == d.model and catalog in d.catalogs]
 
-    def cost(pair: Pair) -> tuple[int, int, int, str, str]:
+    def order(pair: Pair) -> tuple[int, float, int, int, int, str, str]:
         p, d = pair.prefill, pair.decode
         known_bad = (p.incarnation in avoid) + (d.incarnation in avoid)
-        return known_bad, p.load, d.load, p.name, d.name
+        return known_bad, round(finish(p, d), 3), p.load - p.reuse, d.load, -d.reuse, p.name, d.name
 
-    return min(pairs, key=cost, default=None)
+    return sorted(pairs, key=order)

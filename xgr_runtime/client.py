@@ -29,6 +29,7 @@ class Query(TypedDict, total=False):
     deny: Items
     exclude_history: bool
     timeout_ms: int
+    priority: int
     rid: str
 
 

@@ -80,7 +80,10 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
 
     name: Annotated[str, about("this worker's name in logs and metrics")] = "prefill-0"
     control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
-    batch_tokens: Annotated[Count, about("prompt tokens packed into one forward")] = 4096
+    batch_tokens: Annotated[Count, about("most prompt tokens of one forward")] = 4096
+    batch_window_ms: Annotated[
+        Annotated[float, Meta(ge=0)], about("longest wait for prompts that fill a forward")
+    ] = 2.0
     host_cache_bytes: Annotated[
         Annotated[int, Meta(ge=0)], about("bytes of main memory for prompt KV that a GPU has no room for")
     ] = 0
@@ -169,7 +172,10 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     ] = 0
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
-    batch_tokens: Annotated[Count, about("prompt tokens packed into one prefill forward")] = 4096
+    batch_tokens: Annotated[Count, about("most prompt tokens of one prefill forward")] = 4096
+    batch_window_ms: Annotated[
+        Annotated[float, Meta(ge=0)], about("longest wait for prompts that fill a prefill forward")
+    ] = 2.0
     host_cache_bytes: Annotated[
         Annotated[int, Meta(ge=0)],
         about("bytes of main memory, per prefill worker, for prompt KV that a GPU has no room for"),

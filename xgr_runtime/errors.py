@@ -34,6 +34,7 @@ class RequestError(XgrError):
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: ClassVar[bool] = False
+    retry_after: float = 0.0  # seconds after which a retry may succeed, if that is known
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -112,9 +113,13 @@ class WorkerLost(RequestError):
 
 
 class Overloaded(RequestError):
-    """HTTP 503 with Retry-After. A queue is full."""
+    """HTTP 503 with Retry-After. A queue is full, or what waits leaves no time for this request."""
 
     status, code, kind, retryable = 503, "overloaded", "overloaded_error", True
+
+    def __init__(self, message: str, param: str | None = None, retry_after: float = 0.0) -> None:
+        super().__init__(message, param)
+        self.retry_after = retry_after
 
 
 class NoWorkers(RequestError):

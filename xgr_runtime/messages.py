@@ -75,11 +75,24 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_beam_width: int = 0
 
 
+class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker's launches cost now, in seconds: a forward of prompts, or a step of searches.
+
+    A launch costs `fixed`, and more for every token it computes (a beam is one) and for every pair of such a
+    token and a key that it attends to.
+    """
+
+    fixed: float
+    per_token: float
+    per_pair: float
+
+
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker holds now. Pages in use by requests are apart from pages held by caches.
 
     `credits_out` counts KV chunks that may still leave (prefill) or come (decode), `leases` hand-overs that
-    are open, `rows_used` beams that take part in steps (decode).
+    are open, `rows_used` beams that take part in steps (decode). `cost` is None as long as the worker does
+    not know it.
     """
 
     requests: int
@@ -90,6 +103,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leases: int
     rows_used: int
     counters: dict[str, float]  # totals since start, by name
+    cost: StepCost | None = None
 
 
 # --- control links -------------------------------------------------------------------------------------
@@ -123,6 +137,8 @@ class PrefillRequest(Message, frozen=True, tag="prefill"):
     data_address: str
     tokens: bytes  # int32 [L]
     timeout: float  # seconds left
+    priority: int = 0  # higher first
+    after: float = 0.0  # seconds that the request is expected to need once its prompt is computed
 
 
 class DecodeRequest(Message, frozen=True, tag="decode"):
@@ -137,6 +153,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     allow: bytes | None  # int32 leaves that live; None: all
     deny: bytes  # int32 leaves that do not
     timeout: float  # seconds left
+    priority: int = 0  # higher first
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from router.http.schema import Filters, GenerateRequest, SamplingParams, refuse_sampling
+from router.http.schema import MOST_PRIORITY, Filters, GenerateRequest, SamplingParams, refuse_sampling
 from router.http.settings import HttpSettings
 from router.job import Job
 from xgr_runtime.catalog import Catalog, FilterSpec, resolve_items
@@ -65,15 +65,17 @@ class Intake:
             allow=wanted.allow_leaves,
             deny=wanted.deny_leaves,
             deadline=arrival + timeout,
+            priority=body.priority or 0,
         )
         return Ticket(job, wanted, prompt.dropped_items, body.stream)
 
     def probe(self, rid: str, deadline: float, limits: Limits | None) -> Job:
-        """The smallest real request there is: one item of history, one beam."""
+        """The smallest real request there is: one item of history, one beam. Load is no illness."""
         tokens, _ = self.catalog.prompt_tokens([0], self.max_prompt_tokens(limits))
         none = np.empty(0, np.int32)
         prompt = np.array(tokens, np.int32)
-        return Job(rid, prompt, 1, 1, "vocab", self.catalog.version, None, none, deadline)
+        version = self.catalog.version
+        return Job(rid, prompt, 1, 1, "vocab", version, None, none, deadline, MOST_PRIORITY)
 
     def max_beam_width(self, limits: Limits | None) -> int:
         """What the deployment allows and its workers can do."""

@@ -1,5 +1,6 @@
 """What is wrong with a request, said over HTTP: statuses, bodies, and the name of the field at fault."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -56,12 +57,15 @@ def field_error(text: str) -> BadRequest:
 def error_response(
     error: RequestError, request_id: str, retry_after: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer to a request that failed; 503 says when to come back, 401 how to sign in."""
+    """The answer to a request that failed; 503 says when to come back, 401 how to sign in.
+
+    `retry_after` is in seconds, and said where the error knows of no longer time.
+    """
     message = "internal error: see the router's log" if isinstance(error, InternalError) else error.message
     detail = ErrorDetail(message, error.kind, error.param, error.code)
     fields = dict(headers or {})
     if error.status == 503:
-        fields["retry-after"] = str(retry_after)
+        fields["retry-after"] = str(max(retry_after, math.ceil(error.retry_after)))
     if error.status == 401:
         fields["www-authenticate"] = "Bearer"
     body = msgspec.json.encode(ErrorBody(detail, request_id, error.retryable))

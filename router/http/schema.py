@@ -14,6 +14,7 @@ from xgr_runtime.messages import ScoreMode
 
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1
+MOST_PRIORITY = 100
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
@@ -70,7 +71,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of `input_ids`, `history` and `text`; fields after `stream` are SGLang's, as above."""
+    """Exactly one of `input_ids`, `history` and `text`; fields after `priority` are SGLang's, as above."""
 
     input_ids: list[TokenId] | None = None
     history: Annotated[list[ItemId] | None, Meta(description="Item ids, oldest first.")] = None
@@ -80,6 +81,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampling_params: SamplingParams | None = None
     filters: Filters | None = None
     stream: Annotated[bool, Meta(description="The answer as one server-sent event.")] = False
+    priority: Annotated[
+        Annotated[int, Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)] | None,
+        Meta(description="Higher goes first, whatever the deadlines; 0 if absent."),
+    ] = None
     return_logprob: bool | None = None
     logprob_start_len: int | None = None
     top_logprobs_num: int | None = None
@@ -108,7 +113,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routed_dp_rank: int | None = None
     data_parallel_rank: int | None = None
     conversation_id: str | None = None
-    priority: int | None = None
     extra_key: str | None = None
     custom_labels: dict[str, str] | None = None
 
@@ -172,7 +176,6 @@ NEUTRAL_REQUEST: dict[str, tuple[object, ...]] = {
     "bootstrap_room": (),
     "routed_dp_rank": (),
     "data_parallel_rank": (),
-    "priority": (0,),
     "extra_key": (),
     "custom_labels": ({},),
 }

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from decode_worker.cohort import ROW_BUCKETS, StepVectors, beams_entering, choose_cohort, plan_steps
+from decode_worker.cohort import ROW_BUCKETS, StepVectors, choose_cohort, plan_steps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_runtime.buckets import bucket_for, buckets_up_to
@@ -31,7 +31,7 @@ def search(width: int, prompt: int = 10) -> Search:
 def test_beams_of_a_level_are_bounded_by_width_and_by_the_nodes_before_it(
     width: int, beams: list[int]
 ) -> None:
-    assert [beams_entering(question(width), level) for level in range(4)] == beams
+    assert [question(width).beams_entering(level) for level in range(4)] == beams
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_filter_bounds_beams_by_its_live_leaves(
 ) -> None:
     asked = question(99, filter=LeafFilter(*leaf_filter(CATALOG.leaves, allow, deny)))
     assert asked.live_leaves == alive
-    assert [beams_entering(asked, level) for level in range(1, 4)] == [min(n, alive) for n in (2, 6, 24)]
+    assert [asked.beams_entering(level) for level in range(1, 4)] == [min(n, alive) for n in (2, 6, 24)]
 
 
 def test_steps_lay_requests_one_after_the_other() -> None:

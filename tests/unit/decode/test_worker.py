@@ -36,6 +36,7 @@ from xgr_runtime.messages import (
     Nack,
     Open,
     Renew,
+    StepCost,
     ToRouter,
     WorkerHello,
 )
@@ -60,6 +61,7 @@ class PlayedEngine:
 
     def __init__(self) -> None:
         self.ready, self.busy = True, False
+        self.cost: StepCost | None = None
         self.keeps = False
         self.launches: list[list[Any]] = []
         self.finished: list[Any] = []
@@ -194,8 +196,8 @@ def test_an_engine_that_is_not_ready_gets_nothing(worker: DecodeWorker) -> None:
 def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: DecodeWorker) -> None:
     engine, (search, other) = kept(worker, 2)
     first = next(iter(worker.tasks.values()))
-    worker.scheduler.waiting.append(first)
-    assert [len(held.pages) for _, held in worker.scheduler.next_grants()] == [1]
+    worker.scheduler.waiting.add(first)
+    assert [len(held.pages) for _, held in worker.scheduler.next_grants(0.0)] == [1]
     worker.launch()
     worker.handle_request(Cancel(first.id, "gone"), 0.0)
     assert [id.request for id in worker.tasks] == [1]
@@ -374,7 +376,7 @@ def test_a_commit_without_a_hidden_state_is_taken(worker: DecodeWorker) -> None:
     task = worker.tasks[id]
     task.receiver.grant(1, 10.0, held_tokens=10)
     worker.inbound.take_commit(task, Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
-    worker.start_searches()
+    worker.start_searches(0.0)
     assert task.search is not None and task.search.forward_rows == 1
 
 
@@ -453,7 +455,7 @@ def say(worker: DecodeWorker, message: Any, now: float = 1.0) -> None:
 def test_a_prompt_is_pulled(worker: DecodeWorker, heard: Heard) -> None:
     theirs = offered_by(worker, in_place=False)
     task, _ = opened_in(worker, theirs)
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     say(worker, whole(task))
     say(worker, commit_of(task, whole(task)))
     assert [type(message) for message in heard] == [Grant, Credit, Ack] and heard[0].way == "pull"
@@ -465,7 +467,7 @@ def test_a_prompt_is_pulled(worker: DecodeWorker, heard: Heard) -> None:
 
 def test_a_commit_waits_for_the_copies_before_it(worker: DecodeWorker, heard: Heard) -> None:
     task, _ = opened_in(worker, offered_by(worker, in_place=False))
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     say(worker, whole(task))
     done: list[bool] = []
     task.copied = SimpleNamespace(done=lambda: bool(done))
@@ -479,7 +481,7 @@ def test_a_commit_waits_for_the_copies_before_it(worker: DecodeWorker, heard: He
 
 def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWorker, heard: Heard) -> None:
     task, _ = opened_in(worker, offered_by(worker, in_place=False))
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     say(worker, whole(task))
     task.copied = SimpleNamespace(done=lambda: False)
     say(worker, commit_of(task, whole(task)))
@@ -492,7 +494,7 @@ def test_pages_that_are_reused_before_the_commit_fail_the_attempt(worker: Decode
     """A worker that was stopped, and finds what it was told before its lease lapsed."""
     theirs = offered_by(worker, in_place=False)
     task, pages = opened_in(worker, theirs)
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     theirs.release(pages)
     say(worker, whole(task))
     say(worker, commit_of(task, whole(task)))
@@ -511,7 +513,7 @@ def test_in_place_the_owner_waits_for_the_answer(worker: DecodeWorker, heard: He
     assert worker.load().leases == 1 and worker.counters["kv_bytes_in_place"] == 10 * IDENTITY.token_bytes
     say(worker, Cancel(task.id, "the deadline passed"))
     assert task.id in worker.tasks, "all KV is there: the search goes on"
-    worker.start_searches()
+    worker.start_searches(0.0)
     assert task.search is not None
     task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid=False)
     worker.answer(task)
@@ -578,7 +580,7 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
 
 def ended(worker: DecodeWorker, task: DecodeTask, invalid: bool = False) -> None:
     """Its search is over."""
-    worker.start_searches()
+    worker.start_searches(worker.clock())
     assert task.search is not None
     task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid)
     worker.answer(task)
@@ -594,7 +596,7 @@ def handed_over(
     worker.handle_request(request, 0.0)
     task = worker.tasks[id]
     worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
-    worker.inbound.grant_pages()
+    worker.inbound.grant_pages(0.0)
     held = task.receiver._next_token[0]
     body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
     chunk = KvChunk(id, 0, 0, 2, held, tokens - held, chunk_checksum(body, body))
@@ -632,7 +634,7 @@ def test_of_a_prompt_that_was_here_only_the_rest_is_sent(pooled: DecodeWorker, h
 
 def test_nothing_is_shared_before_all_of_it_was_verified(pooled: DecodeWorker, heard: Heard) -> None:
     id = opened(pooled, 1)
-    pooled.inbound.grant_pages()
+    pooled.inbound.grant_pages(0.0)
     pooled.handle_request(Cancel(id, "not wanted"), 1.0)
     assert pooled.load().pages_cached == 0 and pooled.load().pages_used == 0
 

@@ -7,17 +7,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefill_worker.scheduler import PrefillScheduler, Prompt
-from xgr_runtime.messages import AttemptId
+from prefill_worker.scheduler import LEAST_PIECE, PrefillScheduler, Prompt, Turn
+from xgr_runtime.cost_model import CostModel, worthwhile
+from xgr_runtime.line import PASSES
+from xgr_runtime.messages import AttemptId, StepCost
 from xgr_runtime.pages import PagePool
 from xgr_runtime.prompt_cache import PromptCache
 
 PAGE = 16
 
 
-def prompt(number: int, tokens: int, deadline: float = 100.0) -> Prompt:
+COST = StepCost(fixed=1e-3, per_token=1e-5, per_pair=0.0)  # 1150 tokens make the fixed cost small
+WORTHWHILE = round(worthwhile(COST) / COST.per_token)
+
+
+def prompt(
+    number: int,
+    tokens: int,
+    deadline: float = 100.0,
+    priority: int = 0,
+    after: float = 0.0,
+    arrived: float = 0.0,
+) -> Prompt:
     id = AttemptId(1, number, 1, 2, 3)
-    return Prompt(id, np.zeros(tokens, np.int32), "ipc:///x", arrived=0.0, deadline=deadline)
+    return Prompt(id, np.zeros(tokens, np.int32), "ipc:///x", arrived, deadline, priority, after)
+
+
+def knowing(batch_tokens: int = 4096, pages: int = 1000, window: float = 0.0) -> PrefillScheduler:
+    """A scheduler that knows what forwards cost."""
+    costs = CostModel()
+    costs.cost = COST
+    return PrefillScheduler(PromptCache(PagePool(pages), PAGE), batch_tokens, None, costs, window)
+
+
+def numbers(turns: list[Turn]) -> list[int]:
+    return [turn.prompt.id.request for turn in turns]
 
 
 def test_a_forward_has_at_most_so_many_prompts() -> None:
@@ -30,13 +54,13 @@ def test_a_forward_has_at_most_so_many_prompts() -> None:
 def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
     """(prompt, start, end) of every forward until none can run; hand-overs never end."""
     forwards = []
-    while scheduler.runnable:
-        turns = scheduler.next_turns()
+    while scheduler.runnable(0.0):
+        turns = scheduler.next_turns(0.0)
         assert turns
         forwards.append([(t.prompt.id.request, t.start, t.end) for t in turns])
         for turn in turns:
             scheduler.done(turn)
-    assert not scheduler.next_turns()
+    assert not scheduler.next_turns(0.0)
     return forwards
 
 
@@ -67,7 +91,13 @@ def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
         ),
         pytest.param(100, 100, [200], [[(0, 0, 100)], [(0, 100, 200)]], id="twice-the-budget"),
         pytest.param(1000, 4, [33, 33], [[(0, 0, 33)]], id="no-pages-for-the-second"),
-        pytest.param(10, 5, [33, 33, 1], [[(0, n, min(n + 10, 33))] for n in range(0, 33, 10)], id="in-line"),
+        pytest.param(
+            10,
+            5,
+            [33, 33, 1],
+            [[(0, 0, 10)], [(0, 10, 20)], [(0, 20, 30)], [(0, 30, 33), (2, 0, 1)]],
+            id="past-one-that-waits-for-pages",
+        ),
         pytest.param(1000, 2, [33], [], id="no-pages"),
     ],
 )
@@ -85,13 +115,13 @@ def test_each_prompt_gets_pages_of_its_own() -> None:
     scheduler = PrefillScheduler(PromptCache(pool, PAGE), 1000)
     for number in range(3):
         scheduler.add(prompt(number, 17))
-    prompts = [turn.prompt for turn in scheduler.next_turns()]
+    prompts = [turn.prompt for turn in scheduler.next_turns(0.0)]
     pages = [page for p in prompts for page in p.pages.tolist()]
     assert len(set(pages)) == len(pages) == pool.used == 6
     for ended in prompts:
         scheduler.end(ended)
         scheduler.end(ended)
-    assert not pool.used and not scheduler.next_turns()
+    assert not pool.used and not scheduler.next_turns(0.0)
 
 
 def test_a_prompt_that_ends_between_its_turns_makes_room() -> None:
@@ -99,10 +129,10 @@ def test_a_prompt_that_ends_between_its_turns_makes_room() -> None:
     scheduler = PrefillScheduler(PromptCache(pool, PAGE), 20)
     for number in range(2):
         scheduler.add(prompt(number, 100))
-    (first,) = scheduler.next_turns()
+    (first,) = scheduler.next_turns(0.0)
     scheduler.done(first)
     scheduler.end(first.prompt)
-    (turn,) = scheduler.next_turns()
+    (turn,) = scheduler.next_turns(0.0)
     assert (turn.prompt.id.request, turn.start, turn.end) == (1, 0, 20) and pool.used == 7
 
 
@@ -118,7 +148,7 @@ def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
     ran: dict[int, list[int]] = {p.id.request: [] for p in prompts}
     held: list[Prompt] = []
     while scheduler.waiting or scheduler.begun:
-        turns = scheduler.next_turns()
+        turns = scheduler.next_turns(0.0)
         assert turns or held, "nothing is held, so somebody can run"
         assert sum(turn.end - turn.start for turn in turns) <= budget
         for turn in turns:
@@ -138,7 +168,7 @@ def test_dropped_and_late_prompts_never_run() -> None:
     scheduler.drop(prompt(1, 1).id)
     scheduler.drop(prompt(9, 1).id)
     assert [p.id.request for p in scheduler.drop_late(now=5.0)] == [0]
-    assert [turn.prompt.id.request for turn in scheduler.next_turns()] == [2]
+    assert [turn.prompt.id.request for turn in scheduler.next_turns(0.0)] == [2]
 
 
 def test_what_the_cache_has_is_not_computed() -> None:
@@ -147,13 +177,13 @@ def test_what_the_cache_has_is_not_computed() -> None:
     scheduler = PrefillScheduler(cache, 50)
     first, second = prompt(1, 40), prompt(2, 100)
     scheduler.add(first)
-    (turn,) = scheduler.next_turns()
+    (turn,) = scheduler.next_turns(0.0)
     scheduler.done(turn)
     assert first.held is not None
     cache.keep(first.held, turn.end)
     scheduler.end(first)
     scheduler.add(second)
-    (turn,) = scheduler.next_turns()
+    (turn,) = scheduler.next_turns(0.0)
     assert (turn.start, turn.end) == (32, 82) and cache.used == 7
     scheduler.end(second)
     assert cache.used == 0 and cache.cached_pages == 2 and pool.free == 8
@@ -167,4 +197,129 @@ def test_what_is_left_behind_a_cached_beginning_fits_into_a_forward() -> None:
     cache.keep(kept, 64)
     scheduler.add(prompt(1, 30))
     scheduler.add(prompt(2, 80))  # 64 of which are there: 16 are left
-    assert [(turn.start, turn.end) for turn in scheduler.next_turns()] == [(16, 30), (64, 80)]
+    assert [(turn.start, turn.end) for turn in scheduler.next_turns(0.0)] == [(16, 30), (64, 80)]
+
+
+def test_the_most_urgent_run_first_by_priority_then_by_when_they_are_due() -> None:
+    scheduler = PrefillScheduler(PromptCache(PagePool(100), PAGE), 10)
+    for number, (deadline, priority, after) in enumerate(
+        [(9.0, 0, 0.0), (5.0, 0, 0.0), (7.0, 0, 3.0), (99.0, 1, 0.0), (5.0, 0, 0.0), (1.0, -1, 0.0)]
+    ):
+        scheduler.add(prompt(number, 10, deadline, priority, after))
+    assert [forward[0][0] for forward in run_all(scheduler)] == [3, 2, 1, 4, 0, 5]
+
+
+def test_a_forward_takes_no_more_than_makes_its_fixed_cost_small() -> None:
+    scheduler = knowing()
+    for number in range(9):
+        scheduler.add(prompt(number, WORTHWHILE // 3))
+    assert numbers(scheduler.next_turns(0.0)) == [0, 1, 2, 3]  # three are a token short of it
+
+
+def test_a_long_prompt_runs_in_equal_pieces_and_is_overtaken_between_them() -> None:
+    scheduler = knowing()
+    scheduler.add(prompt(0, 3 * WORTHWHILE))
+    (first,) = scheduler.next_turns(0.0)
+    assert first.end == WORTHWHILE
+    scheduler.done(first)
+    scheduler.add(prompt(1, 2 * LEAST_PIECE, deadline=1.0))
+    turns = scheduler.next_turns(0.0)
+    assert numbers(turns) == [1, 0], (
+        "the urgent one first, and the rest of the forward goes on with the other"
+    )
+    for turn in turns:
+        scheduler.done(turn)
+    assert run_all(scheduler) == [[(0, 2 * WORTHWHILE, 3 * WORTHWHILE)]]
+
+
+def test_a_prompt_a_little_longer_than_a_full_forward_is_not_cut() -> None:
+    scheduler = knowing()
+    scheduler.add(prompt(0, WORTHWHILE * 5 // 4))
+    (turn,) = scheduler.next_turns(0.0)
+    assert turn.last
+
+
+def test_who_cannot_be_in_time_is_given_up_before_it_runs_and_between_its_pieces() -> None:
+    scheduler = knowing()
+    seconds = COST.fixed + 3 * WORTHWHILE * COST.per_token
+    scheduler.add(prompt(0, 3 * WORTHWHILE, deadline=2 * seconds, after=seconds / 2))
+    scheduler.add(prompt(1, 3 * WORTHWHILE, deadline=1.2 * seconds, after=seconds / 2))
+    assert [p.id.request for p in scheduler.drop_late(0.0)] == [1], "its search would come too late"
+    (turn,) = scheduler.next_turns(0.0)
+    scheduler.done(turn)
+    scheduler.add(prompt(2, 10))
+    assert not scheduler.late(seconds / 2)
+    assert [p.id.request for p in scheduler.late(seconds)] == [0]
+
+
+def test_alone_a_prompt_that_seems_late_has_its_try_until_its_deadline() -> None:
+    scheduler = knowing()
+    scheduler.add(prompt(0, 3 * WORTHWHILE, deadline=1e-3))
+    assert not scheduler.drop_late(0.0)
+    (turn,) = scheduler.next_turns(0.0)
+    scheduler.done(turn)
+    assert not scheduler.late(0.0) and scheduler.late(1e-3)
+
+
+def test_what_the_cache_has_counts_when_time_is_short() -> None:
+    cache, costs = PromptCache(PagePool(1000), PAGE), CostModel()
+    costs.cost = COST
+    scheduler = PrefillScheduler(cache, 4096, None, costs)
+    kept = cache.begin(np.zeros(3200, np.int32))
+    assert kept is not None
+    cache.keep(kept, 3200)
+    scheduler.add(prompt(1, 10))
+    scheduler.add(prompt(0, 3200, deadline=0.01))  # 3200 tokens take 33 ms
+    assert not scheduler.drop_late(0.0)
+
+
+def test_a_forward_waits_for_others_only_while_they_come_often_and_nobody_hurries() -> None:
+    def after(gap: float, deadline: float = 9.0, tokens: int = 10, window: float = 1.0) -> float:
+        scheduler = knowing(window=window)
+        for number in range(3):
+            scheduler.add(prompt(number, tokens, deadline, arrived=number * gap))
+        return scheduler.hold(2 * gap)
+
+    fixed = COST.fixed
+    assert after(fixed / 4) == pytest.approx(fixed / 2), (
+        "as long as the first has waited less than filling saves"
+    )
+    assert after(fixed / 4, window=fixed * 0.6) == pytest.approx(fixed * 0.1), "and less than the window"
+    assert after(2 * fixed) == 0, "nobody is expected"
+    assert after(fixed / 4, tokens=WORTHWHILE) == 0, "it is full"
+    assert after(fixed / 4, deadline=0.0018) == pytest.approx(0.0002), "somebody hurries"
+    assert after(fixed / 4, window=0.0) == 0
+
+
+def test_a_held_forward_is_not_runnable_and_then_is() -> None:
+    scheduler = knowing(window=1.0)
+    for number in range(2):
+        scheduler.add(prompt(number, 10, arrived=number * 1e-4))
+    assert not scheduler.runnable(1e-4) and scheduler.runnable(COST.fixed + 1e-6)
+
+
+def test_a_prompt_that_waits_for_pages_is_passed_so_often_and_no_more() -> None:
+    scheduler = PrefillScheduler(PromptCache(PagePool(4), PAGE), 1000)
+    scheduler.add(prompt(0, 17))
+    (held,) = scheduler.next_turns(0.0)  # two of four pages
+    scheduler.done(held)
+    scheduler.add(prompt(1, 64))
+    served = 0
+    for number in range(2, 2 + 2 * PASSES):
+        scheduler.add(prompt(number, 1))
+        for turn in scheduler.next_turns(0.0):
+            served += 1
+            scheduler.done(turn)
+            scheduler.end(turn.prompt)
+    assert served == PASSES
+    scheduler.end(held.prompt)
+    assert numbers(scheduler.next_turns(0.0)) == [1]
+
+
+def test_a_prompt_without_time_to_wait_keeps_free_pages_for_itself() -> None:
+    scheduler = PrefillScheduler(PromptCache(PagePool(4), PAGE), 1000)
+    scheduler.add(prompt(0, 17))
+    scheduler.next_turns(0.0)
+    scheduler.add(prompt(1, 64, deadline=0.0))
+    scheduler.add(prompt(2, 1))
+    assert numbers(scheduler.next_turns(0.0)) == [0]

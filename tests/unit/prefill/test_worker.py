@@ -54,7 +54,7 @@ def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
     worker.handle_control(message, 10.0)
     worker.handle_control(message, 10.0)
     assert len(worker.scheduler.waiting) == 1
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     worker.handle_control(message, 10.0)
     assert not worker.scheduler.waiting and worker.cache.used == 1
@@ -82,7 +82,7 @@ def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> 
 def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
     message = request(worker, [1] * 20)
     worker.handle_control(message, 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
     assert worker.cache.used == 2, "a forward may still write to these pages"
@@ -109,7 +109,7 @@ def one_turn(worker: PrefillWorker) -> None:
     """What the loop does once, but for messages."""
     worker.expire(worker.clock())
     worker.retire()
-    turns = worker.scheduler.next_turns()
+    turns = worker.scheduler.next_turns(worker.clock())
     for turn in turns:
         if turn.prompt.id not in worker.prompts:
             worker.open(turn.prompt)
@@ -146,7 +146,7 @@ def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> 
     assert forwards == [[12], [12], [6, 5]] and senders == [[12, 12], [24, 24], [30, 30]]
     assert worker.counters["prompts"] == 2 and worker.counters["prompt_tokens"] == 35
     assert all(t.hidden == bytes(32) for t in worker.outbound.transfers.values())
-    assert not worker.scheduler.next_turns() and worker.cache.used == 3
+    assert not worker.scheduler.next_turns(worker.clock()) and worker.cache.used == 3
 
 
 def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -> None:
@@ -225,7 +225,9 @@ def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> No
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number), 10.0)
-    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    (turn,) = worker.scheduler.next_turns(
+        worker.clock()
+    )  # the first prompt fills it; the other goes on waiting
     worker.open(turn.prompt)
     worker.expire(15.0)  # both deadlines are 5 s after arrival
     worker.retire()
@@ -242,7 +244,9 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
         list(worker.control.receive(10.0))
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number, timeout=60.0), 10.0)
-    (turn,) = worker.scheduler.next_turns()  # the first prompt fills it; the other goes on waiting
+    (turn,) = worker.scheduler.next_turns(
+        worker.clock()
+    )  # the first prompt fills it; the other goes on waiting
     worker.open(turn.prompt)
     worker.expire(10.1 + worker.config.silence)
     worker.retire()
@@ -265,7 +269,7 @@ def asked(worker: PrefillWorker, tokens: list[int], number: int, end: bool = Tru
     """A prompt that has run to its end, and whose hand-over is over."""
     message = request(worker, tokens, number)
     worker.handle_control(message, 10.0)
-    while worker.scheduler.runnable:
+    while worker.scheduler.runnable(worker.clock()):
         one_turn(worker)
     transfer = worker.outbound.transfers[message.id]
     if end:
@@ -280,7 +284,7 @@ def test_a_beginning_that_is_cached_is_offered_at_once_and_not_computed(worker: 
     assert worker.load().pages_cached == 1 and worker.load().pages_used == 0
     message = request(worker, [*range(30)], 2)
     worker.handle_control(message, 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     sender = worker.outbound.transfers[message.id].sender
     assert turn.start == 16 and sender._ready == [16, 16]
@@ -307,7 +311,7 @@ def test_kv_of_a_forward_that_failed_is_never_shared(worker: PrefillWorker) -> N
     worker.retire()
     assert worker.load().pages_cached == worker.load().pages_used == 0
     worker.handle_control(request(worker, [1] * 20, 2), 10.0)
-    (turn,) = worker.scheduler.next_turns()
+    (turn,) = worker.scheduler.next_turns(worker.clock())
     assert turn.start == 0
 
 

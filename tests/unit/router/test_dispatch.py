@@ -41,6 +41,7 @@ from xgr_runtime.messages import (
     PrefillRequest,
     Result,
     Role,
+    StepCost,
     Timing,
     ToDecode,
     ToPrefill,
@@ -119,6 +120,10 @@ class Stage:
         tokens = np.array([1, 2, 3], np.int32)
         none = np.zeros(0, np.int32)
         job = Job(rid, tokens, 4, 2, "vocab", "v1", None, none, time.monotonic() + seconds)
+        return asyncio.create_task(self.dispatcher.generate(job))
+
+    def ask_for(self, tokens: np.ndarray) -> "asyncio.Task[Outcome]":
+        job = Job("r", tokens, 4, 2, "vocab", "v1", None, tokens[:0], time.monotonic() + 5.0)
         return asyncio.create_task(self.dispatcher.generate(job))
 
 
@@ -396,3 +401,86 @@ async def test_the_outcome_tells_what_was_cached(folder: Path) -> None:
         request = await s.decode[0].next(DecodeRequest)
         s.decode[0].send(msgspec.structs.replace(result_of(request), cached_tokens=2))
         assert (await answer).cached_tokens == 2
+
+
+COST = StepCost(fixed=0.0, per_token=1.0, per_pair=0.0)  # three tokens take 3 s, the one level 1 s
+
+
+def knowing(stage: Stage) -> None:
+    """Workers that say what their launches cost."""
+    for worker in (stage.prefill[0], stage.decode[0]):
+        worker.hello = msgspec.structs.replace(worker.hello, load=msgspec.structs.replace(LOAD, cost=COST))
+
+
+async def told(stage: Stage) -> None:
+    """Until the router has heard it."""
+    await until(lambda: all(w.hello is not None and w.hello.load.cost for w in stage.dispatcher.workers()))
+
+
+@play
+async def test_what_would_be_late_is_refused_at_once_and_nothing_of_it_stays(folder: Path) -> None:
+    async with stage(folder) as s:
+        knowing(s)
+        await told(s)
+        accepted = s.ask("a", seconds=6.0)
+        request = await s.decode[0].next(DecodeRequest)
+        prompt = await s.prefill[0].next(PrefillRequest)
+        assert prompt.after == 1.0 and prompt.priority == request.priority == 0
+        with pytest.raises(Overloaded) as refused:
+            await s.ask("b", seconds=7.0)
+        assert refused.value.retry_after > 0 and s.decode[0].inbox.empty() and s.dispatcher.live == 1
+        s.decode[0].send(Committed(request.id))
+        s.decode[0].send(result_of(request))
+        await accepted
+        with pytest.raises(DeadlineExceeded, match="needs about 4000 ms"):
+            await s.ask("c", seconds=3.0)
+        again = s.ask("d", seconds=6.0)  # the books are empty
+        await s.decode[0].next(DecodeRequest)
+        again.cancel()
+
+
+@play
+async def test_lost_workers_aborts_and_gone_clients_leave_nothing_in_the_books(folder: Path) -> None:
+    async with stage(folder, max_attempts=1) as s:
+        knowing(s)
+        await told(s)
+        for end in ("abort", "gone", "failed", "late"):
+            answer = s.ask(end, seconds=0.5 if end == "late" else 30.0)
+            request = await s.decode[0].next(DecodeRequest)
+            if end == "abort":
+                s.dispatcher.abort(end)
+            elif end == "gone":
+                answer.cancel()
+            elif end == "failed":
+                s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken", retry=True))
+            with pytest.raises((Cancelled, asyncio.CancelledError, WorkerLost, DeadlineExceeded)):
+                await answer
+            await s.decode[0].next(Cancel)
+            assert not s.dispatcher._admission.backlogs
+        answer = s.ask("lost")
+        await s.decode[0].next(DecodeRequest)
+        s.decode[0].die()
+        with pytest.raises(WorkerLost):
+            await answer
+        assert not s.dispatcher._admission.backlogs
+
+
+@play
+async def test_a_prompt_returns_to_the_pair_that_holds_it(folder: Path) -> None:
+    async with stage(folder, 2, 2) as s:
+        tokens = np.arange(64 * 3, dtype=np.int32) % 100
+        for _ in range(3):
+            answer = s.ask_for(tokens)
+            request = await s.decode[0].next(DecodeRequest)
+            assert request.id.prefill == 10
+            s.decode[0].send(Committed(request.id))
+            s.decode[0].send(result_of(request))
+            await answer
+        other = s.ask("other")
+        busy = await s.decode[0].next(DecodeRequest)
+        assert busy.id.prefill == 10, "by name, while both are idle"
+        s.ask_for(tokens)
+        assert (await s.decode[1].next(DecodeRequest)).id.prefill == 10, (
+            "3 tokens of others weigh less than 128"
+        )
+        other.cancel()

@@ -1,8 +1,10 @@
 """Which pair serves a request: a list of cases."""
 
+from dataclasses import replace
+
 import msgspec
 
-from router.pairing import Candidate, choose_pair
+from router.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.messages import ModelIdentity
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
@@ -23,28 +25,49 @@ P0, P1 = prefill("p0", 1, load=100), prefill("p1", 2, load=50)
 D0, D1 = decode("d0", 11, load=64), decode("d1", 12, load=64)
 
 
-def names(pair: object) -> tuple[str, str] | None:
-    return (pair.prefill.name, pair.decode.name) if pair else None  # type: ignore[attr-defined]
+def names(pairs: list[Pair]) -> list[tuple[str, str]]:
+    return [(pair.prefill.name, pair.decode.name) for pair in pairs]
 
 
-def test_the_least_loaded_pair_wins_ties_by_name() -> None:
-    assert names(choose_pair([P0, P1], [D1, D0], "v1")) == ("p1", "d0")
+def test_the_pair_that_finishes_first_wins_whatever_its_load() -> None:
+    seconds = {"p0": 1.0, "p1": 3.0, "d0": 2.0, "d1": 0.5}
+    pairs = pairs_by_finish([P0, P1], [D0, D1], "v1", finish=lambda p, d: seconds[p.name] + seconds[d.name])
+    assert names(pairs) == [("p0", "d1"), ("p0", "d0"), ("p1", "d1"), ("p1", "d0")]
+
+
+def test_ties_go_to_the_least_loaded_and_then_by_name() -> None:
+    assert names(pairs_by_finish([P0, P1], [D1, D0], "v1")) == [
+        ("p1", "d0"),
+        ("p1", "d1"),
+        ("p0", "d0"),
+        ("p0", "d1"),
+    ]
+
+
+def test_among_equals_the_one_that_holds_the_prompt_is_taken() -> None:
+    knows = replace(P0, reuse=51)  # P1 has 50 tokens less under way
+    assert names(pairs_by_finish([P1, knows], [D0], "v1"))[0] == ("p0", "d0")
+    holds = replace(D1, reuse=1)
+    assert names(pairs_by_finish([P1], [D0, holds], "v1"))[0] == ("p1", "d1")
 
 
 def test_workers_that_failed_this_request_come_last() -> None:
-    assert names(choose_pair([P0, P1], [D0, D1], "v1", avoid={2, 11})) == ("p0", "d1")
-    assert names(choose_pair([P1], [D0], "v1", avoid={2, 11})) == ("p1", "d0"), "better than nothing"
+    slow = {"p0": 9.0, "d1": 9.0}
+    pairs = pairs_by_finish(
+        [P0, P1], [D0, D1], "v1", {2, 11}, lambda p, d: slow.get(p.name, 0.0) + slow.get(d.name, 0.0)
+    )
+    assert names(pairs)[0] == ("p0", "d1") and names(pairs)[-1] == ("p1", "d0")
+    assert names(pairs_by_finish([P1], [D0], "v1", avoid={2, 11})) == [("p1", "d0")], "better than nothing"
 
 
 def test_a_pair_shares_one_model() -> None:
-    assert names(choose_pair([P1, prefill("p2", 3, 70, OTHER)], [decode("d2", 13, 0, OTHER)], "v1")) == (
-        "p2",
-        "d2",
-    )
+    assert names(pairs_by_finish([P1, prefill("p2", 3, 70, OTHER)], [decode("d2", 13, 0, OTHER)], "v1")) == [
+        ("p2", "d2")
+    ]
 
 
 def test_no_pair() -> None:
-    assert choose_pair([], [D0], "v1") is None
-    assert choose_pair([P0], [], "v1") is None
-    assert choose_pair([P0], [decode("d2", 13, model=OTHER)], "v1") is None
-    assert choose_pair([P0], [D0], "v2") is None
+    assert not pairs_by_finish([], [D0], "v1")
+    assert not pairs_by_finish([P0], [], "v1")
+    assert not pairs_by_finish([P0], [decode("d2", 13, model=OTHER)], "v1")
+    assert not pairs_by_finish([P0], [D0], "v2")

@@ -104,7 +104,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [1], "lora_path": "x"}, "lora_path"),
     ({"input_ids": [1], "image_data": "x"}, "image_data"),
     ({"input_ids": [1], "input_embeds": []}, "input_embeds"),
-    ({"input_ids": [1], "priority": 3}, "priority"),
+    ({"input_ids": [1], "priority": 101}, "priority"),
+    ({"input_ids": [1], "priority": -101}, "priority"),
 ]
 
 

@@ -1,0 +1,235 @@
+"""Which requests are promised an answer, and on which pair: by the time at which it would be there.
+
+The policy:
+- A request is foreseen on each compatible pair: what is more urgent there goes first, then its prompt, then
+  its search. It gets the pair that is through first.
+- What no idle pair could do in time is refused for good (504); what the backlog makes late, later (503).
+- So is what would make a request late that was accepted, and that is not of lower priority.
+- Predictions are multiplied by margins that follow what is observed, so that 99 of 100 promises are kept.
+- An idle pair that answered nothing for `TRIAL` seconds is given what it seems unable to do: else what once
+  was slow would be so for ever.
+- Where a worker does not say what its launches cost, nothing is foreseen, and everybody is admitted.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from router.backlog import Backlog, Share
+from router.margins import Margin
+from router.pairing import Candidate, Pair, pairs_by_finish
+from xgr_runtime.cost_model import Work, alone, prompt_work, search_work, shared
+from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
+from xgr_runtime.messages import StepCost
+
+TRIAL = 1.0
+
+_TRIED = 4  # pairs that are looked at before a request is refused
+
+
+class Ask(NamedTuple):
+    """What admission needs to know of a request."""
+
+    tokens: int
+    beams: Sequence[int]  # that each level starts from
+    deadline: float
+    priority: int = 0
+
+
+class Stage(NamedTuple):
+    """A request on one worker."""
+
+    own: float  # seconds, if nobody else were there
+    share: Share  # of the worker's time, when launches are shared
+
+
+class Forecast(NamedTuple):
+    """A request on one pair, in seconds from now."""
+
+    own: float
+    wait: float
+
+    @staticmethod
+    def of(prefill: Stage, decode: Stage) -> "Forecast":
+        """The search begins once the prompt is there, and once what is more urgent is through."""
+        ready = prefill.share.ahead + prefill.own
+        return Forecast(prefill.own + decode.own, max(ready, decode.share.ahead) - prefill.own)
+
+    @property
+    def total(self) -> float:
+        return self.own + self.wait
+
+
+@dataclass(eq=False)
+class Promise:
+    """An accepted attempt, from admission to its end."""
+
+    pair: Pair
+    prefill: Stage
+    decode: Stage
+    made: float
+    deadline: float
+    over: bool = False
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether both workers say what their launches cost."""
+        return self.pair.prefill.cost is not None and self.pair.decode.cost is not None
+
+    @property
+    def after(self) -> float:
+        """Seconds that it is expected to need once its prompt is computed."""
+        return self.decode.own
+
+    @property
+    def forecast(self) -> Forecast:
+        """With all that goes first, also what was accepted since."""
+        return Forecast.of(self.prefill, self.decode)
+
+    @property
+    def parts(self) -> list[tuple[Candidate, Share]]:
+        """What it takes of which worker."""
+        return [(self.pair.prefill, self.prefill.share), (self.pair.decode, self.decode.share)]
+
+
+class Admission:
+    """The backlogs of all workers as this router made them, and how well its predictions hold."""
+
+    def __init__(self) -> None:
+        self.backlogs: dict[int, Backlog] = {}  # by incarnation
+        self.own_margin = Margin()
+        self.wait_margin = Margin()
+        self.tried_at = -math.inf  # the last answer or trial
+
+    def admit(
+        self,
+        ask: Ask,
+        prefill: Sequence[Candidate],
+        decode: Sequence[Candidate],
+        catalog: str,
+        now: float,
+        avoid: Collection[int] = (),
+        accepted: bool = False,
+    ) -> Promise:
+        """Book the request on the best pair. `accepted`: it has a promise, others' do not stand against it.
+
+        Raises `NoWorkers`, `DeadlineExceeded`, `Overloaded`.
+        """
+        stages = self._stages(ask, prefill, decode, now)
+
+        def forecast(p: Candidate, d: Candidate) -> Forecast:
+            return Forecast.of(stages[p.incarnation], stages[d.incarnation])
+
+        pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda p, d: forecast(p, d).total)
+        if not pairs:
+            raise NoWorkers("no compatible pair of workers is ready: see /workers")
+        left = ask.deadline - now
+        fastest = min(forecast(pair.prefill, pair.decode).own for pair in pairs)
+        if fastest > left and not accepted and not self._may_try(pairs[0], now):
+            raise DeadlineExceeded(
+                f"it needs about {fastest * 1000:.0f} ms, and {left * 1000:.0f} are left", "timeout_ms"
+            )
+        late = math.inf
+        for pair in pairs[:_TRIED]:
+            promise = _promise(
+                ask, pair, stages[pair.prefill.incarnation], stages[pair.decode.incarnation], now
+            )
+            excess = 0.0 if accepted else self._excess(promise, now)
+            if not excess:
+                return self._book(promise, now)
+            late = min(late, excess)
+        raise Overloaded(
+            f"the requests under way leave no time for another: try again in {max(1, math.ceil(late))} s",
+            retry_after=late,
+        )
+
+    def committed(self, promise: Promise, now: float) -> None:
+        """The prefill worker is through with it."""
+        self._remove(promise.pair.prefill, promise.prefill.share, now)
+
+    def end(self, promise: Promise, now: float, answered: bool = False, late: bool = False) -> None:
+        """It holds nothing any more: `answered`, or too `late`, or for another reason. Once is enough."""
+        if promise.over:
+            return
+        promise.over = True
+        self._remove(promise.pair.prefill, promise.prefill.share, now)
+        self._remove(promise.pair.decode, promise.decode.share, now)
+        if promise.foreseen and (answered or late):
+            self._learn(promise, now, answered)
+
+    def _stages(
+        self, ask: Ask, prefill: Sequence[Candidate], decode: Sequence[Candidate], now: float
+    ) -> dict[int, Stage]:
+        """The request on every worker, by incarnation."""
+        work = {w.incarnation: _seconds(w.cost, search_work(ask.tokens, ask.beams)) for w in decode}
+        after = min((own for own, _ in work.values()), default=0.0)
+        rank = {w.incarnation: (-ask.priority, ask.deadline) for w in decode}
+        for w in prefill:
+            prompt = prompt_work(min(w.reuse, ask.tokens - 1), ask.tokens)
+            work[w.incarnation] = _seconds(w.cost, prompt)
+            rank[w.incarnation] = (-ask.priority, ask.deadline - after)
+        stages = {}
+        for incarnation, (own, part) in work.items():
+            backlog = self.backlogs.get(incarnation)
+            ahead = backlog.ahead(rank[incarnation], now) if backlog else 0.0
+            stages[incarnation] = Stage(own, Share(rank[incarnation], part, ahead))
+        return stages
+
+    def _may_try(self, pair: Pair, now: float) -> bool:
+        """Whether the pair is idle and nobody knows what it can do by now."""
+        busy = {pair.prefill.incarnation, pair.decode.incarnation} & self.backlogs.keys()
+        if busy or now - self.tried_at < TRIAL:
+            return False
+        self.tried_at = now
+        return True
+
+    def _excess(self, promise: Promise, now: float) -> float:
+        """Seconds by which this promise, or another because of it, would not be kept; zero if all are."""
+        if not promise.foreseen:
+            return 0.0
+        left, margin = promise.deadline - now, self.wait_margin.value(now)
+        own, wait = promise.forecast
+        need = own * self.own_margin.value(now) + wait * margin
+        if wait > 0 and need > left:  # on an idle pair it may have its try
+            return need - left
+        late = 0.0
+        for worker, share in promise.parts:
+            if (backlog := self.backlogs.get(worker.incarnation)) is not None:
+                late = max(late, backlog.would_be_late(share.rank, share.seconds, now, margin))
+        return late
+
+    def _book(self, promise: Promise, now: float) -> Promise:
+        for worker, share in promise.parts:
+            self.backlogs.setdefault(worker.incarnation, Backlog()).add(share, now)
+        return promise
+
+    def _remove(self, worker: Candidate, share: Share, now: float) -> None:
+        if (backlog := self.backlogs.get(worker.incarnation)) is not None:
+            backlog.remove(share, now)
+            if not backlog.shares:
+                del self.backlogs[worker.incarnation]
+
+    def _learn(self, promise: Promise, now: float, answered: bool) -> None:
+        """Hold what was foreseen against what came; the wait where it was longer, else the work itself."""
+        own, wait = promise.forecast
+        if answered:
+            self.tried_at = now
+        took = now - promise.made if answered else math.inf
+        if not answered and promise.made + own + wait > promise.deadline:
+            return  # it had to give way to a higher priority
+        if wait > own:
+            self.wait_margin.observe((took - own * self.own_margin.value(now)) / wait, now)
+        elif own > 0:
+            self.own_margin.observe((took - wait * self.wait_margin.value(now)) / own, now)
+
+
+def _promise(ask: Ask, pair: Pair, prefill: Stage, decode: Stage, now: float) -> Promise:
+    """Both shares are due when the rest, alone, still makes the deadline."""
+    prefill.share.due, decode.share.due = ask.deadline - decode.own, ask.deadline
+    return Promise(pair, prefill, decode, now, ask.deadline)
+
+
+def _seconds(cost: StepCost | None, work: Work) -> tuple[float, float]:
+    """That work needs alone, and of a worker's time when shared; nothing where the cost is unknown."""
+    return (alone(cost, work), shared(cost, work)) if cost else (0.0, 0.0)

@@ -1,0 +1,235 @@
+"""What is promised, on which pair, and what is refused: lists of cases, in made-up seconds."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.admission import TRIAL, Admission, Ask, Promise
+from router.backlog import Backlog, Share
+from router.margins import Margin
+from router.pairing import Candidate
+from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
+from xgr_runtime.messages import ModelIdentity, StepCost
+
+MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
+PER_TOKEN = StepCost(
+    0.0, 0.01, 0.0
+)  # a prompt of 100 tokens takes a second, and so does a search of 100 beams
+SEARCH = (1, 99)  # beams of both levels
+
+
+def prefill(
+    name: str = "p0", incarnation: int = 1, cost: StepCost | None = PER_TOKEN, reuse: int = 0
+) -> Candidate:
+    return Candidate(name, incarnation, MODEL, 0, (), cost, reuse)
+
+
+def decode(name: str = "d0", incarnation: int = 11, cost: StepCost | None = PER_TOKEN) -> Candidate:
+    return Candidate(name, incarnation, MODEL, 0, ["v"], cost)
+
+
+P, D = prefill(), decode()
+
+
+def sure() -> Admission:
+    """Whose predictions are taken as they are."""
+    admission = Admission()
+    admission.own_margin, admission.wait_margin = Exact(), Exact()
+    return admission
+
+
+class Exact(Margin):
+    def value(self, now: float) -> float:
+        return 1.0
+
+
+def admit(
+    admission: Admission,
+    seconds: float,
+    now: float = 0.0,
+    tokens: int = 100,
+    priority: int = 0,
+    p: list[Candidate] | None = None,
+    d: list[Candidate] | None = None,
+    accepted: bool = False,
+) -> Promise:
+    ask = Ask(tokens, SEARCH, now + seconds, priority)
+    return admission.admit(ask, p or [P], d or [D], "v", now, accepted=accepted)
+
+
+def test_what_no_idle_pair_can_do_in_time_is_refused_for_good() -> None:
+    admission = sure()
+    admission.tried_at = 0.0
+    with pytest.raises(DeadlineExceeded, match="2000 ms, and 1900 are left"):
+        admit(admission, 1.9)
+    assert admit(sure(), 2.1).after == pytest.approx(1.0)
+
+
+def test_now_and_then_an_idle_pair_may_try_what_seems_too_much() -> None:
+    admission = sure()
+    admission.tried_at = 0.0
+    promise = admit(admission, 1.9, now=TRIAL)
+    with pytest.raises(DeadlineExceeded):
+        admit(admission, 1.9, now=3 * TRIAL)  # the pair is not idle
+    admission.end(promise, 3 * TRIAL, late=True)
+    trial = admit(admission, 1.9, now=3 * TRIAL)
+    admission.end(trial, 4 * TRIAL, answered=True)
+    with pytest.raises(DeadlineExceeded):
+        admit(admission, 1.9, now=4.5 * TRIAL)  # there was an answer just now
+
+
+def test_what_the_backlog_makes_late_is_to_come_again_and_when() -> None:
+    admission = sure()
+    admit(admission, 2.1)
+    with pytest.raises(Overloaded) as refused:
+        admit(admission, 2.5)
+    assert refused.value.retry_after == pytest.approx(0.5) and "in 1 s" in refused.value.message
+    admit(admission, 3.1)  # both workers are busy at once: one prompt and two searches, or the reverse
+
+
+def test_nobody_is_accepted_at_the_cost_of_another_promise() -> None:
+    admission = sure()
+    first = admit(admission, 2.5)
+    with pytest.raises(Overloaded):  # it is more urgent, and would be in time itself
+        admit(admission, 2.4)
+    admission.end(first, 0.0, answered=True)
+    admit(admission, 2.4)
+
+
+def test_a_higher_priority_may_break_promises_and_a_lower_one_waits() -> None:
+    admission = sure()
+    admit(admission, 2.5)
+    admit(admission, 9.0, priority=1)
+    with pytest.raises(Overloaded):
+        admit(admission, 3.5, priority=-1)  # behind both
+    admit(admission, 9.0, priority=-1)
+
+
+def test_an_accepted_request_is_tried_again_whoever_waits() -> None:
+    admission = sure()
+    admit(admission, 2.1)
+    with pytest.raises(Overloaded):
+        admit(admission, 2.05)
+    admit(admission, 2.05, accepted=True)
+
+
+def test_the_pair_that_is_through_first_is_taken() -> None:
+    fast = decode("d1", 12, StepCost(0.0, 0.005, 0.0))
+    admission = sure()
+    promises = [admit(admission, 99.0, d=[D, fast]) for _ in range(4)]
+    # One prompt a second: the fast one is always free again when the next is computed.
+    assert [promise.pair.decode.name for promise in promises] == ["d1"] * 4
+    knows_it = prefill("p1", 2, reuse=60)
+    promise = admit(sure(), 99.0, p=[P, knows_it])
+    assert promise.pair.prefill.name == "p1" and promise.forecast.own == pytest.approx(1.4)
+
+
+def test_work_spreads_over_equal_workers() -> None:
+    admission, p, d = sure(), [P, prefill("p1", 2)], [D, decode("d1", 12)]
+    pairs = [admit(admission, 99.0, p=p, d=d).pair for _ in range(6)]
+    assert [pair.prefill.name for pair in pairs] == ["p0", "p1"] * 3
+    assert {pair.decode.name for pair in pairs} == {"d0", "d1"}
+
+
+def test_where_costs_are_unknown_everybody_is_admitted() -> None:
+    for p, d in (([prefill(cost=None)], [D]), ([P], [decode(cost=None)])):
+        admission = sure()
+        for _ in range(50):
+            admit(admission, 2.1, p=p, d=d)
+
+
+def test_without_a_pair_nobody_is_admitted() -> None:
+    with pytest.raises(NoWorkers):
+        sure().admit(Ask(1, SEARCH, 9.0), [P], [], "v", 0.0)
+
+
+def test_time_that_passed_is_taken_off_what_is_under_way() -> None:
+    admission = sure()
+    admit(admission, 2.1)
+    with pytest.raises(Overloaded):
+        admit(admission, 2.5, now=0.1)
+    admit(admission, 2.5, now=0.6)
+
+
+def test_a_prompt_that_is_handed_over_burdens_the_prefill_worker_no_more() -> None:
+    admission = sure()
+    promise = admit(admission, 2.1)
+    admission.committed(promise, 1.0)
+    admission.committed(promise, 1.0)
+    assert list(admission.backlogs) == [D.incarnation]
+    admission.end(promise, 2.0, answered=True)
+    admission.end(promise, 2.0, answered=True)
+    assert not admission.backlogs
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(2.1, 30), st.integers(-1, 1), st.sampled_from(["end", "commit", "late", "keep"])),
+        max_size=40,
+    )
+)
+def test_whatever_ends_how_nothing_stays_in_the_books_and_promises_fit(
+    drawn: list[tuple[float, int, str]],
+) -> None:
+    admission, live, now = sure(), list[Promise](), 0.0
+    for seconds, priority, fate in drawn:
+        now += 0.1
+        try:
+            live.append(admit(admission, seconds, now, priority=priority))
+        except Overloaded:
+            continue
+        if fate == "commit":
+            admission.committed(live[-1], now)
+        elif fate != "keep":
+            admission.end(live.pop(), now, late=fate == "late")
+        for backlog in admission.backlogs.values():
+            assert backlog.shares == sorted(backlog.shares, key=lambda share: share.rank)
+    for promise in live:
+        admission.end(promise, now)
+    assert not admission.backlogs
+
+
+@given(st.lists(st.floats(2.1, 20), min_size=1, max_size=40))
+def test_accepted_requests_of_one_priority_are_all_foreseen_to_be_in_time(drawn: list[float]) -> None:
+    admission = sure()
+    accepted = []
+    for seconds in drawn:
+        try:
+            accepted.append(admit(admission, seconds))
+        except Overloaded:
+            continue
+    assert accepted
+    assert all(promise.forecast.total <= promise.deadline + 1e-9 for promise in accepted)  # rounding
+
+
+def test_margins_follow_the_quantile_and_forget() -> None:
+    margin, draw = Margin(), random.Random(3)
+    ratios = [draw.lognormvariate(0.0, 0.3) for _ in range(4000)]
+    for index, ratio in enumerate(ratios):
+        margin.observe(ratio, index / 100)
+    quantile = sorted(ratios)[int(0.99 * len(ratios))]
+    assert margin.value(40.0) == pytest.approx(quantile, rel=0.25)  # 40 values lie above it
+    assert margin.value(40.0 + 3600) == pytest.approx(1.15)
+
+
+def test_a_margin_learns_from_answers_and_from_those_that_never_came() -> None:
+    admission = Admission()
+    before = admission.own_margin.value(0.0)
+    admission.end(admit(admission, 9.0), 9.0, late=True)
+    assert admission.own_margin.value(9.0) > before
+    raised = admission.own_margin.value(9.0)
+    admission.end(admit(admission, 9.0, now=9.0), 10.0, answered=True)
+    assert admission.own_margin.value(10.0) < raised
+    kept = admission.own_margin.value(10.0)
+    admission.end(admit(admission, 9.0, now=10.0), 10.0)  # its client went away
+    assert admission.own_margin.value(10.0) == kept
+
+
+def test_those_behind_know_what_overtook_them() -> None:
+    backlog = Backlog()
+    slow = Share((0, 9.0), 1.0, 0.0)
+    backlog.add(slow, 0.0)
+    backlog.add(Share((0, 5.0), 2.0, 0.0), 0.0)
+    assert slow.ahead == 2.0 and backlog.ahead((0, 9.0), 0.0) == 3.0 and backlog.ahead((0, 1.0), 0.0) == 0.0

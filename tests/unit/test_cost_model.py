@@ -1,0 +1,122 @@
+"""What launches cost: the fit finds the truth, forgets, shrugs at pauses, and says when it does not know."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgr_runtime.cost_model import (
+    FIXED_SHARE,
+    LEAST,
+    CostModel,
+    Work,
+    alone,
+    marginal,
+    prompt_work,
+    search_work,
+    shared,
+    worthwhile,
+)
+from xgr_runtime.messages import StepCost
+
+TRUTH = StepCost(fixed=4e-3, per_token=5e-5, per_pair=2e-8)
+
+
+def launches(seed: int, count: int) -> list[Work]:
+    draw = random.Random(seed)
+    return [prompt_work(0, draw.randrange(20, 3000)) for _ in range(count)]
+
+
+def taught(truth: StepCost, works: list[Work], noise: float = 0.05) -> CostModel:
+    model, draw = CostModel(), random.Random(7)
+    for work in works:
+        model.observe(work, alone(truth, work) * draw.lognormvariate(0.0, noise))
+    return model
+
+
+def error(model: CostModel, truth: StepCost, work: Work) -> float:
+    """Of the predicted seconds, relative."""
+    assert model.cost
+    return abs(alone(model.cost, work) / alone(truth, work) - 1)
+
+
+def test_the_truth_is_found() -> None:
+    model = taught(TRUTH, launches(1, 400))
+    assert model.cost
+    assert max(error(model, TRUTH, prompt_work(0, n)) for n in (20, 300, 2999)) < 0.05  # the noise
+    assert model.cost.fixed == pytest.approx(TRUTH.fixed, rel=0.25)
+
+
+def test_it_is_unknown_before_enough_launches() -> None:
+    works = launches(2, LEAST)
+    assert taught(TRUTH, works[:-1]).cost is None
+    assert taught(TRUTH, works).cost is not None
+
+
+def test_a_pause_changes_little_and_a_slower_machine_is_believed() -> None:
+    model = taught(TRUTH, launches(3, 200))
+    model.observe(prompt_work(0, 500), 30.0)
+    assert error(model, TRUTH, prompt_work(0, 500)) < 0.1
+    slower = StepCost(*(4 * value for value in (TRUTH.fixed, TRUTH.per_token, TRUTH.per_pair)))
+    for work in launches(4, 150):
+        model.observe(work, alone(slower, work))
+    assert error(model, slower, prompt_work(0, 500)) < 0.1
+
+
+def test_a_first_launch_that_took_long_does_not_spoil_the_start() -> None:
+    model = CostModel()
+    for index, work in enumerate(launches(5, LEAST)):
+        model.observe(work, alone(TRUTH, work) * (100 if index == 0 else 1))
+    assert error(model, TRUTH, prompt_work(0, 1000)) < 0.3  # one of eight equations is nonsense
+
+
+def test_launches_that_are_all_alike_still_give_a_cost_with_something_fixed() -> None:
+    model = taught(TRUTH, [prompt_work(0, 500)] * 100, noise=0.0)
+    assert model.cost and 0 < model.cost.fixed < alone(TRUTH, prompt_work(0, 500)) / 2
+    assert error(model, TRUTH, prompt_work(0, 500)) < 1e-3  # one equation, met
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 10_000), st.integers(0, 10**8), st.floats(1e-6, 100)),
+        min_size=LEAST,
+        max_size=60,
+    )
+)
+def test_whatever_is_observed_no_cost_is_negative(observed: list[tuple[int, int, float]]) -> None:
+    model = CostModel()
+    for tokens, pairs, seconds in observed:
+        model.observe(Work(1, tokens, pairs), seconds)
+    cost = model.cost
+    assert cost and min(cost.fixed, cost.per_token, cost.per_pair) >= 0
+    assert cost.fixed + cost.per_token + cost.per_pair > 0
+
+
+def test_what_cannot_be_a_launch_is_ignored() -> None:
+    model = CostModel()
+    for _ in range(LEAST):
+        model.observe(Work(1, 0, 0), 1.0)
+        model.observe(Work(1, 5, 5), 0.0)
+    assert model.seen == 0 and model.cost is None
+
+
+def test_pairs_are_counted_causally() -> None:
+    assert prompt_work(0, 4).pairs == 1 + 2 + 3 + 4
+    assert prompt_work(3, 5).pairs == 4 + 5
+    assert search_work(10, [1, 3, 5]) == Work(3, 9, 80)
+
+
+def test_shared_work_pays_its_part_of_the_fixed_cost_and_never_more_than_alone() -> None:
+    small, large = prompt_work(0, 20), prompt_work(0, 5000)
+    assert marginal(TRUTH, small) < shared(TRUTH, small) < alone(TRUTH, small)
+    assert shared(TRUTH, large) == alone(TRUTH, large)
+    assert TRUTH.fixed / (TRUTH.fixed + worthwhile(TRUTH)) == pytest.approx(FIXED_SHARE)
+
+
+def test_noise_among_short_prompts_says_nothing_of_long_ones() -> None:
+    truth = StepCost(fixed=2e-3, per_token=5e-5, per_pair=0.0)
+    for seed in range(20):
+        draw = random.Random(seed)
+        model = taught(truth, [prompt_work(0, draw.randrange(40, 60)) for _ in range(150)], noise=0.1)
+        assert error(model, truth, prompt_work(0, 4000)) < 1.0  # spurious pairs would be off by ten times

@@ -1,0 +1,190 @@
+"""What launches cost, learned from how long they took.
+
+Workers fit a model to their own launches and announce it; schedulers and routers ask it what work will take.
+
+The policy:
+- A launch takes `fixed + per_token * tokens + per_pair * pairs` seconds, none of them negative.
+- They are least squares of the relative error, in which a launch counts half as much `half_life` launches on.
+- A launch that took over twice as long as expected counts as twice as long, and makes older ones be forgotten
+  faster: a paused machine teaches little, a slower one is believed after a few dozen launches.
+- Before `LEAST` launches the cost is unknown (None): whoever asks then fills batches up to their capacity,
+  drops nothing but what is late, and admits everybody.
+- What the launches so far do not tell apart is split as is usual: a fifth of a typical launch is fixed, and
+  pairs cost nothing; they grow with the square of a prompt, so noise must not pass for them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from xgr_runtime.messages import StepCost
+
+LEAST = 8  # launches before the cost is known
+FIXED_SHARE = 0.08  # of a launch that may be its fixed cost: where filling it further gains little
+
+_SURPRISE = 2.0  # times the expected seconds that a launch can count for
+_SURE = 8.0  # how much better pairs must explain what was seen, in units of its noise (an F statistic)
+_DOUBT = 8  # launches' worth of forgetting by one that surprised
+_PRIOR = 1e-3  # weight of what is usual, against that of all launches
+_USUAL_FIXED = 0.2  # of a typical launch
+_TERMS = 3  # fixed, tokens, pairs
+
+Vector = list[float]
+
+
+class Work(NamedTuple):
+    """What something asks of a worker: launches in a row, tokens (or beams) in all, pairs in all."""
+
+    launches: int
+    tokens: float
+    pairs: float
+
+
+def prompt_work(start: int, end: int) -> Work:
+    """One launch over tokens [start, end) of a prompt; each attends to itself and all before it."""
+    return Work(1, end - start, (end - start) * (start + end + 1) / 2)
+
+
+def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:
+    """All levels of a search, of which level i starts from `beams[i]` beams; level 0 attends to nothing."""
+    rows = sum(beams)
+    return Work(len(beams), rows, (rows - beams[0]) * prompt_tokens if beams else 0)
+
+
+def together(works: Iterable[Work]) -> Work:
+    """All of it in one launch."""
+    tokens, pairs = 0.0, 0.0
+    for work in works:
+        tokens, pairs = tokens + work.tokens, pairs + work.pairs
+    return Work(1, tokens, pairs)
+
+
+def alone(cost: StepCost, work: Work) -> float:
+    """Seconds of work that has its launches for itself."""
+    return cost.fixed * work.launches + marginal(cost, work)
+
+
+def marginal(cost: StepCost, work: Work) -> float:
+    """Seconds by which the work makes launches longer that run anyway."""
+    return cost.per_token * work.tokens + cost.per_pair * work.pairs
+
+
+def shared(cost: StepCost, work: Work) -> float:
+    """Seconds of work whose launches others fill up, with its part of what is fixed."""
+    own = marginal(cost, work)
+    return own + min(cost.fixed * work.launches, own * FIXED_SHARE / (1 - FIXED_SHARE))
+
+
+def worthwhile(cost: StepCost) -> float:
+    """Marginal seconds that fill a launch: with more, its fixed cost is a small share of it."""
+    return cost.fixed * (1 - FIXED_SHARE) / FIXED_SHARE
+
+
+def tokens_within(cost: StepCost, start: int, seconds: float) -> int:
+    """Tokens of a prompt from `start` on that make a launch longer by `seconds`; many if none do."""
+    square, linear = cost.per_pair / 2, cost.per_token + cost.per_pair * start
+    root = linear + math.sqrt(linear * linear + 4 * square * seconds)  # of square n² + linear n = seconds
+    return int(min(2 * seconds / root, 1e9)) if root > 0 else 10**9
+
+
+class CostModel:
+    """The cost of one worker's launches."""
+
+    def __init__(self, half_life: float = 64.0) -> None:
+        self.seen = 0
+        self.cost: StepCost | None = None
+        self._keep = 0.5 ** (1 / half_life)
+        self._gram = [[0.0] * _TERMS for _ in range(_TERMS)]
+        self._moment = [0.0] * _TERMS
+        self._weight = 0.0
+        self._seconds = 0.0  # weighted sums: the typical launch is their quotients
+        self._launches = 0.0
+        self._tokens = 0.0
+        self._square = 0.0  # of the targets
+
+    def observe(self, work: Work, seconds: float) -> None:
+        """`work` has taken `seconds`: a launch, or several in a row."""
+        if seconds <= 0 or work.tokens <= 0:
+            return
+        expected = (alone(self.cost, work) if self.cost else 0.0) or seconds
+        believed = min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
+        self._forget(_DOUBT if believed != seconds else 1)
+        self._add([work.launches, work.tokens, work.pairs], believed, expected)
+        self.seen += 1
+        if self.seen >= LEAST:
+            self.cost = StepCost(*self._fit())
+
+    def _forget(self, launches: int) -> None:
+        """As much as so many new launches make of what was seen before."""
+        keep = self._keep**launches
+        self._weight *= keep
+        self._seconds *= keep
+        self._launches *= keep
+        self._tokens *= keep
+        self._square *= keep
+        self._moment = [keep * total for total in self._moment]
+        self._gram = [[keep * total for total in row] for row in self._gram]
+
+    def _add(self, terms: Vector, seconds: float, scale: float) -> None:
+        """One more equation, in units of the seconds that were expected, so that errors are relative."""
+        self._weight += 1.0
+        self._seconds += seconds
+        self._launches += terms[0]
+        self._tokens += terms[1]
+        terms, target = [term / scale for term in terms], seconds / scale
+        self._square += target * target
+        for i in range(_TERMS):
+            self._moment[i] += terms[i] * target
+            for j in range(_TERMS):
+                self._gram[i][j] += terms[i] * terms[j]
+
+    def _fit(self) -> Vector:
+        """The non-negative least squares, with pairs if they explain more than noise would."""
+        seconds, tokens = self._seconds / self._weight, self._tokens / self._weight
+        launches = self._launches / self._weight
+        usual = [_USUAL_FIXED * seconds / launches, (1 - _USUAL_FIXED) * seconds / tokens, 0.0]
+        scales = [(self._gram[i][i] or 1.0) ** 0.5 for i in range(_TERMS)]
+        gram = [[self._gram[i][j] / (scales[i] * scales[j]) for j in range(_TERMS)] for i in range(_TERMS)]
+        moment = [self._moment[i] / scales[i] + _PRIOR * usual[i] * scales[i] for i in range(_TERMS)]
+        for i in range(_TERMS):
+            gram[i][i] += _PRIOR
+        plain = _best(gram, moment, (0, 1))
+        pairs = _best(gram, moment, (0, 1, 2))
+        square = self._square + sum(_PRIOR * (usual[i] * scales[i]) ** 2 for i in range(_TERMS))
+        noise = max(square - pairs.explained, 1e-9 * square) / self._weight
+        chosen = pairs if pairs.explained - plain.explained > _SURE * noise else plain
+        return [x / scale for x, scale in zip(chosen.x, scales, strict=True)]
+
+
+class _Solution(NamedTuple):
+    x: Vector
+    explained: float  # of the sum of squares
+
+
+def _best(gram: list[Vector], moment: Vector, terms: Sequence[int]) -> _Solution:
+    """The non-negative least squares in some of the terms: the best of those of which all are positive."""
+    best = _Solution([0.0] * len(moment), 0.0)
+    for size in range(1, len(terms) + 1):
+        for some in combinations(terms, size):
+            x = _solved([[gram[i][j] for j in some] for i in some], [moment[i] for i in some])
+            # At a minimum of a x² - 2 b x, that is -b x.
+            explained = sum(value * moment[i] for value, i in zip(x, some, strict=True))
+            if min(x) >= 0.0 and explained > best.explained:
+                at = dict(zip(some, x, strict=True))
+                best = _Solution([at.get(i, 0.0) for i in range(len(moment))], explained)
+    return best
+
+
+def _solved(a: list[Vector], b: Vector) -> Vector:
+    """x of a x = b, for a that is symmetric and positive definite (Gauss, no pivoting needed)."""
+    a, b, n = [row[:] for row in a], b[:], len(b)
+    for i in range(n):
+        for k in range(i + 1, n):
+            factor = a[k][i] / a[i][i]
+            b[k] -= factor * b[i]
+            for j in range(i, n):
+                a[k][j] -= factor * a[i][j]
+    for i in reversed(range(n)):
+        b[i] = (b[i] - sum(a[i][j] * b[j] for j in range(i + 1, n))) / a[i][i]
+    return b

@@ -1,0 +1,90 @@
+"""Who waits for a bounded pool (pages, rows), and in which order it is served.
+
+The policy, in five lines:
+- Higher priority first; within it, whoever is due first; within that, whoever came first.
+- Whoever does not fit may be passed by those behind who do, so that a wide request holds up no narrow one.
+- It is passed `PASSES` times at most, and only while it has time left to wait: `slack` says how much.
+- From then on what comes free is kept for it, so that narrow ones do not starve it either.
+- The order is all that changes: everybody is served once, or leaves unserved.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+PASSES = 16
+
+
+class Waiter(Protocol):
+    """What a line needs to know of whoever stands in it; neither may change meanwhile."""
+
+    @property
+    def priority(self) -> int: ...
+    @property
+    def due(self) -> float:
+        """When its turn must be over at the latest."""
+        ...
+
+
+W = TypeVar("W", bound=Waiter)
+R = TypeVar("R")
+
+
+def urgency(waiter: Waiter) -> tuple[int, float]:
+    """Sorts the most urgent first."""
+    return -waiter.priority, waiter.due
+
+
+@dataclass(eq=False)
+class _Place(Generic[W]):
+    waiter: W
+    passed: int = 0
+
+
+@dataclass(eq=False)
+class Line(Generic[W]):
+    """Waiters, the most urgent first."""
+
+    _places: list[_Place[W]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[W]:
+        return iter([place.waiter for place in self._places])
+
+    def add(self, waiter: W) -> None:
+        insort(self._places, _Place(waiter), key=lambda place: urgency(place.waiter))
+
+    def remove(self, waiter: W) -> None:
+        """Whoever is not in the line changes nothing."""
+        self._places = [place for place in self._places if place.waiter is not waiter]
+
+    def serve(
+        self,
+        take: Callable[[W], R | None],
+        slack: Callable[[W], float],
+        until: Callable[[W], bool] = lambda waiter: False,
+    ) -> list[tuple[W, R]]:
+        """Take out those who are served now, with what `take` gave them; it says None to those who must wait.
+
+        `slack` is how many seconds a waiter can still wait. The first one of whom `until` holds ends it.
+        """
+        served: list[tuple[W, R]] = []
+        passed: list[_Place[W]] = []
+        for place in list(self._places):
+            if until(place.waiter):
+                break
+            if (got := take(place.waiter)) is None:
+                passed.append(place)
+                if place.passed >= PASSES or slack(place.waiter) <= 0:
+                    break
+                continue
+            self._places.remove(place)
+            served.append((place.waiter, got))
+            for earlier in passed:
+                earlier.passed += 1
+            if any(earlier.passed >= PASSES for earlier in passed):
+                break
+        return served
