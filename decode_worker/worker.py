@@ -144,7 +144,7 @@ class DecodeWorker:
         searches = self.engine.choose(waiting)
         launch = Launch(searches, self.clock())
         try:
-            self.engine.launch(searches, on_layer=lambda _: self.listen())
+            self.engine.launch(searches, on_layer=lambda _: self.between_layers())
         except DeviceLost:
             raise  # nothing runs here any more: the process ends, and requests are tried elsewhere
         except Exception:
@@ -202,8 +202,13 @@ class DecodeWorker:
 
     # --- messages ---
 
+    def between_layers(self) -> None:
+        """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it."""
+        self.listen()
+        self.inbound.receive()
+
     def listen(self) -> None:
-        """Answer heartbeats and keep the rest for later. Also runs between the layers of a launch."""
+        """Answer heartbeats and keep the rest for later."""
         self.inbox.extend(self.control.receive(self.clock()))
 
     def handle_control(self, now: float) -> None:
