@@ -45,7 +45,7 @@ class MetaInfo(msgspec.Struct, frozen=True):
     id: str
     finish_reason: FinishReason
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int  # of the prompt, whose KV the prefill worker had already
     completion_tokens: int
     e2e_latency: float
     sequence_score: float | None

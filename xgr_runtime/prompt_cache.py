@@ -21,7 +21,7 @@ from xgr_runtime.pages import PageIds, PagePool, pages_for
 Tokens = NDArray[np.int32]
 
 _DIGEST = 16  # bytes: with a key that only this process knows, nobody can look for two prompts of one name
-_REMEMBERED = 256  # prompts whose names are not hashed again: those that wait are asked for at every turn
+_REMEMBERED = 512  # prompts whose names are not hashed again: those that wait are asked for at every turn
 
 
 @dataclass(eq=False)
