@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,14 @@ class Cell:
     def median(self) -> float | None:
         return statistics.median(self.seconds) if self.seconds else None
 
+    @property
+    def line(self) -> str:
+        """For who waits."""
+        if self.median is None:
+            return f"width {self.width}, {self.rival}: not measured: {self.why}"
+        together = "not measured" if self.per_second is None else f"{self.per_second:.2f}/s"
+        return f"width {self.width}, {self.rival}: {1e3 * self.median:.1f} ms, together {together}"
+
 
 @dataclass
 class Arena:
@@ -57,6 +66,7 @@ class Arena:
         for name, cell in cells.items():
             if not cell.why:
                 self._together(name, cell)
+            print(cell.line, file=sys.stderr, flush=True)
         return list(cells.values())
 
     def _warm_up(self, cells: dict[str, Cell], width: int) -> None:

@@ -58,7 +58,9 @@ class RivalProcess:
 
         `overhead`, where it is known: seconds of each request outside of the model's forwards.
         """
-        assert self._process and self._process.stdin
+        if self._process is None:
+            raise NotMeasuredError("it was ended, because it did not answer")
+        assert self._process.stdin
         question = {"prompts": prompts, "width": width, "at_a_time": at_a_time}
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -67,7 +69,7 @@ class RivalProcess:
             raise NotMeasuredError("it ended") from None
         return self._read(patience)
 
-    def close(self) -> None:
+    def close(self, patience: float = 30.0) -> None:
         """The end of its stdin asks it to leave; then it is killed, with all that it started."""
         if self._process is None:
             return
@@ -77,7 +79,7 @@ class RivalProcess:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(30)
+                self._process.wait(patience)
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -91,7 +93,7 @@ class RivalProcess:
         until, out = time.monotonic() + patience, self._process.stdout.fileno()
         while b"\n" not in self._unread:
             if not select.select([out], [], [], max(0.0, until - time.monotonic()))[0]:
-                self.close()
+                self.close(patience=0)
                 raise NotMeasuredError(f"no answer within {patience:.0f} s")
             part = os.read(out, 1 << 20)
             if not part:

@@ -23,6 +23,7 @@ def main() -> int:
     flags = parser(__doc__, width=50, prompt_tokens=2000)
     flags.add_argument("--returning", type=float, default=0.9, help="share of requests by returning users")
     flags.add_argument("--new-items", type=int, default=1, help="that they have taken since")
+    flags.add_argument("--known-users", type=int, default=32, help="users before the first point")
     flags.add_argument("--users", type=int, default=1000, help="how many may return")
     args = flags.parse_args()
     catalog = load_catalog(args.catalog, args.model_path)
@@ -30,6 +31,7 @@ def main() -> int:
         kind="sessions",
         prompt_tokens=args.prompt_tokens,
         users=args.users,
+        known=args.known_users,
         returning=args.returning,
         new_items=args.new_items,
         widths=Widths((args.beam_width,), (1.0,)),

@@ -75,8 +75,7 @@ def measure(
         async with Target(url, None, traffic.timeout_ms) as target:
             stream = calls(catalog, traffic, (await target.info()).max_prompt_tokens or UNLIMITED)
             made = Run(target, Judge(catalog), stream, load, progress)
-            if traffic.kind == "sessions":
-                await made.prime(traffic.known)
+            await made.prime(traffic.known if traffic.kind == "sessions" else 0)
             result = await work(made)
             CONSOLE.print(show.table(made.points, load))
             show.remarks(CONSOLE, made.points, made.problems)

@@ -112,14 +112,17 @@ def test_the_search_reports_the_highest_rate(bench: Bench) -> None:
     assert len(done.line["points"]) == 2
 
 
-def test_ctrl_c_reports_what_there_is(deployment: Deployment, catalog_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_reports_what_there_is(
+    deployment: Deployment, catalog_path: Path, number: signal.Signals
+) -> None:
     given = ["--url", deployment.url, "--catalog", str(catalog_path), "--prompt-tokens", "30"]
     process = start(*given, "--beam-width", "5", "--rate", "50", "--warm-up", "0", "--duration", "60")
     assert deployment.asked.wait(60)
-    while len(deployment.bodies) < 20:
+    while len(deployment.bodies) < 30:  # a few of these before the first point
         deployment.asked.clear()
         assert deployment.asked.wait(60)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     done = finish(process)
     assert done.code == 130, done.err
     (point,) = done.line["points"]

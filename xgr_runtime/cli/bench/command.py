@@ -93,8 +93,7 @@ async def _measure(
         most_tokens = (await target.info()).max_prompt_tokens or UNLIMITED
         stream = calls(catalog, traffic, most_tokens)
         report.run = Run(target, judge, stream, report.load, report.progress)
-        if traffic.kind == "sessions":
-            await report.run.prime(traffic.known)
+        await report.run.prime(traffic.known if traffic.kind == "sessions" else 0)
         await _all_points(args, report.run, report)
 
 

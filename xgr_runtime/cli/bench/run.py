@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from xgr_runtime.cli.bench.settings import LoadSettings, SearchSettings
     from xgr_runtime.cli.bench.traffic import Call
 
+FIRST = 4  # requests at a time before the first point
+
 
 class Deployment(Protocol):
     """What is measured: `Target`, or a stand-in."""
@@ -41,10 +43,15 @@ class Run:
     points: list[Point] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
 
-    async def prime(self, count: int) -> None:
-        """So many requests, one after the other, which count in no figure."""
-        for call in itertools.islice(self.calls, count):
+    async def prime(self, known: int) -> None:
+        """Requests that count in no figure: by `known` users one after the other, then a few at a time.
+
+        What a deployment does once, when it is first asked so, would be taken for what the first rate does.
+        """
+        for call in itertools.islice(self.calls, known):
             await self.target.send(call)
+        for _ in range(2):
+            await asyncio.gather(*(self.target.send(call) for call in itertools.islice(self.calls, FIRST)))
 
     async def open(self, rate: float) -> Point:
         """An open loop at `rate` requests per second."""
