@@ -128,7 +128,8 @@ class Admission:
         fastest = min(forecast(pair.prefill, pair.decode).own for pair in pairs)
         if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
-                f"it needs about {fastest * 1000:.0f} ms, and {left * 1000:.0f} are left", "timeout_ms"
+                f"the deadline cannot be met: {fastest * 1000:.0f} ms are needed, {left * 1000:.0f} are left",
+                "timeout_ms",
             )
         late = math.inf
         for pair in pairs[:_TRIED]:

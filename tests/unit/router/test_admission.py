@@ -62,7 +62,7 @@ def admit(
 def test_what_no_idle_pair_can_do_in_time_is_refused_for_good() -> None:
     admission = sure()
     admission.tried_at = 0.0
-    with pytest.raises(DeadlineExceeded, match="2000 ms, and 1900 are left"):
+    with pytest.raises(DeadlineExceeded, match="2000 ms are needed, 1900 are left"):
         admit(admission, 1.9)
     assert admit(sure(), 2.1).after == pytest.approx(1.0)
 
@@ -211,7 +211,7 @@ def test_margins_follow_the_quantile_and_forget() -> None:
         margin.observe(ratio, index / 100)
     quantile = sorted(ratios)[int(0.99 * len(ratios))]
     assert margin.value(40.0) == pytest.approx(quantile, rel=0.25)  # 40 values lie above it
-    assert margin.value(40.0 + 3600) == pytest.approx(1.15)
+    assert margin.value(40.0 + 3600) == pytest.approx(1.2)
 
 
 def test_a_margin_learns_from_answers_and_from_those_that_never_came() -> None:
