@@ -123,7 +123,7 @@ class CostModel:
         self._most_pairs = max(self._most_pairs, work.pairs / work.launches)
         self.seen += 1
         if self.seen >= LEAST:
-            self.cost = StepCost(*self._fit(), self._most_tokens, self._most_pairs)
+            self.cost = self._fit()
 
     def _forget(self, launches: int) -> None:
         """As much as so many new launches make of what was seen before."""
@@ -149,7 +149,7 @@ class CostModel:
             for j in range(_TERMS):
                 self._gram[i][j] += terms[i] * terms[j]
 
-    def _fit(self) -> Vector:
+    def _fit(self) -> StepCost:
         """The non-negative least squares, with pairs if they explain more than noise would."""
         seconds, tokens = self._seconds / self._weight, self._tokens / self._weight
         launches = self._launches / self._weight
@@ -164,7 +164,8 @@ class CostModel:
         square = self._square + sum(_PRIOR * (usual[i] * scales[i]) ** 2 for i in range(_TERMS))
         noise = max(square - pairs.explained, 1e-9 * square) / self._weight
         chosen = pairs if pairs.explained - plain.explained > _SURE * noise else plain
-        return [x / scale for x, scale in zip(chosen.x, scales, strict=True)]
+        fixed, per_token, per_pair = (x / scale for x, scale in zip(chosen.x, scales, strict=True))
+        return StepCost(fixed, per_token, per_pair, self._most_tokens, self._most_pairs)
 
 
 class _Solution(NamedTuple):

@@ -140,6 +140,13 @@ def test_where_costs_are_unknown_everybody_is_admitted() -> None:
             admit(admission, 2.1, p=p, d=d)
 
 
+def test_a_worker_that_does_not_know_its_cost_is_taken_to_be_like_the_others() -> None:
+    admission, p, d = sure(), [P, prefill("p1", 2, None)], [D, decode("d1", 12, None)]
+    pairs = [admit(admission, 99.0, p=p, d=d).pair for _ in range(6)]
+    assert [pair.prefill.name for pair in pairs] == ["p0", "p1"] * 3, "else it would seem free, and get all"
+    assert {pair.decode.name for pair in pairs} == {"d0", "d1"}
+
+
 def test_without_a_pair_nobody_is_admitted() -> None:
     with pytest.raises(NoWorkers):
         sure().admit(Ask(1, SEARCH, 9.0), [P], [], "v", 0.0)
