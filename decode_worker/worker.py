@@ -295,7 +295,7 @@ class DecodeWorker:
         self.scheduler.cost = self.engine.cost
         others = len(self.tasks) > 1
         for task in [t for t in self.tasks.values() if self.scheduler.hopeless(t, now, others)]:
-            self.fail(task, DeadlineExceeded("no time was left for the search"), retry=False)
+            self.fail(task, DeadlineExceeded("the deadline could not be met by the search"), retry=False)
         for router in self.control.silent(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
                 self.fail(task, WorkerLost(ROUTER_SILENT), retry=True)

@@ -254,9 +254,11 @@ class PrefillWorker:
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
-            self.fail(prompt.id, DeadlineExceeded("no time was left in the prefill queue"), retry=False)
+            self.fail(
+                prompt.id, DeadlineExceeded("the deadline could not be met in the prefill queue"), retry=False
+            )
         for prompt in self.scheduler.late(now):
-            error = DeadlineExceeded("no time was left for the rest of the prompt")
+            error = DeadlineExceeded("the deadline could not be met by the rest of the prompt")
             self.outbound.transfers[prompt.id].give_up(error)
         self.outbound.expire(now)
         for router in self.control.silent(now):

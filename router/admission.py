@@ -8,12 +8,13 @@ The policy:
 - Predictions are multiplied by margins that follow what is observed, so that 99 of 100 promises are kept.
 - An idle pair that answered nothing for `TRIAL` seconds is given what it seems unable to do: else what once
   was slow would be so for ever.
-- Where a worker does not say what its launches cost, nothing is foreseen, and everybody is admitted.
+- A worker that does not say what its launches cost is taken to be like the others; where none does, nothing
+  is foreseen, and everybody is admitted.
 """
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from router.backlog import Backlog, Share
@@ -116,6 +117,7 @@ class Admission:
 
         Raises `NoWorkers`, `DeadlineExceeded`, `Overloaded`.
         """
+        prefill, decode = _with_costs(prefill), _with_costs(decode)
         stages = self._stages(ask, prefill, decode, now)
 
         def forecast(p: Candidate, d: Candidate) -> Forecast:
@@ -128,7 +130,8 @@ class Admission:
         fastest = min(forecast(pair.prefill, pair.decode).own for pair in pairs)
         if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
-                f"it needs about {fastest * 1000:.0f} ms, and {left * 1000:.0f} are left", "timeout_ms"
+                f"the deadline cannot be met: {fastest * 1000:.0f} ms are needed, {left * 1000:.0f} are left",
+                "timeout_ms",
             )
         late = math.inf
         for pair in pairs[:_TRIED]:
@@ -228,6 +231,12 @@ def _promise(ask: Ask, pair: Pair, prefill: Stage, decode: Stage, now: float) ->
     """Both shares are due when the rest, alone, still makes the deadline."""
     prefill.share.due, decode.share.due = ask.deadline - decode.own, ask.deadline
     return Promise(pair, prefill, decode, now, ask.deadline)
+
+
+def _with_costs(workers: Sequence[Candidate]) -> list[Candidate]:
+    """Who does not know yet what its launches cost is taken to be like another: else it would seem free."""
+    known = next((worker.cost for worker in workers if worker.cost), None)
+    return [worker if worker.cost else replace(worker, cost=known) for worker in workers]
 
 
 def _seconds(cost: StepCost | None, work: Work) -> tuple[float, float]:

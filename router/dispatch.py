@@ -325,7 +325,8 @@ class Dispatcher:
                 w.load,
                 w.hello.catalogs,
                 w.hello.load.cost,
-                self._reuse.expected(w.incarnation, job.tokens) if job else 0,
+                # A worker may be started without a cache, or have lost what we remember.
+                self._reuse.expected(w.incarnation, job.tokens) if job and w.hello.load.pages_cached else 0,
             )
             for w in workers
             if w.hello

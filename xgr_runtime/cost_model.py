@@ -9,6 +9,8 @@ The policy:
   faster: a paused machine teaches little, a slower one is believed after a few dozen launches.
 - Before `LEAST` launches the cost is unknown (None): whoever asks then fills batches up to their capacity,
   drops nothing but what is late, and admits everybody.
+- Launches of more than twice the size of any before cost as much as those at most: what was never seen has to
+  run before it can be refused.
 - What the launches so far do not tell apart is split as is usual: a fifth of a typical launch is fixed, and
   pairs cost nothing; they grow with the square of a prompt, so noise must not pass for them.
 """
@@ -24,6 +26,7 @@ LEAST = 8  # launches before the cost is known
 FIXED_SHARE = 0.08  # of a launch that may be its fixed cost: where filling it further gains little
 
 _SURPRISE = 2.0  # times the expected seconds that a launch can count for
+_REACH = 2.0  # times the largest launch so far of which the cost is extrapolated
 _SURE = 8.0  # how much better pairs must explain what was seen, in units of its noise (an F statistic)
 _DOUBT = 8  # launches' worth of forgetting by one that surprised
 _PRIOR = 1e-3  # weight of what is usual, against that of all launches
@@ -67,7 +70,9 @@ def alone(cost: StepCost, work: Work) -> float:
 
 def marginal(cost: StepCost, work: Work) -> float:
     """Seconds by which the work makes launches longer that run anyway."""
-    return cost.per_token * work.tokens + cost.per_pair * work.pairs
+    reach = _REACH * work.launches
+    tokens = min(work.tokens, reach * cost.most_tokens)
+    return cost.per_token * tokens + cost.per_pair * min(work.pairs, reach * cost.most_pairs)
 
 
 def shared(cost: StepCost, work: Work) -> float:
@@ -102,18 +107,23 @@ class CostModel:
         self._launches = 0.0
         self._tokens = 0.0
         self._square = 0.0  # of the targets
+        self._most_tokens = 0.0  # of a launch
+        self._most_pairs = 0.0
 
     def observe(self, work: Work, seconds: float) -> None:
         """`work` has taken `seconds`: a launch, or several in a row."""
         if seconds <= 0 or work.tokens <= 0:
             return
-        expected = (alone(self.cost, work) if self.cost else 0.0) or seconds
+        new = work.tokens > self._most_tokens * work.launches or work.pairs > self._most_pairs * work.launches
+        expected = (alone(self.cost, work) if self.cost and not new else 0.0) or seconds
         believed = min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
         self._forget(_DOUBT if believed != seconds else 1)
         self._add([work.launches, work.tokens, work.pairs], believed, expected)
+        self._most_tokens = max(self._most_tokens, work.tokens / work.launches)
+        self._most_pairs = max(self._most_pairs, work.pairs / work.launches)
         self.seen += 1
         if self.seen >= LEAST:
-            self.cost = StepCost(*self._fit())
+            self.cost = self._fit()
 
     def _forget(self, launches: int) -> None:
         """As much as so many new launches make of what was seen before."""
@@ -139,7 +149,7 @@ class CostModel:
             for j in range(_TERMS):
                 self._gram[i][j] += terms[i] * terms[j]
 
-    def _fit(self) -> Vector:
+    def _fit(self) -> StepCost:
         """The non-negative least squares, with pairs if they explain more than noise would."""
         seconds, tokens = self._seconds / self._weight, self._tokens / self._weight
         launches = self._launches / self._weight
@@ -154,7 +164,8 @@ class CostModel:
         square = self._square + sum(_PRIOR * (usual[i] * scales[i]) ** 2 for i in range(_TERMS))
         noise = max(square - pairs.explained, 1e-9 * square) / self._weight
         chosen = pairs if pairs.explained - plain.explained > _SURE * noise else plain
-        return [x / scale for x, scale in zip(chosen.x, scales, strict=True)]
+        fixed, per_token, per_pair = (x / scale for x, scale in zip(chosen.x, scales, strict=True))
+        return StepCost(fixed, per_token, per_pair, self._most_tokens, self._most_pairs)
 
 
 class _Solution(NamedTuple):

@@ -79,12 +79,14 @@ class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker's launches cost now, in seconds: a forward of prompts, or a step of searches.
 
     A launch costs `fixed`, and more for every token it computes (a beam is one) and for every pair of such a
-    token and a key that it attends to.
+    token and a key that it attends to. This was learned from launches of at most so many tokens and pairs.
     """
 
     fixed: float
     per_token: float
     per_pair: float
+    most_tokens: float = 1e18
+    most_pairs: float = 1e18
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -43,6 +43,11 @@ class Truth:
     decode: StepCost = STEP
     noise: float = 0.1
     overhead: float = 1e-3  # seconds of wire and HTTP, which no model knows
+    slow: tuple[float, float] = (0.0, 0.0)  # from when to when another tenant takes most of the machine
+
+    def factor(self, now: float) -> float:
+        """How many times longer than usual a launch takes that begins now."""
+        return 5.0 if self.slow[0] <= now < self.slow[1] else 1.0
 
 
 @dataclass(eq=False)
@@ -167,8 +172,8 @@ class Machine:
     """A worker that runs one launch at a time."""
 
     clock: Clock
-    truth: StepCost
-    noise: float
+    truth: Truth
+    cost: StepCost  # of the truth
     draw: random.Random
     costs: CostModel
     busy: bool = False
@@ -178,7 +183,8 @@ class Machine:
         """Do the work, learn what it cost, and go on."""
         assert not self.busy and work.tokens > 0
         self.busy = True
-        seconds = alone(self.truth, work) * self.draw.lognormvariate(0.0, self.noise)
+        noise = self.draw.lognormvariate(0.0, self.truth.noise)
+        seconds = alone(self.cost, work) * noise * self.truth.factor(self.clock.now)
         self.busy_seconds += seconds
 
         def done() -> None:
@@ -292,8 +298,8 @@ class Deployment:
         self.truth = truth
         self.clock = Clock()
         draw = random.Random(seed)
-        self.prefill_machine = Machine(self.clock, truth.prefill, truth.noise, draw, self.costs())
-        self.decode_machine = Machine(self.clock, truth.decode, truth.noise, draw, self.costs())
+        self.prefill_machine = Machine(self.clock, truth, truth.prefill, draw, self.costs())
+        self.decode_machine = Machine(self.clock, truth, truth.decode, draw, self.costs())
         self.requests: list[Request] = []
         self.prompts: dict[int, Prompt] = {}
         self.admission = Admission()

@@ -120,3 +120,15 @@ def test_noise_among_short_prompts_says_nothing_of_long_ones() -> None:
         draw = random.Random(seed)
         model = taught(truth, [prompt_work(0, draw.randrange(40, 60)) for _ in range(150)], noise=0.1)
         assert error(model, truth, prompt_work(0, 4000)) < 1.0  # spurious pairs would be off by ten times
+
+
+def test_what_is_larger_than_all_before_is_believed_to_cost_little_more_until_it_has_run() -> None:
+    model = taught(TRUTH, [prompt_work(0, 1 + n % 12) for n in range(200)], noise=0.5)
+    assert model.cost
+    largest = alone(model.cost, prompt_work(0, 12))
+    assert alone(model.cost, prompt_work(0, 5000)) < 5 * largest  # twice the tokens and pairs of the largest
+    for _ in range(3):
+        model.observe(prompt_work(0, 5000), alone(TRUTH, prompt_work(0, 5000)))
+    assert (
+        error(model, TRUTH, prompt_work(0, 5000)) < 0.3
+    )  # three of 90 equations, and the noise of the others

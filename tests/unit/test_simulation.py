@@ -1,5 +1,6 @@
 """The whole policy against first come, first served, in simulated time: see `tests/support/simulation.py`."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -64,6 +65,17 @@ def test_promises_are_kept_where_launches_stray_and_the_wire_is_slow() -> None:
 def test_with_time_enough_everybody_is_admitted_and_answered() -> None:
     patient = Traffic(1.0, SECONDS, deadlines=(30.0,))
     assert all(request.good for request in simulated(Deployment, patient, 0.9))
+
+
+def test_a_machine_that_was_slow_for_a_while_is_believed_again() -> None:
+    """Nothing is answered in time meanwhile, so only trials can tell that it is over."""
+    tight = replace(ALIKE, deadlines=(0.07,))
+    slow = Truth(slow=(WARM_UP, WARM_UP + 3.0))
+    measured = simulated(Deployment, tight, 0.3, slow)
+    during = [request for request in measured if WARM_UP + 1.0 < request.arrived < WARM_UP + 3.0]
+    after = [request for request in measured if request.arrived > WARM_UP + 6.0]
+    assert during and not any(request.good for request in during)
+    assert sum(request.good for request in after) >= 0.5 * len(after)  # margins come down more slowly
 
 
 def test_nobody_starves() -> None:
