@@ -329,6 +329,7 @@ class DecodeWorker:
             catalogs=[self.catalog.version],
             limits=self.limits,
             load=self.load(),
+            turns=self.config.turns_file,
         )
 
     def load(self) -> Load:

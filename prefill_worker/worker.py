@@ -313,6 +313,7 @@ class PrefillWorker:
             catalogs=[],
             limits=Limits(self.max_prompt_tokens),
             load=self.load(),
+            turns=self.config.turns_file,
         )
 
     def load(self) -> Load:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from router.backlog import Backlog, Share
+from router.backlog import Backlog, Rank, Share
 from router.margins import Margin
 from router.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.cost_model import Work, alone, prompt_work, search_work, shared
@@ -52,10 +52,15 @@ class Forecast(NamedTuple):
     wait: float
 
     @staticmethod
-    def of(prefill: Stage, decode: Stage) -> "Forecast":
-        """The search begins once the prompt is there, and once what is more urgent is through."""
+    def of(prefill: Stage, decode: Stage, one_device: bool) -> "Forecast":
+        """The search begins once the prompt is there, and once what is more urgent is through.
+
+        On one device more urgent searches and our own prompt are not done at the same time.
+        """
+        own, behind = prefill.own + decode.own, decode.share.ahead
         ready = prefill.share.ahead + prefill.own
-        return Forecast(prefill.own + decode.own, max(ready, decode.share.ahead) - prefill.own)
+        wait = max(prefill.share.ahead, behind) if one_device else max(ready, behind) - prefill.own
+        return Forecast(own, wait)
 
     @property
     def total(self) -> float:
@@ -86,19 +91,27 @@ class Promise:
     @property
     def forecast(self) -> Forecast:
         """With all that goes first, also what was accepted since."""
-        return Forecast.of(self.prefill, self.decode)
+        return Forecast.of(self.prefill, self.decode, self.pair.one_device)
 
     @property
     def parts(self) -> list[tuple[Candidate, Share]]:
         """What it takes of which worker."""
         return [(self.pair.prefill, self.prefill.share), (self.pair.decode, self.decode.share)]
 
+    @property
+    def delays(self) -> list[tuple[Candidate, Rank, float]]:
+        """By how many seconds it delays those of later ranks, on each device that it uses."""
+        p, d = self.prefill.share, self.decode.share
+        if self.pair.one_device:  # its prompt is the more urgent part
+            return [(self.pair.prefill, p.rank, p.seconds + d.seconds)]
+        return [(self.pair.prefill, p.rank, p.seconds), (self.pair.decode, d.rank, d.seconds)]
+
 
 class Admission:
     """The backlogs of all workers as this router made them, and how well its predictions hold."""
 
     def __init__(self) -> None:
-        self.backlogs: dict[int, Backlog] = {}  # by incarnation
+        self.backlogs: dict[int | str, Backlog] = {}  # by device
         self.own_margin = Margin()
         self.wait_margin = Margin()
         self.tried_at = -math.inf  # the last answer or trial
@@ -121,7 +134,7 @@ class Admission:
         stages = self._stages(ask, prefill, decode, now)
 
         def forecast(p: Candidate, d: Candidate) -> Forecast:
-            return Forecast.of(stages[p.incarnation], stages[d.incarnation])
+            return Forecast.of(stages[p.incarnation], stages[d.incarnation], p.device == d.device)
 
         pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda p, d: forecast(p, d).total)
         if not pairs:
@@ -173,15 +186,16 @@ class Admission:
             work[w.incarnation] = _seconds(w.cost, prompt)
             rank[w.incarnation] = (-ask.priority, ask.deadline - after)
         stages = {}
-        for incarnation, (own, part) in work.items():
-            backlog = self.backlogs.get(incarnation)
-            ahead = backlog.ahead(rank[incarnation], now) if backlog else 0.0
-            stages[incarnation] = Stage(own, Share(rank[incarnation], part, ahead))
+        for w in [*prefill, *decode]:
+            own, part = work[w.incarnation]
+            backlog = self.backlogs.get(w.device)
+            ahead = backlog.ahead(rank[w.incarnation], now) if backlog else 0.0
+            stages[w.incarnation] = Stage(own, Share(rank[w.incarnation], part, ahead))
         return stages
 
     def _may_try(self, pair: Pair, now: float) -> bool:
         """Whether the pair is idle and nobody knows what it can do by now."""
-        busy = {pair.prefill.incarnation, pair.decode.incarnation} & self.backlogs.keys()
+        busy = {pair.prefill.device, pair.decode.device} & self.backlogs.keys()
         if busy or now - self.tried_at < TRIAL:
             return False
         self.tried_at = now
@@ -197,21 +211,21 @@ class Admission:
         if wait > 0 and need > left:  # on an idle pair it may have its try
             return need - left
         late = 0.0
-        for worker, share in promise.parts:
-            if (backlog := self.backlogs.get(worker.incarnation)) is not None:
-                late = max(late, backlog.would_be_late(share.rank, share.seconds, now, margin))
+        for worker, rank, seconds in promise.delays:
+            if (backlog := self.backlogs.get(worker.device)) is not None:
+                late = max(late, backlog.would_be_late(rank, seconds, now, margin))
         return late
 
     def _book(self, promise: Promise, now: float) -> Promise:
         for worker, share in promise.parts:
-            self.backlogs.setdefault(worker.incarnation, Backlog()).add(share, now)
+            self.backlogs.setdefault(worker.device, Backlog()).add(share, now)
         return promise
 
     def _remove(self, worker: Candidate, share: Share, now: float) -> None:
-        if (backlog := self.backlogs.get(worker.incarnation)) is not None:
+        if (backlog := self.backlogs.get(worker.device)) is not None:
             backlog.remove(share, now)
             if not backlog.shares:
-                del self.backlogs[worker.incarnation]
+                del self.backlogs[worker.device]
 
     def _learn(self, promise: Promise, now: float, answered: bool) -> None:
         """Hold what was foreseen against what came; the wait where it was longer, else the work itself."""

@@ -327,6 +327,7 @@ class Dispatcher:
                 w.hello.load.cost,
                 # A worker may be started without a cache, or have lost what we remember.
                 self._reuse.expected(w.incarnation, job.tokens) if job and w.hello.load.pages_cached else 0,
+                w.hello.turns,
             )
             for w in workers
             if w.hello

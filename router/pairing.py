@@ -18,12 +18,23 @@ class Candidate:
     catalogs: Collection[str] = ()
     cost: StepCost | None = None  # of its launches, if known
     reuse: int = 0  # of the request's first tokens, how many it probably holds
+    turns: str = ""  # names the device that it shares with others of that name; empty: it has its own
+
+    @property
+    def device(self) -> int | str:
+        """What it computes on: work of all workers of one device is done one after the other."""
+        return self.turns or self.incarnation
 
 
 @dataclass(frozen=True)
 class Pair:
     prefill: Candidate
     decode: Candidate
+
+    @property
+    def one_device(self) -> bool:
+        """Whether its two workers take turns."""
+        return self.prefill.device == self.decode.device
 
 
 Finish = Callable[[Candidate, Candidate], float]

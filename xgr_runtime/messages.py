@@ -130,6 +130,7 @@ class WorkerHello(Message, frozen=True, tag="worker_hello"):
     catalogs: list[str]  # decode workers: versions held
     limits: Limits
     load: Load
+    turns: str = ""  # workers that name the same take turns on one device: only one of them runs at a time
 
 
 class PrefillRequest(Message, frozen=True, tag="prefill"):

@@ -19,8 +19,9 @@ class SharedPlan:
 
     @cached_property
     def first_pages(self) -> list[int | None]:
-        """[B] first page of a request whose pages follow one another (read as a view), else None."""
-        return [_first_of_run(pages) for pages in self.pages]
+        """[B] first page of a request that is read as a view, as its pages follow one another; else None."""
+        counts = [-(-length // self.page_size) for length in self.lengths]
+        return [_first_of_run(pages[:count]) for pages, count in zip(self.pages, counts, strict=True)]
 
     @cached_property
     def page_tensors(self) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """What is promised, on which pair, and what is refused: lists of cases, in made-up seconds."""
 
+import dataclasses
 import random
 
 import pytest
@@ -240,3 +241,27 @@ def test_those_behind_know_what_overtook_them() -> None:
     backlog.add(slow, 0.0)
     backlog.add(Share((0, 5.0), 2.0, 0.0), 0.0)
     assert slow.ahead == 2.0 and backlog.ahead((0, 9.0), 0.0) == 3.0 and backlog.ahead((0, 1.0), 0.0) == 0.0
+
+
+def test_work_of_two_workers_that_take_turns_is_done_one_after_the_other() -> None:
+    """A prompt and a search take a second each: the second request is through after four, not three."""
+    p, d = (dataclasses.replace(worker, turns="cores") for worker in (P, D))
+    admission = sure()
+    first = admit(admission, 2.1, p=[p], d=[d])
+    with pytest.raises(Overloaded) as refused:
+        admit(admission, 3.9, p=[p], d=[d])
+    assert refused.value.retry_after == pytest.approx(0.1)
+    admit(admission, 4.1, p=[p], d=[d])
+    admission.committed(first, 1.0)
+    with pytest.raises(Overloaded):  # a search, then a prompt and a search, and then ours
+        admit(admission, 4.9, now=1.0, p=[p], d=[d])
+    admit(admission, 5.1, now=1.0, p=[p], d=[d])
+
+
+def test_where_turns_are_taken_prompt_and_search_both_delay_those_behind() -> None:
+    p, d = (dataclasses.replace(worker, turns="cores") for worker in (P, D))
+    admission = sure()
+    admit(admission, 3.5, p=[p], d=[d])
+    with pytest.raises(Overloaded):  # more urgent, and in time itself
+        admit(admission, 2.1, p=[p], d=[d])
+    assert admit(sure(), 2.1, p=[p], d=[d]).after == pytest.approx(1.0)
