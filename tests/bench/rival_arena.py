@@ -97,13 +97,13 @@ class Arena:
             cell.in_catalog = share_in_catalog(self.catalog, [b for c, b in found if c is cell])
 
     def _together(self, name: str, cell: Cell) -> None:
-        """As many batches as fit into the time, two at least."""
+        """As many batches as fit into the time, one at least."""
         at_a_time = self.args.at_a_time
         longest = at_a_time * (cell.median or 0.0)
         if longest > self.args.patience / 2:
             cell.why_not_together = f"a batch of {at_a_time} would take up to {longest:.0f} s: see --patience"
             return
-        batches = max(2, min(6, int(self.args.seconds / max(longest, 0.01))))
+        batches = max(1, min(6, int(self.args.seconds / max(longest, 0.01))))
         prompts = [next(self.prompts) for _ in range(batches * at_a_time)]
         answer = self._ask(name, cell, prompts, at_a_time, together=True)
         if answer:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,7 @@ START = 600.0  # seconds until a rival is up
 
 def main() -> None:
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     catalog = load_catalog(args.catalog, args.model_path)
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def talk(start: Callable[[dict[str, Any]], AbstractContextManager[Rival]]) -> No
     def say(line: dict[str, Any]) -> None:
         print(json.dumps(line), file=out, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever it started has to end too
     try:
         with start(json.loads(sys.argv[1])) as rival:
             say({"ready": rival.facts()})
