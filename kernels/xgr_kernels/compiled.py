@@ -1,7 +1,7 @@
 """What every kernel that numba compiles for a CPU starts from: the decorator, instructions, exponentials.
 
 numba's cache notices a change in the file of a kernel only, not in those it calls into: after an edit here,
-delete the caches (`__pycache__/*.nb*`). Threads are numba's (`numba.set_num_threads`, the caller's business).
+delete the caches (`__pycache__/*.nb*`).
 """
 
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, types
 from numba.core import cgutils
@@ -28,6 +29,15 @@ LOG2_E = F(1.4426950408889634)
 ROUNDER = F(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits
 # Chebyshev fit of 2**x on [-1/2, 1/2], relative error below 1e-7, exact at 0
 C1, C2, C3, C4, C5 = F(0.693147182), F(0.240226462), F(0.0555032887), F(0.00961834099), F(0.00133951125)
+
+
+def use_threads(count: int) -> None:
+    """Let kernels and torch run on `count` threads each; with OpenMP they are the same ones.
+
+    Call it once models are loaded. numba's first call tells OpenMP to use all cores, whatever torch was told.
+    """
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    torch.set_num_threads(count)
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
