@@ -74,8 +74,11 @@ class CohortEngine:
         """See `Engine`."""
         over: list[Search] = []
         with losing_the_device():
+            ended: list[Cohort] = []
             while self._flying and self._flying[0].finished.done():
-                over += self._take(self._flying.popleft())
+                ended.append(self._flying.popleft())
+            for cohort in ended:  # of several, nobody saw when each ended
+                over += self._take(cohort, timed=len(ended) == 1)
         if self._overflown and not self._flying:
             over += self._search_exactly()
         return over
@@ -106,13 +109,14 @@ class CohortEngine:
         self._flying.append(cohort)
         return cohort
 
-    def _take(self, cohort: Cohort) -> list[Search]:
+    def _take(self, cohort: Cohort, timed: bool) -> list[Search]:
         """Give every search its answer; those whose candidates overflowed are kept for the exact way."""
         now, started = time.monotonic(), self._started.pop(cohort)
         seconds = now - started
         work = together(question.work_from[0] for question in cohort.questions)
         waited_until = max(started, self._idle_since)  # for the cohort before
-        self._costs.observe(work._replace(launches=len(cohort.steps)), now - waited_until)
+        if timed:
+            self._costs.observe(work._replace(launches=len(cohort.steps)), now - waited_until)
         self._idle_since = now
         over: list[Search] = []
         for search, answer in zip(cohort.searches, self.steps.answers(cohort), strict=True):
@@ -136,5 +140,5 @@ class CohortEngine:
             with losing_the_device():
                 cohort.finished.wait()
             self._flying.popleft()
-            over += self._take(cohort)
+            over += self._take(cohort, timed=True)
         return over

@@ -202,7 +202,11 @@ class Inbound:
         began = self.clock()
         reply = task.receiver.chunk(message, keys, values)
         if isinstance(reply, Credit):
-            self.write(task, message, keys, values)
+            try:
+                self.write(task, message, keys, values)
+            except Exception:  # no memory, for one: what is not in the pages must not count as received
+                self.not_written(task)
+                return
             self.note(task, message, began, len(keys) + len(values))
             self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
@@ -219,7 +223,11 @@ class Inbound:
         reply = task.receiver.ready(message)
         if isinstance(reply, Credit):
             assert task.source is not None, "the receiver takes descriptors only where it pulls"
-            task.copied = self.copies.pull(message, task.source.pool, task.source.pages.ids, task.pages)
+            try:
+                task.copied = self.copies.pull(message, task.source.pool, task.source.pages.ids, task.pages)
+            except Exception:
+                self.not_written(task)
+                return
             layers = message.last_layer - message.first_layer
             size = layers * message.count * self.identity.layer_token_bytes
             self.counters["kv_bytes"] += size
@@ -228,6 +236,10 @@ class Inbound:
             self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
+
+    def not_written(self, task: DecodeTask) -> None:
+        log.exception("request %d: its KV could not be written", task.id.request)
+        self.broken(task, task.receiver.fail("its KV could not be written"))
 
     def note(self, task: DecodeTask, message: KvChunk | KvReady, began: float, size: int) -> None:
         """A piece of a prompt has come in; on a GPU, its copy is queued."""

@@ -128,7 +128,7 @@ class DecodeWorker:
             self.inbound.grant_pages(now)
             self.inbound.take_arrivals(self.clock())
             self.start_searches(now)
-            self.worked = bool(self.running)
+            self.worked = bool(self.running) or self.engine.busy
             self.launch()
             self.answer_finished()
 
@@ -294,7 +294,11 @@ class DecodeWorker:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
         self.scheduler.cost = self.engine.cost
         others = len(self.tasks) > 1
-        for task in [t for t in self.tasks.values() if self.scheduler.hopeless(t, now, others)]:
+        for task in list(self.tasks.values()):
+            # What a launch has in hand costs no more time, and nobody knows how far it is.
+            flying = task.search is not None and task.search.launched
+            if not self.scheduler.hopeless(task, now, others and not flying):
+                continue
             self.fail(task, DeadlineExceeded("the deadline could not be met by the search"), retry=False)
         for router in self.control.silent(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:

@@ -68,6 +68,7 @@ class PrefillWorker:
         self.memory = memory  # the pool's, if decode workers may map it
         self.device_turns = turns_of(config.turns_file, PREFILL_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
+        self.held = 0.0  # seconds for which the next forward waits for more prompts
         self.incarnation = new_incarnation()
         self.cache = PromptCache.bounded(
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
@@ -108,17 +109,19 @@ class PrefillWorker:
             self.expire(self.clock())
             self.retire()
             turns = self.scheduler.next_turns(self.clock()) if self.may_launch() else []
-            for turn in turns:
-                if turn.prompt.id not in self.prompts:
-                    self.open(turn.prompt)
+            for prompt in self.scheduler.begun:  # one that got pages may still have found no room
+                if prompt.id not in self.prompts:
+                    self.open(prompt)
             self.prefill(turns)
             self.device_turns.give()
             self.worked = bool(turns)
 
     def may_launch(self) -> bool:
         """Whether there is something to run, and the device, if another worker shares it, is ours."""
+        now = self.clock()
+        self.held = self.scheduler.hold(now)
         # Prompts that wait for pages may need the other worker's turn.
-        if not self.scheduler.runnable(self.clock()):
+        if not self.scheduler.runnable(now):
             self.turn_taken = False
             self.device_turns.forget()
             return False
@@ -300,7 +303,7 @@ class PrefillWorker:
         if self.turn_taken:
             return PATIENCE / 5
         wait = _STALL_WAIT if self.stalled else self.config.heartbeat / 2
-        return min(wait, self.scheduler.hold(self.clock()) or wait)
+        return min(wait, self.held or wait)
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(

@@ -6,8 +6,8 @@ The policy:
 - What no idle pair could do in time is refused for good (504); what the backlog makes late, later (503).
 - So is what would make a request late that was accepted, and that is not of lower priority.
 - Predictions are multiplied by margins that follow what is observed, so that 99 of 100 promises are kept.
-- An idle pair that answered nothing for `TRIAL` seconds is given what it seems unable to do: else what once
-  was slow would be so for ever.
+- Once in `TRIAL` seconds an idle pair is given what it seems unable to do: else what once was slow, or what
+  its usual requests do not tell of, would be refused for ever.
 - A worker that does not say what its launches cost is taken to be like the others; where none does, nothing
   is foreseen, and everybody is admitted.
 """
@@ -114,7 +114,7 @@ class Admission:
         self.backlogs: dict[int | str, Backlog] = {}  # by device
         self.own_margin = Margin()
         self.wait_margin = Margin()
-        self.tried_at = -math.inf  # the last answer or trial
+        self.tried_at = -math.inf  # the last trial
 
     def admit(
         self,
@@ -194,7 +194,7 @@ class Admission:
         return stages
 
     def _may_try(self, pair: Pair, now: float) -> bool:
-        """Whether the pair is idle and nobody knows what it can do by now."""
+        """Whether the pair is idle, and it is time to see again what it can do."""
         busy = {pair.prefill.device, pair.decode.device} & self.backlogs.keys()
         if busy or now - self.tried_at < TRIAL:
             return False
@@ -230,8 +230,6 @@ class Admission:
     def _learn(self, promise: Promise, now: float, answered: bool) -> None:
         """Hold what was foreseen against what came; the wait where it was longer, else the work itself."""
         own, wait = promise.forecast
-        if answered:
-            self.tried_at = now
         took = now - promise.made if answered else math.inf
         if not answered and promise.made + own + wait > promise.deadline:
             return  # it had to give way to a higher priority

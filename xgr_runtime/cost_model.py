@@ -11,8 +11,8 @@ The policy:
   drops nothing but what is late, and admits everybody.
 - Launches of more than twice the size of any before cost as much as those at most: what was never seen has to
   run before it can be refused.
-- What the launches so far do not tell apart is split as is usual: a fifth of a typical launch is fixed, and
-  pairs cost nothing; they grow with the square of a prompt, so noise must not pass for them.
+- What launches do not tell apart is split as it was before, and at first as is usual: a fifth of a launch is
+  fixed, and pairs cost nothing; they grow with the square of a prompt, so noise must not pass for them.
 """
 
 import math
@@ -149,11 +149,19 @@ class CostModel:
             for j in range(_TERMS):
                 self._gram[i][j] += terms[i] * terms[j]
 
+    def _fixed_share(self, launches: float, tokens: float) -> float:
+        """Of a typical launch: as it was once learned, for launches of one size do not tell any more."""
+        if self.cost is None or not self.cost.per_token:
+            return _USUAL_FIXED
+        fixed = self.cost.fixed * launches
+        return fixed / (fixed + self.cost.per_token * tokens)
+
     def _fit(self) -> StepCost:
         """The non-negative least squares, with pairs if they explain more than noise would."""
         seconds, tokens = self._seconds / self._weight, self._tokens / self._weight
         launches = self._launches / self._weight
-        usual = [_USUAL_FIXED * seconds / launches, (1 - _USUAL_FIXED) * seconds / tokens, 0.0]
+        fixed = self._fixed_share(launches, tokens)
+        usual = [fixed * seconds / launches, (1 - fixed) * seconds / tokens, 0.0]
         scales = [(self._gram[i][i] or 1.0) ** 0.5 for i in range(_TERMS)]
         gram = [[self._gram[i][j] / (scales[i] * scales[j]) for j in range(_TERMS)] for i in range(_TERMS)]
         moment = [self._moment[i] / scales[i] + _PRIOR * usual[i] * scales[i] for i in range(_TERMS)]

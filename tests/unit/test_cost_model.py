@@ -132,3 +132,14 @@ def test_what_is_larger_than_all_before_is_believed_to_cost_little_more_until_it
     assert (
         error(model, TRUTH, prompt_work(0, 5000)) < 0.3
     )  # three of 90 equations, and the noise of the others
+
+
+def test_what_was_learned_of_sizes_outlasts_launches_of_one_size() -> None:
+    model, draw = CostModel(), random.Random(1)
+    for _ in range(200):
+        tokens = draw.randint(50, 4000)
+        model.observe(Work(1, tokens, 0.0), 0.008 + 3e-6 * tokens)
+    for _ in range(1500):
+        model.observe(Work(1, 100, 0.0), 0.0083)
+    assert model.cost is not None
+    assert alone(model.cost, Work(1, 4000, 0.0)) < 0.030  # in truth 0.020; a fifth fixed would make it 0.27

@@ -452,6 +452,19 @@ def say(worker: DecodeWorker, message: Any, now: float = 1.0) -> None:
     worker.inbound.handle(Received(b"p", message, []), now)
 
 
+def test_kv_that_cannot_be_written_does_not_count_as_received(worker: DecodeWorker, heard: Heard) -> None:
+    """Also between the layers of a step, where an error would pass for the step's own."""
+    task, _ = opened_in(worker, offered_by(worker, in_place=False))
+    worker.inbound.grant_pages(0.0)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    worker.inbound.copies.pull = full  # type: ignore[method-assign, assignment]
+    worker.inbound.pull(task, whole(task))
+    assert isinstance(heard[-1], Nack) and not worker.tasks and not worker.cache.used
+
+
 def test_a_prompt_is_pulled(worker: DecodeWorker, heard: Heard) -> None:
     theirs = offered_by(worker, in_place=False)
     task, _ = opened_in(worker, theirs)

@@ -77,8 +77,12 @@ def test_now_and_then_an_idle_pair_may_try_what_seems_too_much() -> None:
     admission.end(promise, 3 * TRIAL, late=True)
     trial = admit(admission, 1.9, now=3 * TRIAL)
     admission.end(trial, 4 * TRIAL, answered=True)
+    admission.end(
+        admit(admission, 2.1, now=3.5 * TRIAL), 3.6 * TRIAL, answered=True
+    )  # tells nothing of others
     with pytest.raises(DeadlineExceeded):
-        admit(admission, 1.9, now=4.5 * TRIAL)  # there was an answer just now
+        admit(admission, 1.9, now=3.9 * TRIAL)
+    admit(admission, 1.9, now=4.5 * TRIAL)
 
 
 def test_what_the_backlog_makes_late_is_to_come_again_and_when() -> None:
