@@ -28,11 +28,11 @@ from xgr_runtime.messages import (
     ToDecodeData,
 )
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.model.kv_copies import Copied, Copies
 from xgr_runtime.pages import PageIds
 from xgr_runtime.shared_memory import CannotMap, this_process
 from xgr_runtime.timeline import KV_IN, Timeline
-from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Listener, Received
+from xgr_runtime.transport import DATA_MAX_BYTES, Listener, Received
 
 log = logging.getLogger(__name__)
 
@@ -202,20 +202,13 @@ class Inbound:
         began = self.clock()
         reply = task.receiver.chunk(message, keys, values)
         if isinstance(reply, Credit):
-            try:
-                self.write(task, message, keys, values)
-            except Exception:  # no memory, for one: what is not in the pages must not count as received
-                self.not_written(task)
-                return
-            self.note(task, message, began, len(keys) + len(values))
-            self.data.send(task.peer, reply)
+            size = len(keys) + len(values)
+            if self.copied(task, lambda: self.copies.write(message, task.pages, keys, values)):
+                self.counters["kv_bytes_as_frames"] += size
+                self.note(task, message, began, size)
+                self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
-
-    def write(self, task: DecodeTask, message: KvChunk, keys: Frame, values: Frame) -> None:
-        task.copied = self.copies.write(message, task.pages, keys, values)
-        self.counters["kv_bytes"] += len(keys) + len(values)
-        self.counters["kv_bytes_as_frames"] += len(keys) + len(values)
 
     def pull(self, task: DecodeTask, message: KvReady) -> None:
         """Copy what a checked descriptor names out of the prefill worker's memory into the task's pages."""
@@ -223,26 +216,32 @@ class Inbound:
         reply = task.receiver.ready(message)
         if isinstance(reply, Credit):
             assert task.source is not None, "the receiver takes descriptors only where it pulls"
-            try:
-                task.copied = self.copies.pull(message, task.source.pool, task.source.pages.ids, task.pages)
-            except Exception:
-                self.not_written(task)
-                return
-            layers = message.last_layer - message.first_layer
-            size = layers * message.count * self.identity.layer_token_bytes
-            self.counters["kv_bytes"] += size
-            self.counters["kv_bytes_pulled"] += size
-            self.note(task, message, began, size)
-            self.data.send(task.peer, reply)
+            theirs = task.source
+            size = (
+                (message.last_layer - message.first_layer) * message.count * self.identity.layer_token_bytes
+            )
+            if self.copied(
+                task, lambda: self.copies.pull(message, theirs.pool, theirs.pages.ids, task.pages)
+            ):
+                self.counters["kv_bytes_pulled"] += size
+                self.note(task, message, began, size)
+                self.data.send(task.peer, reply)
         elif isinstance(reply, Nack):
             self.broken(task, reply)
 
-    def not_written(self, task: DecodeTask) -> None:
-        log.exception("request %d: its KV could not be written", task.id.request)
-        self.broken(task, task.receiver.fail("its KV could not be written"))
+    def copied(self, task: DecodeTask, copy: Callable[[], Copied]) -> bool:
+        """Copy into the task's pages. What did not get there must not count as received: the task fails."""
+        try:
+            task.copied = copy()
+        except Exception:  # no memory, for one
+            log.exception("request %d: its KV could not be written", task.id.request)
+            self.broken(task, task.receiver.fail("its KV could not be written"))
+            return False
+        return True
 
     def note(self, task: DecodeTask, message: KvChunk | KvReady, began: float, size: int) -> None:
         """A piece of a prompt has come in; on a GPU, its copy is queued."""
+        self.counters["kv_bytes"] += size
         now, layer, tokens = self.clock(), message.first_layer, message.count
         way = task.receiver.way
         self.timeline.add(KV_IN, way, began, now, task.id, first_layer=layer, tokens=tokens, bytes=size)

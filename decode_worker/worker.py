@@ -17,7 +17,7 @@ from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
-from xgr_runtime.device_turns import DECODE_SEAT, PATIENCE, turns_of
+from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -317,7 +317,7 @@ class DecodeWorker:
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
         if self.turn_taken and not self.engine.busy:
-            return PATIENCE / 5
+            return LOOK_EVERY
         if self.running or self.worked or self.engine.busy:
             return 0.0  # a launch whose requests are all gone still holds the device's turn
         return _COPY_WAIT if self.inbound.arrivals else self.config.heartbeat / 2

@@ -14,7 +14,7 @@ from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
 from xgr_runtime.cost_model import CostModel, prompt_work, together
-from xgr_runtime.device_turns import PATIENCE, PREFILL_SEAT, turns_of
+from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
 from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
@@ -301,7 +301,7 @@ class PrefillWorker:
         if self.worked:
             return 0.0
         if self.turn_taken:
-            return PATIENCE / 5
+            return LOOK_EVERY
         wait = _STALL_WAIT if self.stalled else self.config.heartbeat / 2
         return min(wait, self.held or wait)
 

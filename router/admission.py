@@ -133,14 +133,15 @@ class Admission:
         prefill, decode = _with_costs(prefill), _with_costs(decode)
         stages = self._stages(ask, prefill, decode, now)
 
-        def forecast(p: Candidate, d: Candidate) -> Forecast:
-            return Forecast.of(stages[p.incarnation], stages[d.incarnation], p.device == d.device)
+        def forecast(pair: Pair) -> Forecast:
+            p, d = stages[pair.prefill.incarnation], stages[pair.decode.incarnation]
+            return Forecast.of(p, d, pair.one_device)
 
-        pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda p, d: forecast(p, d).total)
+        pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda pair: forecast(pair).total)
         if not pairs:
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
         left = ask.deadline - now
-        fastest = min(forecast(pair.prefill, pair.decode).own for pair in pairs)
+        fastest = min(forecast(pair).own for pair in pairs)
         if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
                 f"the deadline cannot be met: {fastest * 1000:.0f} ms are needed, {left * 1000:.0f} are left",

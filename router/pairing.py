@@ -37,7 +37,7 @@ class Pair:
         return self.prefill.device == self.decode.device
 
 
-Finish = Callable[[Candidate, Candidate], float]
+Finish = Callable[[Pair], float]
 
 
 def pairs_by_finish(
@@ -45,7 +45,7 @@ def pairs_by_finish(
     decode: Sequence[Candidate],
     catalog: str,
     avoid: Collection[int] = (),
-    finish: Finish = lambda p, d: 0.0,
+    finish: Finish = lambda pair: 0.0,
 ) -> list[Pair]:
     """The compatible pairs, those first that `finish` first; ties by load and reuse, then by name.
 
@@ -56,6 +56,6 @@ def pairs_by_finish(
     def order(pair: Pair) -> tuple[int, float, int, int, int, str, str]:
         p, d = pair.prefill, pair.decode
         known_bad = (p.incarnation in avoid) + (d.incarnation in avoid)
-        return known_bad, round(finish(p, d), 3), p.load - p.reuse, d.load, -d.reuse, p.name, d.name
+        return known_bad, round(finish(pair), 3), p.load - p.reuse, d.load, -d.reuse, p.name, d.name
 
     return sorted(pairs, key=order)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who waits and does not take it
+LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if no bell rings
 OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
 PREFILL_SEAT, DECODE_SEAT = 0, 1
 
@@ -33,7 +34,7 @@ class Turns(Protocol):
         """Take the turn if we may have it now; never waits. True as well for one who holds it already.
 
         Whoever asks in vain is waiting, until it gets the turn or says `forget`: ask again when the bell
-        rings, or after `PATIENCE`, for the holder may have died.
+        rings, or after `LOOK_EVERY`, for the holder may have died.
         """
         ...
 

@@ -49,8 +49,8 @@ def _attend_one(
 
     The softmax has base 2; the shared part takes part with its log-sum-exp as one more score.
     """
-    top = max(lse2, _dot(q, k) * scale)
     scores[length] = _dot(q, k) * scale
+    top = max(lse2, scores[length])
     for t in range(length):
         scores[t] = _dot(q, tail_k[t, anc[t]]) * scale
         top = max(top, scores[t])

@@ -31,7 +31,9 @@ def names(pairs: list[Pair]) -> list[tuple[str, str]]:
 
 def test_the_pair_that_finishes_first_wins_whatever_its_load() -> None:
     seconds = {"p0": 1.0, "p1": 3.0, "d0": 2.0, "d1": 0.5}
-    pairs = pairs_by_finish([P0, P1], [D0, D1], "v1", finish=lambda p, d: seconds[p.name] + seconds[d.name])
+    pairs = pairs_by_finish(
+        [P0, P1], [D0, D1], "v1", finish=lambda pair: seconds[pair.prefill.name] + seconds[pair.decode.name]
+    )
     assert names(pairs) == [("p0", "d1"), ("p0", "d0"), ("p1", "d1"), ("p1", "d0")]
 
 
@@ -54,7 +56,11 @@ def test_among_equals_the_one_that_holds_the_prompt_is_taken() -> None:
 def test_workers_that_failed_this_request_come_last() -> None:
     slow = {"p0": 9.0, "d1": 9.0}
     pairs = pairs_by_finish(
-        [P0, P1], [D0, D1], "v1", {2, 11}, lambda p, d: slow.get(p.name, 0.0) + slow.get(d.name, 0.0)
+        [P0, P1],
+        [D0, D1],
+        "v1",
+        {2, 11},
+        lambda pair: slow.get(pair.prefill.name, 0.0) + slow.get(pair.decode.name, 0.0),
     )
     assert names(pairs)[0] == ("p0", "d1") and names(pairs)[-1] == ("p1", "d0")
     assert names(pairs_by_finish([P1], [D0], "v1", avoid={2, 11})) == [("p1", "d0")], "better than nothing"
