@@ -62,6 +62,11 @@ class WeightSharing:
         self._stopping = stopping
         self._block: Block | None = None  # kept, so that a reader that comes later can map it
 
+    @property
+    def shares(self) -> bool:
+        """Whether there is another worker with the same weights."""
+        return self._publishes or bool(self._memory_of)
+
     def place(self, module: nn.Module) -> None:
         """To be called before anything else refers to the module's weights. Raises ConfigError."""
         if self._publishes:

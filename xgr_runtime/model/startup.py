@@ -55,8 +55,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     publishes = config.publish_memory if isinstance(config, PrefillConfig) else ""
     memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
     weights = WeightSharing(bool(publishes), memory_of, stopping)
+    place = weights.place if weights.shares else None
     backend = load_backend(
-        config.model_backend, folder, dtype, config.sglang_any_version, config.device, weights.place
+        config.model_backend, folder, dtype, config.sglang_any_version, config.device, place
     )
     identity = _identity(backend.weights_hash, backend.geometry)
     if memory_of:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.base import Geometry, Place, Stage
+from xgr_runtime.model.base import Geometry, ModelBackend, Place, Stage
+from xgr_runtime.model.cpu_backend import own_way
 from xgr_runtime.model.head import Head
 from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.last_layer import KeptRows, prune, prunes
@@ -64,8 +65,11 @@ class TransformersBackend:
 
 def load_transformers(
     folder: Path, dtype: str, device: str = "cpu", place: Place | None = None
-) -> TransformersBackend:
-    """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line."""
+) -> ModelBackend:
+    """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line.
+
+    Weights that nobody else is to find may be laid out anew: then a CPU has a way of its own.
+    """
     checkpoint = open_checkpoint(folder)
     geometry = checkpoint.geometry(dtype)
     model = load_eager(checkpoint, dtype, device)
@@ -77,7 +81,7 @@ def load_transformers(
     backend = TransformersBackend(model, geometry, checkpoint.weights_hash)
     check_backend(backend, want, type(model).__name__)
     backend.prunes = prunes(backend)
-    return backend
+    return own_way(backend, model, want) if place is None else backend
 
 
 def _attention(

@@ -1,0 +1,47 @@
+"""On a CPU: hands tensors to the compiled kernels."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xgr_kernels.compiled import one_caller
+from xgr_kernels.row_ops import cpu_kernels
+
+_NOTHING = np.empty((0, 0), np.float32)
+_NO_WEIGHT = np.empty(0, np.float32)
+
+
+def residual_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """See `api.residual_norm`."""
+    out = torch.empty_like(x)
+    added = _NOTHING if delta is None else delta.numpy()
+    with one_caller:
+        cpu_kernels.residual_norm(x.numpy(), added, weight.numpy(), np.float32(eps), out.numpy())
+    return out
+
+
+def norm_and_rotate(
+    qkv: Tensor,
+    heads: tuple[int, int],
+    cos: Tensor,
+    sin: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `api.norm_and_rotate`."""
+    Hq, Hkv = heads
+    rows = qkv.view(len(qkv), Hq + 2 * Hkv, qkv.shape[1] // (Hq + 2 * Hkv))
+    weights = (_NO_WEIGHT, _NO_WEIGHT) if norms is None else tuple(weight.numpy() for weight in norms)
+    with one_caller:
+        cpu_kernels.norm_and_rotate(
+            rows.numpy(), Hq, Hq + Hkv, cos.numpy(), sin.numpy(), *weights, np.float32(eps)
+        )
+    return rows[:, :Hq], rows[:, Hq : Hq + Hkv], rows[:, Hq + Hkv :]
+
+
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """See `api.gated_silu`."""
+    out = torch.empty(len(gate_up), gate_up.shape[1] // 2)
+    with one_caller:
+        cpu_kernels.gated_silu(gate_up.numpy(), out.numpy())
+    return out
