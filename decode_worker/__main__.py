@@ -6,7 +6,6 @@ from decode_worker.engine import DecodeEngine, Engine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
-from xgr_kernels.compiled import use_threads
 from xgr_runtime.addresses import check_address
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
@@ -27,7 +26,6 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     kernels = choose_kernels(config.device)
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config, lambda: lifecycle.stopping)
-    use_threads(model.threads)
     engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
