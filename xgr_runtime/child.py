@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgr_runtime.config import flag
+from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
 from xgr_runtime.process import STARTUP_FAILED
 
@@ -188,6 +188,6 @@ class Child:
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Ours without the launcher's own file and keys: a child gets every setting that it needs by itself."""
-    own = ("XGR_CONFIG", "XGR_API_KEY", "XGR_SGLANG_API_KEY")
+    own = {"XGR_CONFIG", *(f"XGR_{name.upper()}" for name in SECRETS)}
     ours = {name: value for name, value in os.environ.items() if name not in own}
     return ours | dict(extra)

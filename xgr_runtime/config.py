@@ -33,9 +33,30 @@ def about(text: str) -> Meta:
     return Meta(description=text)
 
 
+SECRETS = ("api_key", "admin_api_key", "sglang_api_key")
+"""Settings that are never shown, and travel between processes in the environment alone."""
+
+# Settings that the launcher hands down to the router as they are.
+AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
+MaxBodyBytes = Annotated[Count, about("largest body of a request")]
+MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
+HedgeAfter = Annotated[
+    Annotated[float, Meta(ge=0)],
+    about("times the forecast after which another pair is tried beside the first; 0: never"),
+]
+BreakerFailures = Annotated[
+    Count, about("failures in a row after which a worker gets no requests for a while")
+]
+CrashBudget = Annotated[Count, about("workers that one request may cost before it is given up")]
+
+
 class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every process has."""
 
+    stuck_timeout: Annotated[
+        Annotated[float, Meta(ge=0)],
+        about("seconds without a turn of its loop after which a process is ended and replaced; 0: never"),
+    ] = 60.0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("least severe line that is logged")
     ] = "INFO"
@@ -79,6 +100,8 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
     """One prefill worker."""
 
     name: Annotated[str, about("this worker's name in logs and metrics")] = "prefill-0"
+    curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
+    curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
     batch_tokens: Annotated[Count, about("most prompt tokens of one forward")] = 4096
     batch_window_ms: Annotated[
@@ -98,6 +121,8 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     """One decode worker."""
 
     name: Annotated[str, about("this worker's name in logs and metrics")] = "decode-0"
+    curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
+    curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
     data_address: Annotated[str, about("where this worker takes KV")]
     advertise_data_address: Annotated[str, about("address given to prefill workers, if another")] = ""
@@ -117,6 +142,9 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
 class RouterConfig(_Process, frozen=True, kw_only=True):
     """The router."""
 
+    name: Annotated[str, about("what this router and the one before it have in common")] = "router-0"
+    curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
+    curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     model_path: Annotated[str, about("checkpoint folder (tokenizer and config only)")]
     catalog: Annotated[str, about("catalog file or source")]
     prefill: Annotated[
@@ -126,12 +154,18 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    admin_api_key: AdminApiKey = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
     timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
     max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    max_body_bytes: MaxBodyBytes = 8 << 20
+    max_connections: MaxConnections = 1024
+    hedge_after: HedgeAfter = 3.0
+    breaker_failures: BreakerFailures = 3
+    crash_budget: CrashBudget = 2
     drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
     heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
     silence: Annotated[Seconds, about("seconds without a heartbeat after which a worker counts as lost")] = (
@@ -163,6 +197,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         ),
     ] = "turns"
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
+    admin_api_key: AdminApiKey = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
     timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
@@ -172,6 +207,11 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     ] = 0
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    max_body_bytes: MaxBodyBytes = 8 << 20
+    max_connections: MaxConnections = 1024
+    hedge_after: HedgeAfter = 3.0
+    breaker_failures: BreakerFailures = 3
+    crash_budget: CrashBudget = 2
     batch_tokens: Annotated[Count, about("most prompt tokens of one prefill forward")] = 4096
     batch_window_ms: Annotated[
         Annotated[float, Meta(ge=0)], about("longest wait for prompts that fill a prefill forward")
@@ -240,7 +280,7 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
         ):
             if value is not None and name not in values:
                 values[name], sources[name] = value, source
-    for key in ("api_key", "sglang_api_key"):
+    for key in SECRETS:
         if not str(values.get(key, "given")).strip():
             raise ConfigError(f"{sources[key]} is an empty secret: give a key or none at all")
     if file:

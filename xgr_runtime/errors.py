@@ -82,6 +82,18 @@ class DuplicateRequest(RequestError):
     status, code, kind = 409, "duplicate_rid", "invalid_request_error"
 
 
+class RequestTimeout(RequestError):
+    """HTTP 408. The client sent its request too slowly."""
+
+    status, code, kind, retryable = 408, "request_timeout", "timeout_error", True
+
+
+class HeadTooLarge(RequestError):
+    """HTTP 431. Request line and headers are larger than the deployment accepts."""
+
+    status, code, kind = 431, "headers_too_large", "invalid_request_error"
+
+
 class BodyTooLarge(RequestError):
     """HTTP 413. The body is larger than the deployment accepts."""
 
@@ -104,6 +116,12 @@ class InvalidLogits(RequestError):
     """HTTP 500. The model returned NaN or infinity for this request; its batch mates are unharmed."""
 
     status, code = 500, "invalid_logits"
+
+
+class CrashedWorkers(RequestError):
+    """HTTP 500. Workers died while they had this request, as many as one request may cost."""
+
+    status, code = 500, "crashed_workers"
 
 
 class WorkerLost(RequestError):

@@ -12,7 +12,7 @@ from xgr_runtime.addresses import check_url, is_loopback
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.child import Program
-from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
+from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.supervisor import StartGroup
@@ -24,7 +24,6 @@ WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 MEMORY_FILE = "memory.json"  # see `xgr_runtime.published`
 TURNS_FILE = "gpu.turns"  # see `xgr_runtime.device_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
-_KEYS = ("api_key", "sglang_api_key")  # fields of RouterConfig that are secrets
 
 C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 
@@ -176,8 +175,8 @@ def _worker(module: str, config: PrefillConfig | DecodeConfig, crowded: bool) ->
 
 def _router(config: RouterConfig) -> Program:
     """Keys travel in the environment: everybody on the machine can read a process's arguments."""
-    argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in _KEYS))]
-    environ = {f"XGR_{key.upper()}": value for key in _KEYS if (value := getattr(config, key))}
+    argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in SECRETS))]
+    environ = {f"XGR_{key.upper()}": value for key in SECRETS if (value := getattr(config, key))}
     return Program(ROUTER, "router", argv, environ)
 
 

@@ -1,4 +1,4 @@
-"""Typed messages over ZeroMQ: the only module that imports zmq.
+"""Typed messages over ZeroMQ.
 
 A message is one msgpack frame of a tagged union, followed by raw frames where the message says so. Sending
 never blocks: `send` returns False when the peer is gone or its queue is full, and the caller decides.
