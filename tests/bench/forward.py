@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from floor import Shape, matmul_rate
+from floor import Shape, matmul_rate, packed_rate
 from torch import Tensor
 
+from xgr_kernels.compiled import use_threads
 from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
@@ -53,9 +54,11 @@ class NoAttention:
 def main() -> None:
     args = parse()
     torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
     backend = load_backend("transformers", args.model, args.dtype)
+    use_threads(args.threads)
     flops_per_second = matmul_rate(backend.geometry.torch_dtype)
+    if backend.geometry.torch_dtype is torch.float32:
+        flops_per_second = max(flops_per_second, packed_rate())
     prefill = measure(backend, *prefill_case(backend, args.prompt), args.repeat)
     step = measure(backend, *decode_case(backend, args.prompt + 1, args.rows), args.repeat)
     shape = Shape.of(args.model, backend.geometry)

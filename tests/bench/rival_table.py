@@ -15,7 +15,7 @@ from rival_arena import OURS, Arena, Cell
 from xgr_runtime.cli.bench import facts
 
 
-def show(rows: list[Cell], floors: dict[int, float], ring: Arena, rate: float, cores: int) -> None:
+def show(rows: list[Cell], flop: dict[int, float], ring: Arena, rates: dict[str, float], cores: int) -> None:
     """Tables for people."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -36,12 +36,14 @@ def show(rows: list[Cell], floors: dict[int, float], ring: Arena, rate: float, c
     for cell in rows:
         table.add_row(*cells(cell, ours[cell.width]))
     console.print(table)
-    for width, seconds in floors.items():
-        times = f" (ours: {ours[width].median / seconds:.2f} times)" if ours[width].median else ""  # type: ignore[operator]
-        console.print(
-            f"arithmetic floor at width {width}: {1e3 * seconds:.1f} ms at {rate / 1e9:.0f} GFLOP/s "
-            f"on {cores} cores{times}"
-        )
+    for width, work in flop.items():
+        for name, rate in rates.items():
+            median = ours[width].median
+            times = f" (ours: {median * rate / work:.2f} times)" if median else ""
+            console.print(
+                f"arithmetic floor at width {width}: {1e3 * work / rate:.1f} ms at {rate / 1e9:.0f} GFLOP/s, "
+                f"the rate of {name} on {cores} cores{times}"
+            )
     for name, known in ring.facts.items():
         for line in known["cannot"]:
             console.print(f"{name} cannot {line}")
@@ -68,7 +70,7 @@ def cells(cell: Cell, ours: Cell) -> list[str]:
 
 
 def result(
-    args: argparse.Namespace, rows: list[Cell], floors: dict[int, float], ring: Arena, rate: float
+    args: argparse.Namespace, rows: list[Cell], flop: dict[int, float], ring: Arena, rates: dict[str, float]
 ) -> dict[str, Any]:
     """The JSON line."""
     return {
@@ -76,8 +78,11 @@ def result(
         "rivals": ring.facts,
         "absent": ring.absent,
         "settings": {key: value for key, value in facts.settings(vars(args)).items() if "python" not in key},
-        "matmul_gflops": round(rate / 1e9, 1),
-        "floor_ms": {width: round(1e3 * seconds, 2) for width, seconds in floors.items()},
+        "gflops": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
+        "floor_ms": {
+            width: {name: round(1e3 * work / rate, 2) for name, rate in rates.items()}
+            for width, work in flop.items()
+        },
         "rows": [
             asdict(cell)
             | {

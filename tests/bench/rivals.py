@@ -10,8 +10,8 @@ Each runs in a process of its own, which keeps its clock; all are in float32 and
 request at a time they take turns, prompt by prompt, with a pause after each, in which threads that wait for
 more work by spinning give the cores back; then each gets several at a time, one rival after the other. No
 prompt comes twice. The floor is the arithmetic of one of our requests at the rate of large matrix products,
-measured in the same run. What was not measured says why. Prints tables, and one JSON line last; what rivals
-print goes to .cache/rivals/
+measured in the same run: torch's, which the rivals use, and our layers'. What was not measured says why.
+Prints tables, and one JSON line last; what rivals print goes to .cache/rivals/
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from floor import Shape, matmul_rate
+from floor import Shape, matmul_rate, packed_rate
 from rival_arena import HUGGING_FACE, OURS, SGLANG, VLLM, Arena
 from rival_process import NotMeasuredError, RivalProcess
 from rival_table import result, show
@@ -46,13 +46,18 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     prompts = iter(make_prompts(catalog, 400 * len(args.widths), args.prompt_tokens))
-    rate = matmul_rate(torch.float32)
+    before = matrix_rates()
     with arena(args, catalog, prompts, cores) as ring:
         rows = [cell for width in args.widths for cell in ring.measure(width)]
-    rate = max(rate, matmul_rate(torch.float32))
-    floors = {width: floor(args, catalog, width) / rate for width in args.widths}
-    show(rows, floors, ring, rate, cores)
-    print(json.dumps(result(args, rows, floors, ring, rate)))
+    rates = {name: max(rate, before[name]) for name, rate in matrix_rates().items()}
+    flop = {width: floor(args, catalog, width) for width in args.widths}
+    show(rows, flop, ring, rates, cores)
+    print(json.dumps(result(args, rows, flop, ring, rates)))
+
+
+def matrix_rates() -> dict[str, float]:
+    """FLOP per second in large products, by who computes them."""
+    return {"torch's products": matmul_rate(torch.float32), "our layers' products": packed_rate()}
 
 
 @contextmanager
