@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decode_worker.scheduler import share_step
 from decode_worker.search import Question, Search
+from xgr_kernels import flash
 from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
 from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.cost_model import CostModel, together
@@ -126,6 +127,7 @@ class DecodeEngine:
     def warm_up(self, trie: Trie) -> None:
         """Compile the kernels and run one small search, so that no request pays for first-use costs."""
         warm_up()
+        flash.warm_up(self.model.geometry.torch_dtype)  # the search may be too narrow to need it
         hidden = np.zeros(self.model.geometry.hidden, np.float32)
         rows = np.arange(min(8, trie.leaves, self.max_rows), dtype=np.int32)
         for mode in get_args(ScoreMode):

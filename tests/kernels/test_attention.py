@@ -178,6 +178,68 @@ def test_causal_attention_over_a_prefix(
         torch.testing.assert_close(got[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
 
 
+@DTYPES
+@pytest.mark.parametrize("L", [1, 7, 127, 128, 129, 1031], ids="L={}".format)
+@pytest.mark.parametrize("R", [1, 2, 3, 10, 11, 12, 86, 87], ids="R={}".format)
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(3, 1, 32), (6, 2, 33), (4, 2, 128)], ids=str)
+def test_shared_attention_at_the_borders_of_blocks(
+    Hq: int, Hkv: int, D: int, R: int, L: int, dtype: torch.dtype
+) -> None:
+    """Rows about a block and a gang of blocks, keys about a block of keys."""
+    g = torch.Generator().manual_seed(R * L)
+    plan = make_plan(np.random.default_rng(0), [R], [L], scattered=False)
+    k, v = (draw(g, -(-L // PAGE), PAGE, Hkv, D, dtype=dtype) for _ in range(2))
+    q = draw(g, R, Hq, D, dtype=dtype)
+    o, lse2 = shared_attention(q, k, v, plan, D**-0.5)
+    want, want_lse = exact(q, prompt(k, plan, 0), prompt(v, plan, 0), D**-0.5)
+    torch.testing.assert_close(o.double(), want, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(lse2.double(), want_lse, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("L", [1, 2, 42, 43, 44, 128, 129, 600], ids="L={}".format)
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(3, 1, 32), (4, 4, 8), (16, 8, 128)], ids=str)
+def test_causal_attention_at_the_borders_of_blocks(Hq: int, Hkv: int, D: int, L: int) -> None:
+    g = torch.Generator().manual_seed(L)
+    q, k, v = draw(g, L, Hq, D), draw(g, L, Hkv, D), draw(g, L, Hkv, D)
+    want, _ = exact(q, k, v, D**-0.5, torch.ones(L, L, dtype=torch.bool).tril())
+    got = causal_attention(q, k, v, [0, L], D**-0.5)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("R", [3, 40], ids="R={}".format)
+def test_a_row_that_is_no_number_spoils_no_other(R: int, bad: float) -> None:
+    """The last row, which spare lanes of a block repeat, and one among others; both stay visibly spoilt."""
+    g = torch.Generator().manual_seed(R)
+    plan = make_plan(np.random.default_rng(0), [R], [300], scattered=False)
+    pool_k, pool_v = draw(g, 19, PAGE, 2, 32), draw(g, 19, PAGE, 2, 32)
+    q, k, v = draw(g, R, 6, 32), draw(g, R, 2, 32), draw(g, R, 2, 32)
+    spoilt = q.clone()
+    spoilt[[1, -1]] = bad
+    before = shared_attention(q, pool_k, pool_v, plan, 0.2)
+    after = shared_attention(spoilt, pool_k, pool_v, plan, 0.2)
+    good = [r for r in range(R) if r not in (1, R - 1)]
+    for want, got in (
+        (before[0], after[0]),
+        (before[1], after[1]),
+        (causal_attention(q, k, v, [0, R], 0.2, before), causal_attention(spoilt, k, v, [0, R], 0.2, after)),
+    ):
+        torch.testing.assert_close(got[good], want[good], rtol=0, atol=0)
+    assert after[0][[1, -1]].isnan().all()
+
+
+def test_spoilt_keys_stay_with_their_request() -> None:
+    """One request after another, on memory that the kernel uses again."""
+    g = torch.Generator().manual_seed(0)
+    plan = make_plan(np.random.default_rng(0), [20, 20], [130, 130], scattered=False)
+    k, v, q = draw(g, 18, PAGE, 1, 32), draw(g, 18, PAGE, 1, 32), draw(g, 40, 2, 32)
+    want, _ = shared_attention(q, k, v, plan, 0.2)
+    k[plan.pages[0][0]] = v[plan.pages[0][0]] = torch.nan
+    got, _ = shared_attention(q, k, v, plan, 0.2)
+    assert got[:20].isnan().all()
+    torch.testing.assert_close(got[20:], want[20:], rtol=0, atol=0)
+
+
 @BACKENDS
 def test_a_prefix_of_overwhelming_weight_stays_finite(backend: str) -> None:
     q, zeros = torch.full((3, 2, 8), 30.0), torch.zeros(3, 2, 8)
