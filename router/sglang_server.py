@@ -17,7 +17,16 @@ import numpy as np
 
 from router.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
-from xgr_runtime.messages import AttemptId, Cancel, Failed, Message, PrefillRequest, WorkerHello
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    Cancel,
+    Failed,
+    Message,
+    OtherProtocol,
+    PrefillRequest,
+    WorkerHello,
+)
 from xgr_runtime.ticket import Ticket, request_id
 
 log = logging.getLogger(__name__)
@@ -147,22 +156,19 @@ class SglangServer(Worker):
             self.lost("its connection broke")
         except Exception as error:  # it may answer anything
             log.debug("%s: /server_info: %r", self.address, error)
-            self._unusable(_PLUGIN_MISSING)
+            self.unusable(_PLUGIN_MISSING)
 
     def _introduced(self, answer: httpx.Response) -> None:
         if answer.is_error:
             wrong_key = answer.status_code in (401, 403)
-            self._unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
+            self.unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
             return
         state = answer.json()["internal_states"][0]
-        self.meet(msgspec.convert(state["xgr"], WorkerHello))
-
-    def _unusable(self, problem: str) -> None:
-        """It answers, but not as a server that we can use; said once."""
-        self.lost(problem)
-        if problem != self.absence:
-            log.warning("prefill worker at %s is unusable: %s", self.address, problem)
-            self.absence = problem
+        protocol = state["xgr"]["protocol"]
+        if protocol != PROTOCOL:
+            self.unusable(OtherProtocol(protocol).problem_with("router"))
+        else:
+            self.meet(msgspec.convert(state["xgr"], WorkerHello))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
