@@ -31,6 +31,7 @@ Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """Tokens, layers, pages, chunks, beams."""
 
+PromptTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Digest = Annotated[int, Meta(ge=0)]
 """xxh3_64: 64 bits, which is all that msgpack can say."""
 
@@ -377,7 +378,7 @@ class Open(Message, frozen=True, tag="open"):
     """Prefill holds pages for this prompt and begins to compute it. Answered by `Grant`."""
 
     id: AttemptId
-    prompt_tokens: Count
+    prompt_tokens: PromptTokens
     queue: Seconds  # the request waited for this moment
     pages: PageArray = b""  # int32 [n]: the prompt's pages, where the link's greeting offered memory
     generations: PageArray = b""  # uint32 [n], of these pages

@@ -7,6 +7,7 @@ Whatever a frame holds, receiving gives a message or counts a bad one; it raises
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -76,7 +77,8 @@ class _Socket(Generic[In]):
         check_address(address)
         self.bad_messages = 0
         self._bad_peers: set[bytes] = set()
-        self.socket: zmq.Socket[bytes] = _open(zmq.Context.instance(), kind, address)
+        with _sockets_for(address):
+            self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         _set_options(self.socket, max_bytes)
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._envelope = 1 if kind == zmq.ROUTER else 0  # a ROUTER puts the peer's identity in front
@@ -191,10 +193,11 @@ class AsyncLink(Generic[In]):
         self.bad_messages = 0
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._taken = 0  # messages
-        self._socket = _open(zmq.asyncio.Context.instance(), zmq.DEALER, address)
+        with _sockets_for(address):
+            self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(address)
 
     def send(self, message: Message) -> bool:
@@ -248,9 +251,10 @@ class Poller:
         self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
 
 
-def _open(context: zmq.Context[Any], kind: int, address: str) -> Any:
+@contextmanager
+def _sockets_for(address: str) -> Iterator[None]:
     try:
-        return context.socket(kind)
+        yield
     except zmq.ZMQError as error:
         raise OutOfSockets(
             f"no socket for {address} ({error.strerror}): raise the limit of open files (ulimit -n)"

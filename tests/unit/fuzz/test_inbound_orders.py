@@ -171,7 +171,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
 
     # --- prefill workers ---
 
-    @rule(request=REQUESTS, peer=PEER, tokens=st.sampled_from([TOKENS] * 9 + [0, 2**31, 2**63]))
+    @rule(request=REQUESTS, peer=PEER, tokens=st.sampled_from([TOKENS] * 9 + [1, 2**31 - 1, 2**63]))
     def open(self, request: int, peer: bytes, tokens: int) -> None:
         self.say(peer, Open(self.id(request), tokens, 0.1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -74,7 +74,7 @@ class DecodeWorkersSayAnything(RuleBasedStateMachine):
         self.out = Outbound(
             "p", 3, MODEL, 2 * MODEL.layer_token_bytes, LEASE, alive=lambda _: self.reader_lives
         )
-        self.out._links = self.links
+        self.out._links = cast(Any, self.links)
         self.computed: dict[AttemptId, int] = {}  # layers over two forwards
 
     def id(self, request: int, decode: int = 4) -> AttemptId:
