@@ -4,6 +4,8 @@ import asyncio
 import errno
 import marshal
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,31 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
 
+FEW_DESCRIPTORS = """
+import os, resource, time
+from xgr_runtime.messages import AttemptId, Ack, ToDecodeData, ToPrefillData
+from xgr_runtime.transport import Link, Listener, OutOfSockets, Poller
+
+listener = Listener("tcp://127.0.0.1:*", ToDecodeData)
+most = len(os.listdir("/proc/self/fd")) + 40
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+links = []
+try:
+    while True:
+        links.append(Link(listener.address, ToPrefillData))
+except OutOfSockets as error:
+    print(error)
+time.sleep(0.5)  # they connect, or cannot
+for link in links[4:]:
+    link.close()
+poller, until = Poller(), time.monotonic() + 20
+poller.add(listener)
+while listener.bad_messages == 0 and time.monotonic() < until:
+    links[0].send(Ack(AttemptId(1, 2, 3, 4, 5)))  # not of this link's union
+    poller.wait(0.05)
+    listener.receive()
+print(listener.bad_messages)
+"""
 ID = AttemptId(1, 2, 3, 4, 5)
 NESTED = b"\x91" * 100_000 + b"\xc0"
 MALFORMED = {
@@ -287,6 +314,14 @@ def test_addresses_that_let_strangers_in_are_refused(address: str) -> None:
 def test_an_address_that_means_nothing_is_refused(address: str) -> None:
     with pytest.raises(ConfigError):
         Link(address, ToPrefillData)
+
+
+def test_a_listener_outlives_a_lack_of_descriptors() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS], capture_output=True, text=True, timeout=60, check=True
+    )
+    said, bad_messages = ran.stdout.splitlines()
+    assert "ulimit" in said and int(bad_messages) > 0
 
 
 def test_who_sent_bad_bytes_is_told_once(pair: tuple[Listener[Any], Link[Any]]) -> None:
