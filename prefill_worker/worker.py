@@ -268,10 +268,11 @@ class PrefillWorker:
             self.begin(prompt)
         except Fatal:
             raise
-        except Exception as error:
+        except RequestError as error:
+            self.end_unopened(prompt, error)
+        except Exception:
             log.exception("request %d could not be opened", prompt.id.request)
-            known = error if isinstance(error, RequestError) else None
-            self.end_unopened(prompt, known or InternalError("the prefill worker failed on this request"))
+            self.end_unopened(prompt, InternalError("the prefill worker failed on this request"))
 
     def end_unopened(self, prompt: Prompt, error: RequestError) -> None:
         """Give back what a prompt holds that cannot be handed over."""

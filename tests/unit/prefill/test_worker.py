@@ -424,6 +424,18 @@ def test_a_decode_worker_for_whom_there_is_no_socket_is_tried_elsewhere(
     assert said[0].retry and said[0].code == "overloaded" and not worker.scheduler.waiting
 
 
+def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = spoil(worker, monkeypatch)
+    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.outbound._links._links.clear()  # it was idle for too long
+    monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
+    assert not worker.opened(worker.scheduler.next_turns(10.0))
+    assert said[0].retry and said[0].code == "overloaded" and not caplog.text
+    assert not worker.prompts and not worker.cache.used and not worker.scheduler.begun
+
+
 def test_the_next_run_of_a_router_ends_what_the_one_before_asked_for(
     worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
