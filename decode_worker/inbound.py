@@ -85,7 +85,7 @@ class Inbound:
         self.memories = PrefillMemories(pool, bool(config.memory_of), config.kv_transfer == "auto")
         self.copies = Copies(pool)
         listener: Listener[Message] = Listener(
-            config.data_address, ToDecodeData, DATA_MAX_BYTES, DATA_HIGH_WATER
+            config.data_address, ToDecodeData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER
         )
         self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
 

@@ -1,7 +1,6 @@
 """The router's control links to our own workers: heartbeats out, hellos and answers in, and who is alive."""
 
 import asyncio
-import logging
 from itertools import count
 from typing import Any
 
@@ -19,8 +18,6 @@ from xgr_runtime.messages import (
     WorkerHello,
 )
 from xgr_runtime.transport import AsyncLink
-
-log = logging.getLogger(__name__)
 
 
 class WorkerLink(Worker):
@@ -86,20 +83,13 @@ class WorkerLink(Worker):
         while True:
             message = await self._link.receive()
             self._heard = asyncio.get_running_loop().time()
-            try:
-                self._take(message)
-            except Exception:  # of one message; a link that listens no more would lose all that follow
-                log.exception("a message of the worker at %s could not be handled", self.address)
-
-    def _take(self, message: Message) -> None:
-        match message:
-            case OtherProtocol():
-                self.unusable(message.problem_with("router"))
-            case WorkerHello():
+            if isinstance(message, OtherProtocol):
+                self._unusable(message.problem_with("router"))
+            elif isinstance(message, WorkerHello):
                 self.meet(message)
-            case CacheFlushed():
+            elif isinstance(message, CacheFlushed):
                 self._flushed(message)
-            case _:
+            else:
                 self._on_message(self, message)
 
     def _flushed(self, message: CacheFlushed) -> None:

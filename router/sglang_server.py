@@ -156,17 +156,17 @@ class SglangServer(Worker):
             self.lost("its connection broke")
         except Exception as error:  # it may answer anything
             log.debug("%s: /server_info: %r", self.address, error)
-            self.unusable(_PLUGIN_MISSING)
+            self._unusable(_PLUGIN_MISSING)
 
     def _introduced(self, answer: httpx.Response) -> None:
         if answer.is_error:
             wrong_key = answer.status_code in (401, 403)
-            self.unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
+            self._unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
             return
         state = answer.json()["internal_states"][0]
         protocol = state["xgr"]["protocol"]
         if protocol != PROTOCOL:
-            self.unusable(OtherProtocol(protocol).problem_with("router"))
+            self._unusable(OtherProtocol(protocol).problem_with("router"))
         else:
             self.meet(msgspec.convert(state["xgr"], WorkerHello))
 

@@ -68,7 +68,7 @@ class Worker(ABC):
     def meet(self, hello: WorkerHello) -> None:
         """It has introduced itself, again or for the first time."""
         if hello.protocol != PROTOCOL:
-            self.unusable(OtherProtocol(hello.protocol).problem_with("router"))
+            self._unusable(OtherProtocol(hello.protocol).problem_with("router"))
             return
         if self.alive and hello.incarnation != self.incarnation:
             self.lost("it was restarted")
@@ -78,7 +78,7 @@ class Worker(ABC):
             problem = f", unusable: {self.problem}" if self.problem else ""
             log.info("%s worker %s connected%s", self.role, hello.worker, problem)
 
-    def unusable(self, problem: str) -> None:
+    def _unusable(self, problem: str) -> None:
         """It answers, but not as a worker that we can use; said once."""
         self.lost(problem)
         self.stranger = True

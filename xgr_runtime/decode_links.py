@@ -27,7 +27,7 @@ class DecodeLink:
     """One decode worker's data link."""
 
     def __init__(self, address: str, hello: LinkHello) -> None:
-        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES, DATA_HIGH_WATER)
+        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER)
         self._hello = hello
         self._greeted: int | None = None  # incarnation
         self.used: float | None = None  # when a transfer was last seen on it

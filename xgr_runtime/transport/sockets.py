@@ -73,11 +73,10 @@ class Received(NamedTuple, Generic[In]):
 class _Socket(Generic[In]):
     """What both ends share: options, non-blocking send and receive, a count of bad frames."""
 
-    def __init__(self, kind: int, address: str, incoming: Any, max_bytes: int) -> None:
-        check_address(address)
+    def __init__(self, kind: int, incoming: Any, max_bytes: int) -> None:
         self.bad_messages = 0
         self._bad_peers: set[bytes] = set()
-        with _sockets_for(address):
+        with _sockets_left():
             self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         _set_options(self.socket, max_bytes)
         self._decoder = msgspec.msgpack.Decoder(incoming)
@@ -135,10 +134,12 @@ class Listener(_Socket[In]):
         address: str,
         incoming: Any,
         max_bytes: int = CONTROL_MAX_BYTES,
+        *,
         high_water: int = _HIGH_WATER,
     ) -> None:
         """`high_water` counts messages that wait here to be received, of one peer."""
-        super().__init__(zmq.ROUTER, address, incoming, max_bytes)
+        check_address(address)
+        super().__init__(zmq.ROUTER, incoming, max_bytes)
         self.socket.setsockopt(zmq.RCVHWM, high_water)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
@@ -166,10 +167,12 @@ class Link(_Socket[In]):
         address: str,
         incoming: Any,
         max_bytes: int = CONTROL_MAX_BYTES,
+        *,
         high_water: int = _HIGH_WATER,
     ) -> None:
         """`high_water` counts messages that wait here to be sent."""
-        super().__init__(zmq.DEALER, address, incoming, max_bytes)
+        check_address(address)
+        super().__init__(zmq.DEALER, incoming, max_bytes)
         self.socket.setsockopt(zmq.SNDHWM, high_water)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # never queue for a peer that is not there
         try:
@@ -193,7 +196,7 @@ class AsyncLink(Generic[In]):
         self.bad_messages = 0
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._taken = 0  # messages
-        with _sockets_for(address):
+        with _sockets_left():
             self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         _set_options(self._socket, CONTROL_MAX_BYTES)
@@ -252,12 +255,12 @@ class Poller:
 
 
 @contextmanager
-def _sockets_for(address: str) -> Iterator[None]:
+def _sockets_left() -> Iterator[None]:
     try:
         yield
     except zmq.ZMQError as error:
         raise OutOfSockets(
-            f"no socket for {address} ({error.strerror}): raise the limit of open files (ulimit -n)"
+            f"no socket is left ({error.strerror}): raise the limit of open files (ulimit -n)"
         ) from None
 
 
