@@ -5,14 +5,16 @@ requests failed.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
+from functools import cached_property, partial
 
 from decode_worker.links import PrefillLinks
 from decode_worker.memories import PrefillMemories
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.task import Arrival, DecodeTask, EarlyOpen
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.errors import RequestError, WorkerLost
+from xgr_runtime.errors import Fatal, RequestError, WorkerLost
 from xgr_runtime.handover import FIRST_LEASE, ReceiverState
 from xgr_runtime.messages import (
     AttemptId,
@@ -25,18 +27,21 @@ from xgr_runtime.messages import (
     ModelIdentity,
     Nack,
     Open,
+    ProcessId,
     ToDecodeData,
 )
+from xgr_runtime.model.device import losing_the_device
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copied, Copies
 from xgr_runtime.pages import PageIds
 from xgr_runtime.shared_memory import CannotMap, this_process
 from xgr_runtime.timeline import KV_IN, Timeline
-from xgr_runtime.transport import DATA_MAX_BYTES, Listener, Received
+from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
 
 log = logging.getLogger(__name__)
 
 _EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
+_EARLY_BYTES = 64 << 20  # most bytes of pages that these name
 
 Fail = Callable[[DecodeTask, RequestError, bool], None]
 """Ends a task with an error; another pair may succeed, or not."""
@@ -79,18 +84,37 @@ class Inbound:
         self.watched_at = 0.0
         self.memories = PrefillMemories(pool, bool(config.memory_of), config.kv_transfer == "auto")
         self.copies = Copies(pool)
-        listener: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
+        listener: Listener[Message] = Listener(
+            config.data_address, ToDecodeData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER
+        )
         self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
 
     def receive(self) -> None:
-        """Everything that prefill workers sent since the last turn."""
-        for received in self.data.receive():
+        """What prefill workers sent since the last turn."""
+        batch = list(self.data.receive())
+        self.drop_hasty(batch)
+        for received in batch:
             self.handle(received, self.clock())  # while KV comes in, this may go on for long
         self.drop_unreadable()
 
     def handle(self, received: Received[Message], now: float) -> None:
+        """A message. What goes wrong with it ends its hand-over and nothing else."""
+        id: AttemptId = received.message.id  # type: ignore[attr-defined]
+        self.guarded(self.tasks.get(id), partial(self.take, received, id, now))
+
+    def guarded(self, task: DecodeTask | None, act: Callable[[], None]) -> None:
+        """Do something for a task; what it raises is that task's end, unless it is the process's."""
+        try:
+            act()
+        except Fatal:
+            raise
+        except Exception:
+            log.exception("a hand-over failed")
+            if task is not None and self.tasks.get(task.id) is task:
+                self.broken(task, task.receiver.fail("the decode worker failed on this hand-over"))
+
+    def take(self, received: Received[Message], id: AttemptId, now: float) -> None:
         message = received.message
-        id: AttemptId = message.id  # type: ignore[attr-defined]
         task = self.tasks.get(id)
         if id.decode != self.incarnation or id.prefill != self.data.incarnation_of(received.peer):
             self.counters["stale_messages"] += 1
@@ -109,6 +133,15 @@ class Inbound:
                 case Cancel(reason=reason) if not task.committed_at:
                     self.fail(task, WorkerLost(f"prefill gave up: {reason}", "prefill"), True)
 
+    def drop_hasty(self, batch: list[Received[Message]]) -> None:
+        """More chunks than a hand-over has credits were under way at once: none of these was credited yet."""
+        chunks = Counter((r.peer, r.message.id) for r in batch if isinstance(r.message, KvChunk | KvReady))
+        for (peer, id), count in chunks.items():
+            task = self.tasks.get(id)
+            if task is not None and task.peer == peer and count > self.config.chunk_credits:
+                problem = f"{count} chunks came at once, it has credits for {self.config.chunk_credits}"
+                self.broken(task, task.receiver.fail(problem))
+
     def drop_unreadable(self) -> None:
         """A message that cannot be read may be of any transfer of its sender: those fail, nothing else."""
         for peer in self.data.listener.take_bad_peers():
@@ -123,8 +156,12 @@ class Inbound:
 
         A COMMIT or CANCEL may ask whether its prompt is still read in place.
         """
-        if isinstance(message, Open) and len(self.early_opens) < _EARLY_OPENS:
-            self.early_opens[message.id] = EarlyOpen(peer, message, now)
+        if isinstance(message, Open):
+            if self.has_room_for(message):
+                self.early_opens[message.id] = EarlyOpen(peer, message, now)
+            else:
+                self.counters["refused_opens"] += 1
+                self.data.send(peer, Nack(message.id, "too many prompts came before their requests"))
             return
         if isinstance(message, Cancel):
             self.early_opens.pop(message.id, None)
@@ -133,6 +170,14 @@ class Inbound:
         leaving = {task.id for task in self.leaving}
         if isinstance(message, Commit | Cancel) and self.memories.in_place and message.id not in leaving:
             self.data.send(peer, Nack(message.id, "the prompt is not read here"))
+
+    def has_room_for(self, message: Open) -> bool:
+        """Whether an OPEN may wait for its request."""
+        named = [
+            len(early.message.pages) + len(early.message.generations) for early in self.early_opens.values()
+        ]
+        size = len(message.pages) + len(message.generations)
+        return len(named) < _EARLY_OPENS and sum(named) + size <= _EARLY_BYTES
 
     def expect(self, task: DecodeTask) -> None:
         """The router's request is here; its OPEN may have been before it."""
@@ -179,7 +224,12 @@ class Inbound:
     def grant_pages(self, now: float) -> None:
         """GRANT to every task for which pages are free now."""
         for task, held in self.scheduler.next_grants(now):
-            self.grant(task, held.pages, held.cached_tokens)
+            self.guarded(task, partial(self.grant, task, held.pages, held.cached_tokens))
+
+    @cached_property
+    def reader(self) -> ProcessId:
+        """Who we are to those in whose memory we read."""
+        return this_process()
 
     def grant(self, task: DecodeTask, pages: PageIds, held_tokens: int = 0) -> None:
         """There is a place for the prompt, our `pages` or those in which it lies already.
@@ -189,7 +239,7 @@ class Inbound:
         task.pages, task.granted_at = pages, self.clock()
         self.counters["cached_tokens"] += held_tokens
         way = self.memories.way_of(task.source)
-        reader = this_process() if way == "in place" else None
+        reader = self.reader if way == "in place" else None
         grant = task.receiver.grant(
             self.config.chunk_credits, self.config.lease, held_tokens, way=way, reader=reader
         )
@@ -232,7 +282,10 @@ class Inbound:
     def copied(self, task: DecodeTask, copy: Callable[[], Copied]) -> bool:
         """Copy into the task's pages. What did not get there must not count as received: the task fails."""
         try:
-            task.copied = copy()
+            with losing_the_device():
+                task.copied = copy()
+        except Fatal:
+            raise
         except Exception:  # no memory, for one
             log.exception("request %d: its KV could not be written", task.id.request)
             self.broken(task, task.receiver.fail("its KV could not be written"))
@@ -259,7 +312,7 @@ class Inbound:
             if self.tasks.get(task.id) is not task:
                 continue  # it ended meanwhile
             if task.copied is None or task.copied.done():
-                self.verify(task, arrival.message, arrival.frames, now)
+                self.guarded(task, partial(self.verify, task, arrival.message, arrival.frames, now))
             else:
                 self.arrivals.append(arrival)
 

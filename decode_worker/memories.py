@@ -12,6 +12,8 @@ from xgr_runtime.shared_memory import CannotMap, lives
 
 log = logging.getLogger(__name__)
 
+MOST_MEMORIES = 256  # mappings, of which a process has a bounded number
+
 
 @dataclass(frozen=True)
 class Source:
@@ -88,6 +90,9 @@ class PrefillMemories:
         return shared is not None and isinstance(shared.kv, HostRegion)
 
     def _map(self, hello: LinkHello, memory: SharedKv) -> None:
+        if len(self._mapped) >= MOST_MEMORIES:
+            log.warning("KV of %s comes as frames: %d memories are mapped", hello.worker, MOST_MEMORIES)
+            return
         try:
             mapped = mapped_memory(memory, self._pool.geometry)
         except CannotMap as error:

@@ -16,10 +16,11 @@ from decode_worker.task import DecodeTask, TaskFactory
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
+from xgr_runtime.control import ControlServer, new_incarnation
 from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
+    Fatal,
     InternalError,
     InvalidLogits,
     Overloaded,
@@ -43,6 +44,7 @@ from xgr_runtime.messages import (
     Result,
     ToDecode,
     WorkerHello,
+    brief,
 )
 from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.pages import PagePool
@@ -218,6 +220,25 @@ class DecodeWorker:
             self.handle_request(message, now)
 
     def handle_request(self, message: Message, now: float) -> None:
+        """A message of a router. What goes wrong with it ends its request and nothing else."""
+        try:
+            self.take_request(message, now)
+        except Fatal:
+            raise
+        except Exception:
+            log.exception("a message of a router could not be handled")
+            self.give_up(message)
+
+    def give_up(self, message: Message) -> None:
+        """Answer a message that we failed on."""
+        id = getattr(message, "id", None)
+        error = InternalError("the decode worker failed on this request")
+        if id in self.tasks:
+            self.fail(self.tasks[id], error, retry=False)
+        elif isinstance(message, DecodeRequest):
+            self.report(message.id, error, retry=False)
+
+    def take_request(self, message: Message, now: float) -> None:
         match message:
             case DecodeRequest(id=id) if id.decode == self.incarnation and id not in self.tasks:
                 try:
@@ -269,7 +290,7 @@ class DecodeWorker:
 
     def report(self, id: AttemptId, error: RequestError, retry: bool) -> None:
         self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "decode", error.code, error.message, retry))
+        self.control.send(id.router, Failed(id, "decode", error.code, brief(error.message), retry))
 
     def end(self, task: DecodeTask, tell_prefill: str = "") -> None:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
@@ -300,9 +321,9 @@ class DecodeWorker:
             if not self.scheduler.hopeless(task, now, others and not flying):
                 continue
             self.fail(task, DeadlineExceeded("the deadline could not be met by the search"), retry=False)
-        for router in self.control.silent(now):
+        for router, reason in self.control.gone(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
-                self.fail(task, WorkerLost(ROUTER_SILENT), retry=True)
+                self.fail(task, WorkerLost(reason), retry=True)
             self.control.forget(router)
         self.inbound.expire(now)
 

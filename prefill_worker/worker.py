@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.control import ROUTER_SILENT, ControlServer, new_incarnation
+from xgr_runtime.control import ControlServer, new_incarnation
 from xgr_runtime.cost_model import CostModel, prompt_work, together
 from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
-from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
+from xgr_runtime.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Fatal,
+    InternalError,
+    Overloaded,
+    RequestError,
+    WorkerLost,
+)
 from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -32,8 +40,9 @@ from xgr_runtime.messages import (
     SharedKv,
     ToPrefill,
     WorkerHello,
+    brief,
 )
-from xgr_runtime.model.device import DeviceLost
+from xgr_runtime.model.device import DeviceLost, losing_the_device
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import PromptCache, Tier
@@ -109,10 +118,7 @@ class PrefillWorker:
             self.expire(self.clock())
             self.retire()
             turns = self.scheduler.next_turns(self.clock()) if self.may_launch() else []
-            for prompt in self.scheduler.begun:  # one that got pages may still have found no room
-                if prompt.id not in self.prompts:
-                    self.open(prompt)
-            self.prefill(turns)
+            self.prefill(self.opened(turns))
             self.device_turns.give()
             self.worked = bool(turns)
 
@@ -179,7 +185,7 @@ class PrefillWorker:
             self.counters["prompts"] += 1
             transfer = self.outbound.transfers[prompt.id]
             transfer.prompt_ready(prompt.seconds, hidden.tobytes(), prompt.cached_tokens)
-            transfer.flush()
+            self.outbound.flush(transfer)
 
     def prefill_alone(self, turns: list[Turn]) -> None:
         """Find out whose forward fails: only that request ends."""
@@ -193,12 +199,32 @@ class PrefillWorker:
     # --- messages ---
 
     def handle_control(self, message: Message, now: float) -> None:
+        """A message of a router. What goes wrong with it ends its request and nothing else."""
+        try:
+            self.take(message, now)
+        except Fatal:
+            raise
+        except Exception:
+            log.exception("a message of a router could not be handled")
+            self.give_up(message)
+
+    def give_up(self, message: Message) -> None:
+        """Answer a message that we failed on."""
+        id = getattr(message, "id", None)
+        error = InternalError("the prefill worker failed on this request")
+        if id in self.outbound.transfers:
+            self.outbound.transfers[id].give_up(error)
+        elif isinstance(message, PrefillRequest):
+            self.scheduler.drop(message.id)
+            self.fail(message.id, error, retry=False)
+
+    def take(self, message: Message, now: float) -> None:
         match message:
             case PrefillRequest(id=id) if id.prefill == self.incarnation and not self.holds(id):
                 try:
                     self.scheduler.add(self.accept(message, now))
                 except RequestError as error:
-                    self.fail(id, error, retry=False)
+                    self.fail(id, error, retry=isinstance(error, Overloaded))
             case Cancel(id=id):
                 self.scheduler.drop(id)
                 if id in self.prompts:
@@ -209,7 +235,7 @@ class PrefillWorker:
                 self.stale_messages += 1
 
     def accept(self, request: PrefillRequest, now: float) -> Prompt:
-        """The prompt of a request, checked. Raises `BadRequest`."""
+        """The prompt of a request, checked. Raises `BadRequest`, `Overloaded`."""
         whole = len(request.tokens) // 4 * 4
         tokens = np.frombuffer(request.tokens[:whole], np.int32)
         if not 0 < len(tokens) <= self.max_prompt_tokens:
@@ -229,8 +255,36 @@ class PrefillWorker:
 
     # --- hand-overs ---
 
+    def opened(self, turns: list[Turn]) -> list[Turn]:
+        """Open all prompts that have pages now; the turns of those whose hand-over has begun."""
+        for prompt in self.scheduler.begun:  # one that got pages may still have found no room
+            if prompt.id not in self.prompts:
+                self.open(prompt)
+        return [turn for turn in turns if turn.prompt.id in self.prompts]
+
     def open(self, prompt: Prompt) -> None:
-        """Pages are reserved: announce the prompt to its decode worker, offer what is cached, and begin."""
+        """Pages are reserved: announce the prompt to its decode worker. Without a hand-over it ends here."""
+        try:
+            self.begin(prompt)
+        except Fatal:
+            raise
+        except RequestError as error:
+            self.end_unopened(prompt, error)
+        except Exception:
+            log.exception("request %d could not be opened", prompt.id.request)
+            self.end_unopened(prompt, InternalError("the prefill worker failed on this request"))
+
+    def end_unopened(self, prompt: Prompt, error: RequestError) -> None:
+        """Give back what a prompt holds that cannot be handed over."""
+        if (transfer := self.outbound.transfers.get(prompt.id)) is not None:
+            transfer.give_up(error)  # `retire` does the rest
+            return
+        self.prompts.pop(prompt.id, None)
+        self.scheduler.end(prompt)
+        self.fail(prompt.id, error, retry=isinstance(error, Overloaded))
+
+    def begin(self, prompt: Prompt) -> None:
+        """Say OPEN and offer what is cached."""
         now = self.clock()
         self.prompts[prompt.id] = prompt
         self.timeline.add(REQUEST, "wait", prompt.arrived, now, prompt.id)
@@ -250,9 +304,10 @@ class PrefillWorker:
 
     def read(self, pages: PageIds, chunk: Chunk) -> tuple[Frame, Frame]:
         """The keys and the values of a chunk of the prompt that `pages` hold."""
-        return self.engine.pool.read_bytes(
-            chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
-        )
+        with losing_the_device():
+            return self.engine.pool.read_bytes(
+                chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
+            )
 
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
@@ -264,13 +319,13 @@ class PrefillWorker:
             error = DeadlineExceeded("the deadline could not be met by the rest of the prompt")
             self.outbound.transfers[prompt.id].give_up(error)
         self.outbound.expire(now)
-        for router in self.control.silent(now):
+        for router, reason in self.control.gone(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
                 self.scheduler.drop(prompt.id)
-                self.fail(prompt.id, WorkerLost(ROUTER_SILENT), retry=True)
+                self.fail(prompt.id, WorkerLost(reason), retry=True)
             for transfer in self.outbound.transfers.values():
                 if transfer.id.router == router:
-                    transfer.fail(ROUTER_SILENT)
+                    transfer.fail(reason)
             self.retire()  # which tells the router; so forget it afterwards
             self.control.forget(router)
 
@@ -288,7 +343,7 @@ class PrefillWorker:
     def fail(self, id: AttemptId, error: RequestError, retry: bool) -> None:
         """Tell the router that this attempt is over; it ignores what it has cancelled itself."""
         self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "prefill", error.code, error.message, retry))
+        self.control.send(id.router, Failed(id, "prefill", error.code, brief(error.message), retry))
 
     # --- state ---
 

@@ -313,7 +313,7 @@ class Dispatcher:
         if role == "prefill" and is_url(address):
             check_url(address)
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *told)
-        return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told)
+        return WorkerLink(address, role, self._incarnation, c.name, c.heartbeat, c.silence, *told)
 
     def _candidates(self, workers: Sequence[Worker], job: Job | None = None) -> list[Candidate]:
         """The workers as pairing sees them, for this job."""

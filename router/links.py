@@ -12,6 +12,7 @@ from xgr_runtime.messages import (
     FlushCache,
     Hello,
     Message,
+    OtherProtocol,
     Role,
     ToRouter,
     WorkerHello,
@@ -27,13 +28,14 @@ class WorkerLink(Worker):
         address: str,
         role: Role,
         router: int,
+        name: str,
         heartbeat: float,
         silence: float,
         on_message: OnMessage,
         on_lost: OnLost,
     ) -> None:
         super().__init__(address, role, on_message, on_lost)
-        self._beat = Hello(PROTOCOL, router)
+        self._beat = Hello(PROTOCOL, router, name)
         self._heartbeat = heartbeat
         self._silence = silence
         self._heard = 0.0
@@ -81,7 +83,9 @@ class WorkerLink(Worker):
         while True:
             message = await self._link.receive()
             self._heard = asyncio.get_running_loop().time()
-            if isinstance(message, WorkerHello):
+            if isinstance(message, OtherProtocol):
+                self._unusable(message.problem_with("router"))
+            elif isinstance(message, WorkerHello):
                 self.meet(message)
             elif isinstance(message, CacheFlushed):
                 self._flushed(message)
@@ -104,9 +108,10 @@ class WorkerLink(Worker):
         while True:
             self._link.send(self._beat)
             slept = loop.time()
-            await asyncio.sleep(self._heartbeat)
+            pause = self._silence if self.stranger else self._heartbeat
+            await asyncio.sleep(pause)
             now = loop.time()
-            if now - slept > self._heartbeat + self._silence / 2:
+            if now - slept > pause + self._silence / 2:
                 self._heard = now  # it was us who paused
             elif self.alive and now - self._heard > self._silence:
                 self.lost(f"no heartbeat for {self._silence:g} s")

@@ -17,7 +17,16 @@ import numpy as np
 
 from router.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
-from xgr_runtime.messages import AttemptId, Cancel, Failed, Message, PrefillRequest, WorkerHello
+from xgr_runtime.messages import (
+    PROTOCOL,
+    AttemptId,
+    Cancel,
+    Failed,
+    Message,
+    OtherProtocol,
+    PrefillRequest,
+    WorkerHello,
+)
 from xgr_runtime.ticket import Ticket, request_id
 
 log = logging.getLogger(__name__)
@@ -155,14 +164,11 @@ class SglangServer(Worker):
             self._unusable(_KEY_MISSING if wrong_key else f"it answers HTTP {answer.status_code}")
             return
         state = answer.json()["internal_states"][0]
-        self.meet(msgspec.convert(state["xgr"], WorkerHello))
-
-    def _unusable(self, problem: str) -> None:
-        """It answers, but not as a server that we can use; said once."""
-        self.lost(problem)
-        if problem != self.absence:
-            log.warning("prefill worker at %s is unusable: %s", self.address, problem)
-            self.absence = problem
+        protocol = state["xgr"]["protocol"]
+        if protocol != PROTOCOL:
+            self._unusable(OtherProtocol(protocol).problem_with("router"))
+        else:
+            self.meet(msgspec.convert(state["xgr"], WorkerHello))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

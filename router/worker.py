@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
-from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
+from xgr_runtime.messages import PROTOCOL, Message, OtherProtocol, Role, WorkerHello
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Worker(ABC):
         self.hello: WorkerHello | None = None
         self.alive = False
         self.absence = "it has not answered yet"  # why it is not alive
+        self.stranger = False  # it answers, but cannot be used: asked again now and then
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
         self._on_message = on_message
@@ -58,8 +59,6 @@ class Worker(ABC):
         """Why the worker cannot be used, or an empty string."""
         if not self.alive or self.hello is None:
             return self.absence
-        if self.hello.protocol != PROTOCOL:
-            return f"it speaks protocol {self.hello.protocol}, this router {PROTOCOL}"
         if self.hello.role != self.role:
             return f"it is a {self.hello.role} worker, configured as {self.role}"
         if self.hello.model.tp_size != 1:
@@ -68,13 +67,24 @@ class Worker(ABC):
 
     def meet(self, hello: WorkerHello) -> None:
         """It has introduced itself, again or for the first time."""
+        if hello.protocol != PROTOCOL:
+            self._unusable(OtherProtocol(hello.protocol).problem_with("router"))
+            return
         if self.alive and hello.incarnation != self.incarnation:
             self.lost("it was restarted")
         newcomer = not self.alive
-        self.hello, self.alive = hello, True
+        self.hello, self.alive, self.stranger = hello, True, False
         if newcomer:
             problem = f", unusable: {self.problem}" if self.problem else ""
             log.info("%s worker %s connected%s", self.role, hello.worker, problem)
+
+    def _unusable(self, problem: str) -> None:
+        """It answers, but not as a worker that we can use; said once."""
+        self.lost(problem)
+        self.stranger = True
+        if problem != self.absence:
+            log.warning("%s worker at %s is unusable: %s", self.role, self.address, problem)
+            self.absence = problem
 
     def lost(self, reason: str) -> None:
         """Report the present incarnation as lost, once."""

@@ -15,9 +15,11 @@ import msgspec
 from msgspec import Meta
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.messages import MOST_CREDITS
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
+Credits = Annotated[int, Meta(ge=1, le=MOST_CREDITS)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 Backend = Literal["auto", "sglang", "transformers"]
@@ -132,7 +134,7 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0)], about("beams that one forward may hold; 0: twice --max-beam-width")
     ] = 0
     max_queued: Annotated[Count, about("requests held before more are refused")] = 512
-    chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
+    chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
     memory_of: Annotated[
         str, about("file of the one prefill worker whose KV is read where it lies; empty: KV is taken in")
     ] = ""
@@ -223,7 +225,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     chunk_bytes: Annotated[
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20
-    chunk_credits: Annotated[Count, about("KV chunks of a request under way")] = 8
+    chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
     start_timeout: Annotated[
         Annotated[float, Meta(ge=0)],
         about("seconds until all processes are ready; 0: 180, on a GPU 900, where kernels compile first"),

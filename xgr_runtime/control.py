@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgr_runtime.messages import PROTOCOL, Hello, Message, TraceAsk, WorkerHello
+from xgr_runtime.messages import PROTOCOL, Hello, Message, OtherProtocol, TraceAsk, WorkerHello
 from xgr_runtime.timeline import Timeline
 from xgr_runtime.transport import Listener
 
 log = logging.getLogger(__name__)
 
 ROUTER_SILENT = "the router was silent for too long"
+ROUTER_REPLACED = "the router was started again"
+
+MOST_ROUTERS = 64
+_MOST_SEEN = 1024  # incarnations that are remembered
 
 
 def new_incarnation() -> int:
@@ -24,7 +28,9 @@ def new_incarnation() -> int:
 @dataclass
 class _Router:
     peer: bytes
+    name: str
     heard: float
+    replaced: bool = False  # by the next run of its name
 
 
 @dataclass
@@ -35,25 +41,30 @@ class ControlServer:
     introduce: Callable[[], WorkerHello]
     silence: float  # seconds without a heartbeat after which a router counts as lost
     timeline: Timeline = field(default_factory=Timeline)  # what a router that asks for a trace is told
-    refused: int = 0  # messages of routers that speak another protocol
+    refused: int = 0  # greetings of routers that speak another protocol, or for whom there is no room
     _routers: dict[int, _Router] = field(default_factory=dict)
+    _seen: dict[int, None] = field(default_factory=dict)  # incarnations, the latest last
+    _strangers: set[int] = field(default_factory=set)  # protocols that were logged
 
     def receive(self, now: float) -> Iterator[Message]:
-        """All requests and cancels that are here; heartbeats and traces are answered on the way."""
-        while (received := self.listener.receive()) is not None:
-            message = received.message
+        """Some of the requests and cancels that are here; heartbeats and traces are answered on the way.
+
+        A turn's worth at most: who waits for the listener is woken for the rest at once.
+        """
+        for peer, message, _ in self.listener.receive_some():
             if isinstance(message, TraceAsk):
-                self.listener.send(received.peer, self.timeline.answer(message, self.introduce().worker, now))
+                self.listener.send(peer, self.timeline.answer(message, self.introduce().worker, now))
+            elif isinstance(message, OtherProtocol):
+                self._refuse(peer, message)
             elif not isinstance(message, Hello):
                 yield message
-            elif message.protocol == PROTOCOL:
-                self._greet(message.router, received.peer, now)
+            elif message.protocol != PROTOCOL:
+                self._refuse(peer, OtherProtocol(message.protocol))
             else:
-                self.refused += 1
-                self.listener.send(received.peer, self.introduce())  # so that it can say why
+                self._greet(message, peer, now)
 
     def send(self, router: int, message: Message) -> bool:
-        """Answer the router with this incarnation; False when it is gone, which `silent` then reports too."""
+        """Answer the router with this incarnation; False when it is gone, which `gone` then reports too."""
         known = self._routers.get(router)
         if known is None:
             return False
@@ -62,20 +73,51 @@ class ControlServer:
             known.heard = -math.inf
         return sent
 
-    def silent(self, now: float) -> list[int]:
-        """Incarnations of routers that are gone or sent no heartbeat for too long. Tell them, then `forget`.
+    def gone(self, now: float) -> list[tuple[int, str]]:
+        """Incarnations of routers whose requests end now, and why. Tell them, then `forget`.
 
-        A router that was only stopped finds the news when it wakes up, and tries its requests again.
+        One that was only stopped finds the news when it wakes up, and tries its requests again.
         """
-        return [r for r, known in self._routers.items() if now - known.heard > self.silence]
+        return [
+            (router, ROUTER_REPLACED if known.replaced else ROUTER_SILENT)
+            for router, known in self._routers.items()
+            if known.replaced or now - known.heard > self.silence
+        ]
 
     def forget(self, router: int) -> None:
         """Its requests are dropped; it is welcome again."""
         log.warning("router %x is gone: its requests are dropped", router)
         del self._routers[router]
 
-    def _greet(self, router: int, peer: bytes, now: float) -> None:
-        if router not in self._routers:
-            log.info("router %x connected", router)
-        self._routers[router] = _Router(peer, now)
+    def _greet(self, hello: Hello, peer: bytes, now: float) -> None:
+        known = self._routers.get(hello.router)
+        if known is not None:
+            known.peer, known.heard = peer, now
+        elif len(self._routers) < MOST_ROUTERS:
+            log.info("router %s (%x) connected", hello.name, hello.router)
+            self._replace(hello)
+            self._routers[hello.router] = _Router(peer, hello.name, now)
+        else:
+            self.refused += 1
+            return
+        self.listener.send(peer, self.introduce())
+
+    def _replace(self, hello: Hello) -> None:
+        """A router that was never seen before takes the place of the one of its name."""
+        namesakes = [known for known in self._routers.values() if known.name == hello.name]
+        if namesakes and hello.router in self._seen:  # it was here before them: neither is dead
+            log.error("two routers are named %s: give each a --name of its own", hello.name)
+        elif namesakes:
+            for known in namesakes:
+                known.replaced = True
+        self._seen[hello.router] = self._seen.pop(hello.router, None)
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
+
+    def _refuse(self, peer: bytes, stranger: OtherProtocol) -> None:
+        """Tell who we are, so that it can say why it does not use us."""
+        self.refused += 1
+        if stranger.protocol not in self._strangers and len(self._strangers) < MOST_ROUTERS:
+            self._strangers.add(stranger.protocol)
+            log.error("a router cannot be served: %s", stranger.problem_with("worker"))
         self.listener.send(peer, self.introduce())

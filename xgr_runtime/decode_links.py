@@ -13,19 +13,21 @@ from xgr_runtime.messages import (
     LinkWelcome,
     Message,
     ModelIdentity,
+    OtherProtocol,
     SharedKv,
     ToPrefillData,
 )
-from xgr_runtime.transport import DATA_MAX_BYTES, Frame, Link, Poller
+from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Frame, Link, OutOfSockets, Poller
 
 IDLE = 300.0  # seconds without a transfer after which a link is closed
+MOST_LINKS = 256  # requests name the addresses: they must not take all sockets
 
 
 class DecodeLink:
     """One decode worker's data link."""
 
     def __init__(self, address: str, hello: LinkHello) -> None:
-        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES)
+        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER)
         self._hello = hello
         self._greeted: int | None = None  # incarnation
         self.used: float | None = None  # when a transfer was last seen on it
@@ -60,21 +62,27 @@ class DecodeLinks:
         self._closed_bad_messages = 0
 
     def to(self, address: str) -> DecodeLink:
-        """The link to this data address. Raises `ConfigError` for an address that is not local."""
+        """The link to this data address.
+
+        Raises `ConfigError` for an address that is not local, `OutOfSockets` where there is no room for one
+        more.
+        """
         link = self._links.get(address)
         if link is None:
+            if len(self._links) >= MOST_LINKS:
+                raise OutOfSockets(f"no link to {address}: there are {MOST_LINKS} to other decode workers")
             link = self._links[address] = DecodeLink(address, self._hello)
             if self._poller is not None:
                 self._poller.add(link.link)
         return link
 
     def receive(self) -> Iterator[tuple[DecodeLink, Message]]:
-        """All answers that are here; welcomes need none."""
+        """Answers that are here, a turn's worth of each link; welcomes need none."""
         for link in self._links.values():
-            while (received := link.link.receive()) is not None:
+            for received in link.link.receive_some():
                 if isinstance(received.message, LinkRefused):
                     link.forget_greeting()
-                if not isinstance(received.message, LinkWelcome):
+                if not isinstance(received.message, LinkWelcome | OtherProtocol):
                     yield link, received.message
 
     def close_idle(self, busy: Collection[DecodeLink], now: float) -> None:

@@ -27,6 +27,10 @@ class CatalogError(StartupError):
     """A catalog cannot be read, or does not fit the checkpoint."""
 
 
+class Fatal(Exception):
+    """Nothing runs in this process any more: it ends, and its requests are tried elsewhere."""
+
+
 class RequestError(XgrError):
     """A request ended without a result. `status` is its HTTP status, `code` its name on the wire."""
 

@@ -1,7 +1,8 @@
 """Every message that crosses a process boundary: frozen, tagged structs, one union per link and direction.
 
-Encoded as msgpack with unknown fields refused. Bulk bytes (KV, hidden states) travel as raw frames behind
-their header message. Token ids, leaves and scores are little-endian arrays in `bytes` fields.
+Encoded as msgpack with unknown fields refused, and so is whatever is out of the bounds named here: numbers
+fit where they go, floats are finite, lists and texts end. Bulk bytes (KV, hidden states) travel as raw frames
+behind their header message. Token ids, leaves and scores are little-endian arrays in `bytes` fields.
 
     router  --ToPrefill-->  prefill worker  --ToDecodeData-->   decode worker
     router  --ToDecode--->  decode worker   --ToPrefillData-->  prefill worker
@@ -11,11 +12,42 @@ A stock SGLang server in a prefill worker's place speaks the same to decode work
 HTTP: `WorkerHello` is part of its `/server_info`, and a `Ticket` says what a `PrefillRequest` would.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-PROTOCOL = 4
+PROTOCOL = 5
+
+MOST_CREDITS = 4096
+"""KV chunks of one hand-over that may be under way."""
+
+MOST_TEXT = 8192
+"""Characters of a reason or an error's message; `brief` cuts longer ones."""
+
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""An incarnation, a request's number, a size in bytes."""
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""Tokens, layers, pages, chunks, beams."""
+
+PromptTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Digest = Annotated[int, Meta(ge=0)]
+"""xxh3_64: 64 bits, which is all that msgpack can say."""
+
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e18)]
+Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Text = Annotated[str, Meta(max_length=MOST_TEXT)]
+Name = Annotated[str, Meta(max_length=1024)]
+"""A worker, a version, an address, a path."""
+
+TokenArray = Annotated[bytes, Meta(max_length=16 << 20)]
+"""int32 [L]: some four million tokens."""
+
+PageArray = Annotated[bytes, Meta(max_length=1 << 20)]
+"""int32 or uint32 [pages], of one prompt."""
 
 ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
@@ -30,27 +62,32 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
     """Base of all messages."""
 
 
+def brief(text: str) -> str:
+    """As much of a text as a message may carry."""
+    return text[:MOST_TEXT]
+
+
 class AttemptId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Names one try at a request on one pair; whatever carries another id than the current one is dropped."""
 
-    router: int  # incarnation
-    request: int  # numbered by that router
-    attempt: int  # 1, 2, ...
-    prefill: int  # incarnation
-    decode: int  # incarnation
+    router: Number  # incarnation
+    request: Number  # numbered by that router
+    attempt: Number  # 1, 2, ...
+    prefill: Number  # incarnation
+    decode: Number  # incarnation
 
 
 class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What two workers must have in common before KV of one means anything to the other."""
 
-    weights_hash: str
-    dtype: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocab: int
-    tp_size: int
+    weights_hash: Name
+    dtype: Name
+    layers: Count
+    kv_heads: Count
+    head_dim: Count
+    hidden: Count
+    vocab: Count
+    tp_size: Count
 
     def difference(self, other: "ModelIdentity") -> str:
         """The first field in which they differ; empty when KV of one means the same to the other."""
@@ -71,8 +108,8 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The largest request a worker can ever serve; zero where the limit is not this worker's."""
 
-    max_prompt_tokens: int
-    max_beam_width: int = 0
+    max_prompt_tokens: Count
+    max_beam_width: Count = 0
 
 
 class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,11 +119,11 @@ class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token and a key that it attends to. This was learned from launches of at most so many tokens and pairs.
     """
 
-    fixed: float
-    per_token: float
-    per_pair: float
-    most_tokens: float = 1e18
-    most_pairs: float = 1e18
+    fixed: Seconds
+    per_token: Seconds
+    per_pair: Seconds
+    most_tokens: Annotated[float, Meta(ge=0, le=1e18)] = 1e18
+    most_pairs: Annotated[float, Meta(ge=0, le=1e18)] = 1e18
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,73 +134,87 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not know it.
     """
 
-    requests: int
-    pages_used: int
-    pages_cached: int  # by the cache alone
-    pages_total: int
-    credits_out: int
-    leases: int
-    rows_used: int
-    counters: dict[str, float]  # totals since start, by name
+    requests: Count
+    pages_used: Count
+    pages_cached: Count  # by the cache alone
+    pages_total: Count
+    credits_out: Count
+    leases: Count
+    rows_used: Count
+    counters: Annotated[dict[Name, Finite], Meta(max_length=1024)]  # totals since start, by name
     cost: StepCost | None = None
 
 
 # --- control links -------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True, tag="hello"):
-    """Router to worker, at every heartbeat. The worker answers with `WorkerHello`."""
+class OtherProtocol(Message, frozen=True):
+    """What a receiver makes of a greeting in another protocol: the rest cannot be read. Never sent."""
 
-    protocol: int
-    router: int  # incarnation
+    protocol: Number
+
+    def problem_with(self, this: str) -> str:
+        """Why the two cannot work together; `this` is the process that was greeted."""
+        return f"it speaks protocol {self.protocol}, this {this} {PROTOCOL}"
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """Router to worker, at every heartbeat. The worker answers with `WorkerHello`.
+
+    A new incarnation of a `name` takes the place of the one before it, whose requests end.
+    """
+
+    protocol: Number
+    router: Number  # incarnation
+    name: Name
 
 
 class WorkerHello(Message, frozen=True, tag="worker_hello"):
     """Worker to router, in answer to `Hello`: who it is, what it can serve, what it holds."""
 
-    protocol: int
+    protocol: Number
     role: Role
-    worker: str
-    incarnation: int
+    worker: Name
+    incarnation: Number
     model: ModelIdentity
-    data_address: str  # decode workers: where prefill workers connect; else empty
-    catalogs: list[str]  # decode workers: versions held
+    data_address: Name  # decode workers: where prefill workers connect; else empty
+    catalogs: Annotated[list[Name], Meta(max_length=64)]  # decode workers: versions held
     limits: Limits
     load: Load
-    turns: str = ""  # workers that name the same take turns on one device: only one of them runs at a time
+    turns: Name = ""  # workers that name the same take turns on one device: only one of them runs at a time
 
 
 class PrefillRequest(Message, frozen=True, tag="prefill"):
     """Run this prompt and hand its KV to the decode worker at `data_address`."""
 
     id: AttemptId
-    data_address: str
-    tokens: bytes  # int32 [L]
-    timeout: float  # seconds left
-    priority: int = 0  # higher first
-    after: float = 0.0  # seconds that the request is expected to need once its prompt is computed
+    data_address: Name
+    tokens: TokenArray
+    timeout: Seconds  # left
+    priority: Priority = 0  # higher first
+    after: Seconds = 0.0  # that the request is expected to need once its prompt is computed
 
 
 class DecodeRequest(Message, frozen=True, tag="decode"):
     """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves."""
 
     id: AttemptId
-    tokens: bytes  # int32 [L]: the prompt, of which this worker may hold the beginning
-    width: int
-    results: int
+    tokens: TokenArray  # the prompt, of which this worker may hold the beginning
+    width: Count
+    results: Count
     score_mode: ScoreMode
-    catalog: str  # version
-    allow: bytes | None  # int32 leaves that live; None: all
+    catalog: Name  # version
+    allow: bytes | None  # int32 leaves that live; None: all. The frame's size bounds both
     deny: bytes  # int32 leaves that do not
-    timeout: float  # seconds left
-    priority: int = 0  # higher first
+    timeout: Seconds  # left
+    priority: Priority = 0  # higher first
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
     """Forget this attempt and free what it holds. Idempotent, in every direction."""
 
     id: AttemptId
-    reason: str
+    reason: Text
 
 
 class Committed(Message, frozen=True, tag="committed"):
@@ -183,12 +234,12 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the model in steps that may have been shared.
     """
 
-    queue: float
-    prefill: float
-    transfer: float
-    decode: float
-    forward: float
-    wait: float = 0.0
+    queue: Seconds
+    prefill: Seconds
+    transfer: Seconds
+    decode: Seconds
+    forward: Seconds
+    wait: Seconds = 0.0
 
 
 class Result(Message, frozen=True, tag="result"):
@@ -198,7 +249,7 @@ class Result(Message, frozen=True, tag="result"):
     leaves: bytes  # int32 [n]
     scores: bytes  # float32 [n], natural log
     timing: Timing  # but for `transfer`: only the router sees the whole of an attempt
-    cached_tokens: int = 0  # of the prompt, which prefill did not compute
+    cached_tokens: Count = 0  # of the prompt, which prefill did not compute
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -206,51 +257,51 @@ class Failed(Message, frozen=True, tag="failed"):
 
     id: AttemptId
     stage: Role
-    code: str  # of errors.BY_CODE
-    message: str
+    code: Name  # of errors.BY_CODE
+    message: Text
     retry: bool  # another pair may succeed
 
 
 class FlushCache(Message, frozen=True, tag="flush_cache"):
     """Router to worker: drop the KV that only the cache holds. Answered by `CacheFlushed`."""
 
-    router: int  # incarnation
-    number: int  # of this call, by that router
+    router: Number  # incarnation
+    number: Number  # of this call, by that router
 
 
 class CacheFlushed(Message, frozen=True, tag="cache_flushed"):
     """Worker to router: it is done."""
 
-    number: int
-    pages: int  # that came free
+    number: Number
+    pages: Count  # that came free
 
 
 class TraceAsk(Message, frozen=True, tag="trace"):
     """Router to worker: what happened in the last `seconds`? Answered by `Spans`."""
 
-    number: int  # of the question
-    seconds: float
+    number: Number  # of the question
+    seconds: Seconds
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True, gc=False, forbid_unknown_fields=True):
     """Something that took time. Moments are the sender's CLOCK_MONOTONIC, in seconds."""
 
-    track: str  # what does it, within its process; `request`: the life of one
-    name: str
-    start: float
-    seconds: float
+    track: Name  # what does it, within its process; `request`: the life of one
+    name: Name
+    start: Finite
+    seconds: Finite
     id: AttemptId | None = None
-    rid: str = ""  # the client's name of the request; routers know it
-    numbers: dict[str, int | float] = {}
+    rid: Text = ""  # the client's name of the request; routers know it
+    numbers: Annotated[dict[Name, Whole | Finite], Meta(max_length=64)] = {}
 
 
 class Spans(Message, frozen=True, tag="spans"):
     """Worker to router, in answer to `TraceAsk`: what has ended since then, oldest first."""
 
-    number: int  # of the question
-    worker: str
-    whole_since: float  # the moment from which on nothing was forgotten
-    spans: list[Span]
+    number: Number  # of the question
+    worker: Name
+    whole_since: Finite  # the moment from which on nothing was forgotten
+    spans: Annotated[list[Span], Meta(max_length=1 << 16)]
 
 
 ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
@@ -263,25 +314,25 @@ ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans
 class ProcessId(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One process of this machine, apart from a later one with its number."""
 
-    pid: int
-    started: int  # clock ticks after boot: field 22 of /proc/PID/stat
+    pid: Number
+    started: Number  # clock ticks after boot: field 22 of /proc/PID/stat
 
 
 class HostRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="memfd"):
     """Main memory behind a descriptor of its owner, which readers open as /proc/PID/fd/FD."""
 
     owner: ProcessId
-    fd: int
-    size: int  # bytes
+    fd: Count
+    size: Number  # bytes
 
 
 class DeviceRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cuda_ipc"):
     """Memory of a GPU behind a CUDA IPC handle."""
 
     owner: ProcessId
-    device: str  # the GPU's UUID: its number is each process's own
-    handle: bytes  # CUipcMemHandle
-    size: int  # bytes
+    device: Name  # the GPU's UUID: its number is each process's own
+    handle: Annotated[bytes, Meta(max_length=64)]  # CUipcMemHandle
+    size: Number  # bytes
 
 
 Region = HostRegion | DeviceRegion
@@ -290,9 +341,9 @@ Region = HostRegion | DeviceRegion
 class SharedKv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prefill worker's pool as others may map it; its geometry is that of the model."""
 
-    id: int  # random; also in the first eight bytes of `generations`, to prove that they are the right ones
-    pages: int  # that prompts may lie in
-    page_size: int  # tokens
+    id: Number  # random; also in the first eight bytes of `generations`, to prove that they are right
+    pages: Count  # that prompts may lie in
+    page_size: Count  # tokens
     kv: Region  # [2, layers, pages + 1, page_size, kv_heads, head_dim]: keys, then values
     generations: HostRegion  # `id`, then uint32 [pages]: raised whenever a page is given back
 
@@ -303,9 +354,9 @@ class SharedKv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LinkHello(Message, frozen=True, tag="link_hello"):
     """Prefill to decode: first on the link, and again after a refusal."""
 
-    protocol: int
-    worker: str
-    incarnation: int
+    protocol: Number
+    worker: Name
+    incarnation: Number
     model: ModelIdentity
     memory: SharedKv | None = None  # where prompts lie, if others may map it
 
@@ -313,24 +364,24 @@ class LinkHello(Message, frozen=True, tag="link_hello"):
 class LinkWelcome(Message, frozen=True, tag="link_welcome"):
     """Decode to prefill: the pair is compatible."""
 
-    incarnation: int
+    incarnation: Number
 
 
 class LinkRefused(Message, frozen=True, tag="link_refused"):
     """Decode to prefill: nothing is taken on this link, and why: the models differ, or no greeting came."""
 
-    incarnation: int
-    reason: str
+    incarnation: Number
+    reason: Text
 
 
 class Open(Message, frozen=True, tag="open"):
     """Prefill holds pages for this prompt and begins to compute it. Answered by `Grant`."""
 
     id: AttemptId
-    prompt_tokens: int
-    queue: float  # seconds the request waited for this moment
-    pages: bytes = b""  # int32 [n]: the prompt's pages, where the link's greeting offered memory
-    generations: bytes = b""  # uint32 [n], of these pages
+    prompt_tokens: PromptTokens
+    queue: Seconds  # the request waited for this moment
+    pages: PageArray = b""  # int32 [n]: the prompt's pages, where the link's greeting offered memory
+    generations: PageArray = b""  # uint32 [n], of these pages
 
 
 class Grant(Message, frozen=True, tag="grant"):
@@ -341,9 +392,9 @@ class Grant(Message, frozen=True, tag="grant"):
     """
 
     id: AttemptId
-    credits: int
-    lease: float  # seconds
-    held_tokens: int
+    credits: Count  # MOST_CREDITS at most
+    lease: Seconds
+    held_tokens: Count
     way: Way = "frames"
     reader: ProcessId | None = None
 
@@ -352,14 +403,14 @@ class Credit(Message, frozen=True, tag="credit"):
     """Decode has copied `chunks` further chunks out of its queue."""
 
     id: AttemptId
-    chunks: int
+    chunks: Count
 
 
 class Renew(Message, frozen=True, tag="renew"):
     """Decode still wants this prompt: hold its KV for `lease` more seconds."""
 
     id: AttemptId
-    lease: float
+    lease: Seconds
 
 
 class KvChunk(Message, frozen=True, tag="kv"):
@@ -370,23 +421,23 @@ class KvChunk(Message, frozen=True, tag="kv"):
     """
 
     id: AttemptId
-    sequence: int  # 0, 1, 2, ... within the attempt
-    first_layer: int
-    last_layer: int
-    start: int
-    count: int
-    checksum: int  # xxh3_64 of both frames
+    sequence: Count  # 0, 1, 2, ... within the attempt
+    first_layer: Count
+    last_layer: Count
+    start: Count
+    count: Count
+    checksum: Digest  # of both frames
 
 
 class KvReady(Message, frozen=True, tag="kv_ready"):
     """`KvChunk` where decode pulls: these tokens of these layers can be read in the prompt's pages."""
 
     id: AttemptId
-    sequence: int  # 0, 1, 2, ... within the attempt
-    first_layer: int
-    last_layer: int
-    start: int
-    count: int
+    sequence: Count  # 0, 1, 2, ... within the attempt
+    first_layer: Count
+    last_layer: Count
+    start: Count
+    count: Count
 
 
 class Commit(Message, frozen=True, tag="commit"):
@@ -397,11 +448,11 @@ class Commit(Message, frozen=True, tag="commit"):
     """
 
     id: AttemptId
-    chunks: int  # messages; none where the prompt is read in place
-    digest: int  # xxh3_64 of all chunk checksums in sequence
-    checksum: int | None  # xxh3_64 of the hidden state
-    prefill: float  # seconds inside the model
-    cached_tokens: int = 0  # whose KV was there before the request
+    chunks: Count  # messages; none where the prompt is read in place
+    digest: Digest  # of all chunk checksums in sequence
+    checksum: Digest | None  # of the hidden state
+    prefill: Seconds  # inside the model
+    cached_tokens: Count = 0  # whose KV was there before the request
 
 
 class Ack(Message, frozen=True, tag="ack"):
@@ -414,7 +465,7 @@ class Nack(Message, frozen=True, tag="nack"):
     """Decode gives this attempt up, and why; it reads nothing any more, and prefill frees its pages."""
 
     id: AttemptId
-    reason: str
+    reason: Text
 
 
 ToDecodeData = LinkHello | Open | KvChunk | KvReady | Commit | Cancel

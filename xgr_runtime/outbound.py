@@ -8,9 +8,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from xgr_runtime.decode_links import DecodeLink, DecodeLinks
-from xgr_runtime.errors import BadRequest, ConfigError, DeadlineExceeded, RequestError, WorkerLost
+from xgr_runtime.errors import (
+    BadRequest,
+    ConfigError,
+    DeadlineExceeded,
+    Fatal,
+    InternalError,
+    Overloaded,
+    RequestError,
+    WorkerLost,
+)
 from xgr_runtime.handover import (
     Chunk,
     ChunkPlan,
@@ -33,10 +43,11 @@ from xgr_runtime.messages import (
     ProcessId,
     Renew,
     SharedKv,
+    brief,
 )
 from xgr_runtime.shared_memory import lives
 from xgr_runtime.timeline import KV_OUT, Timeline
-from xgr_runtime.transport import Frame, Poller
+from xgr_runtime.transport import Frame, OutOfSockets, Poller
 
 log = logging.getLogger(__name__)
 
@@ -188,9 +199,14 @@ class Outbound:
         return self._links.bad_messages
 
     def connect(self, data_address: str) -> None:
-        """Begin to connect to a decode worker that will be needed. Raises `BadRequest` for a bad address."""
+        """Begin to connect to a decode worker that will be needed.
+
+        Raises `BadRequest` for a bad address, `Overloaded` where there is no room for one more link.
+        """
         try:
             self._links.to(data_address)
+        except OutOfSockets as error:
+            raise Overloaded(str(error)) from None
         except ConfigError as error:
             raise BadRequest(str(error)) from None
 
@@ -217,14 +233,23 @@ class Outbound:
         transfer = self.transfers[id] = Transfer(
             id, sender, link, deadline, queue_seconds, read, self.timeline
         )
-        transfer.flush()
+        self.flush(transfer)
         return transfer
 
+    def flush(self, transfer: Transfer) -> bool:
+        """Send what may leave of one transfer; False when the socket takes no more for now."""
+        return self._guarded(transfer, transfer.flush)
+
     def exchange(self, now: float) -> bool:
-        """Take all answers, send all that may leave; False when a socket takes no more for now."""
+        """Take answers, send all that may leave; False when a socket takes no more for now.
+
+        What goes wrong with one transfer ends that one.
+        """
         for link, message in self._links.receive():
-            self._handle(link, message, now)
-        return all([transfer.flush() for transfer in self.transfers.values()])
+            transfer = self._of(link, message)
+            if transfer is not None:
+                self._guarded(transfer, partial(self._handle, transfer, message, now))
+        return all([self.flush(transfer) for transfer in self.transfers.values()])
 
     def expire(self, now: float) -> None:
         """End what has passed its deadline or its lease; close links that nothing has used for long."""
@@ -249,19 +274,34 @@ class Outbound:
         for transfer in over:
             del self.transfers[transfer.id]
             if transfer.failure:
-                transfer.link.send(transfer.id.decode, Cancel(transfer.id, transfer.failure.message))
+                transfer.link.send(transfer.id.decode, Cancel(transfer.id, brief(transfer.failure.message)))
         return over
 
-    def _handle(self, link: DecodeLink, message: Message, now: float) -> None:
+    def _of(self, link: DecodeLink, message: Message) -> Transfer | None:
+        """The transfer that a message is for; a link that is refused ends all of its transfers."""
         if isinstance(message, LinkRefused):
             for refused in self.transfers.values():
                 if refused.link is link:
                     refused.fail(f"the decode worker refused the link: {message.reason}")
-            return
+            return None
         transfer = self.transfers.get(message.id)  # type: ignore[attr-defined]
         if transfer is None or transfer.link is not link:
             self.stale_messages += 1
-            return
+            return None
+        return transfer
+
+    def _guarded(self, transfer: Transfer, act: Callable[[], bool | None]) -> bool:
+        """Do something for a transfer; what it raises is this one's end, unless it is the process's."""
+        try:
+            return act() is not False
+        except Fatal:
+            raise
+        except Exception:
+            log.exception("request %d: its hand-over failed", transfer.id.request)
+            transfer.give_up(InternalError("the prefill worker failed on this request's hand-over"))
+            return True
+
+    def _handle(self, transfer: Transfer, message: Message, now: float) -> None:
         match message:
             case Grant():
                 transfer.sender.granted(message, now)

@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -91,6 +92,17 @@ def main(
     return code
 
 
+def allow_many_descriptors() -> None:
+    """As many as the system lets this process have; many give it 1,024 unless it asks for more.
+
+    A live request holds a connection of its client and one to an SGLang server, a cancelled one a third.
+    Without a descriptor a router seems dead, and libzmq ends a worker that cannot accept an ipc connection.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks."""
     return " ".join(part.strip() for part in str(error).splitlines())
@@ -100,6 +112,7 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
     """`main` once the configuration is known."""
     try:
         configure(getattr(config, "name", program), config.log_level)
+        allow_many_descriptors()
         lifecycle = Lifecycle(config.ready_fd)
         lifecycle.listen()
         if config.ready_fd >= 0:

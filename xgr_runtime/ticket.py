@@ -6,13 +6,11 @@ client's choice, to the server's KV transfer backend. So the ticket travels ther
 
 import base64
 import binascii
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.messages import AttemptId
+from xgr_runtime.messages import AttemptId, Name, PromptTokens, Seconds
 
 _PREFIX = "xgr1."
 _MAX_CHARS = 4096
@@ -22,9 +20,9 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Which attempt a prompt belongs to and where its KV goes."""
 
     id: AttemptId
-    data_address: str
-    prompt_tokens: Annotated[int, Meta(gt=0)]
-    timeout: float  # seconds left
+    data_address: Name
+    prompt_tokens: PromptTokens
+    timeout: Seconds  # left
 
     def to_text(self) -> str:
         """ASCII letters, digits and `.-_` only: SGLang joins it to a port with a colon."""
@@ -41,7 +39,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         try:
             raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars="-_", validate=True)
             return msgspec.msgpack.decode(raw, type=cls)
-        except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        except (binascii.Error, ValueError, RecursionError, msgspec.DecodeError) as error:
             raise BadRequest(f"the ticket in bootstrap_host cannot be read: {error}") from None
 
 

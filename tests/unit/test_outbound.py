@@ -1,16 +1,20 @@
 """Hand-overs of a prefill process over real sockets, against a decode worker that the test plays."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
+from xgr_runtime import decode_links
 from xgr_runtime.decode_links import IDLE
-from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, WorkerLost
+from xgr_runtime.errors import BadRequest, DeadlineExceeded, Fatal, InternalError, Overloaded, WorkerLost
 from xgr_runtime.handover import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState
 from xgr_runtime.messages import (
+    MOST_CREDITS,
     Ack,
     AttemptId,
     Cancel,
@@ -268,6 +272,80 @@ def test_messages_of_no_transfer_are_counted(played: Played) -> None:
         played.decode.send(played.peer, message)
     played.say(Nack(transfer.id, "done"), lambda: transfer.over)
     assert played.out.stale_messages == 3
+
+
+def test_credits_without_bound_end_their_hand_over_alone(played: Played) -> None:
+    transfer, other = played.open(), played.open(2)
+    while not isinstance(played.hear().message, Open):
+        pass
+    played.say(Grant(transfer.id, 1, LEASE, 0), lambda: played.out.credits_out == 1)
+    for _ in range(2):
+        played.decode.send(played.peer, Credit(transfer.id, MOST_CREDITS - 1))
+    played.say(Renew(other.id, 60.0), lambda: other.sender.lease_until == 60.0)
+    assert transfer.over and "limit" in transfer.sender.reason and not other.over
+    assert played.out.credits_out == 0
+
+
+def test_numbers_that_no_hand_over_has_are_bad_messages(played: Played) -> None:
+    transfer = played.open()
+    played.hear()
+    for message in (
+        Credit(transfer.id, 2**63),
+        Grant(transfer.id, 1, float("nan"), 0),
+        Renew(transfer.id, float("inf")),
+        Grant(transfer.id, 1, LEASE, 2**64 - 1),
+    ):
+        played.decode.send(played.peer, message)
+    played.say(Nack(transfer.id, "done"), lambda: transfer.over)
+    assert played.out.bad_messages == 4
+
+
+def test_kv_that_cannot_be_read_ends_its_hand_over_alone(
+    played: Played, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(chunk: Chunk) -> tuple[bytes, bytes]:
+        raise RuntimeError("a page that is not there")
+
+    transfer, other = played.open(), played.open(2)
+    transfer.read = broken
+    while not isinstance(played.hear().message, Open):
+        pass
+    for each in (transfer, other):
+        each.layer_ready(0, TOKENS)
+    played.say(Grant(transfer.id, 1, LEASE, 0), lambda: transfer.over)
+    played.say(Grant(other.id, 1, LEASE, 0), lambda: other.sender.credits == 0)
+    assert isinstance(transfer.failure, InternalError) and not other.over
+    assert "a page that is not there" in caplog.text, "with its traceback"
+
+
+def test_what_ends_the_process_is_passed_on(played: Played) -> None:
+    def lost(chunk: Chunk) -> tuple[bytes, bytes]:
+        raise Fatal("the device is lost")
+
+    transfer = played.open()
+    transfer.read = lost
+    played.hear()
+    transfer.layer_ready(0, TOKENS)
+    played.decode.send(played.peer, Grant(transfer.id, 1, LEASE, 0))
+    with pytest.raises(Fatal):
+        while True:
+            played.out.exchange(0.0)
+
+
+@pytest.mark.parametrize("why", ["sockets", "links"])
+def test_no_room_for_one_more_link_is_not_the_requests_fault(
+    played: Played, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: Any) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    if why == "sockets":
+        monkeypatch.setattr(zmq.Context.instance(), "socket", none_left)
+    else:
+        monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
+    with pytest.raises(Overloaded) as raised:
+        played.out.connect(played.address)
+    assert raised.value.retryable and not played.out.transfers
 
 
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5", "nonsense", ""])

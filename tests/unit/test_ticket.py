@@ -1,5 +1,7 @@
 """The ticket survives SGLang's HTTP route, and nothing else passes for one."""
 
+import base64
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from xgr_runtime.messages import AttemptId
 from xgr_runtime.ticket import Ticket, request_id
 
 numbers = st.integers(0, 2**62 - 1)
-counts = st.integers(1, 2**62 - 1)
+counts = st.integers(1, 2**31 - 1)
 ids = st.builds(AttemptId, numbers, numbers, st.integers(1, 99), numbers, numbers)
 
 
@@ -35,8 +37,26 @@ def test_comes_back_as_it_went(id: AttemptId, address: str, tokens: int, timeout
         "xgr1.9Z",
         Ticket(AttemptId(1, 2, 3, 4, 5), "ipc://x", 7, 1.0).to_text() + "AAAA",
         Ticket(AttemptId(1, 2, 3, 4, 5), "ipc://x", 7, 1.0).to_text()[:-4],
+        Ticket(AttemptId(1, 2, 3, 4, 2**63), "ipc://x", 7, 1.0).to_text(),
+        Ticket(AttemptId(1, 2, 3, 4, 5), "ipc://x", 2**31, 1.0).to_text(),
+        Ticket(AttemptId(1, 2, 3, 4, 5), "ipc://x", 7, float("nan")).to_text(),
+        "xgr1." + base64.urlsafe_b64encode(b"\x91" * 3000).decode(),
     ],
-    ids=["empty", "a host", "no body", "not base64", "zeros", "long", "short", "with a tail", "cut off"],
+    ids=[
+        "empty",
+        "a host",
+        "no body",
+        "not base64",
+        "zeros",
+        "long",
+        "short",
+        "with a tail",
+        "cut off",
+        "a large number",
+        "many tokens",
+        "no time",
+        "nested",
+    ],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match=r"bootstrap_host|ticket"):

@@ -1,30 +1,80 @@
 """Transport over real sockets: typed messages, bad bytes, peers that are gone, and addresses refused."""
 
 import asyncio
+import errno
+import marshal
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
 
 from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
+    PROTOCOL,
     AttemptId,
     Committed,
     Credit,
     Grant,
     Hello,
     KvChunk,
+    OtherProtocol,
     ToDecodeData,
     ToPrefill,
     ToPrefillData,
     ToRouter,
 )
-from xgr_runtime.transport import AsyncLink, Link, Listener, Poller, Received
+from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
 
+FEW_DESCRIPTORS = """
+import os, resource, time
+from xgr_runtime.messages import AttemptId, Ack, ToDecodeData, ToPrefillData
+from xgr_runtime.transport import Link, Listener, OutOfSockets, Poller
+
+listener = Listener("tcp://127.0.0.1:*", ToDecodeData)
+most = len(os.listdir("/proc/self/fd")) + 40
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+links = []
+try:
+    while True:
+        links.append(Link(listener.address, ToPrefillData))
+except OutOfSockets as error:
+    print(error)
+time.sleep(0.5)  # they connect, or cannot
+for link in links[4:]:
+    link.close()
+poller, until = Poller(), time.monotonic() + 20
+poller.add(listener)
+while listener.bad_messages == 0 and time.monotonic() < until:
+    links[0].send(Ack(AttemptId(1, 2, 3, 4, 5)))  # not of this link's union
+    poller.wait(0.05)
+    listener.receive()
+print(listener.bad_messages)
+"""
 ID = AttemptId(1, 2, 3, 4, 5)
+NESTED = b"\x91" * 100_000 + b"\xc0"
+MALFORMED = {
+    "nothing": b"",
+    "junk": b"junk",
+    "nested": NESTED,
+    "nested before the tag": b"\x82\xa1x" + NESTED + b"\xa4type\xa2kv",
+    "nested behind the tag": b"\x82\xa4type\xa2kv\xa1x" + NESTED,
+    "map of 2^32 fields": b"\xdf\xff\xff\xff\xff\xa4type",
+    "list of 2^32 elements": b"\xdd\xff\xff\xff\xff",
+    "text of 2^32 bytes": b"\x81\xa4type\xdb\xff\xff\xff\xff",
+    "bytes of 2^32 bytes": b"\x81\xa4type\xc6\xff\xff\xff\xff",
+    "text that is none": b"\x81\xa4type\xa1\xff",
+    "pickle": pickle.dumps({"type": "kv"}),
+    "pickle that runs": b"cos\nabort\n(tR.",
+    "marshal": marshal.dumps({"type": "kv"}),
+}
 CHUNK = KvChunk(ID, 0, 0, 1, 0, 2, 2**64 - 1)
 
 
@@ -86,13 +136,110 @@ def test_bad_bytes_are_dropped_and_counted(pair: tuple[Listener[Any], Link[Any]]
     assert listener.bad_messages == before + 1
 
 
-def test_a_pickle_is_just_bad_bytes(pair: tuple[Listener[Any], Link[Any]]) -> None:
-    import pickle
-
+@pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
+def test_whatever_a_frame_holds_is_bad_bytes_at_worst(
+    pair: tuple[Listener[Any], Link[Any]], frame: bytes
+) -> None:
     listener, link = pair
     before = listener.bad_messages
-    link.socket.send(pickle.dumps({"type": "kv"}))
+    link.socket.send(frame)
     assert wait(listener) is None and listener.bad_messages == before + 1
+    (peer,) = listener.take_bad_peers()
+    listener.socket.send_multipart([peer, frame])
+    assert wait(link) is None and link.bad_messages == 1
+
+
+@pytest.mark.parametrize(
+    "frame", [*MALFORMED.values(), msgspec.msgpack.encode(Committed(ID))[:-1]], ids=[*MALFORMED, "cut"]
+)
+def test_a_bad_frame_does_not_deafen_the_loop_that_listens(address: str, frame: bytes) -> None:
+    async def run() -> None:
+        link: AsyncLink[Any] = AsyncLink(address, ToRouter)
+        listener: Listener[Any] = Listener(address, ToPrefill)
+        async with asyncio.timeout(10):
+            while not link.send(Hello(PROTOCOL, 2, "router-0")):
+                await asyncio.sleep(0.01)
+            received = await asyncio.to_thread(wait, listener)
+            assert received is not None
+            listener.socket.send_multipart([received.peer, frame])
+            assert listener.send(received.peer, Committed(ID))
+            assert await link.receive() == Committed(ID) and link.bad_messages == 1
+        link.close()
+        listener.close()
+
+    asyncio.run(run())
+
+
+def test_messages_that_are_here_let_the_rest_of_the_loop_run(address: str) -> None:
+    """A peer that never stops talking must not stop heartbeats and answers of others."""
+
+    async def run() -> None:
+        link: AsyncLink[Any] = AsyncLink(address, ToRouter)
+        listener: Listener[Any] = Listener(address, ToPrefill)
+        async with asyncio.timeout(10):
+            while not link.send(Hello(PROTOCOL, 2, "router-0")):
+                await asyncio.sleep(0.01)
+            received = await asyncio.to_thread(wait, listener)
+            assert received is not None
+            for _ in range(2 * A_TURN):
+                assert listener.send(received.peer, Committed(ID))
+            time.sleep(0.1)  # all of them have arrived
+            ran: list[bool] = []
+            asyncio.get_running_loop().call_soon(ran.append, True)
+            for _ in range(A_TURN):
+                await link.receive()
+            assert ran
+        link.close()
+        listener.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("union", "greeting"),
+    [
+        (ToPrefill, {"type": "hello", "protocol": 99, "router": "another"}),
+        (ToRouter, {"type": "worker_hello", "protocol": 99}),
+        (ToDecodeData, {"type": "link_hello", "protocol": 99, "news": [1, 2]}),
+    ],
+    ids=["hello", "worker_hello", "link_hello"],
+)
+def test_a_greeting_in_another_protocol_tells_its_number(
+    address: str, union: Any, greeting: dict[str, Any]
+) -> None:
+    listener: Listener[Any] = Listener(address, union)
+    link: Link[Any] = Link(address, ToPrefillData)
+    send(link, Credit(ID, 1))
+    wait(listener)
+    link.socket.send(msgspec.msgpack.encode(greeting))
+    received = wait(listener)
+    assert received is not None and received.message == OtherProtocol(99)
+    link.socket.send(msgspec.msgpack.encode(greeting | {"protocol": PROTOCOL, "type": "hello"}))
+    assert wait(listener) is None, "in our own protocol the rest must be right, too"
+    link.close()
+    listener.close()
+
+
+def test_nobody_can_make_a_receiver_turn_for_ever(pair: tuple[Listener[Any], Link[Any]]) -> None:
+    listener, link = pair
+    before = listener.bad_messages
+    for _ in range(A_TURN + 1):
+        link.socket.send(b"junk")
+    assert link.send(CHUNK)
+    time.sleep(0.1)  # all of it has arrived
+    assert listener.receive() is None and listener.bad_messages == before + A_TURN
+    received = listener.receive()
+    assert received is not None and received.message == CHUNK
+
+
+def test_a_process_without_a_free_socket_says_so(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(kind: int) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(zmq.Context.instance(), "socket", none_left)
+    for kind, union in ((Listener, ToPrefill), (Link, ToPrefillData)):
+        with pytest.raises(OutOfSockets, match="ulimit"):
+            kind(address, union)
 
 
 def test_sending_to_nobody_is_false_at_once(pair: tuple[Listener[Any], Link[Any]], address: str) -> None:
@@ -108,11 +255,11 @@ def test_a_broken_connection_is_noticed_at_once(address: str) -> None:
         link: AsyncLink[Any] = AsyncLink(address, ToRouter)
         listener: Listener[Any] = Listener(address, ToPrefill)
         async with asyncio.timeout(10):
-            while not link.send(Hello(1, 2)):
+            while not link.send(Hello(PROTOCOL, 2, "router-0")):
                 await asyncio.sleep(0.01)
             listener.close()
             await link.disconnected()
-            while link.send(Hello(1, 2)):  # the queue closes a moment after the event
+            while link.send(Hello(PROTOCOL, 2, "router-0")):  # the queue closes a moment after the event
                 await asyncio.sleep(0.01)
         link.close()
 
@@ -126,7 +273,7 @@ def test_an_answer_that_arrives_before_a_send_still_wakes_its_reader(address: st
         link: AsyncLink[Any] = AsyncLink(address, ToRouter)
         listener: Listener[Any] = Listener(address, ToPrefill)
         async with asyncio.timeout(10):
-            while not link.send(Hello(1, 2)):
+            while not link.send(Hello(PROTOCOL, 2, "router-0")):
                 await asyncio.sleep(0.01)
             received = await asyncio.to_thread(wait, listener)
             assert received is not None
@@ -135,7 +282,7 @@ def test_an_answer_that_arrives_before_a_send_still_wakes_its_reader(address: st
                 await asyncio.sleep(0.01)  # it waits now
                 assert listener.send(received.peer, Committed(ID))
                 time.sleep(0.02)  # the answer arrives while the loop is busy
-                assert link.send(Hello(1, 2))
+                assert link.send(Hello(PROTOCOL, 2, "router-0"))
                 assert await reader == Committed(ID)
         link.close()
         listener.close()
@@ -167,6 +314,14 @@ def test_addresses_that_let_strangers_in_are_refused(address: str) -> None:
 def test_an_address_that_means_nothing_is_refused(address: str) -> None:
     with pytest.raises(ConfigError):
         Link(address, ToPrefillData)
+
+
+def test_a_listener_outlives_a_lack_of_descriptors() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS], capture_output=True, text=True, timeout=60, check=True
+    )
+    said, bad_messages = ran.stdout.splitlines()
+    assert "ulimit" in said and int(bad_messages) > 0
 
 
 def test_who_sent_bad_bytes_is_told_once(pair: tuple[Listener[Any], Link[Any]]) -> None:

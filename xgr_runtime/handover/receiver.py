@@ -16,6 +16,7 @@ from xgr_runtime.messages import (
     ProcessId,
     Renew,
     Way,
+    brief,
 )
 
 
@@ -148,7 +149,7 @@ class Receiver:
         """The attempt is over: the message that tells the prefill worker."""
         if self.state is not ReceiverState.FAILED:
             self.state = ReceiverState.FAILED
-            self.reason = reason
+            self.reason = brief(reason)
             self.credits_out = 0
         return Nack(self.id, self.reason)
 

@@ -6,7 +6,19 @@ from collections.abc import Callable
 from enum import Enum
 
 from xgr_runtime.handover.chunks import Chunk, ChunkPlan, PromptPages, digest_of
-from xgr_runtime.messages import AttemptId, Cancel, Commit, Grant, KvChunk, KvReady, Open, ProcessId, Way
+from xgr_runtime.messages import (
+    MOST_CREDITS,
+    AttemptId,
+    Cancel,
+    Commit,
+    Grant,
+    KvChunk,
+    KvReady,
+    Open,
+    ProcessId,
+    Way,
+    brief,
+)
 
 FIRST_LEASE = 15.0
 """Seconds that KV is held before the first word of a decode worker, where no setting says otherwise."""
@@ -107,7 +119,7 @@ class Sender:
         """The receiver holds pages: start streaming all that is ready."""
         if self.state is not SenderState.OPENED:
             return
-        if not 0 <= grant.held_tokens <= self.plan.tokens or grant.credits < 1:
+        if not 0 <= grant.held_tokens <= self.plan.tokens or not 1 <= grant.credits <= MOST_CREDITS:
             self.fail("GRANT is out of range")
             return
         if grant.way != "frames" and self.pages is None:
@@ -126,8 +138,11 @@ class Sender:
 
     def credited(self, chunks: int) -> None:
         """The receiver has room for `chunks` more."""
-        if self.state is SenderState.STREAMING and self.way != "in place" and chunks > 0:
-            self.credits += chunks
+        if self.state is not SenderState.STREAMING or self.way == "in place":
+            return
+        self.credits += max(0, chunks)
+        if self.credits > MOST_CREDITS:
+            self.fail(f"the decode worker has room for {self.credits} chunks, the limit is {MOST_CREDITS}")
 
     def renewed(self, lease: float, now: float) -> None:
         """The receiver still wants this prompt."""
@@ -149,7 +164,8 @@ class Sender:
         """CANCEL, a lost link, a deadline: the attempt is over, though it may still be read."""
         if self.state not in (SenderState.DONE, SenderState.FAILED):
             self.state = SenderState.FAILED
-            self.reason = reason
+            self.reason = brief(reason)
+            self.credits = 0
             self.lease_until = -math.inf  # whoever reads in place is asked at once
 
     def expire(self, now: float, lives: Callable[[ProcessId], bool]) -> bool:

@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_runtime.errors import Fatal
+
 Work = Callable[[], None]
 
 
-class DeviceLost(Exception):
+class DeviceLost(Fatal):
     """The device does not answer this process any more, whatever it is asked."""
 
 

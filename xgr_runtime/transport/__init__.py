@@ -1,23 +1,29 @@
 """Typed messages between processes; nothing else here imports zmq."""
 
 from xgr_runtime.transport.sockets import (
+    A_TURN,
     CONTROL_MAX_BYTES,
+    DATA_HIGH_WATER,
     DATA_MAX_BYTES,
     AsyncLink,
     Frame,
     Link,
     Listener,
+    OutOfSockets,
     Poller,
     Received,
 )
 
 __all__ = [
+    "A_TURN",
     "CONTROL_MAX_BYTES",
+    "DATA_HIGH_WATER",
     "DATA_MAX_BYTES",
     "AsyncLink",
     "Frame",
     "Link",
     "Listener",
+    "OutOfSockets",
     "Poller",
     "Received",
 ]

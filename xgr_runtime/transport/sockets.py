@@ -2,11 +2,13 @@
 
 A message is one msgpack frame of a tagged union, followed by raw frames where the message says so. Sending
 never blocks: `send` returns False when the peer is gone or its queue is full, and the caller decides.
+Whatever a frame holds, receiving gives a message or counts a bad one; it raises nothing.
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import zmq
@@ -15,16 +17,49 @@ from zmq.utils.monitor import recv_monitor_message
 
 from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import Message
+from xgr_runtime.messages import PROTOCOL, Message, Number, OtherProtocol
 
 In = TypeVar("In")
 Frame = bytes | memoryview
 
 CONTROL_MAX_BYTES = 64 << 20  # an allow list of 16 million leaves
 DATA_MAX_BYTES = (4 << 20) + (64 << 10)  # the largest chunk and its header
+DATA_HIGH_WATER = 256  # messages of KV that a link holds, should a peer not keep to its credits
+A_TURN = 256  # messages that one turn of a loop takes from one socket, so that no peer can hold it up
 
-_HIGH_WATER = 4096  # messages; bytes are bounded by credits (data) and by admission (control)
+_HIGH_WATER = 4096  # messages; bytes are bounded by admission
+_BAD_PEERS = 1024  # most that are remembered
 _encoder = msgspec.msgpack.Encoder()
+
+
+class OutOfSockets(ConfigError):
+    """This process may open no more sockets."""
+
+
+class _Greeting(msgspec.Struct, frozen=True):
+    """What is read of a greeting in another protocol; the rest of it may look like anything."""
+
+    type: Literal["hello", "worker_hello", "link_hello"]
+    protocol: Number
+
+
+_greetings = msgspec.msgpack.Decoder(_Greeting)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[Any], frame: Frame) -> Any:
+    """The message in a frame, `OtherProtocol` for a greeting of another version, None for all else."""
+    if (message := _read(decoder, frame)) is not None:
+        return message
+    greeting = _read(_greetings, frame)
+    return OtherProtocol(greeting.protocol) if greeting and greeting.protocol != PROTOCOL else None
+
+
+def _read(decoder: msgspec.msgpack.Decoder[Any], frame: Frame) -> Any:
+    """What a frame holds, or None. Strangers choose its bytes: they may be nested, large or cut off."""
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, ValueError, RecursionError, MemoryError, OverflowError):
+        return None
 
 
 class Received(NamedTuple, Generic[In]):
@@ -41,31 +76,39 @@ class _Socket(Generic[In]):
     def __init__(self, kind: int, incoming: Any, max_bytes: int) -> None:
         self.bad_messages = 0
         self._bad_peers: set[bytes] = set()
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        with _sockets_left():
+            self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         _set_options(self.socket, max_bytes)
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._envelope = 1 if kind == zmq.ROUTER else 0  # a ROUTER puts the peer's identity in front
 
     def receive(self) -> Received[In] | None:
         """The next valid message, or None when there is none now. Invalid ones are dropped and counted."""
-        while True:
+        return next(self.receive_some(), None)
+
+    def receive_some(self, most: int = A_TURN) -> Iterator[Received[In]]:
+        """The valid ones of the next `most` messages; whoever waits for the socket is woken for the rest."""
+        for _ in range(most):
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return None
+                return
             received = self._parse([part.buffer for part in parts])
             if received is not None:
-                return received
-            self.bad_messages += 1
-            if self._envelope:
-                self._bad_peers.add(bytes(parts[0].buffer))
+                yield received
+            else:
+                self._count_bad(parts[0].buffer)
+
+    def _count_bad(self, peer: memoryview) -> None:
+        self.bad_messages += 1
+        if self._envelope and len(self._bad_peers) < _BAD_PEERS:
+            self._bad_peers.add(bytes(peer))
 
     def _parse(self, parts: list[memoryview]) -> Received[In] | None:
         if len(parts) <= self._envelope:
             return None
-        try:
-            message = self._decoder.decode(parts[self._envelope])
-        except (msgspec.DecodeError, ValueError):
+        message = _decoded(self._decoder, parts[self._envelope])
+        if message is None:
             return None
         peer = bytes(parts[0]) if self._envelope else b""
         return Received(peer, message, parts[self._envelope + 1 :])
@@ -86,9 +129,18 @@ class _Socket(Generic[In]):
 class Listener(_Socket[In]):
     """The bound end: many peers, told apart by the identity that `receive` reports."""
 
-    def __init__(self, address: str, incoming: Any, max_bytes: int = CONTROL_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        address: str,
+        incoming: Any,
+        max_bytes: int = CONTROL_MAX_BYTES,
+        *,
+        high_water: int = _HIGH_WATER,
+    ) -> None:
+        """`high_water` counts messages that wait here to be received, of one peer."""
         check_address(address)
         super().__init__(zmq.ROUTER, incoming, max_bytes)
+        self.socket.setsockopt(zmq.RCVHWM, high_water)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self.socket.bind(address)
@@ -110,9 +162,18 @@ class Listener(_Socket[In]):
 class Link(_Socket[In]):
     """The connected end: one peer; reconnects by itself."""
 
-    def __init__(self, address: str, incoming: Any, max_bytes: int = CONTROL_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        address: str,
+        incoming: Any,
+        max_bytes: int = CONTROL_MAX_BYTES,
+        *,
+        high_water: int = _HIGH_WATER,
+    ) -> None:
+        """`high_water` counts messages that wait here to be sent."""
         check_address(address)
         super().__init__(zmq.DEALER, incoming, max_bytes)
+        self.socket.setsockopt(zmq.SNDHWM, high_water)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # never queue for a peer that is not there
         try:
             self.socket.connect(address)
@@ -134,10 +195,12 @@ class AsyncLink(Generic[In]):
         self.address = address
         self.bad_messages = 0
         self._decoder = msgspec.msgpack.Decoder(incoming)
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self._taken = 0  # messages
+        with _sockets_left():
+            self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(address)
 
     def send(self, message: Message) -> bool:
@@ -154,10 +217,13 @@ class AsyncLink(Generic[In]):
         """The next valid message. Invalid ones are dropped and counted."""
         while True:
             parts = await self._socket.recv_multipart()
-            try:
-                return self._decoder.decode(parts[0])  # type: ignore[no-any-return]
-            except (msgspec.DecodeError, ValueError):
-                self.bad_messages += 1
+            self._taken += 1
+            if self._taken % A_TURN == 0:
+                await asyncio.sleep(0)  # what is here already does not let others run by itself
+            message = _decoded(self._decoder, parts[0])
+            if message is not None:
+                return message  # type: ignore[no-any-return]
+            self.bad_messages += 1
 
     async def disconnected(self) -> None:
         """Return when the connection breaks."""
@@ -186,6 +252,16 @@ class Poller:
     def wait(self, seconds: float) -> None:
         """Return when a socket has something, or after `seconds`."""
         self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
+
+
+@contextmanager
+def _sockets_left() -> Iterator[None]:
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise OutOfSockets(
+            f"no socket is left ({error.strerror}): raise the limit of open files (ulimit -n)"
+        ) from None
 
 
 def _set_options(socket: zmq.Socket[Any], max_bytes: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from decode_worker import links
 from decode_worker.links import PrefillLinks, incompatibility
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -96,3 +97,47 @@ def test_a_peer_speaks_for_the_incarnation_that_it_greeted_with(pair: Pair) -> N
     pair._decode.wait(5)
     (received,) = pair.links.receive()
     assert pair.links.incarnation_of(received.peer) == HELLO.incarnation
+
+
+def test_a_greeting_of_another_version_is_refused_by_number(pair: Pair) -> None:
+    """Of which nothing but the protocol can be read."""
+    while not pair.link.send(LinkWelcome(1)):
+        pass
+    pair._decode.wait(5)
+    assert list(pair.links.receive()) == []
+    greeting = {"type": "link_hello", "protocol": PROTOCOL + 1, "news": "all of it"}
+    pair.link.socket.send(msgspec.msgpack.encode(greeting))
+    pair._decode.wait(5)
+    assert list(pair.links.receive()) == []
+    assert pair.hear() == LinkRefused(4, f"it speaks protocol {PROTOCOL + 1}, this worker {PROTOCOL}")
+
+
+def test_a_greeting_that_cannot_be_handled_is_refused(pair: Pair) -> None:
+    def broken(hello: LinkHello) -> str:
+        raise KeyError("nobody had thought of this")
+
+    pair.links._greeted = broken
+    assert pair.say(HELLO) == []
+    assert isinstance(pair.hear(), LinkRefused) and pair.say(OPEN) == []
+
+
+def test_links_are_bounded_and_those_that_are_gone_make_room(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "MOST_LINKS", 2)
+    pair.links._welcome = {b"gone": 1, b"gone, too": 2}
+    assert pair.say(HELLO) == [] and pair.hear() == LinkWelcome(4)
+    assert list(pair.links._welcome.values()) == [3]
+    monkeypatch.setattr(links, "MOST_LINKS", 1)
+    other: Link[Any] = Link(pair.links.listener.address, ToPrefillData)
+    poller = Poller()
+    poller.add(other)
+    while not other.send(msgspec.structs.replace(HELLO, incarnation=9)):
+        pass
+    pair._decode.wait(5)
+    assert list(pair.links.receive()) == []
+    poller.wait(5)
+    refused = other.receive()
+    assert refused is not None and isinstance(refused.message, LinkRefused)
+    assert pair.links.incarnation_of(b"gone") is None
+    other.close()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from decode_worker import memories as decode_memories
 from decode_worker.memories import PrefillMemories
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -82,6 +83,14 @@ def test_the_same_run_is_mapped_once(offered: Offered) -> None:
         source = ours.source_of(offered.open())
         assert source is not None
     assert len(ours._mapped) == 1
+
+
+def test_runs_beyond_a_bound_send_frames(offered: Offered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_memories, "MOST_MEMORIES", 2)
+    ours = memories()
+    for incarnation in (3, 4, 5):
+        assert not ours.greeted(hello(offered.shared, incarnation))
+    assert [*ours._mapped] == [3, 4] and ours.source_of(offered.open(prefill=5)) is None
 
 
 @pytest.mark.parametrize("case", ["nothing offered", "frames wanted", "not to be mapped", "another GPU"])

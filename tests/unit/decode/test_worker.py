@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from played_engine import PlayedEngine
 
 from decode_worker.memories import PrefillMemories
 from decode_worker.task import DecodeTask
@@ -36,7 +37,6 @@ from xgr_runtime.messages import (
     Nack,
     Open,
     Renew,
-    StepCost,
     ToRouter,
     WorkerHello,
 )
@@ -51,43 +51,6 @@ from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TOKENS = np.arange(90, 100, dtype=np.int32).tobytes()  # a prompt
-
-
-class PlayedEngine:
-    """Two layers per launch, something to do between them, and searches on which it breaks.
-
-    With `keeps`, searches stay with it until they are put into `finished`.
-    """
-
-    def __init__(self) -> None:
-        self.ready, self.busy = True, False
-        self.cost: StepCost | None = None
-        self.keeps = False
-        self.launches: list[list[Any]] = []
-        self.finished: list[Any] = []
-        self.pool = SimpleNamespace(pages=4, k=torch.empty(0))
-        self.row_budget = 16
-        self.counters: dict[str, float] = {}
-        self.tail_tokens = 0
-        self.between: Callable[[], None] = lambda: None
-        self.broken: list[Any] = []
-
-    def choose(self, waiting: list[Any]) -> list[Any]:
-        return waiting
-
-    def launch(self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None) -> None:
-        for layer in range(2):
-            self.between()
-            on_layer(layer)
-        if any(search is bad for search in searches for bad in self.broken):
-            raise RuntimeError("a launch that cannot be done")
-        self.launches.append(list(searches))
-        for search in searches:
-            search.launched = self.keeps
-
-    def collect(self) -> list[Any]:
-        finished, self.finished = self.finished, []
-        return finished
 
 
 @pytest.fixture
@@ -137,7 +100,7 @@ def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWo
     answers: list[Any] = []
 
     def beat() -> None:
-        while not router.send(Hello(PROTOCOL, 7)):
+        while not router.send(Hello(PROTOCOL, 7, "router-0")):
             pass
         outgoing.wait(5)
 
@@ -692,3 +655,119 @@ def test_a_worker_that_reads_in_place_caches_nothing(worker: DecodeWorker, heard
     say(worker, commit_of(task))
     ended(worker, task)
     assert heard[0].held_tokens == 0 and worker.load().pages_cached == 0
+
+
+# --- what nobody had thought of, and what peers should not do ---
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise KeyError("nobody had thought of this")
+
+
+@pytest.fixture
+def told(worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What routers are told."""
+    said: list[Any] = []
+    monkeypatch.setattr(worker.control, "send", lambda router, message: said.append(message))
+    return said
+
+
+@pytest.mark.parametrize("where", ["before the task", "with the task"])
+def test_a_request_that_cannot_be_handled_ends_alone(
+    worker: DecodeWorker,
+    told: list[Any],
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept = opened(worker, 2)
+    with monkeypatch.context() as patched:
+        if where == "before the task":
+            patched.setattr(worker, "accept", broken)
+        else:
+            patched.setattr(worker.inbound, "expect", broken)
+        searching_id = AttemptId(1, 1, 1, 3, worker.incarnation)
+        version = worker.catalog.version
+        message = DecodeRequest(searching_id, TOKENS, 4, 2, "vocab", version, None, b"", 60.0)
+        worker.handle_request(message, 0.0)
+    (failed,) = told
+    assert failed.id == searching_id and failed.code == "internal_error" and not failed.retry
+    assert "nobody had thought" in caplog.text and list(worker.tasks) == [kept]
+
+
+@pytest.mark.parametrize("what", ["Open", "KvChunk", "Commit"])
+def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
+    pooled: DecodeWorker, heard: Heard, told: list[Any], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = AttemptId(1, 1, 1, 3, pooled.incarnation)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", pooled.catalog.version, None, b"", 60.0)
+    pooled.handle_request(request, 0.0)
+    other = AttemptId(1, 2, 1, 3, pooled.incarnation)
+    pooled.handle_request(msgspec.structs.replace(request, id=other), 0.0)
+    receiver, step = pooled.tasks[id].receiver, {"Open": "open", "KvChunk": "chunk", "Commit": "commit"}[what]
+    monkeypatch.setattr(receiver, step, broken)
+    say(pooled, Open(id, 10, 0.0))
+    pooled.inbound.grant_pages(0.0)
+    if what == "KvChunk":
+        say(pooled, KvChunk(id, 0, 0, 2, 0, 10, 1))
+    elif what == "Commit":
+        say(pooled, Commit(id, 0, digest_of([]), None, 0.1))
+    assert list(pooled.tasks) == [other] and pooled.load().pages_used == 0
+    assert told[-1].id == id and told[-1].retry and pooled.counters["broken_transfers"] == 1
+
+
+def test_a_lost_device_is_not_one_hand_overs_fault(pooled: DecodeWorker, heard: Heard) -> None:
+    id = opened(pooled)
+    pooled.inbound.grant_pages(0.0)
+
+    def lose(*_: Any) -> None:
+        raise DeviceLost("it fell off the bus")
+
+    pooled.inbound.copies.write = lose  # type: ignore[method-assign, assignment]
+    body = bytes(10 * IDENTITY.layer_token_bytes)
+    chunk = KvChunk(id, 0, 0, 2, 0, 10, chunk_checksum(body, body))
+    with pytest.raises(DeviceLost):
+        pooled.inbound.handle(Received(b"p", chunk, [memoryview(body), memoryview(body)]), 1.0)
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_more_chunks_at_once_than_credits_break_the_protocol(
+    pooled: DecodeWorker, heard: Heard, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pooled.config.chunk_credits == 8
+    id = opened(pooled)
+    pooled.inbound.grant_pages(0.0)
+    batch = []
+    for sequence in range(count):
+        keys = bytes(IDENTITY.layer_token_bytes // 2)
+        chunk = KvChunk(id, sequence, 0, 1, sequence, 1, chunk_checksum(keys, keys))
+        batch.append(Received(b"p", chunk, [memoryview(keys), memoryview(keys)]))
+    monkeypatch.setattr(pooled.inbound.data, "receive", lambda: iter(batch))
+    pooled.inbound.receive()
+    assert (id in pooled.tasks) == (count == 8)
+    nacks = [message for message in heard if isinstance(message, Nack)]
+    assert len(nacks) == (count == 9) and all("9 chunks" in nack.reason for nack in nacks)
+
+
+def test_opens_that_come_before_their_requests_are_bounded(worker: DecodeWorker, heard: Heard) -> None:
+    def ids(first: int, count: int) -> list[AttemptId]:
+        return [AttemptId(1, first + n, 1, 3, worker.incarnation) for n in range(count)]
+
+    for id in ids(0, 1024):
+        worker.inbound.keep_early(b"p", Open(id, 10, 0.0), 1.0)
+    assert len(worker.inbound.early_opens) == 1024 and not heard
+    worker.inbound.keep_early(b"p", Open(ids(1024, 1)[0], 10, 0.0), 1.0)
+    assert len(worker.inbound.early_opens) == 1024 and isinstance(heard[-1], Nack)
+    worker.expire(1000.0)
+    pages = bytes(1 << 20)
+    for id in ids(0, 64):
+        worker.inbound.keep_early(b"p", Open(id, 10, 0.0, pages, pages), 1000.0)
+    assert len(worker.inbound.early_opens) == 32, "of 2 MiB each"
+
+
+def test_the_next_run_of_a_router_ends_what_the_one_before_asked_for(worker: DecodeWorker) -> None:
+    opened(worker, 1)
+    for router in (1, 5):
+        worker.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 0.0)
+    worker.expire(0.0)
+    assert not worker.tasks

@@ -21,6 +21,8 @@ from xgr_runtime.handover import (
     range_checksum,
 )
 from xgr_runtime.messages import (
+    MOST_CREDITS,
+    MOST_TEXT,
     Ack,
     AttemptId,
     Cancel,
@@ -167,11 +169,28 @@ def test_an_open_of_another_prompt_fails() -> None:
     assert isinstance(receiver.open(Open(ID, 5, 0.0)), Nack)
 
 
-@pytest.mark.parametrize(("credits", "held"), [(0, 0), (1, -1), (1, 6)])
+@pytest.mark.parametrize(("credits", "held"), [(0, 0), (1, -1), (1, 6), (MOST_CREDITS + 1, 0), (2**63, 0)])
 def test_a_grant_out_of_range_fails_the_sender(credits: int, held: int) -> None:
     sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
     sender.granted(Grant(ID, credits, 1.0, held), now=0.0)
     assert sender.over and sender.next_chunk() is None
+
+
+@pytest.mark.parametrize("chunks", [MOST_CREDITS, 2**63 - 1])
+def test_more_credits_than_there_can_be_end_the_hand_over(chunks: int) -> None:
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender.granted(Grant(ID, 1, 1.0, 0), now=0.0)
+    sender.credited(MOST_CREDITS - 1)
+    assert sender.credits == MOST_CREDITS and not sender.over
+    sender.credited(chunks)
+    assert sender.over and str(MOST_CREDITS) in sender.reason and not sender.credits
+
+
+def test_a_reason_is_as_long_as_a_message_may_carry() -> None:
+    receiver = streaming_receiver()
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender.fail("x" * 2 * MOST_TEXT)
+    assert len(receiver.fail("x" * 2 * MOST_TEXT).reason) == len(sender.reason) == MOST_TEXT
 
 
 def test_a_renewed_lease_holds_longer() -> None:

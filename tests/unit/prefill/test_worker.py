@@ -10,6 +10,7 @@ import pytest
 
 from prefill_worker.engine import Part
 from prefill_worker.worker import PrefillWorker
+from xgr_runtime import decode_links
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.device_turns import PATIENCE
 from xgr_runtime.messages import (
@@ -24,6 +25,8 @@ from xgr_runtime.messages import (
     PrefillRequest,
     ToRouter,
 )
+from xgr_runtime.model.device import DeviceLost
+from xgr_runtime.outbound import Transfer
 from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import Link, Poller
 
@@ -110,10 +113,7 @@ def one_turn(worker: PrefillWorker) -> None:
     worker.expire(worker.clock())
     worker.retire()
     turns = worker.scheduler.next_turns(worker.clock())
-    for turn in turns:
-        if turn.prompt.id not in worker.prompts:
-            worker.open(turn.prompt)
-    worker.prefill(turns)
+    worker.prefill(worker.opened(turns))
 
 
 def refuse(token: int) -> Callable[[list[Part], Callable[[int], None]], None]:
@@ -238,7 +238,7 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     router: Link[Any] = Link(worker.config.control_address, ToRouter)
     poller = Poller()
     poller.add(router)
-    while not router.send(Hello(PROTOCOL, 1)):
+    while not router.send(Hello(PROTOCOL, 1, "router-0")):
         pass
     while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m", retry=False)):
         list(worker.control.receive(10.0))
@@ -349,3 +349,100 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
         asked(made, [1] * 40, 1)
         assert made.load().pages_cached == pages
         made.control.listener.close()
+
+
+# --- what nobody had thought of ---
+
+
+def spoil(worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What routers are told."""
+    said: list[Any] = []
+    monkeypatch.setattr(worker.control, "send", lambda router, message: said.append(message))
+    return said
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise KeyError("nobody had thought of this")
+
+
+def test_a_message_that_cannot_be_handled_ends_its_request_alone(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = spoil(worker, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.scheduler, "add", broken)
+        worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.handle_control(request(worker, [1, 2, 3], 2), 10.0)
+    (failed,) = said
+    assert failed.id.request == 1 and failed.code == "internal_error" and not failed.retry
+    assert "nobody had thought" not in failed.message and "nobody had thought" in caplog.text
+    assert [prompt.id.request for prompt in worker.scheduler.waiting] == [2]
+
+
+def test_a_lost_device_is_not_one_messages_fault(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(prompt: Any) -> None:
+        raise DeviceLost("it fell off the bus")
+
+    monkeypatch.setattr(worker.scheduler, "add", lose)
+    with pytest.raises(DeviceLost):
+        worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+
+
+@pytest.mark.parametrize("where", ["outbound.open", "timeline.add", "a layer"])
+def test_a_prompt_that_cannot_be_opened_holds_nothing(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    said = spoil(worker, monkeypatch)
+    play(worker, lambda parts, on_layer: None)
+    worker.handle_control(request(worker, [1] * 4), 10.0)
+    with monkeypatch.context() as patched:
+        if where == "outbound.open":
+            patched.setattr(worker.outbound, "open", broken)
+        elif where == "timeline.add":
+            patched.setattr(worker.timeline, "add", broken)
+        else:
+            patched.setattr(Transfer, "layer_ready", broken)
+        assert len(worker.opened(worker.scheduler.next_turns(10.0))) == (where == "a layer")
+    one_turn(worker)
+    assert not worker.prompts and not worker.cache.used and not worker.outbound.transfers
+    assert not worker.scheduler.begun and not worker.outbound.credits_out
+    (failed,) = said
+    assert failed.code == "internal_error" and not failed.retry
+    worker.handle_control(request(worker, [1] * 4, 2), 10.0)
+    one_turn(worker)
+    assert worker.counters["prompts"] == 1, "and the next one runs"
+
+
+def test_a_decode_worker_for_whom_there_is_no_socket_is_tried_elsewhere(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = spoil(worker, monkeypatch)
+    monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
+    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    assert said[0].retry and said[0].code == "overloaded" and not worker.scheduler.waiting
+
+
+def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = spoil(worker, monkeypatch)
+    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.outbound._links._links.clear()  # it was idle for too long
+    monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
+    assert not worker.opened(worker.scheduler.next_turns(10.0))
+    assert said[0].retry and said[0].code == "overloaded" and not caplog.text
+    assert not worker.prompts and not worker.cache.used and not worker.scheduler.begun
+
+
+def test_the_next_run_of_a_router_ends_what_the_one_before_asked_for(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        worker.handle_control(request(worker, [1] * 12, number, timeout=60.0), 10.0)
+    worker.opened(worker.scheduler.next_turns(10.0))
+    for router in (1, 5):
+        worker.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 10.0)
+    worker.expire(10.0)
+    assert not worker.prompts and not worker.scheduler.waiting and not worker.cache.used

@@ -117,7 +117,7 @@ def _load(scheduler: Any, manager: Any) -> Load:
     )
     return Load(
         requests=sum(map(len, queues)),
-        pages_used=(total - free - cached) // page_size,
+        pages_used=max(0, total - free - cached) // page_size,
         pages_cached=cached // page_size,
         pages_total=total // page_size,
         credits_out=outbound.credits_out,

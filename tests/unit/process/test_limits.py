@@ -1,11 +1,11 @@
-"""The router process: what it asks of the system."""
+"""What every process asks of the system."""
 
 import resource
 from collections.abc import Iterator
 
 import pytest
 
-from router.__main__ import allow_many_connections
+from xgr_runtime.process import allow_many_descriptors
 
 
 @pytest.fixture
@@ -18,5 +18,5 @@ def few_descriptors() -> Iterator[int]:
 
 
 def test_takes_all_descriptors_that_it_may_have(few_descriptors: int) -> None:
-    allow_many_connections()
+    allow_many_descriptors()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few_descriptors, few_descriptors)

@@ -1,0 +1,48 @@
+"""An engine of the decode worker that only pretends to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from xgr_runtime.messages import StepCost
+
+
+class PlayedEngine:
+    """Two layers per launch, something to do between them, and searches on which it breaks.
+
+    With `keeps`, searches stay with it until they are put into `finished`.
+    """
+
+    def __init__(self) -> None:
+        self.ready, self.busy = True, False
+        self.cost: StepCost | None = None
+        self.keeps = False
+        self.launches: list[list[Any]] = []
+        self.finished: list[Any] = []
+        self.pool = SimpleNamespace(pages=4, k=torch.empty(0))
+        self.row_budget = 16
+        self.counters: dict[str, float] = {}
+        self.tail_tokens = 0
+        self.between: Callable[[], None] = lambda: None
+        self.broken: list[Any] = []
+
+    def choose(self, waiting: list[Any]) -> list[Any]:
+        return waiting
+
+    def launch(self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None) -> None:
+        for layer in range(2):
+            self.between()
+            on_layer(layer)
+        if any(search is bad for search in searches for bad in self.broken):
+            raise RuntimeError("a launch that cannot be done")
+        self.launches.append(list(searches))
+        for search in searches:
+            search.launched = self.keeps
+
+    def collect(self) -> list[Any]:
+        finished, self.finished = self.finished, []
+        return finished
