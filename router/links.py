@@ -80,7 +80,7 @@ class WorkerLink(Worker):
     async def _receive(self) -> None:
         while True:
             message = await self._link.receive()
-            self._heard = asyncio.get_running_loop().time()
+            self._heard, self._unanswered = asyncio.get_running_loop().time(), 0
             if isinstance(message, WorkerHello):
                 self.meet(message)
             elif isinstance(message, CacheFlushed):
@@ -103,6 +103,7 @@ class WorkerLink(Worker):
         loop = asyncio.get_running_loop()
         while True:
             self._link.send(self._beat)
+            self._unanswered += 1
             slept = loop.time()
             await asyncio.sleep(self._heartbeat)
             now = loop.time()

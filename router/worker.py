@@ -10,6 +10,8 @@ from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
 
 log = logging.getLogger(__name__)
 
+QUIET = 3  # heartbeats without an answer after which a worker is quiet
+
 OnMessage = Callable[["Worker", Message], None]
 OnLost = Callable[["Worker", int, str], None]
 
@@ -25,6 +27,7 @@ class Worker(ABC):
         self.absence = "it has not answered yet"  # why it is not alive
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
+        self._unanswered = 0  # heartbeats since it was last heard
         self._on_message = on_message
         self._on_lost = on_lost
 
@@ -32,6 +35,11 @@ class Worker(ABC):
     def traceable(self) -> bool:
         """Whether it answers `TraceAsk`."""
         return True
+
+    @property
+    def quiet(self) -> bool:
+        """Whether `QUIET` heartbeats have passed without a word: it may be busy, stuck or gone."""
+        return self._unanswered > QUIET
 
     @abstractmethod
     def start(self) -> None:
