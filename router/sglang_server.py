@@ -69,7 +69,7 @@ class SglangServer(Worker):
 
     def start(self) -> None:
         """See `Worker.start`."""
-        self._keep(self._beats())
+        self._keep(self._kept(self._beats))
 
     async def stop(self) -> None:
         """See `Worker.stop`."""

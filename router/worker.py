@@ -1,8 +1,9 @@
 """One configured worker as the router knows it, whatever carries the messages."""
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
@@ -11,6 +12,7 @@ from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
 log = logging.getLogger(__name__)
 
 QUIET = 3  # heartbeats without an answer after which a worker is quiet
+RENEWAL = 0.1  # seconds before a link that broke is made anew
 
 OnMessage = Callable[["Worker", Message], None]
 OnLost = Callable[["Worker", int, str], None]
@@ -90,6 +92,20 @@ class Worker(ABC):
             self.alive, self.absence = False, "it is gone"
             log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
             self._on_lost(self, self.incarnation, reason)
+
+    async def _kept(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Work for ever. What breaks that is logged and costs the worker its requests, never its link."""
+        broken = False
+        while True:
+            try:
+                if broken:
+                    broken = False
+                    self.lost("our link to it broke")
+                    await asyncio.sleep(RENEWAL)
+                await work()
+            except Exception:
+                log.exception("the link to the %s worker at %s is made anew", self.role, self.address)
+                broken = True
 
 
 async def flushed(worker: Worker) -> Flush:
