@@ -209,6 +209,20 @@ async def test_the_neighbours_of_a_poison_are_all_answered(folder: Path) -> None
 
 
 @play
+async def test_two_deaths_in_company_are_no_proof(folder: Path) -> None:
+    """It was tried on two pairs at once, and both died, as they would if their other requests did that."""
+    async with stage(folder, 1, 3, crash_budget=2) as s:
+        answer = s.ask()
+        await commit(s, s.decode[0], await s.decode[0].next(DecodeRequest))
+        s.decode[0].mute = True
+        await commit(s, s.decode[1], await s.decode[1].next(DecodeRequest))
+        s.decode[0].die()
+        s.decode[1].die()
+        await answered(s.decode[2])
+        assert (await answer).attempts == 3 and s.idle
+
+
+@play
 async def test_while_a_suspect_is_tried_new_requests_go_elsewhere_if_they_can(folder: Path) -> None:
     async with stage(folder, 2, 3) as s:
         (suspect,) = await all_on_the_first(s, 1)
