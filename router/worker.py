@@ -12,7 +12,7 @@ from xgr_runtime.messages import PROTOCOL, Message, Role, WorkerHello
 log = logging.getLogger(__name__)
 
 QUIET = 3  # heartbeats without an answer after which a worker is quiet
-RENEWAL = 0.1  # seconds before a link that broke is made anew
+RENEWAL = 0.5  # seconds before a link that broke is made anew
 
 OnMessage = Callable[["Worker", Message], None]
 OnLost = Callable[["Worker", int, str], None]

@@ -59,6 +59,8 @@ def test_what_may_be_answered(job: Job, sound: Result) -> None:
         (JOB, result([5, 3], [-1.0, math.nan]), "finite"),
         (JOB, result([5, 3], [-1.0, -math.inf]), "finite"),
         (JOB, result([5, 3], [-2.0, -1.0]), "descend"),
+        (replace(JOB, results=3), result([5, 3, 4], [-1.0, math.nan, -2.0]), "descend"),
+        (JOB, result([5, 3], [math.inf, -1.0]), "finite"),
         (JOB, msgspec.structs.replace(SOUND, leaves=SOUND.leaves[:-1]), "within a number"),
         (JOB, msgspec.structs.replace(SOUND, scores=b"abc"), "within a number"),
         (replace(JOB, allow=ints(3, 4)), SOUND, "exclude"),
