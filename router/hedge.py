@@ -9,7 +9,7 @@ The policy:
 
 from collections.abc import Collection
 
-from router.attempts import Attempt
+from router.attempt import Attempt
 from router.tries import Tries
 
 LEAST = 0.5

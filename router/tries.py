@@ -6,7 +6,8 @@ import time
 
 import msgspec
 
-from router.attempts import Attempt, Attempts, Retry, Wanted
+from router.attempt import Attempt, Retry, Wanted
+from router.attempts import Attempts
 from router.job import Job, Outcome
 from router.soundness import found_in
 from router.suspects import Suspects

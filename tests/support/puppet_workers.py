@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from played_workers import LEAVES, LOAD, MODEL, job_of, result_of
 
-from router.attempts import Attempt
+from router.attempt import Attempt
 from router.dispatch import Dispatcher
 from router.hedge import hedge
 from router.job import Outcome
