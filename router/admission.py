@@ -8,8 +8,8 @@ The policy:
 - Predictions are multiplied by margins that follow what is observed, so that 99 of 100 promises are kept.
 - Once in `TRIAL` seconds an idle pair is given what it seems unable to do: else what once was slow, or what
   its usual requests do not tell of, would be refused for ever.
-- A worker that does not say what its launches cost is taken to be like the others; where none does, nothing
-  is foreseen, and everybody is admitted.
+- A worker that does not say what its launches cost, or says what cannot be, is taken to be like the others;
+  where none does, nothing is foreseen, and everybody is admitted.
 """
 
 import math
@@ -27,6 +27,7 @@ from xgr_runtime.messages import StepCost
 TRIAL = 1.0
 
 _TRIED = 4  # pairs that are looked at before a request is refused
+_SLOWEST = 3600.0  # seconds that a launch, a token or a pair may cost
 
 
 class Ask(NamedTuple):
@@ -248,8 +249,16 @@ def _promise(ask: Ask, pair: Pair, prefill: Stage, decode: Stage, now: float) ->
 
 def _with_costs(workers: Sequence[Candidate]) -> list[Candidate]:
     """Who does not know yet what its launches cost is taken to be like another: else it would seem free."""
-    known = next((worker.cost for worker in workers if worker.cost), None)
-    return [worker if worker.cost else replace(worker, cost=known) for worker in workers]
+    known = next((worker.cost for worker in workers if _possible(worker.cost)), None)
+    return [worker if _possible(worker.cost) else replace(worker, cost=known) for worker in workers]
+
+
+def _possible(cost: StepCost | None) -> bool:
+    """Whether it is a cost from which finite seconds follow: NaN is in no range."""
+    if cost is None:
+        return False
+    seconds = (cost.fixed, cost.per_token, cost.per_pair)
+    return all(0 <= part <= _SLOWEST for part in seconds) and cost.most_tokens > 0 and cost.most_pairs > 0
 
 
 def _seconds(cost: StepCost | None, work: Work) -> tuple[float, float]:

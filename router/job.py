@@ -25,6 +25,7 @@ class Job:
     deny: NDArray[np.int32]  # leaves that do not
     deadline: float  # time.monotonic()
     priority: int = 0  # higher first
+    probe: bool = False  # the router's own, to see whether all is well
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Dispatch(Protocol):
         """Run the job on a pair of workers, with retries.
 
         Cancelling the awaiting task cancels the work everywhere. Raises `RequestError`: DuplicateRequest,
-        Overloaded, NoWorkers, Draining, DeadlineExceeded, WorkerLost, InvalidLogits, Cancelled (aborted).
+        Overloaded, NoWorkers, Draining, DeadlineExceeded, WorkerLost, CrashedWorkers, InvalidLogits,
+        Cancelled (aborted).
         """
 
     def abort(self, rid: str) -> bool:
@@ -92,7 +94,7 @@ class Dispatch(Protocol):
         """All configured workers, prefill first."""
 
     def limits(self) -> Limits | None:
-        """What the compatible workers can serve at most; None when there is no compatible pair."""
+        """What the compatible workers can serve at most; None when no compatible pair takes requests."""
 
     async def trace(self, seconds: float) -> Traced:
         """What this router and its workers did in the last `seconds`."""

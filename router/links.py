@@ -1,6 +1,7 @@
 """The router's control links to our own workers: heartbeats out, hellos and answers in, and who is alive."""
 
 import asyncio
+import logging
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,8 @@ from xgr_runtime.messages import (
     WorkerHello,
 )
 from xgr_runtime.transport import AsyncLink
+
+log = logging.getLogger(__name__)
 
 
 class WorkerLink(Worker):
@@ -39,26 +42,30 @@ class WorkerLink(Worker):
         self._heartbeat = heartbeat
         self._silence = silence
         self._heard = 0.0
-        self._link: AsyncLink[Any] = AsyncLink(address, ToRouter)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._link = self._connected()
+        self._task: asyncio.Task[None] | None = None
         self._router = router
         self._numbers = count(1)
         self._flushes: dict[int, asyncio.Future[int]] = {}  # that wait for an answer
 
     def start(self) -> None:
         """See `Worker.start`."""
-        self._tasks = [asyncio.create_task(t) for t in (self._receive(), self._watch(), self._beats())]
+        self._task = asyncio.create_task(self._kept(self._session))
 
     async def stop(self) -> None:
         """See `Worker.stop`."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._link.close()
 
     def send(self, message: Message) -> bool:
         """See `Worker.send`."""
-        return self._link.send(message)
+        try:
+            return self._link.send(message)
+        except Exception:
+            log.exception("%s: a message could not be sent", self.address)
+            return False
 
     async def flush_cache(self) -> int:
         """See `Worker.flush_cache`."""
@@ -79,10 +86,24 @@ class WorkerLink(Worker):
             if not answer.done():
                 answer.set_exception(WorkerLost(reason))
 
+    def _connected(self) -> "AsyncLink[Any]":
+        return AsyncLink(self.address, ToRouter)
+
+    async def _session(self) -> None:
+        """Listen until something breaks; then all begins again on a new connection."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in (self._receive(), self._watch(), self._beats()):
+                    group.create_task(part)
+        except Exception:
+            self._link.close()
+            self._link = self._connected()
+            raise
+
     async def _receive(self) -> None:
         while True:
             message = await self._link.receive()
-            self._heard = asyncio.get_running_loop().time()
+            self._heard, self._unanswered = asyncio.get_running_loop().time(), 0
             if isinstance(message, OtherProtocol):
                 self._unusable(message.problem_with("router"))
             elif isinstance(message, WorkerHello):
@@ -107,6 +128,7 @@ class WorkerLink(Worker):
         loop = asyncio.get_running_loop()
         while True:
             self._link.send(self._beat)
+            self._unanswered += 1
             slept = loop.time()
             pause = self._silence if self.stranger else self._heartbeat
             await asyncio.sleep(pause)

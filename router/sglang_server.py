@@ -8,6 +8,8 @@ when the hand-over is over, and says why if it failed.
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,7 +17,7 @@ import httpx
 import msgspec
 import numpy as np
 
-from router.worker import OnLost, OnMessage, Worker
+from router.worker import QUIET, OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -59,6 +61,7 @@ class SglangServer(Worker):
         self._http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, trust_env=False)
         self._heartbeat = heartbeat
         self._silence = silence
+        self._asked = math.inf  # when the heartbeat that is not answered yet was sent
         self._doubt = asyncio.Event()  # a prompt's connection broke: ask at once
         self._prompts: dict[AttemptId, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
@@ -68,9 +71,14 @@ class SglangServer(Worker):
         """See `Worker.traceable`."""
         return False
 
+    @property
+    def quiet(self) -> bool:
+        """See `Worker.quiet`. There is one heartbeat at a time, which waits for its answer."""
+        return time.monotonic() - self._asked > QUIET * self._heartbeat
+
     def start(self) -> None:
         """See `Worker.start`."""
-        self._keep(self._beats())
+        self._keep(self._kept(self._beats))
 
     async def stop(self) -> None:
         """See `Worker.stop`."""
@@ -143,20 +151,21 @@ class SglangServer(Worker):
 
     async def _ask(self) -> None:
         """One heartbeat, answered within `silence` or not at all."""
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
+        asked = self._asked = time.monotonic()
         try:
             async with asyncio.timeout(self._silence):
                 answer = await self._http.get("/server_info", timeout=None)
             self._introduced(answer)
         except TimeoutError:
-            if loop.time() - asked < self._silence + self._heartbeat:  # else it was us who paused
+            if time.monotonic() - asked < self._silence + self._heartbeat:  # else it was us who paused
                 self.lost(f"no answer for {self._silence:g} s")
         except httpx.TransportError:
             self.lost("its connection broke")
         except Exception as error:  # it may answer anything
             log.debug("%s: /server_info: %r", self.address, error)
             self._unusable(_PLUGIN_MISSING)
+        finally:
+            self._asked = math.inf
 
     def _introduced(self, answer: httpx.Response) -> None:
         if answer.is_error:

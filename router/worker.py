@@ -1,14 +1,18 @@
 """One configured worker as the router knows it, whatever carries the messages."""
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.messages import PROTOCOL, Message, OtherProtocol, Role, WorkerHello
 
 log = logging.getLogger(__name__)
+
+QUIET = 3  # heartbeats without an answer after which a worker is quiet
+RENEWAL = 0.5  # seconds before a link that broke is made anew
 
 OnMessage = Callable[["Worker", Message], None]
 OnLost = Callable[["Worker", int, str], None]
@@ -26,6 +30,7 @@ class Worker(ABC):
         self.stranger = False  # it answers, but cannot be used: asked again now and then
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
+        self._unanswered = 0  # heartbeats since it was last heard
         self._on_message = on_message
         self._on_lost = on_lost
 
@@ -33,6 +38,11 @@ class Worker(ABC):
     def traceable(self) -> bool:
         """Whether it answers `TraceAsk`."""
         return True
+
+    @property
+    def quiet(self) -> bool:
+        """Whether `QUIET` heartbeats have passed without a word: it may be busy, stuck or gone."""
+        return self._unanswered > QUIET
 
     @abstractmethod
     def start(self) -> None:
@@ -92,6 +102,20 @@ class Worker(ABC):
             self.alive, self.absence = False, "it is gone"
             log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
             self._on_lost(self, self.incarnation, reason)
+
+    async def _kept(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Work for ever. What breaks that is logged and costs the worker its requests, never its link."""
+        broken = False
+        while True:
+            try:
+                if broken:
+                    broken = False
+                    self.lost("our link to it broke")
+                    await asyncio.sleep(RENEWAL)
+                await work()
+            except Exception:
+                log.exception("the link to the %s worker at %s is made anew", self.role, self.address)
+                broken = True
 
 
 async def flushed(worker: Worker) -> Flush:

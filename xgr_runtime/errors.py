@@ -150,6 +150,12 @@ class NoWorkers(RequestError):
     status, code, kind, retryable = 503, "no_workers", "overloaded_error", True
 
 
+class Unhealthy(RequestError):
+    """HTTP 503 with Retry-After. The deployment's own small request was not answered."""
+
+    status, code, kind, retryable = 503, "unhealthy", "overloaded_error", True
+
+
 class Draining(RequestError):
     """HTTP 503 with Retry-After. The deployment is stopping and takes no new requests."""
 

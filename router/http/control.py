@@ -3,18 +3,19 @@
 import asyncio
 import itertools
 import time
+import uuid
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.http.edge import visit_of
 from router.http.generate import checked_rid
 from router.http.inbound import read_json, while_connected
 from router.http.intake import UNLIMITED, Intake
 from router.http.problems import decode, from_query
 from router.http.schema import AbortRequest, TraceQuery
 from router.job import Dispatch, WorkerState
+from router.probe import Probe
 from xgr_runtime.answer import (
     Aborted,
     Flushed,
@@ -43,6 +44,7 @@ class Control:
         self.catalog = intake.catalog
         self.settings = intake.settings
         self.metrics = metrics
+        self.probe = Probe(self._small_request)
         self.started = int(time.time())
 
     async def liveness(self, request: Request) -> Response:
@@ -59,13 +61,16 @@ class Control:
 
     async def health_generate(self, request: Request) -> Response:
         self._require_pair()
-        visit = visit_of(request)
-        visit.rid = f"health-{visit.id}"
-        deadline = visit.arrival + self.settings.health_timeout
-        job = self.intake.probe(visit.rid, deadline, self.dispatch.limits())
-        visit.prompt_tokens, visit.width = len(job.tokens), job.width
-        await while_connected(request, self.dispatch.generate(job), deadline)
+        deadline = time.monotonic() + 2 * self.settings.health_timeout  # the small request keeps its own
+        await while_connected(request, self.probe.check(), deadline)
         return as_json(Status())
+
+    async def _small_request(self) -> None:
+        seconds = self.settings.health_timeout
+        rid, deadline = f"health-{uuid.uuid4().hex}", time.monotonic() + seconds
+        job = self.intake.probe(rid, deadline, self.dispatch.limits())
+        async with asyncio.timeout(seconds):
+            await self.dispatch.generate(job)
 
     async def model_info(self, request: Request) -> Response:
         settings, catalog = self.settings, self.catalog

@@ -75,7 +75,7 @@ class Intake:
         none = np.empty(0, np.int32)
         prompt = np.array(tokens, np.int32)
         version = self.catalog.version
-        return Job(rid, prompt, 1, 1, "vocab", version, None, none, deadline, MOST_PRIORITY)
+        return Job(rid, prompt, 1, 1, "vocab", version, None, none, deadline, MOST_PRIORITY, probe=True)
 
     def max_beam_width(self, limits: Limits | None) -> int:
         """What the deployment allows and its workers can do."""

@@ -17,6 +17,7 @@ from xgr_runtime.errors import (
     BadRequest,
     BodyTooLarge,
     Cancelled,
+    CrashedWorkers,
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
@@ -27,6 +28,7 @@ from xgr_runtime.errors import (
     NoWorkers,
     Overloaded,
     RequestError,
+    Unhealthy,
     WorkerLost,
     WrongKey,
     WrongMediaType,
@@ -63,7 +65,16 @@ class RouteSpec:
 
 
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
-_WORK: Errors = (Cancelled, InvalidLogits, WorkerLost, Overloaded, NoWorkers, Draining, DeadlineExceeded)
+_WORK: Errors = (
+    Cancelled,
+    InvalidLogits,
+    CrashedWorkers,
+    WorkerLost,
+    Overloaded,
+    NoWorkers,
+    Draining,
+    DeadlineExceeded,
+)
 
 
 def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
@@ -108,7 +119,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             "Does a small request get an answer?",
             control.health_generate,
             answer.Status,
-            errors=_WORK,
+            errors=(Cancelled, NoWorkers, Unhealthy, DeadlineExceeded),
         ),
         get("/workers", "State and load of every worker", control.workers, answer.WorkerList),
         get("/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo),

@@ -1,6 +1,7 @@
 """What is promised, on which pair, and what is refused: lists of cases, in made-up seconds."""
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -269,3 +270,36 @@ def test_where_turns_are_taken_prompt_and_search_both_delay_those_behind() -> No
     with pytest.raises(Overloaded):  # more urgent, and in time itself
         admit(admission, 2.1, p=[p], d=[d])
     assert admit(sure(), 2.1, p=[p], d=[d]).after == pytest.approx(1.0)
+
+
+IMPOSSIBLE = {
+    "nan": StepCost(math.nan, 0.01, 0.0),
+    "nan-per-pair": StepCost(0.0, 0.01, math.nan),
+    "infinite": StepCost(0.0, math.inf, 0.0),
+    "overflows": StepCost(0.0, 1e308, 1e308),
+    "negative": StepCost(-1.0, 0.01, 0.0),
+    "nan-reach": StepCost(0.0, 0.01, 0.0, math.nan, 1.0),
+    "no-reach": StepCost(0.0, 0.01, 0.0, 1.0, -1.0),
+}
+
+
+@pytest.mark.parametrize("cost", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_costs_that_cannot_be_are_not_believed(cost: StepCost) -> None:
+    admission = sure()
+    wrong_p, wrong_d = prefill("p1", 2, cost), decode("d1", 12, cost)
+    promise = admit(admission, 9.0, p=[wrong_p], d=[wrong_d])
+    assert not promise.foreseen and promise.after == 0.0
+    admission.end(promise, 1.0, answered=True)
+    assert not admission.backlogs
+    beside = admit(sure(), 9.0, p=[P, wrong_p], d=[D, wrong_d])
+    assert beside.foreseen and beside.forecast.total == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("cost", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_refusal_names_a_finite_time_whatever_workers_say(cost: StepCost) -> None:
+    admission = sure()
+    pairs = {"p": [P, prefill("p1", 2, cost)], "d": [D, decode("d1", 12, cost)]}
+    with pytest.raises(Overloaded) as refused:
+        for _ in range(20):
+            admit(admission, 3.0, **pairs)  # type: ignore[arg-type]
+    assert 0 < refused.value.retry_after < 100

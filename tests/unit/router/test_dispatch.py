@@ -2,18 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
+from played_workers import LOAD, MODEL, Stage, play, result_of, stage, until
 
-from router.dispatch import Dispatcher
-from router.job import Job, Outcome
-from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import (
     BadRequest,
     Cancelled,
@@ -33,132 +28,10 @@ from xgr_runtime.messages import (
     DecodeRequest,
     Failed,
     FlushCache,
-    Hello,
     Limits,
-    Load,
-    Message,
-    ModelIdentity,
     PrefillRequest,
-    Result,
-    Role,
     StepCost,
-    Timing,
-    ToDecode,
-    ToPrefill,
-    WorkerHello,
 )
-from xgr_runtime.transport import Listener
-
-MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
-TIMING = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
-
-
-class PlayedWorker:
-    """Answers heartbeats by itself; everything else waits in `inbox` for the test."""
-
-    def __init__(self, address: str, role: Role, incarnation: int, model: ModelIdentity = MODEL) -> None:
-        self.address = address
-        self.inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self.hello = WorkerHello(
-            PROTOCOL,
-            role,
-            f"{role}-{incarnation}",
-            incarnation,
-            model,
-            "ipc:///data",
-            ["v1"],
-            Limits(64, 8),
-            LOAD,
-        )
-        self._listener: Listener[Any] = Listener(address, ToPrefill if role == "prefill" else ToDecode)
-        self._peer = b""
-        self._task = asyncio.create_task(self._run())
-
-    def send(self, message: Message) -> None:
-        assert self._listener.send(self._peer, message)
-
-    async def next(self, kind: type[Any]) -> Any:
-        """The next message, which has to be of this kind."""
-        async with asyncio.timeout(5):
-            message = await self.inbox.get()
-        assert isinstance(message, kind), message
-        return message
-
-    def die(self) -> None:
-        self._task.cancel()
-        self._listener.close()
-
-    async def _run(self) -> None:
-        while True:
-            while (received := self._listener.receive()) is not None:
-                self._peer = received.peer
-                if isinstance(received.message, Hello):
-                    self.send(self.hello)
-                else:
-                    self.inbox.put_nowait(received.message)
-            await asyncio.sleep(0.001)
-
-
-class Stage:
-    """A dispatcher and the played workers around it."""
-
-    def __init__(self, folder: Path, prefill: int, decode: int, **settings: Any) -> None:
-        self.prefill = [PlayedWorker(f"ipc://{folder}/p{i}", "prefill", 10 + i) for i in range(prefill)]
-        self.decode = [PlayedWorker(f"ipc://{folder}/d{i}", "decode", 20 + i) for i in range(decode)]
-        config = RouterConfig(
-            model_path="m",
-            catalog="c",
-            prefill=[w.address for w in self.prefill],
-            decode=[w.address for w in self.decode],
-            heartbeat=0.05,
-            **settings,
-        )
-        self.dispatcher = Dispatcher(config, "v1")
-
-    def ask(self, rid: str = "r", seconds: float = 5.0) -> "asyncio.Task[Outcome]":
-        tokens = np.array([1, 2, 3], np.int32)
-        none = np.zeros(0, np.int32)
-        job = Job(rid, tokens, 4, 2, "vocab", "v1", None, none, time.monotonic() + seconds)
-        return asyncio.create_task(self.dispatcher.generate(job))
-
-    def ask_for(self, tokens: np.ndarray) -> "asyncio.Task[Outcome]":
-        job = Job("r", tokens, 4, 2, "vocab", "v1", None, tokens[:0], time.monotonic() + 5.0)
-        return asyncio.create_task(self.dispatcher.generate(job))
-
-
-@asynccontextmanager
-async def stage(folder: Path, prefill: int = 1, decode: int = 1, **settings: Any) -> AsyncIterator[Stage]:
-    folder.chmod(0o700)
-    made = Stage(folder, prefill, decode, **settings)
-    made.dispatcher.start()
-    await until(lambda: all(worker.alive for worker in made.dispatcher.workers()))
-    yield made
-    for worker in [*made.prefill, *made.decode]:
-        worker.die()
-    await made.dispatcher.stop()
-
-
-def play(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
-    """Runs an async test in a loop of its own."""
-
-    def run(tmp_path: Path) -> None:
-        asyncio.run(asyncio.wait_for(test(tmp_path), 30))
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__  # type: ignore[attr-defined]
-    return run
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what the next heartbeats bring."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def result_of(request: DecodeRequest) -> Result:
-    leaves, scores = np.array([5, 3], np.int32), np.array([-1.0, -2.0], np.float32)
-    return Result(request.id, leaves.tobytes(), scores.tobytes(), TIMING)
 
 
 @play
@@ -432,7 +305,7 @@ async def test_what_would_be_late_is_refused_at_once_and_nothing_of_it_stays(fol
         s.decode[0].send(Committed(request.id))
         s.decode[0].send(result_of(request))
         await accepted
-        s.dispatcher._admission.tried_at = time.monotonic()  # else the idle pair would have its try
+        s.dispatcher._attempts.admission.tried_at = time.monotonic()  # else the idle pair would have its try
         with pytest.raises(DeadlineExceeded, match="4000 ms are needed"):
             await s.ask("c", seconds=3.0)
         again = s.ask("d", seconds=6.0)  # the books are empty
@@ -457,19 +330,19 @@ async def test_lost_workers_aborts_and_gone_clients_leave_nothing_in_the_books(f
             with pytest.raises((Cancelled, asyncio.CancelledError, WorkerLost, DeadlineExceeded)):
                 await answer
             await s.decode[0].next(Cancel)
-            assert not s.dispatcher._admission.backlogs
+            assert not s.dispatcher._attempts.admission.backlogs
         answer = s.ask("lost")
         await s.decode[0].next(DecodeRequest)
         s.decode[0].die()
         with pytest.raises(WorkerLost):
             await answer
-        assert not s.dispatcher._admission.backlogs
+        assert not s.dispatcher._attempts.admission.backlogs
 
 
 @play
 async def test_a_prompt_returns_to_the_pair_that_holds_it(folder: Path) -> None:
     async with stage(folder, 2, 2) as s:
-        tokens = np.arange(64 * 3, dtype=np.int32) % 100
+        tokens = [token % 100 for token in range(64 * 3)]
         for worker in (*s.prefill, *s.decode):
             worker.hello = msgspec.structs.replace(
                 worker.hello, load=msgspec.structs.replace(LOAD, pages_cached=9)
@@ -478,7 +351,7 @@ async def test_a_prompt_returns_to_the_pair_that_holds_it(folder: Path) -> None:
             lambda: all(w.hello is not None and w.hello.load.pages_cached for w in s.dispatcher.workers())
         )
         for _ in range(3):
-            answer = s.ask_for(tokens)
+            answer = s.ask(tokens=tokens)
             request = await s.decode[0].next(DecodeRequest)
             assert request.id.prefill == 10
             s.decode[0].send(Committed(request.id))
@@ -487,7 +360,7 @@ async def test_a_prompt_returns_to_the_pair_that_holds_it(folder: Path) -> None:
         other = s.ask("other")
         busy = await s.decode[0].next(DecodeRequest)
         assert busy.id.prefill == 10, "by name, while both are idle"
-        s.ask_for(tokens)
+        s.ask(tokens=tokens)
         assert (await s.decode[1].next(DecodeRequest)).id.prefill == 10, (
             "3 tokens of others weigh less than 128"
         )

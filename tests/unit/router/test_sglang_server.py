@@ -419,3 +419,37 @@ def test_a_server_that_is_gone_or_does_not_answer_is_named_in_a_flush() -> None:
             assert (await flushed(link)).problem
 
     run(test)
+
+
+def test_a_server_that_lets_heartbeats_wait_is_quiet_and_not_lost() -> None:
+    async def body() -> None:
+        async with served(heartbeat=0.05) as (server, link, told):
+            await until(lambda: link.alive)
+            assert not link.quiet
+            server.answering.clear()
+            await until(lambda: link.quiet)
+            assert link.alive and not told.losses
+            server.answering.set()
+            await until(lambda: not link.quiet)
+
+    run(body)
+
+
+def test_a_loss_that_cannot_be_told_does_not_end_the_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        async with served() as (server, link, told):
+
+            def lost(*_: Any) -> None:
+                told.losses.append((0, ""))
+                raise RuntimeError("a bug")
+
+            await until(lambda: link.alive)
+            monkeypatch.setattr(link, "_on_lost", lost)
+            server.answering.clear()
+            await until(lambda: link.quiet)  # a heartbeat waits
+            server.break_connections()
+            await until(lambda: told.losses)
+            server.answering.set()
+            await until(lambda: link.alive)
+
+    run(body)

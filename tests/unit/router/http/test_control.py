@@ -46,23 +46,23 @@ def test_health_generate_runs_a_small_request(
     server: Server, dispatch: FakeDispatch, catalog: Catalog
 ) -> None:
     server.get("/health_generate")
-    (job,) = dispatch.jobs
-    assert (job.width, job.results, job.rid[:7]) == (1, 1, "health-")
+    server.get("/health_generate")
+    (job,) = dispatch.jobs  # for both
+    assert job.probe and (job.width, job.results, job.rid[:7]) == (1, 1, "health-")
     assert job.tokens.tolist() == [1, *catalog.sids[0].tolist()]
 
 
 def test_health_generate_reports_failure(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.error = errors.WorkerLost("gone", "prefill")
-    assert server.get("/health_generate").status_code == 502
+    response = server.get("/health_generate")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "unhealthy")
+    assert "gone" in response.json()["error"]["message"]
 
 
-def test_health_generate_has_a_deadline(
-    server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("router.http.inbound.GRACE", 0.0)
+def test_health_generate_has_a_deadline(server: Server, dispatch: FakeDispatch) -> None:
     server.set(health_timeout=0.05)
     dispatch.hang = True
-    assert server.get("/health_generate").status_code == 504
+    assert server.get("/health_generate").status_code == 503
     assert len(dispatch.cancelled) == 1
 
 

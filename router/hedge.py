@@ -1,0 +1,38 @@
+"""Which requests get a second try beside the first, because the pair that has them seems stuck.
+
+The policy:
+- A request is in doubt while a worker that it waits for is quiet, or once it has taken `after` times what was
+  foreseen for it, and at least `LEAST` seconds.
+- Another pair without that worker must be able to do it in time, and make nobody else late.
+- It gets one such try, and of all live requests at most a tenth at a time (but one) has one.
+"""
+
+from collections.abc import Collection
+
+from router.attempt import Attempt
+from router.tries import Tries
+
+LEAST = 0.5
+SHARE = 10  # live requests for each that has two tries
+
+
+def hedge(live: Collection[Tries], after: float, now: float) -> None:
+    """Begin such tries."""
+    spare = max(1, len(live) // SHARE) - sum(tries.hedged for tries in live)
+    for tries in live:
+        if spare <= 0:
+            return
+        if (tried := tries.only_one) is not None and (stuck := in_doubt(tried, after, now)):
+            if not tries.hedge(stuck):
+                return  # others would fare no better
+            spare -= 1
+
+
+def in_doubt(tried: Attempt, after: float, now: float) -> int:
+    """The incarnation that the attempt seems to wait for in vain, or 0."""
+    for worker in (tried.decode,) if tried.committed else (tried.prefill, tried.decode):
+        if worker.quiet:
+            return worker.incarnation
+    promise = tried.promise
+    slow = promise.foreseen and now - tried.started > max(LEAST, after * promise.forecast.total)
+    return tried.at_work if slow else 0

@@ -1,0 +1,118 @@
+"""All tries at one request: pair after pair, once two at a time, until one answers or none is left."""
+
+import asyncio
+import logging
+import time
+
+import msgspec
+
+from router.attempt import Attempt, Retry, Wanted
+from router.attempts import Attempts
+from router.job import Job, Outcome
+from router.soundness import found_in
+from router.suspects import Suspects
+from xgr_runtime.config import RouterConfig
+from xgr_runtime.errors import CrashedWorkers, NoWorkers, RequestError
+from xgr_runtime.messages import Result, Timing
+
+log = logging.getLogger(__name__)
+
+
+class Tries:
+    """One live request, from its first attempt to its one outcome."""
+
+    def __init__(
+        self, job: Job, number: int, attempts: Attempts, suspects: Suspects, config: RouterConfig
+    ) -> None:
+        self.hedged = False
+        self._wanted = Wanted(job, number, asyncio.Queue())
+        self._attempts = attempts
+        self._suspects = suspects
+        self._config = config
+        self._running: list[Attempt] = []
+        self._made = 0
+        self._crashes = 0  # workers that died of it, as far as is known
+        self._avoid: set[int] = set()  # incarnations that failed it
+        self._last: RequestError = NoWorkers("no compatible pair of workers is ready: see /workers")
+
+    async def outcome(self) -> Outcome:
+        """Raises what `Dispatch.generate` does."""
+        try:
+            while True:
+                if not self._running:
+                    await self._next()
+                tried = await self._wanted.ended.get()
+                self._end(tried)
+                match tried.outcome:
+                    case Result() as result:
+                        return self._answer(tried, result)
+                    case Retry() as retry:
+                        self._failed(tried, retry)
+                    case Exception() as error:
+                        raise error
+        finally:
+            for tried in self._running[:]:
+                self._end(tried)
+
+    @property
+    def only_one(self) -> Attempt | None:
+        """The attempt that is waited for, if another beside it is allowed: never if workers died of it."""
+        none_left = self._made == self._config.max_attempts
+        if self.hedged or self._crashes or none_left or len(self._running) != 1:
+            return None
+        return None if self._running[0].outcome else self._running[0]
+
+    def hedge(self, stuck: int) -> bool:
+        """Try it on another pair too, without that incarnation; False if there is none in time."""
+        (tried,) = self._running
+        avoid = {*self._avoid, tried.id.prefill, tried.id.decode}
+        try:
+            other = self._attempts.begin(self._wanted, self._made + 1, avoid, {stuck}, accepted=False)
+        except RequestError:
+            return False
+        self._running.append(other)
+        self._made, self.hedged = self._made + 1, True
+        log.info("request %s: tried on another pair too", self._wanted.job.rid)
+        return True
+
+    async def _next(self) -> None:
+        """Begin another attempt, or raise why there is none."""
+        if self._crashes >= self._config.crash_budget:
+            self._suspects.add(self._wanted.job, time.monotonic())
+            problem = f"{self._crashes} workers died while they had this request: it is given up"
+            log.error("request %s: %s", self._wanted.job.rid, problem)
+            raise CrashedWorkers(problem)
+        if self._made == self._config.max_attempts:
+            raise self._last
+        self._made += 1
+        try:
+            if self._crashes:
+                tried = await self._attempts.begin_alone(self._wanted, self._made, self._avoid)
+            else:
+                accepted = self._made > 1
+                tried = self._attempts.begin(self._wanted, self._made, self._avoid, accepted=accepted)
+        except NoWorkers:
+            raise self._last from None
+        self._running.append(tried)
+
+    def _end(self, tried: Attempt) -> None:
+        self._running.remove(tried)
+        self._attempts.end(tried)
+
+    def _failed(self, tried: Attempt, retry: Retry) -> None:
+        log.warning("request %s attempt %d: %s", self._wanted.job.rid, tried.id.attempt, retry)
+        self._last = retry.error
+        self._avoid |= {tried.id.prefill, tried.id.decode}
+        # In company, somebody else may be to blame: only the first such death counts.
+        if retry.crashed and (tried.alone or not self._crashes):
+            self._crashes += 1
+
+    def _answer(self, tried: Attempt, result: Result) -> Outcome:
+        timing = whole(result.timing, time.monotonic() - tried.started)
+        return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
+
+
+def whole(timing: Timing, seconds: float) -> Timing:
+    """The timing of an attempt that lasted `seconds`, with what lies between its stages."""
+    within = timing.queue + timing.prefill + timing.decode
+    return msgspec.structs.replace(timing, transfer=max(0.0, seconds - within))

@@ -1,0 +1,65 @@
+"""Which requests are refused because workers died of them: plain data, no clock."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from played_workers import job_of
+
+from router.suspects import Suspects
+from xgr_runtime.errors import CrashedWorkers
+
+
+def refused(suspects: Suspects, tokens: tuple[int, ...], now: float) -> bool:
+    try:
+        suspects.check(job_of("other", tokens), now)
+    except CrashedWorkers:
+        return True
+    return False
+
+
+def test_the_same_content_is_refused_for_a_while() -> None:
+    suspects = Suspects(seconds=600.0)
+    suspects.add(job_of("r", (1, 2)), 0.0)
+    with pytest.raises(CrashedWorkers, match="100 s more"):
+        suspects.check(job_of("again", (1, 2)), 500.0)
+    assert not refused(suspects, (1, 2, 3), 500.0)
+    assert not refused(suspects, (1, 2), 600.0)
+    assert len(suspects) == 0, "and nothing is kept of it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 5},
+        {"results": 1},
+        {"score_mode": "legal"},
+        {"allow": np.array([1], np.int32)},
+        {"allow": np.zeros(0, np.int32)},
+        {"deny": np.array([1], np.int32)},
+        {"catalog": "v2"},
+    ],
+    ids=str,
+)
+def test_other_content_is_not(change: dict[str, object]) -> None:
+    suspects = Suspects()
+    suspects.add(job_of(), 0.0)
+    suspects.check(replace(job_of(), **change), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(CrashedWorkers):
+        suspects.check(replace(job_of("x", deadline=9.0), priority=3), 1.0)
+
+
+def test_it_remembers_a_bounded_number() -> None:
+    suspects = Suspects(most=2)
+    for token in (1, 2, 1, 3):
+        suspects.add(job_of("r", (token,)), 0.0)
+    assert len(suspects) == 2
+    assert [refused(suspects, (token,), 1.0) for token in (1, 2, 3)] == [True, False, True]
+
+
+def test_the_routers_own_probe_is_never_refused() -> None:
+    suspects = Suspects()
+    probe = replace(job_of(), probe=True)
+    suspects.add(probe, 0.0)
+    suspects.check(probe, 1.0)
+    assert len(suspects) == 0
