@@ -111,6 +111,7 @@ def _settings(config: RouterConfig, vocab_size: int) -> HttpSettings:
         version=version("xgr-runtime"),
         model_info={"model_path": config.model_path},
         api_key=config.api_key or None,
+        admin_api_key=config.admin_api_key or None,
         timeout_ms=config.timeout_ms,
         max_beam_width=config.max_beam_width,
         vocab_size=vocab_size,

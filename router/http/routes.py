@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.control import Control
-from router.http.edge import PUBLIC_PATHS
 from router.http.generate import Generate
+from router.http.keys import ADMIN_PATHS, PUBLIC_PATHS
 from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
 from xgr_runtime import answer
 from xgr_runtime.errors import (
@@ -54,6 +54,11 @@ class RouteSpec:
     def public(self) -> bool:
         """Whether it answers without a key."""
         return self.path in PUBLIC_PATHS
+
+    @property
+    def admin(self) -> bool:
+        """Whether it is for the operator alone."""
+        return self.path in ADMIN_PATHS
 
     @property
     def all_errors(self) -> Errors:

@@ -11,7 +11,8 @@ class HttpSettings:
     model_name: str
     version: str
     model_info: Mapping[str, object] = field(default_factory=dict)  # JSON values, for /model_info
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    admin_api_key: str | None = field(default=None, repr=False)  # None: the same
     timeout_ms: int = 30_000
     max_body_bytes: int = 8 << 20
     max_prompt_tokens: int | None = None

@@ -251,30 +251,3 @@ def test_bug_is_logged_and_not_told(
     assert "secret" not in response.text
     assert "secret" in caplog.text
     assert "Traceback" in caplog.text
-
-
-KEYS = [
-    ({}, 401, "missing_api_key"),
-    ({"authorization": "Basic abc"}, 401, "missing_api_key"),
-    ({"authorization": "Bearer "}, 401, "missing_api_key"),
-    ({"authorization": "Bearer wrong"}, 403, "wrong_api_key"),
-    ({"authorization": "bearer k3y"}, 200, ""),
-]
-
-
-@pytest.mark.parametrize(("headers", "status", "code"), KEYS, ids=lambda value: str(value))
-def test_api_key(server: Server, headers: dict[str, str], status: int, code: str) -> None:
-    server.set(api_key="k3y")
-    response = server.get("/workers", headers=headers)
-    assert response.status_code == status
-    if code:
-        check(response, status, None, code)
-        assert ("www-authenticate" in response.headers) == (status == 401)
-
-
-def test_probes_need_no_key(server: Server) -> None:
-    server.set(api_key="k3y")
-    for path in ("/health", "/health_generate", "/liveness", "/readiness", "/metrics"):
-        assert server.get(path).status_code == 200
-    for path in ("/docs", "/openapi.json", "/nothing", "/v1/models"):
-        assert server.get(path).status_code == 401
