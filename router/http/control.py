@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from router.http.edge import visit_of
 from router.http.generate import checked_rid
-from router.http.inbound import read_json, while_connected
+from router.http.inbound import Bodies, while_connected
 from router.http.intake import UNLIMITED, Intake
 from router.http.problems import decode, from_query
 from router.http.schema import AbortRequest, TraceQuery
@@ -37,12 +37,13 @@ _ABORT = msgspec.json.Decoder(AbortRequest)
 class Control:
     """One method per route."""
 
-    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics) -> None:
+    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics, bodies: Bodies) -> None:
         self.dispatch = dispatch
         self.intake = intake
         self.catalog = intake.catalog
         self.settings = intake.settings
         self.metrics = metrics
+        self.bodies = bodies
         self.started = int(time.time())
 
     async def liveness(self, request: Request) -> Response:
@@ -113,7 +114,8 @@ class Control:
         return as_json(Flushed(not problems, pages, message, found))
 
     async def abort_request(self, request: Request) -> Response:
-        body = decode(_ABORT, await read_json(request, self.settings))
+        async with self.bodies.read(request) as given:
+            body = decode(_ABORT, given)
         checked_rid(body.rid)
         if not self.dispatch.abort(body.rid):
             raise NotFound(f"no live request has the rid {body.rid}", "rid")

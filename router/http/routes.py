@@ -20,6 +20,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    HeadTooLarge,
     InternalError,
     InvalidLogits,
     MissingKey,
@@ -27,6 +28,7 @@ from xgr_runtime.errors import (
     NoWorkers,
     Overloaded,
     RequestError,
+    RequestTimeout,
     WorkerLost,
     WrongKey,
     WrongMediaType,
@@ -64,9 +66,10 @@ class RouteSpec:
     def all_errors(self) -> Errors:
         """Errors of this route and those that any route may give."""
         keys: Errors = () if self.public else (MissingKey, WrongKey)
-        return (*self.errors, *keys, InternalError)
+        return tuple(dict.fromkeys((*self.errors, *keys, *_CONNECTION, InternalError)))
 
 
+_CONNECTION: Errors = (BadRequest, HeadTooLarge, RequestTimeout, Overloaded)  # before there is a route
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
 _WORK: Errors = (Cancelled, InvalidLogits, WorkerLost, Overloaded, NoWorkers, Draining, DeadlineExceeded)
 

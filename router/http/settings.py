@@ -15,6 +15,7 @@ class HttpSettings:
     admin_api_key: str | None = field(default=None, repr=False)  # None: the same
     timeout_ms: int = 30_000
     max_body_bytes: int = 8 << 20
+    body_seconds: float = 30.0  # that a body gets to arrive
     max_prompt_tokens: int | None = None
     max_beam_width: int = 1024
     default_beam_width: int = 50

@@ -11,8 +11,8 @@ import pytest
 from starlette.requests import Request
 
 from router.http import HttpSettings
-from router.http.inbound import read_json
-from xgr_runtime.errors import DeadlineExceeded
+from router.http.inbound import LARGE_AT_ONCE, Bodies
+from xgr_runtime.errors import Overloaded, RequestTimeout
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
@@ -130,8 +130,45 @@ def test_a_body_that_never_ends_has_a_deadline() -> None:
         raise AssertionError("nobody waits that long")
 
     request = Request({"type": "http", "method": "POST", "headers": []}, silence)
-    with pytest.raises(DeadlineExceeded, match="body"):
-        asyncio.run(read_json(request, HttpSettings("m", "1", timeout_ms=50)))
+    with pytest.raises(RequestTimeout, match="body"):
+        asyncio.run(read(Bodies(HttpSettings("m", "1", body_seconds=0.05)), request))
+
+
+async def read(bodies: Bodies, request: Request) -> bytes:
+    async with bodies.read(request) as body:
+        return body
+
+
+def test_bodies_share_a_bounded_memory() -> None:
+    """Many that are each small enough are refused together, and what was read is given back."""
+    bodies = Bodies(HttpSettings("m", "1", max_body_bytes=100))
+
+    def sending(*parts: bytes) -> Request:
+        waiting = iter(parts)
+
+        async def receive() -> Message:
+            part = next(waiting, None)
+            if part is None:  # the client is in no hurry
+                await asyncio.sleep(60)
+            return {"type": "http.request", "body": part, "more_body": part != b"end"}
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def crowd() -> None:
+        slow = [asyncio.create_task(read(bodies, sending(b"x" * 100))) for _ in range(LARGE_AT_ONCE)]
+        await asyncio.sleep(0.05)
+        assert bodies.room == 0
+        with pytest.raises(Overloaded, match="memory"):
+            await read(bodies, sending(b"end"))
+        slow[0].cancel()
+        await asyncio.wait(slow[:1])
+        assert await read(bodies, sending(b"the ", b"end")) == b"the end"
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+
+    asyncio.run(crowd())
+    assert bodies.room == LARGE_AT_ONCE * 100
 
 
 def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
