@@ -3,14 +3,16 @@
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.http.edge import visit_of
+from router.http.edge import Visit, visit_of
 from router.http.generate import checked_rid
-from router.http.inbound import Bodies, while_connected
+from router.http.inbound import Bodies, late, while_connected
 from router.http.intake import UNLIMITED, Intake
 from router.http.problems import decode, from_query
 from router.http.schema import AbortRequest, TraceQuery
@@ -28,7 +30,7 @@ from xgr_runtime.answer import (
     WorkerStatus,
 )
 from xgr_runtime.chrome_trace import chrome_trace
-from xgr_runtime.errors import Draining, NotFound, NoWorkers
+from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
 from xgr_runtime.metrics import CONTENT_TYPE, RequestMetrics
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
@@ -45,6 +47,8 @@ class Control:
         self.metrics = metrics
         self.bodies = bodies
         self.started = int(time.time())
+        self._under_way: set[str] = set()
+        self._probe: asyncio.Task[object] | None = None
 
     async def liveness(self, request: Request) -> Response:
         return as_json(Status())
@@ -59,13 +63,13 @@ class Control:
         return await self.health(request)
 
     async def health_generate(self, request: Request) -> Response:
+        """Whoever asks while a probe is under way gets its answer: anybody may ask."""
         self._require_pair()
         visit = visit_of(request)
-        visit.rid = f"health-{visit.id}"
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._run_probe(visit))
         deadline = visit.arrival + self.settings.health_timeout
-        job = self.intake.probe(visit.rid, deadline, self.dispatch.limits())
-        visit.prompt_tokens, visit.width = len(job.tokens), job.width
-        await while_connected(request, self.dispatch.generate(job), deadline)
+        await while_connected(request, asyncio.shield(self._probe), deadline)
         return as_json(Status())
 
     async def model_info(self, request: Request) -> Response:
@@ -107,7 +111,9 @@ class Control:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def flush_cache(self, request: Request) -> Response:
-        found = [WorkerFlush(f.address, f.pages, f.problem) for f in await self.dispatch.flush()]
+        with self._alone("flush"):
+            flushed = await self.dispatch.flush()
+        found = [WorkerFlush(f.address, f.pages, f.problem) for f in flushed]
         problems = [f"{worker.address}: {worker.problem}" for worker in found if worker.problem]
         message = "; ".join(problems) or f"the caches of {len(found)} workers are empty"
         pages = sum(worker.flushed_pages for worker in found)
@@ -123,12 +129,37 @@ class Control:
 
     async def trace(self, request: Request) -> Response:
         query = from_query(TraceQuery, request.query_params)
-        traced = await self.dispatch.trace(query.seconds)
-        body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))  # it may be long
+        with self._alone("trace"):
+            traced = await self.dispatch.trace(query.seconds)
+            # It may be long.
+            body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))
         return Response(body, media_type="application/json")
 
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def _run_probe(self, visit: Visit) -> None:
+        """A small request, which ends in time whoever still waits for it."""
+        visit.rid = f"health-{visit.id}"
+        deadline = visit.arrival + self.settings.health_timeout
+        job = self.intake.probe(visit.rid, deadline, self.dispatch.limits())
+        visit.prompt_tokens, visit.width = len(job.tokens), job.width
+        try:
+            async with asyncio.timeout(self.settings.health_timeout):
+                await self.dispatch.generate(job)
+        except TimeoutError:
+            raise late() from None
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """For what costs all workers something: one at a time. Raises `Overloaded` for the second."""
+        if name in self._under_way:
+            raise Overloaded(f"another {name} is under way: ask again once it is done")
+        self._under_way.add(name)
+        try:
+            yield
+        finally:
+            self._under_way.discard(name)
 
     def _max_prompt_tokens(self) -> int | None:
         most = self.intake.max_prompt_tokens(self.dispatch.limits())
