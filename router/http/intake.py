@@ -114,7 +114,7 @@ class Intake:
         if body.history is not None:
             prompt = self._from_history(item_ids(body.history), most)
         elif body.text is not None:
-            prompt = _Prompt(np.array(self._encode(body.text), np.int32))
+            prompt = _Prompt(np.array(self._encode(body.text, most), np.int32))
         else:
             ids = cast("list[int]", body.input_ids)
             self._check_length(len(ids), given[0], most)
@@ -152,11 +152,12 @@ class Intake:
             raise BadRequest(str(error), "history") from None
         return _Prompt(np.array(tokens, np.int32), dropped)
 
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of `text`, as the tokenizer makes them."""
+    def _encode(self, text: str, most: int) -> list[int]:
+        """Token ids of `text`, as the tokenizer makes them; checked before they become Python's."""
         if not text:
             raise BadRequest("text is empty: send at least one token", "text")
-        encoding = self.tokenizer.encode(text)
+        (encoding,) = self.tokenizer.encode_batch([text])  # unlike `encode` it lets other threads run
+        self._check_length(len(encoding), "text", most)
         if self.unknown_token is not None and self.unknown_token[0] in encoding.ids:
             self._refuse_unknown(text, encoding.ids, encoding.offsets, *self.unknown_token)
         return list(encoding.ids)
