@@ -33,7 +33,7 @@ class ConnectionLimits:
     head_bytes: int = 32 << 10  # request line and headers; trailers too
     headers: int = 128
     head_seconds: float = 10.0  # from connecting, or a head's first byte, to its last
-    rest_seconds: float = 1.0  # that what is left of a request gets once it is answered
+    rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
     idle_seconds: int = 30  # between requests; longer than common clients keep a connection
     unread_seconds: float = 30.0  # without a byte of the answer being read
 
@@ -180,7 +180,7 @@ class BoundedHttp(HttpToolsProtocol):
         """Answers, then hears a little longer: a connection closed on unread bytes may lose the answer."""
         self._unset_keepalive_if_required()
         self._disarm("head")
-        if self._answering:  # the answer to an earlier request has no end yet
+        if self._answering or self.transport.is_closing():  # an earlier answer has no end yet, or is the last
             self.transport.abort()
             return
         self._answer(problem)

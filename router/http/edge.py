@@ -28,6 +28,7 @@ from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")
 
+LOGGED_PATH = 200  # characters
 _VISIT = "xgr.visit"
 
 
@@ -138,7 +139,8 @@ def visit_of(request: Request) -> Visit:
 
 
 def printable(path: str) -> str:
-    """A path as it may stand in a log: nothing that starts a new line."""
+    """A path as it may stand in a log: no more than its start, and nothing that starts a new line."""
+    path = path[:LOGGED_PATH]
     return path if path.isascii() and path.isprintable() else repr(path)
 
 

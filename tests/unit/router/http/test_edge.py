@@ -176,7 +176,9 @@ def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.generate(input_ids=[1, 3], rid="abc", sampling_params={"beam_width": 7})
     server.get("/liveness")  # a probe that succeeds leaves no line
     server.get("/a%0Ab")
-    first, second = (record.getMessage() for record in caplog.records if record.name == "router.http")
+    server.get("/" + "a" * 5000)
+    first, second, third = (record.getMessage() for record in caplog.records if record.name == "router.http")
     assert first.startswith("POST /generate 200 ")
     assert first.endswith(" ms rid=abc prompt=2 width=7")
     assert "\n" not in second
+    assert len(third) < 400
