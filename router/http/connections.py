@@ -22,6 +22,7 @@ from xgr_runtime.errors import BadRequest, HeadTooLarge, Overloaded, RequestErro
 
 log = logging.getLogger("router.http")
 
+_BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
 
 
@@ -91,6 +92,8 @@ class BoundedHttp(HttpToolsProtocol):
             else:
                 self._unheard = self._left if self._part == "head" else 0
             self._check_size(self._unheard)
+        except httptools.HttpParserUpgrade:
+            return  # another protocol was offered, not demanded
         except httptools.HttpParserError as error:
             self._refuse(_reason(error))
         except RequestError as error:
@@ -121,8 +124,8 @@ class BoundedHttp(HttpToolsProtocol):
             raise HeadTooLarge(f"the request has more than {self.limits.headers} headers: send fewer")
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            raise BadRequest("this server speaks HTTP/1.1 alone: leave the header Upgrade out")
+        if self.parser.should_upgrade() and not _BODY_HEADERS.isdisjoint(name for name, _ in self.headers):
+            raise BadRequest("this server reads no body in HTTP/1.1 beside an Upgrade: leave that header out")
         self._heard, self._part = True, "body"
         self._disarm("head")
         super().on_headers_complete()
