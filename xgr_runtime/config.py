@@ -63,10 +63,14 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "INFO"
     ready_fd: Annotated[int, about("descriptor that gets one line when the process is ready; -1: none")] = -1
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Name and value of every setting, without the secrets."""
+        settings = msgspec.structs.asdict(self).items()
+        return [(name, HIDDEN if value and name in SECRETS else value) for name, value in settings]
+
     def __repr__(self) -> str:
-        values = msgspec.structs.asdict(self)
-        shown = {name: HIDDEN if value and name in SECRETS else repr(value) for name, value in values.items()}
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({settings})"
 
 
 class _Model(_Process, frozen=True, kw_only=True):

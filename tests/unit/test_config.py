@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from xgr_runtime.config import (
     SECRETS,
@@ -134,7 +135,7 @@ def test_a_printed_configuration_hides_its_secrets(kind: type[RouterConfig | Ser
     secrets = {f"XGR_{name.upper()}": f"sesame-{name}" for name in SECRETS}
     config = parse(kind, [*NEEDED, *workers], secrets)
     assert config.admin_api_key == "sesame-admin_api_key"
-    for text in (repr(config), str(config), f"{config}", "%r" % [config]):
+    for text in (repr(config), str(config), f"{[config]}", pretty_repr(config)):
         assert "sesame" not in text and "model_path='/m'" in text
 
 
