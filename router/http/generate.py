@@ -15,7 +15,7 @@ from router.http.intake import Intake, Ticket
 from router.http.problems import decode
 from router.http.schema import GenerateRequest
 from router.job import Dispatch, Outcome
-from xgr_runtime.errors import BadRequest
+from xgr_runtime.errors import BadRequest, Draining
 from xgr_runtime.timeline import REQUEST
 
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
@@ -37,6 +37,8 @@ class Generate:
 
     async def __call__(self, request: Request) -> Response:
         visit = visit_of(request)
+        if self.dispatch.draining:
+            raise Draining("the deployment is stopping and takes no new requests")
         async with self.bodies.read(request) as body:
             if len(body) > LONG_BODY:
                 loop = asyncio.get_running_loop()

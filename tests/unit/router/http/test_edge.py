@@ -75,6 +75,19 @@ def test_disconnect_before_the_body_ends(server: Server, dispatch: FakeDispatch)
     assert dispatch.jobs == []
 
 
+def test_who_stops_waits_for_no_body(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.draining = True
+
+    async def exchange() -> Talk:
+        talk = Talk({})
+        talk.incoming = asyncio.Queue()  # of a client that never sends its body
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        return talk
+
+    start, body = asyncio.run(exchange()).sent
+    assert (start["status"], json.loads(body["body"])["error"]["code"]) == (503, "draining")
+
+
 def test_cancelled_server_cancels_the_work(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.hang = True
 
