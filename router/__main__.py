@@ -12,13 +12,11 @@ import uvicorn
 from tokenizers import Tokenizer
 
 from router.dispatch import Dispatcher
-from router.http import HttpSettings, make_app
+from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
-
-CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
 
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
@@ -35,15 +33,7 @@ async def _serve(
     dispatcher = Dispatcher(config, catalog.version, nodes)
     dispatcher.start()
     app = make_app(dispatcher, catalog, tokenizer, _settings(config, catalog.vocab_size))
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=CLOSING_SECONDS,
-        )
-    )
+    server = _Server(server_config(app, ConnectionLimits(connections=config.max_connections)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -99,7 +89,9 @@ def _settings(config: RouterConfig, vocab_size: int) -> HttpSettings:
         version=version("xgr-runtime"),
         model_info={"model_path": config.model_path},
         api_key=config.api_key or None,
+        admin_api_key=config.admin_api_key or None,
         timeout_ms=config.timeout_ms,
+        max_body_bytes=config.max_body_bytes,
         max_beam_width=config.max_beam_width,
         vocab_size=vocab_size,
     )

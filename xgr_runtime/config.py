@@ -37,6 +37,7 @@ def about(text: str) -> Meta:
 
 SECRETS = ("api_key", "admin_api_key", "sglang_api_key")
 """Settings that are never shown, and travel between processes in the environment alone."""
+HIDDEN = "***"
 
 # Settings that the launcher hands down to the router as they are.
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
@@ -63,6 +64,15 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("least severe line that is logged")
     ] = "INFO"
     ready_fd: Annotated[int, about("descriptor that gets one line when the process is ready; -1: none")] = -1
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Name and value of every setting, without the secrets."""
+        settings = msgspec.structs.asdict(self).items()
+        return [(name, HIDDEN if value and name in SECRETS else value) for name, value in settings]
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({settings})"
 
 
 class _Model(_Process, frozen=True, kw_only=True):
@@ -283,11 +293,21 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
             if value is not None and name not in values:
                 values[name], sources[name] = value, source
     for key in SECRETS:
-        if not str(values.get(key, "given")).strip():
-            raise ConfigError(f"{sources[key]} is an empty secret: give a key or none at all")
+        if key in values:
+            check_secret(values[key], sources[key])
     if file:
         raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
     return _convert(kind, values, sources)
+
+
+def check_secret(value: object, source: str) -> None:
+    """Raises `ConfigError`, which names where it was given and never shows it."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{source} is no text: put the key in quotes")
+    if not value.strip():
+        raise ConfigError(f"{source} is an empty secret: give a key or none at all")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigError(f"{source} holds blanks or more than printable ASCII: no header carries it so")
 
 
 def to_argv(config: _Process) -> list[str]:

@@ -1,6 +1,10 @@
-"""The HTTP edge: validates requests into jobs, shapes outcomes into answers. Sockets belong to the caller."""
+"""The HTTP edge: bounds connections, validates requests into jobs, shapes outcomes into answers.
+
+Sockets belong to the caller.
+"""
 
 from router.http.app import make_app
+from router.http.connections import ConnectionLimits, server_config
 from router.http.settings import HttpSettings
 
-__all__ = ["HttpSettings", "make_app"]
+__all__ = ["ConnectionLimits", "HttpSettings", "make_app", "server_config"]

@@ -14,6 +14,7 @@ from router.http.control import Control
 from router.http.docs import docs_page
 from router.http.edge import Edge, http_exception
 from router.http.generate import Generate
+from router.http.inbound import Bodies
 from router.http.intake import Intake
 from router.http.openapi import openapi
 from router.http.routes import Handler, RouteSpec, described, route_table
@@ -26,9 +27,9 @@ from xgr_runtime.metrics import RequestMetrics
 def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings) -> Starlette:
     """An ASGI application that answers over HTTP what `dispatch` works out."""
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
-    intake = Intake(catalog, tokenizer, settings)
-    generate = Generate(dispatch, intake, Composer(catalog, tokenizer))
-    table = route_table(generate, Control(dispatch, intake, metrics))
+    intake, bodies = Intake(catalog, tokenizer, settings), Bodies(settings)
+    generate = Generate(dispatch, intake, Composer(catalog, tokenizer), bodies)
+    table = route_table(generate, Control(dispatch, intake, metrics, bodies))
     app = Starlette(
         routes=[
             Route(spec.path, spec.handler, methods=[spec.method]) for spec in with_description(table, intake)

@@ -4,13 +4,15 @@ import asyncio
 import itertools
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.generate import checked_rid
-from router.http.inbound import read_json, while_connected
+from router.http.inbound import Bodies, while_connected
 from router.http.intake import UNLIMITED, Intake
 from router.http.problems import decode, from_query
 from router.http.schema import AbortRequest, TraceQuery
@@ -29,7 +31,7 @@ from xgr_runtime.answer import (
     WorkerStatus,
 )
 from xgr_runtime.chrome_trace import chrome_trace
-from xgr_runtime.errors import Draining, NotFound, NoWorkers
+from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
 from xgr_runtime.metrics import CONTENT_TYPE, RequestMetrics
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
@@ -38,14 +40,16 @@ _ABORT = msgspec.json.Decoder(AbortRequest)
 class Control:
     """One method per route."""
 
-    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics) -> None:
+    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics, bodies: Bodies) -> None:
         self.dispatch = dispatch
         self.intake = intake
         self.catalog = intake.catalog
         self.settings = intake.settings
         self.metrics = metrics
+        self.bodies = bodies
         self.probe = Probe(self._small_request)
         self.started = int(time.time())
+        self._under_way: set[str] = set()
 
     async def liveness(self, request: Request) -> Response:
         return as_json(Status())
@@ -60,6 +64,7 @@ class Control:
         return await self.health(request)
 
     async def health_generate(self, request: Request) -> Response:
+        """Whoever asks while a probe is under way gets its answer: anybody may ask."""
         self._require_pair()
         deadline = time.monotonic() + 2 * self.settings.health_timeout  # the small request keeps its own
         await while_connected(request, self.probe.check(), deadline)
@@ -111,14 +116,17 @@ class Control:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def flush_cache(self, request: Request) -> Response:
-        found = [WorkerFlush(f.address, f.pages, f.problem) for f in await self.dispatch.flush()]
+        with self._alone("flush"):
+            flushed = await self.dispatch.flush()
+        found = [WorkerFlush(f.address, f.pages, f.problem) for f in flushed]
         problems = [f"{worker.address}: {worker.problem}" for worker in found if worker.problem]
         message = "; ".join(problems) or f"the caches of {len(found)} workers are empty"
         pages = sum(worker.flushed_pages for worker in found)
         return as_json(Flushed(not problems, pages, message, found))
 
     async def abort_request(self, request: Request) -> Response:
-        body = decode(_ABORT, await read_json(request, self.settings))
+        async with self.bodies.read(request) as given:
+            body = decode(_ABORT, given)
         checked_rid(body.rid)
         if not self.dispatch.abort(body.rid):
             raise NotFound(f"no live request has the rid {body.rid}", "rid")
@@ -126,12 +134,25 @@ class Control:
 
     async def trace(self, request: Request) -> Response:
         query = from_query(TraceQuery, request.query_params)
-        traced = await self.dispatch.trace(query.seconds)
-        body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))  # it may be long
+        with self._alone("trace"):
+            traced = await self.dispatch.trace(query.seconds)
+            # It may be long.
+            body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))
         return Response(body, media_type="application/json")
 
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """For what costs all workers something: one at a time. Raises `Overloaded` for the second."""
+        if name in self._under_way:
+            raise Overloaded(f"another {name} is under way: ask again once it is done")
+        self._under_way.add(name)
+        try:
+            yield
+        finally:
+            self._under_way.discard(name)
 
     def _max_prompt_tokens(self) -> int | None:
         most = self.intake.max_prompt_tokens(self.dispatch.limits())

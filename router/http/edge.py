@@ -1,7 +1,6 @@
 """Around every request: who may ask, what is logged and counted, and that each error has its answer."""
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.inbound import ClientGone
+from router.http.keys import Keys
 from router.http.problems import error_response
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
@@ -20,17 +20,15 @@ from xgr_runtime.errors import (
     Cancelled,
     InternalError,
     MethodNotAllowed,
-    MissingKey,
     NotFound,
     RequestError,
-    WrongKey,
 )
 from xgr_runtime.metrics import RequestMetrics
 from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")
 
-PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
+LOGGED_PATH = 200  # characters
 _VISIT = "xgr.visit"
 
 
@@ -61,6 +59,7 @@ class Edge:
         self.app = app
         self.timeline = timeline
         self.settings = settings
+        self.keys = Keys(settings)
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +83,7 @@ class Edge:
             await send(message)
 
         try:
-            authorise(scope, self.settings.api_key)
+            self.keys.authorise(scope)
             await self.app(scope, receive, noting_status)
             return
         except (ClientGone, ClientDisconnect):
@@ -139,20 +138,9 @@ def visit_of(request: Request) -> Visit:
     return visit
 
 
-def authorise(scope: Scope, api_key: str | None) -> None:
-    """Raises `MissingKey` or `WrongKey` unless the request may ask for this path."""
-    if not api_key or scope["path"] in PUBLIC_PATHS:
-        return
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    scheme, _, key = given.partition(b" ")
-    if scheme.lower() != b"bearer" or not key.strip():
-        raise MissingKey("this deployment needs a key: send the header 'Authorization: Bearer KEY'")
-    if not hmac.compare_digest(key.strip(), api_key.encode()):
-        raise WrongKey("the key is not this deployment's: send the one it was started with")
-
-
 def printable(path: str) -> str:
-    """A path as it may stand in a log: nothing that starts a new line."""
+    """A path as it may stand in a log: no more than its start, and nothing that starts a new line."""
+    path = path[:LOGGED_PATH]
     return path if path.isascii() and path.isprintable() else repr(path)
 
 

@@ -2,17 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
 from router.http.settings import HttpSettings
-from xgr_runtime.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, WrongMediaType
+from xgr_runtime.errors import (
+    BadRequest,
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    Overloaded,
+    RequestTimeout,
+    WrongMediaType,
+)
 
 T = TypeVar("T")
 
+LARGE_AT_ONCE = 32  # bodies of the largest size that memory is given to
 GRACE = 1.0  # seconds that the dispatcher gets to answer a deadline itself
 
 
@@ -20,35 +30,55 @@ class ClientGone(Cancelled):
     """HTTP 499. Nobody is left to read the answer."""
 
 
-async def read_json(request: Request, settings: HttpSettings) -> bytes:
-    """The body, within the deployment's size and the deadline of a request that names none.
+class Bodies:
+    """Reads bodies, within the deployment's size for one, for all at once, and its time for one."""
 
-    A body without a content type is taken as JSON: nothing says otherwise. Raises `WrongMediaType`,
-    `BodyTooLarge`, `BadRequest`, `DeadlineExceeded`.
-    """
-    limit, seconds = settings.max_body_bytes, settings.timeout_ms / 1000
-    check_media_type(request.headers.get("content-type"))
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise too_large(limit)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await _read(request, limit)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body did not arrive within {seconds:g} s") from None
-    if not body:
-        raise BadRequest("the body is empty: send a JSON object")
-    return body
+    def __init__(self, settings: HttpSettings) -> None:
+        self.limit = settings.max_body_bytes
+        self.seconds = settings.body_seconds
+        self.room = LARGE_AT_ONCE * self.limit  # bytes that are free
 
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, for as long as it is of use.
 
-async def _read(request: Request, limit: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large(limit)
-        parts.append(part)
-    return b"".join(parts)
+        One without a content type is taken as JSON: nothing says otherwise. Raises `WrongMediaType`,
+        `BodyTooLarge`, `BadRequest`, `RequestTimeout`, `Overloaded`.
+        """
+        check_media_type(request.headers.get("content-type"))
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self.limit:
+            raise self._too_large()
+        parts: list[bytes] = []
+        try:
+            await self._gather(request, parts)
+            if not any(parts):
+                raise BadRequest("the body is empty: send a JSON object")
+            yield b"".join(parts)
+        finally:
+            self.room += sum(map(len, parts))
+
+    async def _gather(self, request: Request, parts: list[bytes]) -> None:
+        size = 0
+        try:
+            async with asyncio.timeout(self.seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self.limit:
+                        raise self._too_large()
+                    if len(part) > self.room:
+                        raise Overloaded("the bodies of other requests fill the memory for them: try again")
+                    self.room -= len(part)
+                    parts.append(part)
+        except TimeoutError:
+            seconds = f"{self.seconds:g} s"
+            raise RequestTimeout(f"the body did not arrive within {seconds}: send it at once") from None
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"the body is larger than {self.limit} bytes: send fewer items or tokens, or restart with a "
+            "larger --max-body-bytes"
+        )
 
 
 def check_media_type(header: str | None) -> None:
@@ -64,10 +94,6 @@ def check_media_type(header: str | None) -> None:
         raise WrongMediaType(
             f"the content type is {header[:80]!r}: send JSON with the header 'Content-Type: application/json'"
         )
-
-
-def too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is larger than {limit} bytes: send fewer items or tokens")
 
 
 async def while_connected(request: Request, work: Awaitable[T], deadline: float) -> T:

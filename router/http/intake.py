@@ -1,6 +1,5 @@
 """From a decoded request to a job: prompts, widths and filters, checked against catalog and limits."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +15,6 @@ from xgr_runtime.catalog import Catalog, FilterSpec, resolve_items
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.messages import Limits
 
-LONG_TEXT = 16_384  # characters; beyond, the tokenizer runs in a thread and the event loop goes on
 UNLIMITED = (1 << 31) - 1
 _ONE_OF = "send exactly one of input_ids, history and text"
 
@@ -47,12 +45,12 @@ class Intake:
         self.vocab_size = settings.vocab_size or tokenizer.get_vocab_size()
         self.unknown_token = unknown_token(tokenizer)
 
-    async def ticket(self, body: GenerateRequest, rid: str, arrival: float, limits: Limits | None) -> Ticket:
+    def ticket(self, body: GenerateRequest, rid: str, arrival: float, limits: Limits | None) -> Ticket:
         """The job of `body`, which arrived at `arrival` (monotonic). Raises `BadRequest` naming the field."""
         refuse_sampling(body, self.catalog.depth)
         params = body.sampling_params or SamplingParams()
         width, results = self.widths(params, limits)
-        prompt = await self.prompt(body, limits)
+        prompt = self.prompt(body, limits)
         wanted = self.filter(body)
         timeout = (body.timeout_ms or self.settings.timeout_ms) / 1000
         job = Job(
@@ -106,7 +104,7 @@ class Intake:
             )
         return width, results
 
-    async def prompt(self, body: GenerateRequest, limits: Limits | None) -> _Prompt:
+    def prompt(self, body: GenerateRequest, limits: Limits | None) -> _Prompt:
         """Token ids of whichever of the three forms the request has."""
         given = [name for name in ("input_ids", "history", "text") if getattr(body, name) is not None]
         if len(given) != 1:
@@ -116,10 +114,12 @@ class Intake:
         if body.history is not None:
             prompt = self._from_history(item_ids(body.history), most)
         elif body.text is not None:
-            prompt = _Prompt(np.array(await self._encode(body.text), np.int32))
+            prompt = _Prompt(np.array(self._encode(body.text, most), np.int32))
         else:
-            prompt = _Prompt(self._checked(cast("list[int]", body.input_ids)))
-        self._check_length(prompt.tokens, given[0], most)
+            ids = cast("list[int]", body.input_ids)
+            self._check_length(len(ids), given[0], most)
+            return _Prompt(self._checked(ids))
+        self._check_length(len(prompt.tokens), given[0], most)
         return prompt
 
     def filter(self, body: GenerateRequest) -> FilterSpec:
@@ -152,12 +152,12 @@ class Intake:
             raise BadRequest(str(error), "history") from None
         return _Prompt(np.array(tokens, np.int32), dropped)
 
-    async def _encode(self, text: str) -> list[int]:
-        """Token ids of `text`, as the tokenizer makes them."""
+    def _encode(self, text: str, most: int) -> list[int]:
+        """Token ids of `text`, as the tokenizer makes them; checked before they become Python's."""
         if not text:
             raise BadRequest("text is empty: send at least one token", "text")
-        encode = self.tokenizer.encode
-        encoding = await asyncio.to_thread(encode, text) if len(text) > LONG_TEXT else encode(text)
+        (encoding,) = self.tokenizer.encode_batch([text])  # unlike `encode` it lets other threads run
+        self._check_length(len(encoding), "text", most)
         if self.unknown_token is not None and self.unknown_token[0] in encoding.ids:
             self._refuse_unknown(text, encoding.ids, encoding.offsets, *self.unknown_token)
         return list(encoding.ids)
@@ -185,12 +185,12 @@ class Intake:
             )
         return tokens
 
-    def _check_length(self, tokens: NDArray[np.int32], name: str, most: int) -> None:
-        if not tokens.size:
+    def _check_length(self, count: int, name: str, most: int) -> None:
+        if not count:
             raise BadRequest(f"{name} gives an empty prompt: it needs at least one token", name)
-        if tokens.size > most:
+        if count > most:
             raise BadRequest(
-                f"{name} gives a prompt of {tokens.size} tokens, the limit is {most}: shorten it (the limit "
+                f"{name} gives a prompt of {count} tokens, the limit is {most}: shorten it (the limit "
                 "comes from the model's positions, --kv-bytes and --max-prompt-tokens)",
                 name,
             )

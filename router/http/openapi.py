@@ -31,7 +31,12 @@ def openapi(table: Sequence[RouteSpec], intake: Intake) -> Json:
         "components": {
             "schemas": schemas(table, intake),
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "Where --api-key is set."}
+                "key": {"type": "http", "scheme": "bearer", "description": "Where --api-key is set."},
+                "admin_key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Where --admin-api-key is set, else as `key`; opens all routes.",
+                },
             },
         },
     }
@@ -43,7 +48,7 @@ def operation(spec: RouteSpec) -> Json:
         "operationId": f"{spec.method.lower()}{spec.path.replace('/', '_').replace('.', '_')}",
         "summary": spec.summary,
         "responses": {"200": answer_200(spec), **errors(spec.all_errors)},
-        "security": [] if spec.public else [{"key": []}, {}],
+        "security": [] if spec.public else [{"admin_key" if spec.admin else "key": []}, {}],
     }
     if spec.body is not None:
         content = {"application/json": {"schema": ref(spec.body)}}

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.control import Control
-from router.http.edge import PUBLIC_PATHS
 from router.http.generate import Generate
+from router.http.keys import ADMIN_PATHS, PUBLIC_PATHS
 from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
 from xgr_runtime import answer
 from xgr_runtime.errors import (
@@ -21,6 +21,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    HeadTooLarge,
     InternalError,
     InvalidLogits,
     MissingKey,
@@ -28,6 +29,7 @@ from xgr_runtime.errors import (
     NoWorkers,
     Overloaded,
     RequestError,
+    RequestTimeout,
     Unhealthy,
     WorkerLost,
     WrongKey,
@@ -58,12 +60,18 @@ class RouteSpec:
         return self.path in PUBLIC_PATHS
 
     @property
+    def admin(self) -> bool:
+        """Whether it is for the operator alone."""
+        return self.path in ADMIN_PATHS
+
+    @property
     def all_errors(self) -> Errors:
         """Errors of this route and those that any route may give."""
         keys: Errors = () if self.public else (MissingKey, WrongKey)
-        return (*self.errors, *keys, InternalError)
+        return tuple(dict.fromkeys((*self.errors, *keys, *_CONNECTION, InternalError)))
 
 
+_CONNECTION: Errors = (BadRequest, HeadTooLarge, RequestTimeout, Overloaded)  # before there is a route
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
 _WORK: Errors = (
     Cancelled,

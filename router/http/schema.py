@@ -4,7 +4,7 @@ A field that would change the answer of a sampling server is accepted where it s
 by name.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,9 +15,13 @@ from xgr_runtime.messages import ScoreMode
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1
 MOST_PRIORITY = 100
+NEUTRAL_BYTES = 16  # that a neutral value takes at most
+MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
+MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
+Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it stays bytes
 Count = Annotated[int, Meta(ge=1)]
 Rid = Annotated[
     str,
@@ -28,6 +32,10 @@ Rid = Annotated[
         extra_json_schema={"pattern": "^[!-~]+$"},
     ),
 ]
+
+
+def null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ebnf: str | None = None
     structural_tag: str | None = None
     logit_bias: dict[str, float] | None = None
-    custom_params: dict[str, Any] | None = None
+    custom_params: Unread = msgspec.field(default_factory=null)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
@@ -65,8 +73,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which items may be in the answer. `allow: []` allows none; unknown ids are ignored and counted."""
 
-    allow: list[ItemId] | None = None
-    deny: list[ItemId] | None = None
+    allow: Annotated[list[ItemId], Meta(max_length=MOST_FILTERED)] | None = None
+    deny: Annotated[list[ItemId], Meta(max_length=MOST_FILTERED)] | None = None
     exclude_history: bool = False
 
 
@@ -74,7 +82,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of `input_ids`, `history` and `text`; fields after `priority` are SGLang's, as above."""
 
     input_ids: list[TokenId] | None = None
-    history: Annotated[list[ItemId] | None, Meta(description="Item ids, oldest first.")] = None
+    history: Annotated[
+        Annotated[list[ItemId], Meta(max_length=MOST_HISTORY)] | None,
+        Meta(description="Item ids, oldest first."),
+    ] = None
     text: str | None = None
     rid: Rid | None = None
     timeout_ms: Annotated[int, Meta(ge=1, le=3_600_000)] | None = None
@@ -98,12 +109,12 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     no_logs: bool | None = None
     background: bool | None = None
     require_reasoning: bool | None = None
-    input_embeds: list[Any] | None = None
-    image_data: list[Any] | str | None = None
-    video_data: list[Any] | str | None = None
-    audio_data: list[Any] | str | None = None
+    input_embeds: Unread = msgspec.field(default_factory=null)
+    image_data: Unread = msgspec.field(default_factory=null)
+    video_data: Unread = msgspec.field(default_factory=null)
+    audio_data: Unread = msgspec.field(default_factory=null)
     modalities: list[str] | None = None
-    session_params: dict[str, Any] | None = None
+    session_params: Unread = msgspec.field(default_factory=null)
     lora_path: str | None = None
     lora_id: str | None = None
     custom_logit_processor: str | None = None
@@ -205,6 +216,8 @@ def refuse_sampling(body: GenerateRequest, depth: int) -> None:
 def _refuse(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str) -> None:
     for name, accepted in neutral.items():
         value = getattr(struct, name)
+        if isinstance(value, msgspec.Raw) and len(memoryview(value)) <= NEUTRAL_BYTES:
+            value = msgspec.json.decode(value)
         if value is not None and value not in accepted:
             choices = "".join(f" or send {msgspec.json.encode(choice).decode()}" for choice in accepted)
             raise BadRequest(

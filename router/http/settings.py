@@ -11,9 +11,11 @@ class HttpSettings:
     model_name: str
     version: str
     model_info: Mapping[str, object] = field(default_factory=dict)  # JSON values, for /model_info
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    admin_api_key: str | None = field(default=None, repr=False)  # None: the same
     timeout_ms: int = 30_000
     max_body_bytes: int = 8 << 20
+    body_seconds: float = 30.0  # that a body gets to arrive
     max_prompt_tokens: int | None = None
     max_beam_width: int = 1024
     default_beam_width: int = 50

@@ -1,14 +1,20 @@
 """Every way to be refused, against real processes: status, error body, and nothing held afterwards."""
 
 import itertools
-import json
+import os
+import re
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from freed import assert_all_freed
 from items import Items
@@ -17,7 +23,6 @@ from sameness import assert_identical
 from xgr_runtime import errors
 from xgr_runtime.answer import ServerInfo
 from xgr_runtime.client import XgrClient, read
-from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
 LONG = 6000  # tokens: hundreds of milliseconds of work on any machine that runs tests
@@ -204,47 +209,106 @@ def test_client_that_goes_away(
     assert_all_freed(client)
 
 
+# --- clients that are slow ------------------------------------------------------------------------------
+
+
+def test_slow_clients_slow_nobody_else(
+    client: XgrClient, deployment: Deployment, prompts: list[list[int]]
+) -> None:
+    """Half heads and half bodies by dozens; requests between them are answered as if there were none."""
+    before = client.generate(input_ids=prompts[0], beam_width=16)
+    parts = httpx.URL(deployment.url)
+    head = b"POST /generate HTTP/1.1\r\nHost: xgr\r\nContent-Type: application/json\r\n"
+    with ExitStack() as held:
+        for sent in (b"", head, head + b"Content-Length: 1000\r\n\r\n{") * 20:
+            slow = held.enter_context(socket.create_connection((parts.host, parts.port), timeout=30))
+            slow.sendall(sent)
+        for _ in range(5):
+            assert_identical(client.generate(input_ids=prompts[0], beam_width=16), before)
+    assert_all_freed(client)
+
+
 # --- keys ----------------------------------------------------------------------------------------------
+
+CLIENT, ADMIN = "client-s3same", "admin-s3same"
+
+
+@dataclass
+class Locked:
+    """A deployment that wants keys, and all that its processes print."""
+
+    process: psutil.Process
+    log: Path
+    url: str = ""
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + 150
+        while not (match := re.search(r"ready at (http://\S+)", self.log.read_text())):
+            assert time.monotonic() < until and self.process.is_running(), self.log.read_text()
+            time.sleep(0.05)
+        self.url = match.group(1)
 
 
 @pytest.fixture(scope="module")
-def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a deployment that wants a key."""
+def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    folder = tmp_path_factory.mktemp("locked")
     few = items.only(set(sorted(items.sids)[:30]))
-    index = few.write_index(tmp_path_factory.mktemp("locked") / "index.json", checkpoint)
-    config = ServeConfig(
-        model_path=str(checkpoint),
-        catalog=str(index),
-        port=0,
-        api_key="k3y",
-        kv_bytes=32 << 20,
-        log_level="WARNING",
-    )
-    with Deployment(config) as deployment:
-        yield deployment.url
+    index = few.write_index(folder / "index.json", checkpoint)
+    files = ["--model-path", str(checkpoint), "--catalog", str(index)]
+    flags = ["--port", "0", "--kv-bytes", str(32 << 20), "--log-level", "DEBUG"]
+    keys = {"XGR_API_KEY": CLIENT, "XGR_ADMIN_API_KEY": ADMIN}
+    log = folder / "log"
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "xgr_runtime.cli", "serve", *files, *flags]
+        process = psutil.Popen(command, stdout=out, stderr=out, env={**os.environ, **keys})
+    running = Locked(process, log)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
-KEYS: list[tuple[str | None, int, str]] = [
-    (None, 401, "missing_api_key"),
-    ("Basic abc", 401, "missing_api_key"),
-    ("Bearer", 401, "missing_api_key"),
-    ("Bearer wrong", 403, "wrong_api_key"),
-    ("Bearer k3y", 200, ""),
+def ask(locked: Locked, method: str, path: str, authorization: str | None) -> httpx.Response:
+    headers = {} if authorization is None else {"authorization": authorization}
+    body = {"input_ids": [1]} if method == "POST" else None
+    return httpx.request(method, locked.url + path, headers=headers, json=body, timeout=60)
+
+
+KEYS: list[tuple[str | None, str, str]] = [  # what is sent, and the refusals of a client and an admin route
+    (None, "missing_api_key", "missing_api_key"),
+    ("Basic abc", "missing_api_key", "missing_api_key"),
+    ("Bearer", "missing_api_key", "missing_api_key"),
+    ("Bearer wrong", "wrong_api_key", "wrong_api_key"),
+    (f"Bearer {CLIENT}", "", "wrong_api_key"),
+    (f"Bearer {ADMIN}", "", ""),
 ]
+ROUTES = [("POST", "/generate"), ("GET", "/server_info")]
+ADMIN_ROUTES = [("GET", "/workers"), ("GET", "/trace"), ("POST", "/flush_cache")]
 
 
-@pytest.mark.parametrize(("header", "status", "code"), KEYS, ids=[str(header) for header, _, _ in KEYS])
-def test_key(locked: str, header: str | None, status: int, code: str) -> None:
-    headers = {} if header is None else {"authorization": header}
-    for method, path in (("POST", "/generate"), ("GET", "/workers")):
-        response = httpx.request(
-            method,
-            locked + path,
-            headers={"content-type": "application/json", **headers},
-            content=json.dumps({"input_ids": [1]}) if method == "POST" else None,
-        )
-        if status == 200:
-            assert response.status_code == 200
+@pytest.mark.parametrize(("header", "code", "admin_code"), KEYS, ids=[str(header) for header, _, _ in KEYS])
+def test_key(locked: Locked, header: str | None, code: str, admin_code: str) -> None:
+    wanted = [(route, code) for route in ROUTES] + [(route, admin_code) for route in ADMIN_ROUTES]
+    for (method, path), refusal in wanted:
+        response = ask(locked, method, path, header)
+        if refusal:
+            check(response, errors.BY_CODE[refusal].status, refusal)
         else:
-            check(response, status, code)
-    assert httpx.get(f"{locked}/readiness").status_code == 200, "probes need no key"
+            assert response.status_code == 200, response.text
+    assert ask(locked, "GET", "/readiness", None).status_code == 200, "probes need no key"
+
+
+def test_keys_are_told_to_nobody(locked: Locked) -> None:
+    """Not in what processes print, in their arguments, or in any answer."""
+    told = []
+    for method, path in [*ROUTES, *ADMIN_ROUTES, ("GET", "/model_info"), ("GET", "/metrics")]:
+        for key in (CLIENT, ADMIN, f"{ADMIN}x"):
+            told.append(ask(locked, method, path, f"Bearer {key}").text)
+    family = [locked.process, *locked.process.children(recursive=True)]
+    assert len(family) >= 4, "launcher, two workers, router"
+    told += [argument for process in family for argument in process.cmdline()]
+    log = locked.log.read_text()
+    assert "POST /generate 200" in log, "it is all there"
+    assert "s3same" not in "".join([*told, log])

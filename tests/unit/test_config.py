@@ -4,8 +4,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from xgr_runtime.config import (
+    SECRETS,
     DecodeConfig,
     PrefillConfig,
     RouterConfig,
@@ -31,7 +33,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "config",
     [
-        ServeConfig(model_path="/m", catalog="/c", port=0, api_key="with = and , and spaces"),
+        ServeConfig(model_path="/m", catalog="/c", port=0, api_key="with=and,signs"),
         PrefillConfig(model_path="/m", control_address="ipc:///p"),
         DecodeConfig(model_path="/m", catalog="/c", control_address="ipc:///d", data_address="ipc:///k"),
         RouterConfig(model_path="/m", catalog="/c", prefill=["a", "b"], decode=["c"]),
@@ -67,6 +69,9 @@ def test_flags_carry_every_setting_to_a_child(config: ServeConfig) -> None:
         ([*NEEDED, "--api-key", ""], {}, "--api-key"),
         (NEEDED, {"XGR_API_KEY": " "}, "XGR_API_KEY"),
         ([*NEEDED, "--sglang-api-key", ""], {}, "--sglang-api-key"),
+        (NEEDED, {"XGR_ADMIN_API_KEY": "two words"}, "XGR_ADMIN_API_KEY holds blanks"),
+        (NEEDED, {"XGR_ADMIN_API_KEY": "open\n"}, "XGR_ADMIN_API_KEY holds blanks"),
+        (NEEDED, {"XGR_API_KEY": "schlüssel"}, "XGR_API_KEY holds blanks"),
     ],
 )
 def test_an_error_names_what_to_change(argv: list[str], environ: dict[str, str], named: str) -> None:
@@ -110,6 +115,28 @@ def test_a_switch_in_the_environment(environ: dict[str, str], on: bool) -> None:
 def test_a_switch_that_is_none() -> None:
     with pytest.raises(ConfigError, match="XGR_ANY is 'maybe'"):
         switched_on("any", {"XGR_ANY": "maybe"})
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    "value", ["7351", "7351.5", "[7351]", "{ a = 7351 }", '"7351 "', '"7351\\u00e9"'], ids=repr
+)
+def test_a_wrong_secret_is_not_shown(tmp_path: Path, name: str, value: str) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(f"{name.replace('_', '-')} = {value}\n")
+    with pytest.raises(ConfigError, match=name) as error:
+        parse(ServeConfig, [*NEEDED, "--config", str(file)], {})
+    assert "7351" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [RouterConfig, ServeConfig])
+def test_a_printed_configuration_hides_its_secrets(kind: type[RouterConfig | ServeConfig]) -> None:
+    workers = ["--prefill", "ipc:///p", "--decode", "ipc:///d"] if kind is RouterConfig else []
+    secrets = {f"XGR_{name.upper()}": f"sesame-{name}" for name in SECRETS}
+    config = parse(kind, [*NEEDED, *workers], secrets)
+    assert config.admin_api_key == "sesame-admin_api_key"
+    for text in (repr(config), str(config), f"{[config]}", pretty_repr(config)):
+        assert "sesame" not in text and "model_path='/m'" in text
 
 
 @pytest.mark.parametrize("text", ["prot = 1", "port = "], ids=["unknown key", "not TOML"])

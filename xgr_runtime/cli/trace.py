@@ -36,8 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--api-key",
-        default=os.environ.get("XGR_API_KEY") or None,
-        help="key of the deployment, if it has one (default: the environment's XGR_API_KEY)",
+        default=os.environ.get("XGR_ADMIN_API_KEY") or os.environ.get("XGR_API_KEY") or None,
+        help="admin key of the deployment, if it has one, else its key (default: the environment's "
+        "XGR_ADMIN_API_KEY or XGR_API_KEY)",
     )
     parser.set_defaults(func=run_trace)
 
@@ -75,7 +76,7 @@ def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
     except InternalError as error:
         raise TraceError(f"{url} is not an xgr router: {error}") from None
     except RequestError as error:
-        hint = ": use --api-key or XGR_API_KEY" if error.status in (401, 403) else ""
+        hint = ": use --api-key, XGR_ADMIN_API_KEY or XGR_API_KEY" if error.status in (401, 403) else ""
         raise TraceError(f"{url} refused: {error}{hint}") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ConfigError(f"--url {url!r} is no URL ({error}): try http://127.0.0.1:30000") from None

@@ -73,6 +73,7 @@ class FakeDispatch:
         if job.rid in self.tasks:
             raise DuplicateRequest(f"rid {job.rid} is live", "rid")
         self.jobs.append(job)
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         if self.hang:
@@ -95,6 +96,7 @@ class FakeDispatch:
         return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)
 
     async def flush(self) -> list[Flush]:
+        await asyncio.sleep(0)
         return self.flushes
 
     def abort(self, rid: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -64,6 +66,56 @@ def test_health_generate_has_a_deadline(server: Server, dispatch: FakeDispatch) 
     dispatch.hang = True
     assert server.get("/health_generate").status_code == 503
     assert len(dispatch.cancelled) == 1
+
+
+def together(server: Server, *asked: tuple[str, str]) -> list[httpx.Response]:
+    """The answers to requests that all arrive before the first is answered."""
+
+    async def exchange() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+            return await asyncio.gather(*(client.request(method, path) for method, path in asked))
+
+    return asyncio.run(exchange())
+
+
+@pytest.mark.parametrize("error", [None, errors.WorkerLost("gone", "prefill")], ids=["well", "ill"])
+def test_probes_share_one_request(
+    server: Server, dispatch: FakeDispatch, error: errors.RequestError | None
+) -> None:
+    """Anybody may probe, so probes by the dozen cost the workers no more than one."""
+    dispatch.error = error
+    answers = together(server, *[("GET", "/health_generate")] * 12)
+    assert [answer.status_code for answer in answers] == [503 if error else 200] * 12
+    assert len(dispatch.jobs) == 1
+
+
+def test_a_prober_that_goes_away_leaves_the_others_theirs(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.hang = True
+
+    async def exchange() -> httpx.Response:
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+            first, second = (asyncio.create_task(client.get("/health_generate")) for _ in range(2))
+            while not dispatch.tasks:
+                await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait({first})
+            (task,) = dispatch.tasks.values()
+            task.set_result(None)
+            return await asyncio.wait_for(second, 10)
+
+    assert asyncio.run(exchange()).status_code == 200
+    assert len(dispatch.jobs) == 1 and not dispatch.cancelled
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/trace"), ("POST", "/flush_cache")], ids=str)
+def test_what_costs_all_workers_is_done_one_at_a_time(server: Server, method: str, path: str) -> None:
+    answers = together(server, *[(method, path)] * 3)
+    assert sorted(answer.status_code for answer in answers) == [200, 503, 503]
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.json()["error"]["code"] == "overloaded" and "retry-after" in refused.headers
+    assert server.send(method, path).status_code == 200, "the next may"
 
 
 def test_model_info(server: Server, catalog: Catalog) -> None:

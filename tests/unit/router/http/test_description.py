@@ -71,7 +71,7 @@ def test_document_is_well_formed(document: dict[str, Any]) -> None:
 
 def test_statuses_of_generate(document: dict[str, Any]) -> None:
     responses = document["paths"]["/generate"]["post"]["responses"]
-    expected = {200, 400, 401, 403, 409, 413, 415, 499, 500, 502, 503, 504}
+    expected = {200, 400, 401, 403, 408, 409, 413, 415, 431, 499, 500, 502, 503, 504}
     assert set(responses) == {str(status) for status in expected}
     assert "Retry-After" in responses["503"]["headers"]
     assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
@@ -82,7 +82,17 @@ def test_only_probes_are_public(document: dict[str, Any]) -> None:
         path for path, methods in document["paths"].items() if not next(iter(methods.values()))["security"]
     }
     assert public == {"/health", "/health_generate", "/liveness", "/readiness", "/metrics"}
-    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert {scheme["scheme"] for scheme in document["components"]["securitySchemes"].values()} == {"bearer"}
+
+
+def test_routes_of_the_operator_say_so(document: dict[str, Any]) -> None:
+    admin = {
+        path
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        if any("admin_key" in choice for choice in operation["security"])
+    }
+    assert admin == {"/flush_cache", "/trace", "/workers"}
 
 
 def test_bounds_are_the_deployments(document: dict[str, Any]) -> None:

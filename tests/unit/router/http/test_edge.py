@@ -11,8 +11,8 @@ import pytest
 from starlette.requests import Request
 
 from router.http import HttpSettings
-from router.http.inbound import read_json
-from xgr_runtime.errors import DeadlineExceeded
+from router.http.inbound import LARGE_AT_ONCE, Bodies
+from xgr_runtime.errors import Overloaded, RequestTimeout
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
@@ -75,6 +75,19 @@ def test_disconnect_before_the_body_ends(server: Server, dispatch: FakeDispatch)
     assert dispatch.jobs == []
 
 
+def test_who_stops_waits_for_no_body(server: Server, dispatch: FakeDispatch) -> None:
+    dispatch.draining = True
+
+    async def exchange() -> Talk:
+        talk = Talk({})
+        talk.incoming = asyncio.Queue()  # of a client that never sends its body
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        return talk
+
+    start, body = asyncio.run(exchange()).sent
+    assert (start["status"], json.loads(body["body"])["error"]["code"]) == (503, "draining")
+
+
 def test_cancelled_server_cancels_the_work(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.hang = True
 
@@ -130,8 +143,45 @@ def test_a_body_that_never_ends_has_a_deadline() -> None:
         raise AssertionError("nobody waits that long")
 
     request = Request({"type": "http", "method": "POST", "headers": []}, silence)
-    with pytest.raises(DeadlineExceeded, match="body"):
-        asyncio.run(read_json(request, HttpSettings("m", "1", timeout_ms=50)))
+    with pytest.raises(RequestTimeout, match="body"):
+        asyncio.run(read(Bodies(HttpSettings("m", "1", body_seconds=0.05)), request))
+
+
+async def read(bodies: Bodies, request: Request) -> bytes:
+    async with bodies.read(request) as body:
+        return body
+
+
+def test_bodies_share_a_bounded_memory() -> None:
+    """Many that are each small enough are refused together, and what was read is given back."""
+    bodies = Bodies(HttpSettings("m", "1", max_body_bytes=100))
+
+    def sending(*parts: bytes) -> Request:
+        waiting = iter(parts)
+
+        async def receive() -> Message:
+            part = next(waiting, None)
+            if part is None:  # the client is in no hurry
+                await asyncio.sleep(60)
+            return {"type": "http.request", "body": part, "more_body": part != b"end"}
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def crowd() -> None:
+        slow = [asyncio.create_task(read(bodies, sending(b"x" * 100))) for _ in range(LARGE_AT_ONCE)]
+        await asyncio.sleep(0.05)
+        assert bodies.room == 0
+        with pytest.raises(Overloaded, match="memory"):
+            await read(bodies, sending(b"end"))
+        slow[0].cancel()
+        await asyncio.wait(slow[:1])
+        assert await read(bodies, sending(b"the ", b"end")) == b"the end"
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+
+    asyncio.run(crowd())
+    assert bodies.room == LARGE_AT_ONCE * 100
 
 
 def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +189,9 @@ def test_access_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.generate(input_ids=[1, 3], rid="abc", sampling_params={"beam_width": 7})
     server.get("/liveness")  # a probe that succeeds leaves no line
     server.get("/a%0Ab")
-    first, second = (record.getMessage() for record in caplog.records if record.name == "router.http")
+    server.get("/" + "a" * 5000)
+    first, second, third = (record.getMessage() for record in caplog.records if record.name == "router.http")
     assert first.startswith("POST /generate 200 ")
     assert first.endswith(" ms rid=abc prompt=2 width=7")
     assert "\n" not in second
+    assert len(third) < 400

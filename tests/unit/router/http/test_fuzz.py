@@ -66,6 +66,77 @@ def test_never_a_server_error_for_bytes(server: Server, body: bytes) -> None:
     assert response.status_code == 400
 
 
+ROOM = 1 << 20  # bytes, for the deepest
+DEEP = st.builds(
+    lambda opening, closing, depth: opening * depth + b"1" + closing * depth,
+    *(st.sampled_from([b"[", b'{"a":', b'{"input_ids":[', b""]), st.sampled_from([b"]", b"}", b"]}", b""])),
+    st.sampled_from([1, 50, 500, 1000, 5000]),
+)
+TOKENS = st.sampled_from(
+    [
+        *(b'{"input_ids": [1', b"]", b"}", b"{", b"[", b",", b":", b'"', b"\\", b"null", b"true"),
+        *(b"NaN", b"-Infinity", b"1e999", b"-0", b"0x1", b"01", b"1.", b"18446744073709551616", b"9" * 400),
+        *(
+            b'"\\ud800"',
+            b'"\\udc00\\ud800"',
+            b'"\\u0000"',
+            b'"\xff"',
+            b"\xed\xa0\x80",
+            b"\xef\xbb\xbf",
+            b"\0",
+        ),
+        *(b'"input_ids": [2]', b'"rid": "a"', b'"text": "<a_0>"', b'"sampling_params": {', b'"n": 1', b" "),
+    ]
+)
+RAW = st.lists(TOKENS, max_size=12).map(b"".join)
+MEDIA = st.sampled_from(
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/x+json",
+        "",
+        "text/plain",
+        "a/b;c=d;;",
+    ]
+) | st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30)
+
+
+@RELAXED
+@given(
+    body=st.one_of(DEEP, RAW, st.binary(max_size=64)), path=st.sampled_from(["/generate", "/abort_request"])
+)
+def test_broken_json_is_refused_by_name(server: Server, body: bytes, path: str) -> None:
+    """Nesting without end, numbers that no type holds, halves of characters, fields given twice."""
+    if server.settings.max_body_bytes < ROOM:
+        server.set(max_body_bytes=ROOM)
+    response = server.send("POST", path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
+
+
+@RELAXED
+@given(media=MEDIA)
+def test_any_content_type_is_read_or_refused(server: Server, media: str) -> None:
+    headers = {"content-type": media.encode("latin-1")}
+    response = server.send("POST", "/generate", content=b'{"input_ids": [1]}', headers=headers)
+    assert response.status_code in (200, 415), response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"input_ids": [1], "input_ids": [99999]}',
+        b'{"input_ids": [1], "rid": "a", "rid": ""}',
+        b'{"input_ids": [1], "input_ids": [1], "input_ids": []}',
+    ],
+    ids=repr,
+)
+def test_of_a_field_given_twice_the_last_is_checked(server: Server, body: bytes) -> None:
+    response = server.send("POST", "/generate", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+
+
 @RELAXED
 @given(ids=IDS, width=st.integers(-1, 25), count=st.integers(-1, 25))
 def test_accepts_exactly_what_is_in_range(server: Server, ids: list[int], width: int, count: int) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
+from router.http.schema import MOST_FILTERED, MOST_HISTORY
 from xgr_runtime import errors
 from xgr_runtime.catalog import PromptTemplate, build_from_arrays
 from xgr_runtime.messages import Limits
 
 if TYPE_CHECKING:
-    import httpx
     from conftest import FakeDispatch, Server
 
 
@@ -149,6 +150,72 @@ def test_template_longer_than_the_limit(server: Server) -> None:
     assert "prefix and suffix take 31 tokens" in refused(server, "history", history=["0"])
 
 
+LONG_LISTS = {
+    "input_ids": ({"input_ids": [1] * 100_000}, "the limit is 30"),
+    "history": ({"history": [1] * (MOST_HISTORY + 1)}, f"<= {MOST_HISTORY}"),
+    "filters.deny": (
+        {"input_ids": [1], "filters": {"deny": [1] * (MOST_FILTERED + 1)}},
+        f"<= {MOST_FILTERED}",
+    ),
+    "filters.allow": (
+        {"input_ids": [1], "filters": {"allow": [1] * (MOST_FILTERED + 1)}},
+        f"<= {MOST_FILTERED}",
+    ),
+    "text": ({"text": "<a_0>" * 100_000}, "the limit is 30"),
+}
+
+
+@pytest.mark.parametrize("param", LONG_LISTS)
+def test_the_limit_of_a_list_is_named(server: Server, param: str) -> None:
+    server.set(max_body_bytes=8 << 20)
+    body, limit = LONG_LISTS[param]
+    assert limit in refused(server, param, **body)
+
+
+def test_lists_as_long_as_they_may_be(server: Server) -> None:
+    server.set(max_body_bytes=8 << 20)
+    everything = {"allow": [1] * MOST_FILTERED, "deny": ["none"] * MOST_FILTERED}
+    response = server.generate(history=[1] * MOST_HISTORY, filters=everything)
+    assert response.status_code == 200, response.text
+
+
+def test_a_long_body_holds_up_nobody(server: Server) -> None:
+    """The event loop goes on while a long body is worked out, also inside of the tokenizer."""
+    server.set(max_body_bytes=8 << 20)
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def exchange() -> httpx.Response:
+        transport = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+            turning = asyncio.create_task(turn())
+            response = await client.post("/generate", json={"text": "<a_0>" * 100_000})
+            turning.cancel()
+            return response
+
+    check(asyncio.run(exchange()), 400, "text", "invalid_value")
+    assert turns > 1000
+
+
+UNREAD = ["input_embeds", "image_data", "video_data", "audio_data", "session_params"]
+
+
+@pytest.mark.parametrize("field", [*UNREAD, "sampling_params.custom_params"])
+@pytest.mark.parametrize(
+    "value", [5, "x", [1], {"a": 1}, [[]] * 400, True], ids=lambda value: f"{value!s:.9}"
+)
+def test_what_is_never_needed_is_refused_unread(server: Server, field: str, value: object) -> None:
+    body: dict[str, Any] = {"input_ids": [1]}
+    group, _, name = field.rpartition(".")
+    (body.setdefault(group, {}) if group else body)[name] = value
+    assert f"{name} is not supported" in refused(server, field, **body)
+
+
 BODIES = [b"", b"{", b"[1]", b"null", b"NaN", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"rid": "a",}']
 
 
@@ -251,30 +318,3 @@ def test_bug_is_logged_and_not_told(
     assert "secret" not in response.text
     assert "secret" in caplog.text
     assert "Traceback" in caplog.text
-
-
-KEYS = [
-    ({}, 401, "missing_api_key"),
-    ({"authorization": "Basic abc"}, 401, "missing_api_key"),
-    ({"authorization": "Bearer "}, 401, "missing_api_key"),
-    ({"authorization": "Bearer wrong"}, 403, "wrong_api_key"),
-    ({"authorization": "bearer k3y"}, 200, ""),
-]
-
-
-@pytest.mark.parametrize(("headers", "status", "code"), KEYS, ids=lambda value: str(value))
-def test_api_key(server: Server, headers: dict[str, str], status: int, code: str) -> None:
-    server.set(api_key="k3y")
-    response = server.get("/workers", headers=headers)
-    assert response.status_code == status
-    if code:
-        check(response, status, None, code)
-        assert ("www-authenticate" in response.headers) == (status == 401)
-
-
-def test_probes_need_no_key(server: Server) -> None:
-    server.set(api_key="k3y")
-    for path in ("/health", "/health_generate", "/liveness", "/readiness", "/metrics"):
-        assert server.get(path).status_code == 200
-    for path in ("/docs", "/openapi.json", "/nothing", "/v1/models"):
-        assert server.get(path).status_code == 401

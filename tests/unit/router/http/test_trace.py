@@ -31,12 +31,6 @@ def test_a_request_that_fails_is_in_it_too(server: Server) -> None:
     assert whole["args"]["status"] == 503
 
 
-def test_only_operators_may_ask(server: Server) -> None:
-    server.set(api_key="secret")
-    assert server.get("/trace").status_code == 401
-    assert server.get("/trace", headers={"authorization": "Bearer secret"}).status_code == 200
-
-
 @pytest.mark.parametrize(
     ("query", "param"),
     [

@@ -1,0 +1,58 @@
+"""Every route, asked by what /openapi.json says and by what it does not allow, keeps to that description."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import load_all_checks, positive_data_acceptance
+
+if TYPE_CHECKING:
+    from conftest import Server
+    from schemathesis import Case
+
+load_all_checks()
+SETTINGS = settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+# What a schema cannot say: that 1.0 is no integer, which items there are, that n is at most beam_width.
+MORE_RULES = {"POST /generate": [positive_data_acceptance]}
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
+def test_routes_keep_to_their_description(
+    server: Server, subtests: pytest.Subtests, mode: GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
+    statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        if mode.is_negative and not (operation.body or operation.query):
+            continue  # there is nothing to get wrong
+
+        @SETTINGS
+        @given(operation.as_strategy(generation_mode=mode))
+        def check(case: Case) -> None:
+            label = case.operation.label
+            response = case.call_and_validate(excluded_checks=MORE_RULES.get(label, []))
+            statuses[label][response.status_code] += 1
+
+        with subtests.test(operation.label):
+            check()
+    if mode.is_negative:
+        assert set(statuses) == {"POST /generate", "POST /abort_request", "GET /trace"}
+        assert all(seen[400] for seen in statuses.values())
+        assert not statuses["POST /generate"][200]
+    else:
+        assert statuses["POST /generate"][200] > 10
+        others = {status for label, seen in statuses.items() if label not in MORE_RULES for status in seen}
+        assert others == {200, 404}
