@@ -5,54 +5,26 @@ Real where XGR_TEST_DATA names a data folder.
 
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import interpret_triton  # noqa: F401  before what imports transformers, and so Triton
 import pytest
+from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
 from references import Reference, stored_references
-
-from xgr_runtime.cli.demo.data import ShopSettings
-from xgr_runtime.cli.demo.prepare import DemoSettings, TrainingPlan, prepare
-
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "tests"
 
 # Where SGLang is not installed, its tests are left out; asked for by name, they say what they need.
 SGLANG = importlib.util.find_spec("sglang") is not None
 collect_ignore = [] if SGLANG else ["sglang"]
 
-# Seconds of training are enough: tests compare two ways to the same answer and need no good model. A codebook
-# of 64 keeps the vocabulary small; the budget of time is out of reach, so that every machine takes all steps.
-GENERATED = DemoSettings(
-    ShopSettings(items=500, users=300, codebook=64),
-    TrainingPlan(seconds=600.0, least_steps=40, most_steps=40, hidden=64),
-)
 
-
-@dataclass(frozen=True)
-class TestData:
-    """Where the instruments lie, or what stands in for them."""
-
-    __test__ = False
-
-    model: Path
-    catalog: Path
-    histories: Path
-
-
-def real_data() -> TestData | None:
-    """The data folder's instruments set, if XGR_TEST_DATA names a data folder."""
-    root = os.environ.get("XGR_TEST_DATA")
-    if not root:
-        return None
-    base, model = Path(root) / "data" / "instruments", Path(root) / "models" / "instruments"
-    return TestData(model.resolve(), (base / "index.json").resolve(), (base / "histories.jsonl").resolve())
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`: overload, soak and chaos take minutes instead of seconds."""
+    parser.addoption("--long", action="store_true", help="let the fault suite run for minutes")
 
 
 def pytest_report_header() -> list[str]:
@@ -65,11 +37,8 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(scope="session")
 def test_data() -> TestData:
-    """The real files, or the generated ones (made once, then kept in .cache/tests)."""
-    if found := real_data():
-        return found
-    made = prepare(GENERATED, CACHE, report=lambda _: None)
-    return TestData(made.model, made.catalog, made.histories)
+    """See `instruments.find_data`."""
+    return find_data()
 
 
 @pytest.fixture(scope="session")
