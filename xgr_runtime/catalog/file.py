@@ -58,12 +58,14 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_built_file(path: Path) -> bool:
-    """Whether the file starts with the magic of a built catalog."""
+    """Whether the file starts with the magic of a built catalog. Raises CatalogError."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise CatalogError(f"{path} cannot be read, it is no ordinary file: check the path")
         with path.open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise CatalogError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        raise CatalogError(f"{path} cannot be read ({error}): check the path") from error
 
 
 def write_file(path: Path, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
