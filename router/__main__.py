@@ -19,6 +19,7 @@ from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
+TURN_EVERY = 0.2  # seconds
 CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
 
 
@@ -55,11 +56,20 @@ async def _serve(
     lifecycle.on_stop(wake)
     serving = asyncio.create_task(server.serve(sockets=[http]))
     lifecycle.ready({"port": http.getsockname()[1]})
+    turning = asyncio.create_task(_take_turns(lifecycle))
     await stop.wait()
     await dispatcher.drain()
     server.should_exit = True
     await serving
     await dispatcher.stop()
+    turning.cancel()
+
+
+async def _take_turns(lifecycle: Lifecycle) -> None:
+    """Show that the loop is not stuck."""
+    while True:
+        lifecycle.turn()
+        await asyncio.sleep(TURN_EVERY)
 
 
 class _Server(uvicorn.Server):

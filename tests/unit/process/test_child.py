@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from xgr_runtime import child as module
 from xgr_runtime.child import Child, ChildFailed
 from xgr_runtime.process import Lifecycle
 
@@ -93,6 +94,41 @@ def test_deadline(start: Start) -> None:
     with pytest.raises(ChildFailed, match="not ready in time"):
         child.wait_ready(time.monotonic() + 0.2)
     assert child.poll() is None
+
+
+@pytest.mark.parametrize("act", ["stuck", "stuck-in-c", "stuck-and-mute"])
+def test_stuck_process_ends_itself_and_shows_where(
+    start: Start, act: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also with the interpreter's lock held, and with a stderr that takes nothing."""
+    child = start(act=act, stuck_timeout=0.5)
+    child.wait_ready(soon())
+    assert child.wait(20.0)
+    assert child.ending() == "was killed by SIGALRM"
+    if act != "stuck-and-mute":
+        shown = "\n".join(child.last_lines)
+        assert "most recent call first" in shown and "in body" in shown
+
+
+def test_slow_turns_are_not_stuck(start: Start) -> None:
+    child = start(act="slow", stuck_timeout=1.0)
+    child.wait_ready(soon())
+    assert not child.wait(3.0)
+    assert child.beats()
+    child.terminate()
+    assert child.wait(10.0) and child.poll() == 0
+
+
+def test_unkillable_child_is_not_waited_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = start()
+    child.wait_ready(soon())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "UNKILLABLE", 0.1)
+        patch.setattr(os, "killpg", lambda *_: None)  # as the kernel does while a disk hangs
+        child.kill()
+    assert child.poll() is None and "cannot be killed" in caplog.text
 
 
 def test_kill_ends_what_ignores_sigterm(start: Start) -> None:
