@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ CLOSING_SECONDS = 2  # that connections get to close once all requests have ende
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     catalog = load_catalog(config.catalog, config.model_path)
     tokenizer = _tokenizer(Path(config.model_path))
-    allow_many_connections()
     with _listen(config.host, config.port) as http:
         asyncio.run(_serve(config, lifecycle, catalog, tokenizer, http))
 
@@ -78,16 +76,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def allow_many_connections() -> None:
-    """A live request holds a connection of its client and one to an SGLang server, a cancelled one a third.
-
-    Many systems give a process 1,024 descriptors unless it asks for more; without one a server seems dead.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:

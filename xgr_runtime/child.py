@@ -21,6 +21,7 @@ from typing import Any
 
 from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
+from xgr_runtime.log import stderr
 from xgr_runtime.process import STARTUP_FAILED
 
 log = logging.getLogger(__name__)
@@ -206,8 +207,7 @@ class Child:
                 if line.startswith(mark):
                     self.startup_error = line.removeprefix(mark)
                 else:
-                    with contextlib.suppress(OSError, ValueError):  # ours is closed: go on emptying theirs
-                        print(line, file=sys.stderr, flush=True)
+                    stderr.put(line)  # never waits, so theirs is always emptied
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

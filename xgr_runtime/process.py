@@ -9,16 +9,18 @@ import ctypes
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from xgr_runtime.config import C, parse
 from xgr_runtime.errors import StartupError
-from xgr_runtime.log import configure
+from xgr_runtime.log import FLUSH_SECONDS, configure, stderr
 from xgr_runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -105,8 +107,9 @@ def main(
     code = _run(config, body, program)
     if config.ready_fd >= 0:
         # Taking the interpreter and torch apart object by object costs seconds, in which the launcher waits.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(2 * FLUSH_SECONDS)  # a reader that takes nothing must not keep us
         os._exit(code)
     return code
 
@@ -120,6 +123,7 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
     """`main` once the configuration is known."""
     try:
         configure(getattr(config, "name", program), config.log_level)
+        _raise_descriptor_limit()
         lifecycle = Lifecycle(config.ready_fd, config.stuck_timeout)
         lifecycle.listen()
         if config.ready_fd >= 0:
@@ -138,8 +142,27 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
 
 
 def _refuse(program: str, error: StartupError) -> int:
-    print(f"{program}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    stderr.put(f"{program}: error: {one_line(error)}")
+    stderr.flush()
     return STARTUP_FAILED
+
+
+def _flush() -> None:
+    stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+            stream.flush()
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all the descriptors that this user may have.
+
+    Many systems give a process 1,024 unless it asks for more; without one a server seems dead, and libzmq
+    ends the process.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _die_with_parent(ready_fd: int) -> None:

@@ -62,6 +62,8 @@ BODY = """
                     except BlockingIOError:
                         os.set_blocking(2, True)
                         ctypes.PyDLL(None).sleep(3600)
+            if config.act == "talkative":
+                print("x" * 100_000, file=sys.stderr)
             if config.act == "slow":
                 time.sleep(0.6)
             time.sleep(0.01)

@@ -12,6 +12,7 @@ import pytest
 
 from xgr_runtime import child as module
 from xgr_runtime.child import Child, ChildFailed
+from xgr_runtime.log import stderr
 from xgr_runtime.process import Lifecycle
 
 Start = Callable[..., Child]
@@ -77,6 +78,7 @@ def test_startup_error_is_kept_from_stderr_but_a_stack_is_not(
     for act in ("refuse", "crash"):
         with pytest.raises(ChildFailed):
             start(act=act).wait_ready(soon())
+    assert stderr.flush(20.0)
     errors = capfd.readouterr().err
     assert "no such model" not in errors
     assert "RuntimeError: boom" in errors
@@ -153,6 +155,13 @@ def test_launchers_own_keys_and_file_stay_with_it(start: Start, monkeypatch: pyt
     child = start()
     assert child.wait_ready(soon())["key"] == ""
     assert "sesame" not in psutil.Process(child.pid).environ().values()
+
+
+def test_child_has_all_the_descriptors_it_may_have(start: Start) -> None:
+    child = start()
+    child.wait_ready(soon())
+    soft, hard = psutil.Process(child.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard
 
 
 def test_child_has_a_session_of_its_own(start: Start) -> None:
