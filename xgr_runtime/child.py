@@ -71,7 +71,21 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone."""
+        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone.
+
+        Raises `StartupError` where the system has no process, memory or descriptor left.
+        """
+        try:
+            self._spawn()
+        except OSError as error:
+            raise StartupError(
+                f"{self.name} cannot be started ({error.strerror or error}): "
+                "stop other programs, or raise the limits for processes and open files (ulimit -u, ulimit -n)"
+            ) from error
+        self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
+        self._reader.start()
+
+    def _spawn(self) -> None:
         self._ready_fd, theirs = os.pipe()
         os.set_blocking(self._ready_fd, False)
         program = self.program
@@ -90,8 +104,6 @@ class Child:
             raise
         finally:
             os.close(theirs)
-        self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
-        self._reader.start()
 
     def check_ready(self) -> dict[str, Any] | None:
         """What the child said when it became ready, or None. Raises `ChildFailed` once it never will."""

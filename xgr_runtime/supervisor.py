@@ -222,8 +222,8 @@ class Supervisor:
         self.restarts += 1
         try:
             self._start(name)
-        except OSError as error:  # no process or no memory left just now
-            log.error("cannot start %s: %s", name, error)
+        except StartupError as error:  # no process or no memory left just now
+            log.error("%s", error)
             self._move(name, Phase.WAITING)
 
     def _bury(self, name: str, ending: str) -> None:

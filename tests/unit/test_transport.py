@@ -1,6 +1,7 @@
 """Transport over real sockets: typed messages, bad bytes, peers that are gone, and addresses refused."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xgr_runtime.addresses import check_address
+from xgr_runtime.addresses import check_address, is_guarded
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     AttemptId,
@@ -192,3 +193,28 @@ def test_an_address_in_use_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="cannot listen"):
         Listener(first.address, ToDecodeData)
     first.close()
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    check_address(f"ipc://{tmp_path}/s")
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="somebody else's"):
+        check_address(f"ipc://{tmp_path}/s")
+
+
+@pytest.mark.parametrize(
+    ("address", "guarded"),
+    [
+        ("ipc:///run/x/s", True),
+        ("tcp://127.0.0.1:5", True),
+        ("tcp://[::1]:5", True),
+        ("tcp://localhost:*", True),
+        ("tcp://192.0.2.1:5", False),
+        ("tcp://0.0.0.0:5", False),
+        ("tcp://*:5", False),
+        ("inproc://x", False),
+    ],
+)
+def test_guarded_addresses(address: str, guarded: bool) -> None:
+    assert is_guarded(address) is guarded

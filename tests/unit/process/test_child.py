@@ -1,5 +1,6 @@
 """A child and its handle: ready, not ready, stopped, killed, orphaned."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from xgr_runtime import child as module
-from xgr_runtime.child import Child, ChildFailed
+from xgr_runtime.child import Child, ChildFailed, Program
+from xgr_runtime.errors import StartupError
 from xgr_runtime.log import stderr
 from xgr_runtime.process import Lifecycle
 
@@ -155,6 +157,17 @@ def test_launchers_own_keys_and_file_stay_with_it(start: Start, monkeypatch: pyt
     child = start()
     assert child.wait_ready(soon())["key"] == ""
     assert "sesame" not in psutil.Process(child.pid).environ().values()
+
+
+def test_child_that_cannot_be_spawned_says_what_to_change(
+    tiny: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(StartupError, match=r"tiny cannot be started .*ulimit -u"):
+        Child(tiny()).start()
 
 
 def test_child_has_all_the_descriptors_it_may_have(start: Start) -> None:
