@@ -31,7 +31,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     worker = DecodeWorker(config, engine, catalog, model.identity, limits)
     worker.warm_up()
     lifecycle.ready({"incarnation": worker.incarnation})
-    worker.run(lambda: lifecycle.stopping or worker.finished)
+    worker.run(lambda: lifecycle.turn() or worker.finished)
 
 
 def make_engine(

@@ -23,7 +23,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     tier = HostTier(model.pool, size, engine.device) if size else None
     worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier)
     lifecycle.ready({"incarnation": worker.incarnation})
-    worker.run(lambda: lifecycle.stopping)
+    worker.run(lifecycle.turn)
 
 
 def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engine:

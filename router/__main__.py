@@ -18,6 +18,8 @@ from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
+TURN_EVERY = 0.2  # seconds
+
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     catalog = load_catalog(config.catalog, config.model_path)
@@ -43,11 +45,20 @@ async def _serve(
     lifecycle.on_stop(wake)
     serving = asyncio.create_task(server.serve(sockets=[http]))
     lifecycle.ready({"port": http.getsockname()[1]})
+    turning = asyncio.create_task(_take_turns(lifecycle))
     await stop.wait()
     await dispatcher.drain()
     server.should_exit = True
     await serving
     await dispatcher.stop()
+    turning.cancel()
+
+
+async def _take_turns(lifecycle: Lifecycle) -> None:
+    """Show that the loop is not stuck."""
+    while True:
+        lifecycle.turn()
+        await asyncio.sleep(TURN_EVERY)
 
 
 class _Server(uvicorn.Server):

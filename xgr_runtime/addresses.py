@@ -1,6 +1,7 @@
 """Which addresses are safe to listen on and to connect to: those that no stranger reaches."""
 
 import ipaddress
+import os
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,13 +18,20 @@ def check_address(address: str) -> None:
     if scheme == "ipc":
         _check_folder(Path(rest).parent, address)
     elif scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        if not is_loopback(host) or not (port == "*" or port.isdecimal()):
+        port = rest.rpartition(":")[2]
+        if not is_guarded(address) or not (port == "*" or port.isdecimal()):
             raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
     else:
         raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
+
+
+def is_guarded(address: str) -> bool:
+    """Whether only this machine reaches a link's address: `ipc://`, or `tcp://` on loopback."""
+    scheme, _, rest = address.partition("://")
+    host = rest.rpartition(":")[0]
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return scheme == "ipc" or (scheme == "tcp" and is_loopback(host))
 
 
 def is_url(address: str) -> bool:
@@ -55,7 +63,13 @@ def is_loopback(host: str) -> bool:
 def _check_folder(folder: Path, address: str) -> None:
     if len(address) > 100:
         raise ConfigError(f"{address}: longer than a socket path may be, use a shorter folder")
-    if not folder.is_dir():
-        raise ConfigError(f"{address}: the folder {folder} does not exist")
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"{address}: {folder} cannot be used ({error.strerror}): make the folder") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(f"{address}: {folder} is no folder: name another")
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"{address}: the folder {folder} is somebody else's: use one of your own")
+    if stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(f"{address}: others may enter {folder}, run: chmod 700 {folder}")

@@ -5,6 +5,7 @@ The launcher holds one `Child` per process. What the process does on its side is
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -15,12 +16,17 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
+from xgr_runtime.log import stderr
 from xgr_runtime.process import STARTUP_FAILED
 
+log = logging.getLogger(__name__)
+
+UNKILLABLE = 5.0  # seconds after SIGKILL
 LAST_LINES = 20  # of a child's stderr, kept to explain its end
 
 
@@ -65,7 +71,21 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone."""
+        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone.
+
+        Raises `StartupError` where the system has no process, memory or descriptor left.
+        """
+        try:
+            self._spawn()
+        except OSError as error:
+            raise StartupError(
+                f"{self.name} cannot be started ({error.strerror or error}): "
+                "stop other programs, or raise the limits for processes and open files (ulimit -u, ulimit -n)"
+            ) from error
+        self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
+        self._reader.start()
+
+    def _spawn(self) -> None:
         self._ready_fd, theirs = os.pipe()
         os.set_blocking(self._ready_fd, False)
         program = self.program
@@ -84,8 +104,6 @@ class Child:
             raise
         finally:
             os.close(theirs)
-        self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
-        self._reader.start()
 
     def check_ready(self) -> dict[str, Any] | None:
         """What the child said when it became ready, or None. Raises `ChildFailed` once it never will."""
@@ -104,6 +122,20 @@ class Child:
             select.select([self._ready_fd], [], [], min(left, 0.1))
         return info
 
+    def beats(self) -> bool:
+        """Whether a turn of the ready child's loop was told since we looked last."""
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(self._ready_fd, 65536))
+        return False
+
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped the process, by SIGSTOP or with a debugger. Where /proc tells."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return status.rpartition(b")")[2].split()[0] in (b"T", b"t")
+
     def poll(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
         return self._process.poll()
@@ -121,11 +153,15 @@ class Child:
         self._process.terminate()
 
     def kill(self) -> None:
-        """SIGKILL to the child and whatever it started; returns when the child is gone."""
+        """SIGKILL to the child and whatever it started; returns when the child is gone.
+
+        The kernel may keep one for as long as its disk or its driver does not answer: it is not waited for.
+        """
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
+            if not self.wait(UNKILLABLE):
+                log.error("%s (pid %d) cannot be killed: its disk or its driver hangs", self.name, self.pid)
 
     def close(self) -> None:
         """Give back the descriptors and the reader of a child that has ended."""
@@ -160,14 +196,15 @@ class Child:
         except BlockingIOError:
             return False
         self._received += part
-        return not part or self._received.endswith(b"\n")
+        return not part or b"\n" in self._received
 
     def _parse_ready(self) -> dict[str, Any]:
-        if not self._received.endswith(b"\n"):  # closed without a word: it is dying, or it broke the rule
+        line, end, _ = self._received.partition(b"\n")
+        if not end:  # closed without a word: it is dying, or it broke the rule
             self.wait(1.0)
             raise self._failure()
         try:
-            return dict(json.loads(self._received))
+            return dict(json.loads(line))
         except (ValueError, TypeError) as error:
             raise ChildFailed(f"{self.name} announced itself with something else than JSON") from error
 
@@ -182,8 +219,7 @@ class Child:
                 if line.startswith(mark):
                     self.startup_error = line.removeprefix(mark)
                 else:
-                    with contextlib.suppress(OSError, ValueError):  # ours is closed: go on emptying theirs
-                        print(line, file=sys.stderr, flush=True)
+                    stderr.put(line)  # never waits, so theirs is always emptied
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from xgr_runtime.errors import ConfigError
+
 PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who waits and does not take it
 LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if no bell rings
 OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
@@ -111,7 +113,8 @@ class FileTurns:
             if self._leaves_it() or not self._lock(_TURN):
                 return self._clock() - self._waits_since >= self._overdue
         self.holds = True
-        os.pwrite(self._fd, bytes([1 + self._seat]), _TURN)
+        with contextlib.suppress(OSError):  # a full disk: that we had it last is a courtesy, the lock is not
+            os.pwrite(self._fd, bytes([1 + self._seat]), _TURN)
         self._wait(False)
         return True
 
@@ -192,6 +195,12 @@ def _bell_of(path: Path, seat: int) -> Path:
 
 
 def turns_of(path: str, seat: int, device: str) -> Turns:
-    """The game that `--turns-file` names, for `device`; no path: no game."""
-    overdue = OVERDUE if device == "cpu" else math.inf
-    return FileTurns(Path(path), seat, overdue=overdue) if path else NoTurns()
+    """The game that `--turns-file` names, for `device`; no path: no game. Raises `ConfigError`."""
+    if not path:
+        return NoTurns()
+    try:
+        return FileTurns(Path(path), seat, overdue=OVERDUE if device == "cpu" else math.inf)
+    except OSError as error:
+        raise ConfigError(
+            f"--turns-file {path} cannot be used ({error.strerror}): name a file in a folder of your own"
+        ) from error

@@ -83,7 +83,7 @@ class Deployment:
             catalog = shared_catalog(config, folder)
             groups = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
-            self._supervisor = Supervisor(groups, timeout, self._stop_request)
+            self._supervisor = Supervisor(groups, timeout, self._stop_request, config.stuck_timeout)
             self._supervisor.run(self._missing)
 
     def _run_in_thread(self) -> None:

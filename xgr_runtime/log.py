@@ -1,12 +1,95 @@
-"""Logging for every process: one line per event on stderr, with the process's name."""
+"""Logging for every process: one line per event on stderr, with the process's name.
 
+No process waits for its log, and none ends because of it: lines go through a bounded queue to a thread, which
+counts what a full disk, a closed pipe or a stopped terminal does not take.
+"""
+
+import contextlib
 import logging
-import sys
+import os
+import queue
+import threading
+import time
+
+ROOM = 10_000  # lines that wait to be written
+FLUSH_SECONDS = 1.0  # that an ending process gives its last lines
+
+
+class LineSink:
+    """Writes lines to a descriptor from a thread of its own, or drops them and says how many."""
+
+    def __init__(self, fd: int, room: int = ROOM) -> None:
+        self.dropped = 0  # lines, since the last one that was written
+        self._fd = fd
+        self._room = room
+        # Its `put` takes no lock, so a signal handler may log as well.
+        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._started = False
+
+    def put(self, line: str) -> None:
+        """Returns at once, whatever the descriptor does."""
+        if self._lines.qsize() >= self._room:
+            self.dropped += 1
+            return
+        self._lines.put(line)
+        self._start()
+
+    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Whether all lines so far were written, or dropped, within that time."""
+        reached = threading.Event()
+        self._lines.put(reached)
+        self._start()
+        return reached.wait(seconds)
+
+    def _start(self) -> None:
+        if not self._started and self._starting.acquire(blocking=False):
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._run, name="log", daemon=True).start()
+            self._starting.release()
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            if self.dropped and self._write(f"({self.dropped} lines dropped)\n"):
+                self.dropped = 0
+            if not self._write(f"{line}\n"):
+                self.dropped += 1
+
+    def _write(self, text: str) -> bool:
+        """Whether the descriptor took it: not when its disk is full or its reader gone."""
+        left = text.encode(errors="backslashreplace")
+        while left:
+            try:
+                left = left[os.write(self._fd, left) :]
+            except BlockingIOError:  # somebody else has made it so
+                time.sleep(0.01)
+            except OSError:
+                return False
+        return True
+
+
+stderr = LineSink(2)
+"""This process's way to its stderr, for log lines and for those of its children."""
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # a record that cannot be formatted ends nobody either
+            stderr.put(self.format(record))
+
+    def flush(self) -> None:
+        """At exit, by `logging.shutdown`."""
+        stderr.flush()
 
 
 def configure(process: str, level: str = "INFO") -> None:
     """Send this process's log lines to stderr as `time level process: message`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

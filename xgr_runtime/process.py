@@ -1,7 +1,7 @@
 """A process of ours from the inside: how it starts, says that it is ready, and is asked to stop.
 
 `main` gives a body its parsed configuration and a `Lifecycle`. A launcher, where there is one, holds the
-other end: see `xgr_runtime.child`. Between the two is one pipe, which carries one JSON line.
+other end: see `xgr_runtime.child`. Between the two is one pipe, which carries one JSON line and then beats.
 """
 
 import contextlib
@@ -13,13 +13,15 @@ import resource
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from xgr_runtime.config import C, parse
 from xgr_runtime.errors import StartupError
-from xgr_runtime.log import configure
+from xgr_runtime.log import FLUSH_SECONDS, configure, stderr
+from xgr_runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Lifecycle:
     """What a body knows of its process: whether it was asked to stop, and who waits to hear `ready`."""
 
-    def __init__(self, ready_fd: int = -1) -> None:
+    def __init__(self, ready_fd: int = -1, stuck_timeout: float = 0.0) -> None:
         self.stopping = False
+        self._watchdog = Watchdog(stuck_timeout, ready_fd)
+        self._is_ready = False
         self._ready_fd = ready_fd
         self._callbacks: list[Callable[[], None]] = []
 
@@ -58,14 +62,31 @@ class Lifecycle:
             callback()
 
     def ready(self, info: Mapping[str, Any]) -> None:
-        """Tell the launcher, once, that this process now does its work; `info` is plain JSON."""
+        """Tell the launcher, once, that this process now does its work; `info` is plain JSON.
+
+        From now on the body must take turns: see `turn`.
+        """
+        self._is_ready = True
         if self._ready_fd < 0:
             return
         line = (json.dumps(dict(info)) + "\n").encode()
         with contextlib.suppress(BrokenPipeError):  # the launcher died: its death signal is on the way
             os.write(self._ready_fd, line)
-        os.close(self._ready_fd)
+        os.set_blocking(self._ready_fd, False)  # beats that nobody reads are not waited for
         self._ready_fd = -1
+
+    def turn(self) -> bool:
+        """Whether the body shall end. It asks in every turn of its loop, and shows so that it is not stuck.
+
+        One that is ready and does not ask for `stuck_timeout` seconds is ended, its stacks on stderr.
+        """
+        if self._is_ready:
+            self._watchdog.feed()
+        return self.stopping
+
+    def done(self) -> None:
+        """The body has returned: there are no more turns."""
+        self._watchdog.disarm()
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self.stop()
@@ -86,21 +107,11 @@ def main(
     code = _run(config, body, program)
     if config.ready_fd >= 0:
         # Taking the interpreter and torch apart object by object costs seconds, in which the launcher waits.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(2 * FLUSH_SECONDS)  # a reader that takes nothing must not keep us
         os._exit(code)
     return code
-
-
-def allow_many_descriptors() -> None:
-    """As many as the system lets this process have; many give it 1,024 unless it asks for more.
-
-    A live request holds a connection of its client and one to an SGLang server, a cancelled one a third.
-    Without a descriptor a router seems dead, and libzmq ends a worker that cannot accept an ipc connection.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def one_line(error: BaseException) -> str:
@@ -112,13 +123,16 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
     """`main` once the configuration is known."""
     try:
         configure(getattr(config, "name", program), config.log_level)
-        allow_many_descriptors()
-        lifecycle = Lifecycle(config.ready_fd)
+        _allow_many_descriptors()
+        lifecycle = Lifecycle(config.ready_fd, config.stuck_timeout)
         lifecycle.listen()
         if config.ready_fd >= 0:
             os.set_inheritable(config.ready_fd, False)
             _die_with_parent(config.ready_fd)
-        body(config, lifecycle)
+        try:
+            body(config, lifecycle)
+        finally:
+            lifecycle.done()
     except StartupError as error:
         return _refuse(program, error)
     except Exception:
@@ -128,8 +142,27 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
 
 
 def _refuse(program: str, error: StartupError) -> int:
-    print(f"{program}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    stderr.put(f"{program}: error: {one_line(error)}")
+    stderr.flush()
     return STARTUP_FAILED
+
+
+def _flush() -> None:
+    stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+            stream.flush()
+
+
+def _allow_many_descriptors() -> None:
+    """As many as the system lets this process have; many give it 1,024 unless it asks for more.
+
+    A live request holds a connection of its client and one to an SGLang server, a cancelled one a third.
+    Without a descriptor a router seems dead, and libzmq ends a worker that cannot accept an ipc connection.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _die_with_parent(ready_fd: int) -> None:

@@ -5,7 +5,6 @@ starts, and follow a restarted owner by starting again.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import write_whole
 from xgr_runtime.messages import ModelIdentity, Region, SharedKv
 from xgr_runtime.shared_memory import lives
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds; a launcher gives up earlier
 _LOOK_EVERY = 0.05  # seconds
-_PRIVATE = 0o600
 
 
 class SharedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,12 +46,8 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def publish(path: Path, published: Published) -> None:
-    """Put it there for others of this user, whole or not at all."""
-    hidden = path.with_name(f".{path.name}")
-    hidden.unlink(missing_ok=True)
-    with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "wb") as stream:
-        stream.write(msgspec.json.encode(published))
-    hidden.rename(path)
+    """Put it there for others of this user, whole or not at all. Raises `ConfigError`."""
+    write_whole(path, msgspec.json.encode(published), secret=True)
 
 
 def wait_for(path: Path, stopping: Callable[[], bool], patience: float = PATIENCE) -> Published:

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xgr_runtime.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 PREFIX = "xgr-"
@@ -20,15 +22,33 @@ PID_FILE = "launcher.pid"
 
 @contextlib.contextmanager
 def run_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder (mode 0700) below `parent`, the system's temporary folder by default."""
-    parent = parent or Path(tempfile.gettempdir())
-    sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    """A new folder (mode 0700) below `parent`, the system's temporary folder by default.
+
+    Raises `ConfigError` where none can be made.
+    """
     try:
-        with _owned(folder):
+        parent = parent or Path(tempfile.gettempdir())
+        sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    except OSError as error:
+        raise _no_folder(parent, error) from error
+    try:
+        with contextlib.ExitStack() as owned:
+            try:
+                owned.enter_context(_owned(folder))
+            except OSError as error:
+                raise _no_folder(parent, error) from error
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_folder(parent: Path | None, error: OSError) -> ConfigError:
+    where = f" in {parent}" if parent else ""
+    return ConfigError(
+        f"no folder for sockets can be made{where} ({error.strerror or error}): "
+        "free space there, or set TMPDIR to a folder that you may write to"
+    )
 
 
 def sweep(parent: Path) -> None:

@@ -20,6 +20,7 @@ LONGEST_BACKOFF = 10.0
 HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
 LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
 PULSE = 0.05  # seconds between looks at the children
+STUCK_ROOM = 5.0  # seconds that a stuck child gets to end itself, with its stacks in the log
 
 # What each child said when it became ready -> why the whole does not serve yet.
 Missing = Callable[[Mapping[str, dict[str, Any]]], str]
@@ -66,6 +67,11 @@ def overdue(state: State, now: float, start_timeout: float) -> bool:
     return state.phase is Phase.STARTING and now >= state.since + start_timeout
 
 
+def stuck(beat: float, now: float, stuck_timeout: float) -> bool:
+    """Whether a ready child that told of a turn at `beat` has been silent for too long; 0: never."""
+    return stuck_timeout > 0 and now >= beat + stuck_timeout + STUCK_ROOM
+
+
 @dataclass(frozen=True)
 class StartGroup:
     """Children that start together once the group before is ready, and stop together before it stops."""
@@ -94,9 +100,16 @@ class StopRequest:
 class Supervisor:
     """Runs the groups' children until asked to stop; all of it in the thread that calls `run`."""
 
-    def __init__(self, groups: Sequence[StartGroup], start_timeout: float, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        groups: Sequence[StartGroup],
+        start_timeout: float,
+        stop: StopRequest,
+        stuck_timeout: float = 0.0,
+    ) -> None:
         self.groups = groups
         self.start_timeout = start_timeout
+        self.stuck_timeout = stuck_timeout
         self.restarts = 0
         self.programs = {program.name: program for group in groups for program in group.programs}
         assert len(self.programs) == sum(len(group.programs) for group in groups), "names are unique"
@@ -104,6 +117,8 @@ class Supervisor:
         self._states: dict[str, State] = {}
         self._info: dict[str, dict[str, Any]] = {}
         self._stop = stop
+        self._beats: dict[str, float] = {}  # when each child told of a turn
+        self._looked = 0.0  # at the children, last
 
     def run(self, missing: Missing) -> None:
         """Start everything and keep it alive until asked to stop.
@@ -157,6 +172,9 @@ class Supervisor:
 
     def _look_after_all(self) -> None:
         now = time.monotonic()
+        if now > self._looked + STUCK_ROOM / 2:  # we were stopped ourselves, and perhaps they with us
+            self._beats = dict.fromkeys(self._beats, now)
+        self._looked = now
         for name, state in list(self._states.items()):
             if may_restart(state, now):
                 self._restart(name)
@@ -166,10 +184,18 @@ class Supervisor:
                 self._check(name)
 
     def _check(self, name: str) -> None:
-        """Notice that a child became ready or ended."""
+        """Notice that a child became ready, ended, or makes no turns."""
         try:
-            if self._is_ready(name) and self._children[name].poll() is not None:
-                self._bury(name, self._children[name].ending())
+            if not self._is_ready(name):
+                return
+            child, now = self._children[name], time.monotonic()
+            if child.poll() is not None:
+                self._bury(name, child.ending())
+            elif child.beats():
+                self._beats[name] = now
+            elif stuck(self._beats[name], now, self.stuck_timeout):
+                how = "is stopped" if child.is_stopped() else "is stuck"
+                self._bury(name, f"{how}, it made no turn for {self.stuck_timeout:g} s")
         except ChildFailed:
             self._bury(name, self._children[name].ending())
 
@@ -181,6 +207,7 @@ class Supervisor:
         if info is None:
             return False
         self._info[name] = info
+        self._beats[name] = time.monotonic()
         self._move(name, Phase.READY)
         log.info("%s is ready (pid %d)", name, self._children[name].pid)
         return True
@@ -195,8 +222,8 @@ class Supervisor:
         self.restarts += 1
         try:
             self._start(name)
-        except OSError as error:  # no process or no memory left just now
-            log.error("cannot start %s: %s", name, error)
+        except StartupError as error:  # no process or no memory left just now
+            log.error("%s", error)
             self._move(name, Phase.WAITING)
 
     def _bury(self, name: str, ending: str) -> None:

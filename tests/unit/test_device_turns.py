@@ -1,5 +1,6 @@
 """Turns between real processes: one at a time, nobody starves, and nobody waits for the dead."""
 
+import errno
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from xgr_runtime.device_turns import (
     NoTurns,
     turns_of,
 )
+from xgr_runtime.errors import ConfigError
 
 # Answers each line: take, give, forget, or play N (take N turns as fast as they come, 1 ms each).
 PLAYER = """
@@ -238,3 +240,19 @@ def test_a_closed_file_of_the_same_name_changes_nothing(path: Path, other: Playe
     assert ours.try_take()
     path.open().close()
     assert other.say("take") == "False"
+
+
+def test_a_full_disk_takes_no_turn_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    turns = FileTurns(tmp_path / "turns", PREFILL_SEAT)
+    monkeypatch.setattr(os, "pwrite", full)
+    assert turns.try_take() and turns.holds
+    turns.give()
+    turns.close()
+
+
+def test_a_file_that_cannot_be_used_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--turns-file"):
+        turns_of(str(tmp_path / "none" / "turns"), PREFILL_SEAT, "cpu")

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import marshal
+import os
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 import zmq
 
-from xgr_runtime.addresses import check_address
+from xgr_runtime.addresses import check_address, is_guarded
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -347,3 +348,28 @@ def test_an_address_in_use_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="cannot listen"):
         Listener(first.address, ToDecodeData)
     first.close()
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    check_address(f"ipc://{tmp_path}/s")
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="somebody else's"):
+        check_address(f"ipc://{tmp_path}/s")
+
+
+@pytest.mark.parametrize(
+    ("address", "guarded"),
+    [
+        ("ipc:///run/x/s", True),
+        ("tcp://127.0.0.1:5", True),
+        ("tcp://[::1]:5", True),
+        ("tcp://localhost:*", True),
+        ("tcp://192.0.2.1:5", False),
+        ("tcp://0.0.0.0:5", False),
+        ("tcp://*:5", False),
+        ("inproc://x", False),
+    ],
+)
+def test_guarded_addresses(address: str, guarded: bool) -> None:
+    assert is_guarded(address) is guarded

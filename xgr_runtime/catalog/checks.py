@@ -32,7 +32,7 @@ def checked_ids(columns: Columns) -> list[str]:
     for row, item in enumerate(columns.items):
         if type(item) not in (str, int) or item == "":
             raise CatalogError(
-                f"{columns.place(row)}: item {item!r} must be a non-empty string or an integer"
+                f"{columns.place(row)}: item {item!r:.80} must be a non-empty string or an integer"
             )
     items = [item if type(item) is str else str(item) for item in columns.items]
     if len(set(items)) != len(items):
@@ -47,8 +47,8 @@ def resolved_sids(columns: Columns, items: list[str], vocabulary: Vocabulary) ->
     if not set(map(type, tokens)) <= {str, int}:
         wrong = next(i for i, token in enumerate(tokens) if type(token) not in (str, int))
         raise CatalogError(
-            f"{_at(columns, items, wrong // depth)}: {tokens[wrong]!r} in the SID is neither a token string "
-            "nor a token id: write one of the two"
+            f"{_at(columns, items, wrong // depth)}: {tokens[wrong]!r:.80} in the SID is neither a token "
+            "string nor a token id: write one of the two"
         )
     table: dict[str | int, int] = {}
     # In source order, so that the same source always gives the same message.
@@ -84,7 +84,7 @@ def checked_popularity(columns: Columns, items: list[str]) -> NDArray[np.float64
     wrong = [row for row in np.flatnonzero(~np.isfinite(popularity)).tolist() if values[row] is not None]
     if wrong:
         raise CatalogError(
-            f"{_at(columns, items, wrong[0])}: popularity is {values[wrong[0]]!r}: "
+            f"{_at(columns, items, wrong[0])}: popularity is {values[wrong[0]]!r:.80}: "
             "write a finite number or leave it out"
         )
     return popularity
@@ -111,9 +111,9 @@ def _raise_duplicate(columns: Columns, items: list[str]) -> NoReturn:
     row = next(row for row, item in enumerate(items) if seen.setdefault(item, row) != row)
     first = columns.place(seen[items[row]])
     raise CatalogError(
-        f"{columns.place(row)}: item {items[row]!r} is a duplicate of {first}: remove one of the two"
+        f"{columns.place(row)}: item {items[row]!r:.80} is a duplicate of {first}: remove one of the two"
     )
 
 
 def _at(columns: Columns, items: list[str], row: int) -> str:
-    return f"{columns.place(row)}, item {items[row]!r}"
+    return f"{columns.place(row)}, item {items[row]!r:.80}"

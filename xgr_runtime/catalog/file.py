@@ -3,7 +3,7 @@
     magic 8 B | format u32 | header bytes u32 | xxh3_64 of the header u64 | file bytes u64 | header | arrays
 
 Opening maps the file and reads the header alone; nothing from disk is believed before it is checked. A file
-is written beside its name and then renamed, so that a process which has the old one mapped keeps it whole.
+is replaced, never changed, so that a process which has the old one mapped keeps it whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.catalog.template import PromptTemplate
-from xgr_runtime.errors import CatalogError
+from xgr_runtime.errors import CatalogError, ConfigError
+from xgr_runtime.files import writing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,16 +58,18 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_built_file(path: Path) -> bool:
-    """Whether the file starts with the magic of a built catalog."""
+    """Whether the file starts with the magic of a built catalog. Raises CatalogError."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise CatalogError(f"{path} cannot be read, it is no ordinary file: check the path")
         with path.open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise CatalogError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+    except (OSError, ValueError) as error:  # a name with a zero byte
+        raise CatalogError(f"{path} cannot be read ({error}): check the path") from error
 
 
 def write_file(path: Path, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
-    """Writes the catalog and renames it into place. Raises CatalogError where the file system refuses."""
+    """Writes the catalog, whole or not at all. Raises CatalogError where the file system refuses."""
     table, offset = [], 0
     for name, array in arrays.items():
         table.append(ArrayEntry(name, array.dtype.str, array.shape, offset, checksum(array)))
@@ -74,24 +77,16 @@ def write_file(path: Path, version: str, vocab_size: int, template: PromptTempla
     first = _align(PREAMBLE.size + _header_room(version, vocab_size, template, table))
     placed = tuple(msgspec.structs.replace(entry, offset=first + entry.offset) for entry in table)
     header = msgspec.msgpack.encode(Header(version, vocab_size, template, placed))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest, size = xxhash.xxh3_64_intdigest(header), first + offset
     try:
-        with temporary.open("wb") as stream:
-            size = first + offset
-            digest = xxhash.xxh3_64_intdigest(header)
+        with writing_whole(path) as stream:
             stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
             for entry, array in zip(placed, arrays.values(), strict=True):
                 stream.seek(entry.offset)
                 stream.write(array_bytes(array))
             stream.truncate(size)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CatalogError(
-            f"{path} cannot be written ({error.strerror or error}): check the folder"
-        ) from error
+    except ConfigError as error:
+        raise CatalogError(str(error)) from error
 
 
 def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:

@@ -11,6 +11,8 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from pathlib import Path
 
+MAX_ROWS = 2**31 - 1  # rows are numbered in 32 bits
+
 
 def read_parquet(source: Path) -> Columns:
     """A table with the columns of `Row`; `attributes` is a struct or a map."""
@@ -19,11 +21,14 @@ def read_parquet(source: Path) -> Columns:
 
     try:
         with pq.ParquetFile(source) as file:
+            rows = file.metadata.num_rows
+            if not 0 <= rows <= MAX_ROWS:  # before anything is allocated for them
+                raise CatalogError(f"{source} claims {rows} rows: a catalog has at most {MAX_ROWS}")
+            _check_columns(source, file.schema_arrow.names)
             table = file.read()
-    except pa.ArrowException as error:
-        raise CatalogError(f"{source} is not a Parquet file ({error}): write it again") from error
-    _check_columns(source, table.column_names)
-    cells: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+        cells: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise CatalogError(f"{source} is not a Parquet file ({error!s:.300}): write it again") from error
     _check_cells(source, cells)
     items, attributes = cells["item"], cells.get("attributes")
 

@@ -16,6 +16,7 @@ from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_r
 from xgr_runtime.catalog.layout import shape_problem
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
 from xgr_runtime.catalog.trie import branching, find_leaf
+from xgr_runtime.catalog.vocabulary import MAX_TOKEN
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -65,8 +66,10 @@ class Catalog:
         """
         header, arrays = map_file(Path(path))
         problem = shape_problem(arrays)
-        if problem is None and header.vocab_size < 0:
-            problem = "the vocabulary size is negative"
+        if problem is None and not 0 <= header.vocab_size <= MAX_TOKEN + 1:
+            problem = "the vocabulary size is impossible"
+        if problem is None:
+            problem = header.template.problem()
         if problem is not None:
             raise CatalogError(f"{path}: {problem}: {REBUILD}")
         return cls(header.version, header.vocab_size, header.template, arrays)

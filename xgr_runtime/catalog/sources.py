@@ -51,7 +51,7 @@ def read_jsonl(source: Path) -> Columns:
                 attributes.append(canonical(row.attributes))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, CatalogError) as error:
                 hint = _item_hint(line)
-                raise CatalogError(f"{source}: line {number}{hint}: {error}: {EXPECTED}") from error
+                raise CatalogError(f"{source}: line {number}{hint}: {error!s:.300}: {EXPECTED}") from error
             lines.append(number)
             items.append(row.item)
             tokens.extend(row.sid)
@@ -67,4 +67,4 @@ def _item_hint(line: bytes) -> str:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return ""
-    return f", item {value['item']!r}" if isinstance(value, dict) and "item" in value else ""
+    return f", item {value['item']!r:.80}" if isinstance(value, dict) and "item" in value else ""

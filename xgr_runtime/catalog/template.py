@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from xgr_runtime.catalog.vocabulary import read_object
+from xgr_runtime.catalog.vocabulary import MAX_TOKEN, read_object
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def max_token(self) -> int:
         """The largest token id the template itself uses, -1 without any."""
         return max((*self.prefix, *self.separator, *self.suffix), default=-1)
+
+    def problem(self) -> str | None:
+        """What no template of ours says; it may come from a file."""
+        tokens = (*self.prefix, *self.separator, *self.suffix)
+        if not all(0 <= token <= MAX_TOKEN for token in tokens) or self.max_history_items < 1:
+            return "the template holds an impossible number"
+        return None
 
     def items_that_fit(self, depth: int, max_prompt_tokens: int) -> int:
         """How many SIDs of `depth` tokens fit into a prompt.
@@ -75,10 +82,12 @@ def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
     fields = read_object(path) if path.name != source.name else {}
     unknown = sorted(set(fields) - set(PromptTemplate.__struct_fields__))
     if unknown:
-        raise CatalogError(f"{path}: unknown fields {unknown}: use {PromptTemplate.__struct_fields__}")
+        raise CatalogError(f"{path}: unknown fields {unknown!s:.200}: use {PromptTemplate.__struct_fields__}")
     limit = fields.get("max_history_items", 64)
     if type(limit) is not int or limit < 1:
-        raise CatalogError(f"{path}: max_history_items is {limit!r}: it must be a whole number of at least 1")
+        raise CatalogError(
+            f"{path}: max_history_items is {limit!r:.40}: it must be a whole number of at least 1"
+        )
     begin = [] if vocabulary.begin is None else [vocabulary.begin]
     return PromptTemplate(
         prefix=_template_tokens(path, "prefix", fields.get("prefix", begin), vocabulary),
@@ -91,7 +100,7 @@ def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
 def _template_tokens(path: Path, name: str, value: Any, vocabulary: Vocabulary) -> tuple[int, ...]:
     tokens = value if isinstance(value, list) else [value]
     if not set(map(type, tokens)) <= {str, int}:
-        raise CatalogError(f"{path}: {name} is {value!r}: it must be a list of token strings or ids")
+        raise CatalogError(f"{path}: {name} is {value!r:.80}: it must be a list of token strings or ids")
     try:
         return tuple(vocabulary.resolve(token) for token in tokens)
     except CatalogError as error:

@@ -32,7 +32,7 @@ class Vocabulary:
         if token_id < 0 or token_id > MAX_TOKEN or (self.size is not None and token_id >= self.size):
             limit = f"[0, {self.size})" if self.size is not None else "the range of 32 bits"
             raise CatalogError(
-                f"token {token!r} is out of vocabulary (its id {token_id} is not in {limit}): "
+                f"token {token!r:.80} is out of vocabulary (its id {token_id} is not in {limit}): "
                 "correct the SID or use the checkpoint that the SIDs were made for"
             )
         return token_id
@@ -40,9 +40,11 @@ class Vocabulary:
     def _lookup(self, token: str) -> int:
         if self.tokenizer is None:
             raise CatalogError(
-                f"token {token!r} is a string and there is no tokenizer: "
+                f"token {token!r:.80} is a string and there is no tokenizer: "
                 "pass --model-path with a tokenizer.json, or write token ids"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in token):
+            raise CatalogError(f"token {token!r:.80} is not valid Unicode: correct it")
         token_id = self.tokenizer.token_to_id(token)
         if token_id is not None:
             return int(token_id)
@@ -51,7 +53,7 @@ class Vocabulary:
         if len(ids) == 1 and self.tokenizer.decode(ids, skip_special_tokens=False) == token:
             return int(ids[0])
         raise CatalogError(
-            f"token {token!r} is unknown: the checkpoint's tokenizer has no single token for it; "
+            f"token {token!r:.80} is unknown: the checkpoint's tokenizer has no single token for it; "
             "correct the SID or use the checkpoint that the SIDs were made for"
         )
 
@@ -68,7 +70,7 @@ def read_vocabulary(model_dir: Path | None, size: int | None = None) -> Vocabula
     config = read_object(model_dir / "config.json")
     tokenizer = _load_tokenizer(model_dir / "tokenizer.json")
     if size is None:
-        size = _size(config)
+        size = _size(model_dir / "config.json", config)
     if size is None and tokenizer is not None:
         size = tokenizer.get_vocab_size(with_added_tokens=True)
     begin = _begin(read_object(model_dir / "tokenizer_config.json"), config, tokenizer)
@@ -87,20 +89,20 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer | None:
-    if not path.exists():
-        return None
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path)) if path.exists() else None
     except Exception as error:  # the library raises plain Exception
-        raise CatalogError(f"{path} is not a tokenizer ({error}): export it again") from error
+        raise CatalogError(f"{path} is not a tokenizer ({error!s:.300}): export it again") from error
 
 
-def _size(config: dict[str, Any]) -> int | None:
+def _size(path: Path, config: dict[str, Any]) -> int | None:
     text_config = config.get("text_config")
     size = config.get("vocab_size", text_config.get("vocab_size") if isinstance(text_config, dict) else None)
-    return size if isinstance(size, int) and size > 0 else None
+    if size is not None and not (type(size) is int and 0 < size <= MAX_TOKEN + 1):
+        raise CatalogError(f"{path}: vocab_size is {size!r:.40}: it must be 1 to {MAX_TOKEN + 1}")
+    return size
 
 
 def _begin(

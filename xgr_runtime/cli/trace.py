@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.errors import ConfigError, InternalError, NotFound, RequestError, XgrError
+from xgr_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from xgr_runtime.trace_facts import Overlap, ProcessUse, RequestLife
@@ -47,7 +48,7 @@ def run_trace(args: argparse.Namespace) -> int:
     """0 with the file written. Raises `ConfigError` for a bad path or URL, `TraceError` for a bad answer."""
     import msgspec
 
-    check_writable(args.out)
+    check_writable(args.out, "--out")
     body = fetch(args.url, args.seconds, args.api_key)
     try:
         trace = msgspec.json.decode(body, type=dict[str, Any])
@@ -84,24 +85,6 @@ def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
         raise TraceError(f"nothing listens at {url}: start `xgr serve`, or give its --url") from None
     except httpx.TransportError as error:
         raise TraceError(f"{url} gave no answer ({type(error).__name__}): look at the router's log") from None
-
-
-def check_writable(path: Path) -> None:
-    """Before anything is asked for. Raises `ConfigError`."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"--out {path} cannot be written: name a file in a folder that you may write to")
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """All of it or nothing, and never half a file under that name. Raises `ConfigError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(body)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"--out {path} cannot be written ({error.strerror}): name another file") from None
 
 
 def report(trace: dict[str, Any]) -> list[str]:

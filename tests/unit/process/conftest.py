@@ -12,7 +12,7 @@ import pytest
 from xgr_runtime.child import Child, Program
 
 BODY = """
-    import logging, os, signal, sys, time
+    import ctypes, logging, os, signal, sys, time
     import msgspec
     from xgr_runtime.errors import ModelError
     from xgr_runtime.process import main
@@ -20,6 +20,7 @@ BODY = """
     class Config(msgspec.Struct, frozen=True, kw_only=True):
         log_level: str = "INFO"
         ready_fd: int = -1
+        stuck_timeout: float = 0.0
         name: str = "tiny"
         act: str = "serve"
         marks: str = ""
@@ -46,9 +47,25 @@ BODY = """
             mark(config, f"start {config.name}")
         if config.act != "silent":
             lifecycle.ready({"pid": os.getpid(), "key": config.api_key})
-        while config.act in ("deaf", "silent") or not lifecycle.stopping:
+        while config.act in ("deaf", "silent") or not lifecycle.turn():
             if config.act == "brief":
                 return
+            if config.act == "stuck":
+                time.sleep(3600)
+            if config.act == "stuck-in-c":
+                ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock held
+            if config.act == "stuck-and-mute":
+                os.set_blocking(2, False)
+                while True:
+                    try:
+                        os.write(2, bytes(65536))
+                    except BlockingIOError:
+                        os.set_blocking(2, True)
+                        ctypes.PyDLL(None).sleep(3600)
+            if config.act == "talkative":
+                print("x" * 100_000, file=sys.stderr)
+            if config.act == "slow":
+                time.sleep(0.6)
             time.sleep(0.01)
         if config.marks:
             mark(config, f"stop {config.name}")
@@ -72,14 +89,19 @@ LAUNCHER = """
 Tiny = Callable[..., Program]
 
 
+def first_on_path(folder: Path) -> str:
+    """Before what this process was given, which may name another copy of ours."""
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
     """A program of the tiny module: `tiny("name", act="serve", marks="file")`."""
     (tmp_path / "tiny_process.py").write_text(textwrap.dedent(BODY))
 
     def program(name: str = "tiny", environ: dict[str, str] | None = None, **flags: object) -> Program:
-        argv = [f"--{key}={value}" for key, value in {"name": name, **flags}.items()]
-        return Program(name, "tiny_process", argv, {"PYTHONPATH": str(tmp_path), **(environ or {})})
+        argv = [f"--{key.replace('_', '-')}={value}" for key, value in {"name": name, **flags}.items()]
+        return Program(name, "tiny_process", argv, {"PYTHONPATH": first_on_path(tmp_path), **(environ or {})})
 
     return program
 
@@ -107,7 +129,7 @@ def launcher(tmp_path: Path, tiny: Tiny) -> tuple[Path, dict[str, str]]:
     tiny()
     script = tmp_path / "launcher.py"
     script.write_text(textwrap.dedent(LAUNCHER))
-    return script, os.environ | {"PYTHONPATH": str(tmp_path)}
+    return script, os.environ | {"PYTHONPATH": first_on_path(tmp_path)}
 
 
 @pytest.fixture(autouse=True)

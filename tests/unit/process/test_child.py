@@ -1,5 +1,6 @@
 """A child and its handle: ready, not ready, stopped, killed, orphaned."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from xgr_runtime.child import Child, ChildFailed
+from xgr_runtime import child as module
+from xgr_runtime.child import Child, ChildFailed, Program
+from xgr_runtime.errors import StartupError
+from xgr_runtime.log import stderr
 from xgr_runtime.process import Lifecycle
 
 Start = Callable[..., Child]
@@ -76,6 +80,7 @@ def test_startup_error_is_kept_from_stderr_but_a_stack_is_not(
     for act in ("refuse", "crash"):
         with pytest.raises(ChildFailed):
             start(act=act).wait_ready(soon())
+    assert stderr.flush(20.0)
     errors = capfd.readouterr().err
     assert "no such model" not in errors
     assert "RuntimeError: boom" in errors
@@ -93,6 +98,41 @@ def test_deadline(start: Start) -> None:
     with pytest.raises(ChildFailed, match="not ready in time"):
         child.wait_ready(time.monotonic() + 0.2)
     assert child.poll() is None
+
+
+@pytest.mark.parametrize("act", ["stuck", "stuck-in-c", "stuck-and-mute"])
+def test_stuck_process_ends_itself_and_shows_where(
+    start: Start, act: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also with the interpreter's lock held, and with a stderr that takes nothing."""
+    child = start(act=act, stuck_timeout=0.5)
+    child.wait_ready(soon())
+    assert child.wait(20.0)
+    assert child.ending() == "was killed by SIGALRM"
+    if act != "stuck-and-mute":
+        shown = "\n".join(child.last_lines)
+        assert "most recent call first" in shown and "in body" in shown
+
+
+def test_slow_turns_are_not_stuck(start: Start) -> None:
+    child = start(act="slow", stuck_timeout=1.0)
+    child.wait_ready(soon())
+    assert not child.wait(3.0)
+    assert child.beats()
+    child.terminate()
+    assert child.wait(10.0) and child.poll() == 0
+
+
+def test_unkillable_child_is_not_waited_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = start()
+    child.wait_ready(soon())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "UNKILLABLE", 0.1)
+        patch.setattr(os, "killpg", lambda *_: None)  # as the kernel does while a disk hangs
+        child.kill()
+    assert child.poll() is None and "cannot be killed" in caplog.text
 
 
 def test_kill_ends_what_ignores_sigterm(start: Start) -> None:
@@ -117,6 +157,24 @@ def test_launchers_own_keys_and_file_stay_with_it(start: Start, monkeypatch: pyt
     child = start()
     assert child.wait_ready(soon())["key"] == ""
     assert "sesame" not in psutil.Process(child.pid).environ().values()
+
+
+def test_child_that_cannot_be_spawned_says_what_to_change(
+    tiny: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(StartupError, match=r"tiny cannot be started .*ulimit -u"):
+        Child(tiny()).start()
+
+
+def test_child_has_all_the_descriptors_it_may_have(start: Start) -> None:
+    child = start()
+    child.wait_ready(soon())
+    soft, hard = psutil.Process(child.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard
 
 
 def test_child_has_a_session_of_its_own(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from xgr_runtime.supervisor import (
     may_restart,
     moved,
     overdue,
+    stuck,
 )
 
 Tiny = Callable[..., Program]
@@ -64,9 +66,11 @@ def test_what_is_due(phase: Phase) -> None:
 class Running:
     """A supervisor in a thread of its own, and how it ended."""
 
-    def __init__(self, groups: list[StartGroup], start_timeout: float = 30.0) -> None:
+    def __init__(
+        self, groups: list[StartGroup], start_timeout: float = 30.0, stuck_timeout: float = 0.0
+    ) -> None:
         self.stop = StopRequest()
-        self.supervisor = Supervisor(groups, start_timeout, self.stop)
+        self.supervisor = Supervisor(groups, start_timeout, self.stop, stuck_timeout)
         self.started = threading.Event()
         self.error: BaseException | None = None
         self.infos: dict[str, dict[str, Any]] = {}
@@ -126,6 +130,42 @@ def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise, eventually: E
     eventually(lambda: running.infos["a"]["pid"] != first)
     assert running.infos["b"]["pid"] == other
     assert running.supervisor.restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("beat", "now", "timeout", "expected"),
+    [(10.0, 74.9, 60.0, False), (10.0, 75.0, 60.0, True), (0.0, 1e9, 0.0, False)],
+)
+def test_stuck(beat: float, now: float, timeout: float, expected: bool) -> None:
+    assert stuck(beat, now, timeout) is expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is stopped")
+def test_stopped_child_is_replaced_and_its_mate_stays(
+    tiny: Tiny,
+    supervise: Supervise,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STUCK_ROOM", 0.5)
+    group = StartGroup([tiny("a", stuck_timeout=1.0), tiny("b", stuck_timeout=1.0)], 10.0)
+    running = supervise(group, stuck_timeout=1.0)
+    first, other = running.infos["a"]["pid"], running.infos["b"]["pid"]
+    os.kill(first, signal.SIGSTOP)
+    eventually(lambda: running.infos["a"]["pid"] != first)
+    assert "a is stopped, it made no turn for 1 s" in caplog.text
+    assert running.infos["b"]["pid"] == other
+
+
+@pytest.mark.parametrize("act", ["stuck", "stuck-in-c"])
+def test_stuck_child_ends_itself_and_is_replaced(
+    act: str, tiny: Tiny, supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = supervise(StartGroup([tiny(act=act, stuck_timeout=1.0)], 10.0), stuck_timeout=1.0)
+    first = running.infos["tiny"]["pid"]
+    eventually(lambda: running.infos["tiny"]["pid"] != first)
+    assert "tiny was killed by SIGALRM" in caplog.text
 
 
 def test_child_that_ends_by_itself_comes_back(

@@ -144,6 +144,14 @@ def test_run_folder_is_private_and_goes(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_no_place_for_a_run_folder_names_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="set TMPDIR"), run_folder(tmp_path / "none"):
+        pass
+    with pytest.raises(OSError), run_folder(tmp_path):
+        raise OSError("of the one who uses it")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from xgr_runtime.run_folder import run_folder\n"
     code += "with run_folder(Path(sys.argv[1])) as f: os.kill(os.getpid(), 9)"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xgr_runtime.cli.bench.flags import add_flags, load_settings, traffic_settings
 from xgr_runtime.cli.bench.settings import SearchSettings, parse_numbers
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +44,8 @@ def bench(args: argparse.Namespace) -> int:
     from xgr_runtime.cli.bench.target import need_extra
 
     check_load(args)
+    if args.plot:
+        check_writable(args.plot, "--plot")
     for package in ("aiohttp", *(["matplotlib"] if args.plot else [])):
         need_extra(package)
     return _bench(args, load_catalog(args.catalog, args.model_path), traffic_settings(args))

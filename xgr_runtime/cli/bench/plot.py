@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xgr_runtime.cli.bench.target import need_extra
+from xgr_runtime.files import writing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def save_plot(points: Sequence[Point], load: LoadSettings, path: Path) -> None:
-    """A PNG of two panels."""
+    """A PNG of two panels. Raises `ConfigError`."""
     need_extra("matplotlib").use("Agg")  # draws into files only; needs no screen
     from matplotlib import pyplot
 
@@ -35,5 +36,6 @@ def save_plot(points: Sequence[Point], load: LoadSettings, path: Path) -> None:
     for panel in (above, below):
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.savefig(path, dpi=120)
+    with writing_whole(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
     pyplot.close(figure)

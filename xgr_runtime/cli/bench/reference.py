@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from xgr_runtime.cli.bench.traffic import UNLIMITED, prompt_of
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,21 +71,18 @@ def read_reference(path: Path, catalog: Catalog) -> Reference:
 
 
 class AnswerFile:
-    """Writes answers as the lines of a reference file, each prompt and width once."""
+    """Collects answers as lines of a reference file, each prompt and width once, written at the end."""
 
     def __init__(self, path: Path) -> None:
-        self._seen: set[Key] = set()
-        try:
-            self._file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--save-answers {path} cannot be written: {error.strerror}") from None
+        check_writable(path, "--save-answers")
+        self._path = path
+        self._lines: dict[Key, str] = {}
 
     def write(self, prompt: Sequence[int], width: int, beams: Sequence[tuple[Sid, float]]) -> None:
         key = (tuple(prompt), width)
-        if key not in self._seen:
-            self._seen.add(key)
-            line = {"prompt_ids": list(prompt), "width": width, "beams": beams}
-            self._file.write(json.dumps(line) + "\n")
+        if key not in self._lines:
+            self._lines[key] = json.dumps({"prompt_ids": list(prompt), "width": width, "beams": beams})
 
     def close(self) -> None:
-        self._file.close()
+        """Raises `ConfigError` where the file cannot be written."""
+        write_whole(self._path, "".join(f"{line}\n" for line in self._lines.values()).encode())

@@ -18,6 +18,8 @@ import numpy as np
 
 from xgr_runtime.cli.demo import files
 from xgr_runtime.cli.demo.data import Shop, ShopSettings, generate
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import move_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,21 +85,29 @@ class DemoFiles:
 
 
 def prepare(settings: DemoSettings, cache: Path, report: Report) -> DemoFiles:
-    """The files of these settings under `cache`, made now if missing. Raises `OSError` on a full disk."""
+    """The files of these settings under `cache`, made now if missing. Raises `ConfigError` on a full disk."""
     folder = settings.folder(cache)
     if folder.is_dir():
         return DemoFiles(folder)
+    try:
+        _make(settings, cache, folder, report)
+    except OSError as error:
+        if not folder.is_dir():  # else another start was faster, and its files are the same
+            raise ConfigError(
+                f"the demo's files cannot be written to {cache} ({error.strerror or error}): "
+                "free space there, or name another folder: --cache"
+            ) from error
+    return DemoFiles(folder)
+
+
+def _make(settings: DemoSettings, cache: Path, folder: Path, report: Report) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=cache, prefix=".unfinished-"))
     try:
         _build(settings, DemoFiles(unfinished), report)
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another start was faster, and its files are the same
-            raise
+        move_whole(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return DemoFiles(folder)
 
 
 def training_sequences(shop: Shop, codebook: int) -> list[npt.NDArray[np.int64]]:

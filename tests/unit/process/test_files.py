@@ -1,0 +1,166 @@
+"""A file that is kept is whole, or as it was before: its writer killed, its disk full, its folder closed."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from xgr_runtime.catalog import build_from_arrays, load_catalog
+from xgr_runtime.errors import CatalogError, ConfigError
+from xgr_runtime.files import check_writable, move_whole, write_whole, writing_whole
+
+WRITERS = {
+    "bytes": "write_whole(path, b'n' * 1_000_000)",
+    "catalog": "build_from_arrays(range(100_000), np.arange(200_000).reshape(-1, 2)).save(path)",
+}
+
+
+def run_writer(path: Path, writer: str, before: str) -> subprocess.CompletedProcess[str]:
+    """The writer in a process of its own, after the line `before`."""
+    code = f"""
+        import os, resource, sys
+        from pathlib import Path
+        import numpy as np
+        from xgr_runtime.catalog import build_from_arrays
+        from xgr_runtime.files import write_whole
+        path = Path(sys.argv[1])
+        {before}
+        {WRITERS[writer]}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    return subprocess.run(command, timeout=120, capture_output=True, text=True)
+
+
+KILL_POINTS = {
+    "between-write-and-rename": "Path.replace = lambda *_: os.kill(os.getpid(), 9)",
+    "before-the-sync": "os.fsync = lambda _: os.kill(os.getpid(), 9)",
+}
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_killed_writer_leaves_the_old_file_and_the_next_one_sweeps(
+    writer: str, point: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept"
+    build_from_arrays(["1"], [[5]]).save(path)
+    before = path.read_bytes()
+    ended = run_writer(path, writer, KILL_POINTS[point])
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert path.read_bytes() == before and load_catalog(path).items == 1
+    assert len(list(tmp_path.iterdir())) == 2  # what it had written lies beside it
+    assert run_writer(path, writer, "").returncode == 0
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() != before
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_file_that_grows_too_large_changes_nothing(writer: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_bytes(b"old")
+    ended = run_writer(path, writer, "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
+    assert ended.returncode == 1
+    kind = "CatalogError" if writer == "catalog" else "ConfigError"
+    assert f"{kind}: {path} cannot be written (File too large): raise the limit" in ended.stderr
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hidden file is /dev/full, which the kernel refuses like a disk without room."""
+    real = os.open
+    monkeypatch.setattr(
+        os,
+        "open",
+        lambda path, flags, *mode: real("/dev/full", os.O_RDWR) if flags & os.O_EXCL else real(path, flags),
+    )
+    with pytest.raises(ConfigError, match=r"kept cannot be written \(No space left.*free space on that disk"):
+        write_whole(tmp_path / "kept", b"n" * 100_000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder / "none" / "kept", "make its folder first"),
+        (lambda folder: folder, "no ordinary file"),
+        (lambda folder: Path("/dev/null"), "no ordinary file"),
+        (lambda folder: folder / ("x" * 300), "name another file"),
+    ],
+    ids=["no-folder", "a-folder", "a-device", "long-name"],
+)
+def test_what_cannot_be_written_is_refused(make: Callable[[Path], Path], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        write_whole(make(tmp_path), b"new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_catalog_says_so_in_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="make its folder first"):
+        build_from_arrays(["1"], [[5]]).save(tmp_path / "none" / "kept")
+
+
+@pytest.mark.parametrize(
+    ("before", "secret", "after"),
+    [(None, False, 0o640), (None, True, 0o600), (0o604, False, 0o604), (0o644, True, 0o600)],
+)
+def test_modes(before: int | None, secret: bool, after: int, tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    mask = os.umask(0o026)
+    try:
+        write_whole(path, b"new", secret)
+    finally:
+        os.umask(mask)
+    assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (after, b"new")
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    link = tmp_path / "kept"
+    link.symlink_to(tmp_path / "data" / "file")
+    write_whole(link, b"new")
+    assert link.is_symlink() and (tmp_path / "data" / "file").read_bytes() == b"new"
+
+
+def test_two_writers_of_one_name_do_not_sweep_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "kept [1]*"
+    with writing_whole(path) as first:
+        first.write(b"first")
+        write_whole(path, b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    write_whole(path, b"old")
+    with pytest.raises(KeyboardInterrupt), writing_whole(path) as stream:
+        stream.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_moves_whole_or_not_at_all(tmp_path: Path) -> None:
+    made, target = tmp_path / "made", tmp_path / "target"
+    (made / "inner").mkdir(parents=True)
+    (made / "inner" / "file").write_bytes(b"new")
+    move_whole(made, target)
+    assert (target / "inner" / "file").read_bytes() == b"new" and not made.exists()
+    made.mkdir()
+    with pytest.raises(OSError):
+        move_whole(made, target)  # somebody else's is not overwritten
+
+
+def test_a_path_is_checked_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "kept", "--out")
+    for path in (tmp_path, tmp_path / "none" / "kept", Path("/dev/null")):
+        with pytest.raises(ConfigError, match="--out"):
+            check_writable(path, "--out")
