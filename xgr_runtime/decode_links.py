@@ -6,6 +6,7 @@ more is closed.
 
 from collections.abc import Collection, Iterator
 
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     LinkHello,
@@ -24,8 +25,8 @@ IDLE = 300.0  # seconds without a transfer after which a link is closed
 class DecodeLink:
     """One decode worker's data link."""
 
-    def __init__(self, address: str, hello: LinkHello) -> None:
-        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES)
+    def __init__(self, address: str, hello: LinkHello, keys: Keyring | None) -> None:
+        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES, keys)
         self._hello = hello
         self._greeted: int | None = None  # incarnation
         self.used: float | None = None  # when a transfer was last seen on it
@@ -53,17 +54,19 @@ class DecodeLinks:
         model: ModelIdentity,
         poller: Poller | None,
         memory: SharedKv | None,
+        keys: Keyring | None = None,
     ) -> None:
         self._hello = LinkHello(PROTOCOL, worker, incarnation, model, memory)
+        self._keys = keys
         self._poller = poller
         self._links: dict[str, DecodeLink] = {}
         self._closed_bad_messages = 0
 
     def to(self, address: str) -> DecodeLink:
-        """The link to this data address. Raises `ConfigError` for an address that is not local."""
+        """The link to this data address. Raises `ConfigError` for an address that is refused."""
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = DecodeLink(address, self._hello)
+            link = self._links[address] = DecodeLink(address, self._hello, self._keys)
             if self._poller is not None:
                 self._poller.add(link.link)
         return link

@@ -1,5 +1,6 @@
 """Typed messages between processes; nothing else here imports zmq."""
 
+from xgr_runtime.transport.curve import check_listener, new_key_pair, public_key, told_address
 from xgr_runtime.transport.sockets import (
     CONTROL_MAX_BYTES,
     DATA_MAX_BYTES,
@@ -20,4 +21,8 @@ __all__ = [
     "Listener",
     "Poller",
     "Received",
+    "check_listener",
+    "new_key_pair",
+    "public_key",
+    "told_address",
 ]
