@@ -14,6 +14,7 @@ from decode_worker.task import Arrival, DecodeTask, EarlyOpen
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.handover import FIRST_LEASE, ReceiverState
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     AttemptId,
     Cancel,
@@ -61,6 +62,7 @@ class Inbound:
         fail: Fail,
         timeline: Timeline,
         clock: Callable[[], float],
+        keys: Keyring | None = None,
     ) -> None:
         self.config = config
         self.identity = identity
@@ -79,7 +81,7 @@ class Inbound:
         self.watched_at = 0.0
         self.memories = PrefillMemories(pool, bool(config.memory_of), config.kv_transfer == "auto")
         self.copies = Copies(pool)
-        listener: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES)
+        listener: Listener[Message] = Listener(config.data_address, ToDecodeData, DATA_MAX_BYTES, keys)
         self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
 
     def receive(self) -> None:

@@ -17,6 +17,7 @@ from xgr_runtime.cost_model import CostModel, prompt_work, together
 from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import BadRequest, DeadlineExceeded, InternalError, RequestError, WorkerLost
 from xgr_runtime.handover import Chunk, PromptPages
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -58,6 +59,7 @@ class PrefillWorker:
         clock: Callable[[], float] = time.monotonic,
         memory: SharedKv | None = None,
         tier: Tier | None = None,
+        keys: Keyring | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -83,7 +85,7 @@ class PrefillWorker:
         self.layer_began = 0.0  # in the forward that runs
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
-        listener: Listener[Message] = Listener(config.control_address, ToPrefill)
+        listener: Listener[Message] = Listener(config.control_address, ToPrefill, keys=keys)
         self.timeline = Timeline()
         self.control = ControlServer(listener, self.introduce, config.silence, self.timeline)
         self.poller = Poller()
@@ -99,6 +101,7 @@ class PrefillWorker:
             self.poller,
             memory,
             timeline=self.timeline,
+            keys=keys,
         )
 
     def run(self, stopping: Callable[[], bool]) -> None:

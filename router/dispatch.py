@@ -34,6 +34,7 @@ from xgr_runtime.errors import (
     WorkerLost,
     request_error,
 )
+from xgr_runtime.keys import read_keyring
 from xgr_runtime.messages import (
     AttemptId,
     Cancel,
@@ -85,6 +86,7 @@ class Dispatcher:
     def __init__(self, config: RouterConfig, catalog: str, nodes: Sequence[int] = ()) -> None:
         """`nodes`: how many the catalog's trie has at each level, so many beams there can be."""
         self._config = config
+        self._keys = read_keyring(config.curve_key, config.curve_allow)
         self._catalog = catalog
         self._nodes = nodes
         self._admission = Admission()
@@ -308,12 +310,12 @@ class Dispatcher:
     # --- messages ---
 
     def _worker(self, address: str, role: Role) -> Worker:
-        """Raises `ConfigError` for an address that is not local."""
+        """Raises `ConfigError` for an address that is refused."""
         c, told = self._config, (self._on_message, self._on_lost)
         if role == "prefill" and is_url(address):
             check_url(address)
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *told)
-        return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told)
+        return WorkerLink(address, role, self._incarnation, c.heartbeat, c.silence, *told, self._keys)
 
     def _candidates(self, workers: Sequence[Worker], job: Job | None = None) -> list[Candidate]:
         """The workers as pairing sees them, for this job."""

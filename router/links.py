@@ -6,6 +6,7 @@ from typing import Any
 
 from router.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     CacheFlushed,
@@ -31,13 +32,14 @@ class WorkerLink(Worker):
         silence: float,
         on_message: OnMessage,
         on_lost: OnLost,
+        keys: Keyring | None = None,
     ) -> None:
         super().__init__(address, role, on_message, on_lost)
         self._beat = Hello(PROTOCOL, router)
         self._heartbeat = heartbeat
         self._silence = silence
         self._heard = 0.0
-        self._link: AsyncLink[Any] = AsyncLink(address, ToRouter)
+        self._link: AsyncLink[Any] = AsyncLink(address, ToRouter, keys)
         self._tasks: list[asyncio.Task[None]] = []
         self._router = router
         self._numbers = count(1)
