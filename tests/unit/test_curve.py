@@ -267,9 +267,11 @@ BEYOND = [
 
 @pytest.mark.parametrize("address", BEYOND)
 def test_without_keys_nothing_leaves_the_machine(address: str) -> None:
-    for kind in (lambda: Listener(address, ToPrefill), lambda: Link(address, ToPrefillData)):
-        with pytest.raises(ConfigError, match=r"--curve-key and --curve-allow.*xgr keys new"):
-            kind()
+    said = r"--curve-key and --curve-allow.*xgr keys new"
+    with pytest.raises(ConfigError, match=said):
+        Listener(address, ToPrefill)
+    with pytest.raises(ConfigError, match=said):
+        Link(address, ToPrefillData)
 
 
 @pytest.mark.parametrize("address", BEYOND)
