@@ -6,13 +6,14 @@ from decode_worker.engine import DecodeEngine, Engine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
-from xgr_runtime.addresses import check_address
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.keys import read_keyring
 from xgr_runtime.messages import Limits
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.transport import check_listener, told_address
 
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
@@ -21,14 +22,16 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         raise ConfigError(
             f"--max-rows is {max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
         )
-    if config.advertise_data_address:
-        check_address(config.advertise_data_address)
+    keys = read_keyring(config.curve_key, config.curve_allow)  # what is wrong here needs no model to be said
+    check_listener(config.control_address, keys)
+    check_listener(config.data_address, keys)
+    told_address(config.advertise_data_address or config.data_address, keys)
     kernels = choose_kernels(config.device)
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config, lambda: lifecycle.stopping)
     engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
-    worker = DecodeWorker(config, engine, catalog, model.identity, limits)
+    worker = DecodeWorker(config, engine, catalog, model.identity, limits, keys=keys)
     worker.warm_up()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)

@@ -16,6 +16,7 @@ from decode_worker.task import Arrival, DecodeTask, EarlyOpen
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import Fatal, RequestError, WorkerLost
 from xgr_runtime.handover import FIRST_LEASE, ReceiverState
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     AttemptId,
     Cancel,
@@ -66,6 +67,7 @@ class Inbound:
         fail: Fail,
         timeline: Timeline,
         clock: Callable[[], float],
+        keys: Keyring | None = None,
     ) -> None:
         self.config = config
         self.identity = identity
@@ -85,7 +87,7 @@ class Inbound:
         self.memories = PrefillMemories(pool, bool(config.memory_of), config.kv_transfer == "auto")
         self.copies = Copies(pool)
         listener: Listener[Message] = Listener(
-            config.data_address, ToDecodeData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER
+            config.data_address, ToDecodeData, DATA_MAX_BYTES, keys, high_water=DATA_HIGH_WATER
         )
         self.data = PrefillLinks(listener, incarnation, identity, self.memories.greeted)
 

@@ -27,6 +27,7 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
+from xgr_runtime.keys import Keyring
 from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -50,7 +51,7 @@ from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.pages import PagePool
 from xgr_runtime.prompt_cache import PromptCache
 from xgr_runtime.timeline import Timeline
-from xgr_runtime.transport import Listener, Poller
+from xgr_runtime.transport import Listener, Poller, told_address
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class DecodeWorker:
         identity: ModelIdentity,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        keys: Keyring | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -77,6 +79,7 @@ class DecodeWorker:
         trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
         self.factory = TaskFactory(catalog, trie, identity, limits)
         self.limits = limits
+        self.data_address = told_address(config.advertise_data_address or config.data_address, keys)
         self.clock = clock
         self.device_turns = turns_of(config.turns_file, DECODE_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
@@ -92,7 +95,7 @@ class DecodeWorker:
         pages = PagePool(0 if config.memory_of else engine.pool.pages)
         self.cache = PromptCache.bounded(pages, config.page_size, config.cache_bytes, identity.token_bytes)
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(self.cache, PagePool(engine.row_budget))
-        control: Listener[Message] = Listener(config.control_address, ToDecode)
+        control: Listener[Message] = Listener(config.control_address, ToDecode, keys=keys)
         self.timeline = Timeline()
         self.control = ControlServer(control, self.introduce, config.silence, self.timeline)
         self.inbound = Inbound(
@@ -107,6 +110,7 @@ class DecodeWorker:
             fail=self.fail,
             timeline=self.timeline,
             clock=clock,
+            keys=keys,
         )
         self.poller = Poller()
         self.poller.add(control)
@@ -350,7 +354,7 @@ class DecodeWorker:
             worker=self.config.name,
             incarnation=self.incarnation,
             model=self.identity,
-            data_address=self.config.advertise_data_address or self.config.data_address,
+            data_address=self.data_address,
             catalogs=[self.catalog.version],
             limits=self.limits,
             load=self.load(),

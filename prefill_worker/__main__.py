@@ -5,13 +5,17 @@ import sys
 from prefill_worker.engine import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
+from xgr_runtime.keys import read_keyring
 from xgr_runtime.model.host_tier import HostTier
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.pages import PagePool
 from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.transport import check_listener
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
+    keys = read_keyring(config.curve_key, config.curve_allow)
+    check_listener(config.control_address, keys)
     kernels = choose_kernels(config.device)
     model = load_model(config, lambda: lifecycle.stopping)
     engine = make_engine(config, model, kernels)
@@ -21,7 +25,9 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     pages = PagePool(model.pool.pages, memory.generations)
     size = config.host_cache_bytes
     tier = HostTier(model.pool, size, engine.device) if size else None
-    worker = PrefillWorker(config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier)
+    worker = PrefillWorker(
+        config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier, keys=keys
+    )
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lifecycle.turn)
 

@@ -25,6 +25,7 @@ from xgr_runtime.errors import (
     WorkerLost,
 )
 from xgr_runtime.handover import Chunk, PromptPages
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -67,6 +68,7 @@ class PrefillWorker:
         clock: Callable[[], float] = time.monotonic,
         memory: SharedKv | None = None,
         tier: Tier | None = None,
+        keys: Keyring | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -92,7 +94,7 @@ class PrefillWorker:
         self.layer_began = 0.0  # in the forward that runs
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
-        listener: Listener[Message] = Listener(config.control_address, ToPrefill)
+        listener: Listener[Message] = Listener(config.control_address, ToPrefill, keys=keys)
         self.timeline = Timeline()
         self.control = ControlServer(listener, self.introduce, config.silence, self.timeline)
         self.poller = Poller()
@@ -108,6 +110,7 @@ class PrefillWorker:
             self.poller,
             memory,
             timeline=self.timeline,
+            keys=keys,
         )
 
     def run(self, stopping: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from router.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     CacheFlushed,
@@ -36,12 +37,14 @@ class WorkerLink(Worker):
         silence: float,
         on_message: OnMessage,
         on_lost: OnLost,
+        keys: Keyring | None = None,
     ) -> None:
         super().__init__(address, role, on_message, on_lost)
         self._beat = Hello(PROTOCOL, router, name)
         self._heartbeat = heartbeat
         self._silence = silence
         self._heard = 0.0
+        self._keys = keys
         self._link = self._connected()
         self._task: asyncio.Task[None] | None = None
         self._router = router
@@ -87,7 +90,7 @@ class WorkerLink(Worker):
                 answer.set_exception(WorkerLost(reason))
 
     def _connected(self) -> "AsyncLink[Any]":
-        return AsyncLink(self.address, ToRouter)
+        return AsyncLink(self.address, ToRouter, self._keys)
 
     async def _session(self) -> None:
         """Listen until something breaks; then all begins again on a new connection."""

@@ -11,6 +11,7 @@ from router.sglang_server import SglangServer
 from router.worker import OnLost, OnMessage, Worker, flushed
 from xgr_runtime.addresses import check_url, is_url
 from xgr_runtime.config import RouterConfig
+from xgr_runtime.keys import read_keyring
 from xgr_runtime.messages import Limits, Role
 
 
@@ -20,11 +21,12 @@ class Workers:
     def __init__(
         self, config: RouterConfig, router: int, catalog: str, on_message: OnMessage, on_lost: OnLost
     ) -> None:
-        """`router`: this one's incarnation. Raises `ConfigError` for an address that is not local."""
+        """`router`: this one's incarnation. Raises `ConfigError` for a refused address or key."""
         self._config = config
         self._router = router
         self._catalog = catalog
         self._told = (on_message, on_lost)
+        self._keys = read_keyring(config.curve_key, config.curve_allow)
         self.prefill = [self._worker(address, "prefill") for address in config.prefill]
         self.decode = [self._worker(address, "decode") for address in config.decode]
         self.breakers = {w: Breaker(f"{w.role} worker at {w.address}", config.breaker_failures) for w in self}
@@ -75,7 +77,9 @@ class Workers:
         if role == "prefill" and is_url(address):
             check_url(address)
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *self._told)
-        return WorkerLink(address, role, self._router, c.name, c.heartbeat, c.silence, *self._told)
+        return WorkerLink(
+            address, role, self._router, c.name, c.heartbeat, c.silence, *self._told, self._keys
+        )
 
 
 def candidates(workers: Sequence[Worker], reuse: Callable[[int], int] = lambda _: 0) -> list[Candidate]:

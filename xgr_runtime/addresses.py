@@ -2,36 +2,55 @@
 
 import ipaddress
 import os
+import re
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from xgr_runtime.errors import ConfigError
 
+_HOST = re.compile(r"\*|[A-Za-z0-9.:_-]+")  # any interface, an address, a name
 
-def check_address(address: str) -> None:
+
+def check_address(address: str, keyed: bool = False) -> None:
     """Refuse what would let strangers in. Raises `ConfigError`.
 
-    A folder of our own with mode 0700 guards `ipc://`; `tcp://` stays on this machine until links have keys.
+    A folder of our own with mode 0700 guards `ipc://`; `tcp://` leaves this machine only with keys.
     """
     scheme, _, rest = address.partition("://")
     if scheme == "ipc":
         _check_folder(Path(rest).parent, address)
     elif scheme == "tcp":
-        port = rest.rpartition(":")[2]
-        if not is_guarded(address) or not (port == "*" or port.isdecimal()):
-            raise ConfigError(f"{address}: links are not encrypted, use ipc:// or tcp://127.0.0.1:PORT")
+        host, _, port = rest.rpartition(":")
+        _check_host(host, address, keyed)
+        if not (port == "*" or port.isdecimal()):
+            raise ConfigError(f"{address}: it ends with a port, as in tcp://127.0.0.1:7000")
     else:
         raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
 
 
+def split_peer(address: str) -> tuple[str, str]:
+    """`tcp://HOST:PORT#NAME`: where to connect, and under which name the key of whoever listens is known.
+
+    The name is empty where none is given; a socket in a folder has none.
+    """
+    if not address.startswith("tcp://"):
+        return address, ""
+    endpoint, _, name = address.partition("#")
+    return endpoint, name
+
+
 def is_guarded(address: str) -> bool:
-    """Whether only this machine reaches a link's address: `ipc://`, or `tcp://` on loopback."""
-    scheme, _, rest = address.partition("://")
-    host = rest.rpartition(":")[0]
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    return scheme == "ipc" or (scheme == "tcp" and is_loopback(host))
+    """Whether the folder around this socket keeps strangers out, so that it needs no keys."""
+    return address.startswith("ipc://")
+
+
+def is_wildcard(address: str) -> bool:
+    """Whether one can listen on this address but not connect to it."""
+    if is_guarded(address):
+        return False
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host in ("*", "0.0.0.0", "[::]") or port in ("*", "0")
 
 
 def is_url(address: str) -> bool:
@@ -58,6 +77,20 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_host(host: str, address: str, keyed: bool) -> None:
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if is_loopback(host):
+        return
+    if not keyed:
+        raise ConfigError(
+            f"{address}: other machines reach it: give --curve-key and --curve-allow (see `xgr keys new`), "
+            "or use ipc:// or tcp://127.0.0.1:PORT"
+        )
+    if not _HOST.fullmatch(host):
+        raise ConfigError(f"{address}: {host or 'nothing'} is no host, give an address or a name")
 
 
 def _check_folder(folder: Path, address: str) -> None:

@@ -6,6 +6,7 @@ more is closed.
 
 from collections.abc import Collection, Iterator
 
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     LinkHello,
@@ -26,8 +27,10 @@ MOST_LINKS = 256  # requests name the addresses: they must not take all sockets
 class DecodeLink:
     """One decode worker's data link."""
 
-    def __init__(self, address: str, hello: LinkHello) -> None:
-        self.link: Link[Message] = Link(address, ToPrefillData, DATA_MAX_BYTES, high_water=DATA_HIGH_WATER)
+    def __init__(self, address: str, hello: LinkHello, keys: Keyring | None) -> None:
+        self.link: Link[Message] = Link(
+            address, ToPrefillData, DATA_MAX_BYTES, keys, high_water=DATA_HIGH_WATER
+        )
         self._hello = hello
         self._greeted: int | None = None  # incarnation
         self.used: float | None = None  # when a transfer was last seen on it
@@ -55,8 +58,10 @@ class DecodeLinks:
         model: ModelIdentity,
         poller: Poller | None,
         memory: SharedKv | None,
+        keys: Keyring | None = None,
     ) -> None:
         self._hello = LinkHello(PROTOCOL, worker, incarnation, model, memory)
+        self._keys = keys
         self._poller = poller
         self._links: dict[str, DecodeLink] = {}
         self._closed_bad_messages = 0
@@ -64,14 +69,14 @@ class DecodeLinks:
     def to(self, address: str) -> DecodeLink:
         """The link to this data address.
 
-        Raises `ConfigError` for an address that is not local, `OutOfSockets` where there is no room for one
+        Raises `ConfigError` for an address that is refused, `OutOfSockets` where there is no room for one
         more.
         """
         link = self._links.get(address)
         if link is None:
             if len(self._links) >= MOST_LINKS:
                 raise OutOfSockets(f"no link to {address}: there are {MOST_LINKS} to other decode workers")
-            link = self._links[address] = DecodeLink(address, self._hello)
+            link = self._links[address] = DecodeLink(address, self._hello, self._keys)
             if self._poller is not None:
                 self._poller.add(link.link)
         return link

@@ -30,6 +30,7 @@ from xgr_runtime.handover import (
     chunk_checksum,
     range_checksum,
 )
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -163,7 +164,7 @@ class Outbound:
     `lease` is how many seconds KV is held before the first word of a decode worker. With a `poller`, answers
     wake whoever waits on it; without one, call `exchange` every few milliseconds while there are transfers.
     `memory` is where prompts lie, if decode workers may map it. `alive` says whether a process still lives.
-    `timeline` is the process's, for one that answers `TraceAsk`.
+    `timeline` is the process's, for one that answers `TraceAsk`. `keys` are its own.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Outbound:
         memory: SharedKv | None = None,
         alive: Callable[[ProcessId], bool] = lives,
         timeline: Timeline | None = None,
+        keys: Keyring | None = None,
     ) -> None:
         self.transfers: dict[AttemptId, Transfer] = {}
         self.stale_messages = 0
@@ -186,7 +188,7 @@ class Outbound:
         self._model = model
         self._chunk_bytes = chunk_bytes
         self._lease = lease
-        self._links = DecodeLinks(worker, incarnation, model, poller, memory)
+        self._links = DecodeLinks(worker, incarnation, model, poller, memory, keys)
 
     @property
     def credits_out(self) -> int:

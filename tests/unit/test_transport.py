@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import zmq
 
-from xgr_runtime.addresses import check_address, is_guarded
+from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -356,20 +356,3 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigError, match="somebody else's"):
         check_address(f"ipc://{tmp_path}/s")
-
-
-@pytest.mark.parametrize(
-    ("address", "guarded"),
-    [
-        ("ipc:///run/x/s", True),
-        ("tcp://127.0.0.1:5", True),
-        ("tcp://[::1]:5", True),
-        ("tcp://localhost:*", True),
-        ("tcp://192.0.2.1:5", False),
-        ("tcp://0.0.0.0:5", False),
-        ("tcp://*:5", False),
-        ("inproc://x", False),
-    ],
-)
-def test_guarded_addresses(address: str, guarded: bool) -> None:
-    assert is_guarded(address) is guarded

@@ -1,10 +1,10 @@
-"""The command line: `xgr serve | demo | catalog | bench | trace`. Each loads its code when it runs."""
+"""The command line: `xgr serve | demo | catalog | bench | keys | trace`. Each loads its code when it runs."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from xgr_runtime.cli import bench, catalog, demo, serve, trace
+from xgr_runtime.cli import bench, catalog, demo, keys, serve, trace
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process import one_line
 
@@ -25,6 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("xgr", description="Serving runtime for generative recommendation.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, demo, catalog, bench, trace):
+    for command in (serve, demo, catalog, bench, keys, trace):
         command.add_parser(subparsers)
     return parser

@@ -1,5 +1,6 @@
 """Typed messages between processes; nothing else here imports zmq."""
 
+from xgr_runtime.transport.curve import check_listener, new_key_pair, public_key, told_address
 from xgr_runtime.transport.sockets import (
     A_TURN,
     CONTROL_MAX_BYTES,
@@ -26,4 +27,8 @@ __all__ = [
     "OutOfSockets",
     "Poller",
     "Received",
+    "check_listener",
+    "new_key_pair",
+    "public_key",
+    "told_address",
 ]

@@ -15,9 +15,12 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from xgr_runtime.addresses import check_address
+from xgr_runtime.addresses import is_guarded
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import PROTOCOL, Message, Number, OtherProtocol
+from xgr_runtime.transport.curve import check_link, check_listener, guard_link, guard_listener
+from xgr_runtime.transport.redial import PAUSE, REFUSALS, Redial, redial
 
 In = TypeVar("In")
 Frame = bytes | memoryview
@@ -134,13 +137,15 @@ class Listener(_Socket[In]):
         address: str,
         incoming: Any,
         max_bytes: int = CONTROL_MAX_BYTES,
+        keys: Keyring | None = None,
         *,
         high_water: int = _HIGH_WATER,
     ) -> None:
         """`high_water` counts messages that wait here to be received, of one peer."""
-        check_address(address)
+        check_listener(address, keys)
         super().__init__(zmq.ROUTER, incoming, max_bytes)
         self.socket.setsockopt(zmq.RCVHWM, high_water)
+        guard_listener(self.socket, address, keys)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             self.socket.bind(address)
@@ -167,16 +172,20 @@ class Link(_Socket[In]):
         address: str,
         incoming: Any,
         max_bytes: int = CONTROL_MAX_BYTES,
+        keys: Keyring | None = None,
         *,
         high_water: int = _HIGH_WATER,
     ) -> None:
         """`high_water` counts messages that wait here to be sent."""
-        check_address(address)
+        endpoint = check_link(address, keys)
         super().__init__(zmq.DEALER, incoming, max_bytes)
         self.socket.setsockopt(zmq.SNDHWM, high_water)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)  # never queue for a peer that is not there
+        guard_link(self.socket, address, keys)
+        with _sockets_left():
+            self._redial = None if is_guarded(endpoint) else Redial(self.socket, endpoint)
         try:
-            self.socket.connect(address)
+            self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise ConfigError(f"cannot connect to {address}: {error.strerror or error}") from None
@@ -184,24 +193,37 @@ class Link(_Socket[In]):
 
     def send(self, message: Message, *frames: Frame) -> bool:
         """False when the peer is gone or its queue is full."""
-        return self._send([_encoder.encode(message), *frames])
+        sent = self._send([_encoder.encode(message), *frames])
+        if not sent and self._redial:
+            self._redial.look()
+        return sent
+
+    def close(self) -> None:
+        if self._redial:
+            self._redial.close()
+        super().close()
 
 
 class AsyncLink(Generic[In]):
     """The connected end inside an asyncio loop; tells when the connection breaks."""
 
-    def __init__(self, address: str, incoming: Any) -> None:
-        check_address(address)
+    def __init__(self, address: str, incoming: Any, keys: Keyring | None = None) -> None:
+        self._endpoint = check_link(address, keys)
         self.address = address
         self.bad_messages = 0
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._taken = 0  # messages
         with _sockets_left():
             self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | REFUSALS)
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.connect(address)
+        guard_link(self._socket, address, keys)
+        try:
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"cannot connect to {address}: {error.strerror or error}") from None
 
     def send(self, message: Message) -> bool:
         """False when the peer is gone or its queue is full."""
@@ -226,8 +248,10 @@ class AsyncLink(Generic[In]):
             self.bad_messages += 1
 
     async def disconnected(self) -> None:
-        """Return when the connection breaks."""
-        await recv_monitor_message(self._monitor)
+        """Return when the connection breaks. One that is refused is tried again meanwhile."""
+        while (await recv_monitor_message(self._monitor))["event"] != zmq.EVENT_DISCONNECTED:
+            await asyncio.sleep(PAUSE)
+            redial(self._socket, self._endpoint)
 
     def close(self) -> None:
         self._socket.disable_monitor()

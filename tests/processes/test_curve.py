@@ -1,0 +1,178 @@
+"""A deployment over tcp with keys: the same answers, and strangers at its ports change nothing."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from cluster import Cluster
+from sameness import assert_identical
+
+from xgr_runtime.answer import Answer, WorkerStatus
+from xgr_runtime.child import Child
+from xgr_runtime.client import XgrClient
+from xgr_runtime.keys import read_key, write_key
+from xgr_runtime.messages import PROTOCOL, FlushCache, Hello
+from xgr_runtime.transport import new_key_pair
+
+NAMES = ("prefill-0", "decode-0", "router-0")
+
+
+class KeyedCluster(Cluster):
+    """One worker of each kind and a router, each with a key, on tcp ports; KV comes in frames."""
+
+    def __init__(self, model: Path, catalog: Path) -> None:
+        super().__init__(model, catalog, kv_transfer="frames", log_level="WARNING")
+        self.keys = Path(tempfile.mkdtemp(prefix="xgr-test-"))
+        self.addresses: dict[str, str] = {}
+        self.public = {}
+        for name in NAMES:
+            self.public[name], secret = new_key_pair()
+            write_key(self.keys, name, secret)
+        (self.keys / "allow").write_text("".join(f"{name} {key}\n" for name, key in self.public.items()))
+
+    def secrets(self) -> list[str]:
+        return [read_key(self.keys / f"{name}.key")[1] for name in NAMES]
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self.keys)
+
+    def _address(self, name: str) -> str:
+        if name not in self.addresses:
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                self.addresses[name] = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        return self.addresses[name]
+
+    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
+        own = {"curve_key": str(self.keys / f"{config.name}.key"), "curve_allow": str(self.keys / "allow")}
+        if module == "router":
+            own["prefill"] = [f"{self._address('prefill-0')}#prefill-0"]
+            own["decode"] = [f"{self._address('decode-0')}#decode-0"]
+        return super()._spawn(module, msgspec.structs.replace(config, **own), name)
+
+
+@pytest.fixture
+def keyed(checkpoint: Path, catalog_source: Path) -> Iterator[KeyedCluster]:
+    with KeyedCluster(checkpoint, catalog_source) as cluster:
+        yield cluster
+
+
+def ask(client: XgrClient, prompts: list[list[int]]) -> list[Answer]:
+    return [client.generate(input_ids=prompt, beam_width=32, timeout_ms=60_000) for prompt in prompts]
+
+
+def statuses(cluster: Cluster) -> dict[str, WorkerStatus]:
+    with cluster.client() as client:
+        return {status.worker: status for status in client.workers()}
+
+
+class Strangers:
+    """At every port: one without a key, and one whose key nobody lists. Both speak the protocol well."""
+
+    def __init__(self, cluster: KeyedCluster) -> None:
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._sockets = []
+        for name, address in cluster.addresses.items():
+            self._knock(address)
+            self._knock(address, cluster.public[name.removesuffix(".data")])
+
+    def _knock(self, address: str, server: str | None = None) -> None:
+        stranger = self._context.socket(zmq.DEALER)
+        stranger.linger = 0
+        if server is not None:
+            public, secret = new_key_pair()
+            stranger.curve_publickey, stranger.curve_secretkey = public.encode(), secret.encode()
+            stranger.curve_serverkey = server.encode()
+        stranger.connect(address)
+        for message in (Hello(PROTOCOL, 66, "stranger"), FlushCache(66, 1)):
+            stranger.send(msgspec.msgpack.encode(message))
+        stranger.send(b"junk")
+        self._sockets.append(stranger)
+
+    def answers(self) -> int:
+        return sum(bool(stranger.poll(100)) for stranger in self._sockets)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+def test_answers_are_the_same_with_keys_whoever_knocks(
+    keyed: KeyedCluster, client: XgrClient, prompts: list[list[int]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    strangers = Strangers(keyed)
+    with keyed.client() as over_tcp:
+        for answer, expected in zip(ask(over_tcp, prompts), ask(client, prompts), strict=True):
+            assert_identical(answer, expected)
+    assert len(keyed.addresses) == 3 and strangers.answers() == 0
+    loads = {name: status.load.counters for name, status in statuses(keyed).items()}
+    strangers.close()
+    assert loads["decode-0"]["kv_bytes_as_frames"] > 0, "KV took the encrypted way"
+    assert all(counters["bad_messages"] == 0 for counters in loads.values()), "the junk was never looked at"
+    said = capfd.readouterr().err
+    assert "--curve-allow" in said, "an unlisted key is told to the operator"
+    shown = [said, *(Path(f"/proc/{keyed.pid(name)}/cmdline").read_text() for name in keyed.children)]
+    shown += [Path(f"/proc/{keyed.pid(name)}/environ").read_text() for name in keyed.children]
+    assert not [secret for secret in keyed.secrets() if any(secret in text for text in shown)]
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
+def test_a_restarted_worker_is_connected_again(
+    keyed: KeyedCluster, client: XgrClient, prompts: list[list[int]], name: str
+) -> None:
+    keyed.restart(name)
+    with keyed.client() as over_tcp:
+        until = time.monotonic() + 30.0
+        while not over_tcp.ready():
+            assert time.monotonic() < until, "its links were never made again"
+            time.sleep(0.05)
+        assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
+    keyed.settled()
+
+
+BEYOND, HERE = "tcp://0.0.0.0:7000", "tcp://127.0.0.1:7000"
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("prefill_worker", ["--control-address", BEYOND]),
+        ("decode_worker", ["--control-address", BEYOND, "--data-address", HERE]),
+        ("decode_worker", ["--control-address", HERE, "--data-address", BEYOND]),
+        (
+            "decode_worker",
+            [
+                "--control-address",
+                HERE,
+                "--data-address",
+                HERE,
+                "--advertise-data-address",
+                "tcp://10.0.0.1:7",
+            ],
+        ),
+        ("router", ["--port", "0", "--prefill", "tcp://10.0.0.1:7000", "--decode", HERE]),
+        ("router", ["--port", "0", "--prefill", HERE, "--decode", "tcp://10.0.0.1:7000"]),
+    ],
+    ids=["prefill", "decode", "data", "advertised", "router-to-prefill", "router-to-decode"],
+)
+def test_without_keys_no_process_starts_beyond_this_machine(
+    module: str, argv: list[str], checkpoint: Path, catalog_source: Path
+) -> None:
+    common = ["--model-path", str(checkpoint)]
+    common += [] if module == "prefill_worker" else ["--catalog", str(catalog_source)]
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *common, *argv], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    said = ended.stderr.splitlines()[-1]
+    assert f"{module}: error: tcp://" in said and "--curve-key" in said and "xgr keys new" in said
