@@ -1,46 +1,63 @@
 """Requests that workers died of: whoever sends the same again is refused at once, for a while.
 
 A client that repeats a request until it is answered would otherwise kill all workers, one after the other.
+What kills several at once from outside (a machine that is stopped) looks the same to a request that had one
+after the other, so deaths close together count once, and two are needed.
 """
 
 import hashlib
+import math
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from router.job import Job
 from xgr_runtime.errors import CrashedWorkers
 
-SECONDS = 600.0
+SECONDS = 600.0  # until it is forgotten
+TOGETHER = 1.0  # seconds between deaths that count once
+PROOF = 2  # times
 MOST = 1024
 
 
+@dataclass
+class _Deaths:
+    times: int
+    last: float
+
+
 class Suspects:
-    """Digests of the last `most` such requests. Plain data: no clock."""
+    """Digests of the last `most` requests that had a worker which died. Plain data: no clock."""
 
     def __init__(self, seconds: float = SECONDS, most: int = MOST) -> None:
         self._seconds = seconds
         self._most = most
-        self._until: OrderedDict[bytes, float] = OrderedDict()  # digest -> when it is forgotten
+        self._deaths: OrderedDict[bytes, _Deaths] = OrderedDict()  # the latest last
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._deaths)
 
-    def add(self, job: Job, now: float) -> None:
-        """Workers died of this one. The router's own probes are exempt: they are known to be harmless."""
+    def died(self, job: Job, now: float) -> None:
+        """A worker died of this one, it seems. The router's own probes are exempt: they are harmless."""
         if job.probe:
             return
         digest = content(job)
-        self._until[digest] = now + self._seconds
-        self._until.move_to_end(digest)
-        if len(self._until) > self._most:
-            self._until.popitem(last=False)
+        deaths = self._deaths.setdefault(digest, _Deaths(0, -math.inf))
+        if now - deaths.last >= TOGETHER:
+            deaths.times += 1
+        deaths.last = now
+        self._deaths.move_to_end(digest)
+        if len(self._deaths) > self._most:
+            self._deaths.popitem(last=False)
 
     def check(self, job: Job, now: float) -> None:
-        """Raises `CrashedWorkers` if workers lately died of the same content."""
-        while self._until and next(iter(self._until.values())) <= now:
-            self._until.popitem(last=False)
-        if self._until and (until := self._until.get(content(job))) is not None:
+        """Raises `CrashedWorkers` if workers lately died of the same content, more than once."""
+        while self._deaths and next(iter(self._deaths.values())).last + self._seconds <= now:
+            self._deaths.popitem(last=False)
+        deaths = self._deaths.get(content(job)) if self._deaths else None
+        if deaths is not None and deaths.times >= PROOF:
+            left = deaths.last + self._seconds - now
             raise CrashedWorkers(
-                f"workers died of a request like this one: it is refused for {until - now:.0f} s more"
+                f"workers died of a request like this one: it is refused for {left:.0f} s more"
             )
 
 

@@ -77,8 +77,9 @@ class Tries:
 
     async def _next(self) -> None:
         """Begin another attempt, or raise why there is none."""
+        if self._crashes:
+            self._suspects.check(self._wanted.job, time.monotonic())
         if self._crashes >= self._config.crash_budget:
-            self._suspects.add(self._wanted.job, time.monotonic())
             problem = f"{self._crashes} workers died while they had this request: it is given up"
             log.error("request %s: %s", self._wanted.job.rid, problem)
             raise CrashedWorkers(problem)
@@ -106,6 +107,7 @@ class Tries:
         # In company, somebody else may be to blame: only the first such death counts.
         if retry.crashed and (tried.alone or not self._crashes):
             self._crashes += 1
+            self._suspects.died(self._wanted.job, time.monotonic())
 
     def _answer(self, tried: Attempt, result: Result) -> Outcome:
         timing = whole(result.timing, time.monotonic() - tried.started)

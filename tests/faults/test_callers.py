@@ -15,7 +15,7 @@ from trial import MakeTrial, Trial
 
 # A prefill worker that has sent everything is needed no more.
 PHASES = [("prefill", p) for p in PREFILL_POINTS if p != "sent"] + [("decode", p) for p in DECODE_POINTS]
-SHORT_MS = 700
+SHORT_MS = 450  # less than it takes the router to try another pair beside
 RID = "caught"
 
 End = Callable[[Fleet, HTTPConnection], None]

@@ -1,6 +1,7 @@
-"""A prompt that kills every prefill worker that takes it: a budget ends it before it has cost them all."""
+"""A prompt that kills every prefill worker that takes it: it is given up, and soon refused at once."""
 
 import time
+from dataclasses import replace
 from signal import SIGKILL
 
 from crowd import Outcome, Question, Record, judge
@@ -13,17 +14,23 @@ CRASHED = "crashed_workers"
 
 
 def test_a_poison_request_is_given_up(fleet: Fleet, questions: list[Question], trial: MakeTrial) -> None:
-    """It costs two workers, the default budget; asked again, none. Others wait for a pair meanwhile."""
+    """It costs two workers, the default budget; asked again, one; from then on none."""
     with trial("poison request kills its workers", (CRASHED, "no_workers", "worker_lost")) as it:
-        poison = questions[0]
+        poison = replace(questions[0], prompt=questions[0].prompt[::-1])  # nobody else asks this
         before = {n: i for n, i in fleet.incarnations().items() if n.startswith("prefill")}
+        kills = Fault("poison", tokens=list(poison.prompt[:START]), signal=SIGKILL)
         with fleet.client() as client:
             client.flush_cache()
         for name in before:
-            fleet.break_(name, Fault("poison", tokens=list(poison.prompt[:START]), signal=SIGKILL))
+            fleet.break_(name, kills)
         it.fault(before)
         assert ask(it, poison).detail == CRASHED
         fleet.whole(before)
+        second = fleet.incarnations()
+        for name in before:
+            fleet.break_(name, kills)
+        assert ask(it, poison).detail == CRASHED
+        fleet.whole({n: i for n, i in second.items() if n not in fleet.incarnations()})
         survivors = fleet.incarnations()
         for _ in range(3):
             assert ask(it, poison).detail == CRASHED

@@ -11,7 +11,7 @@ from trial import MakeTrial
 def test_without_one_side_requests_are_refused_until_it_is_back(
     fleet: Fleet, trial: MakeTrial, role: str
 ) -> None:
-    with trial(f"no {role} worker alive", refusals=("no_workers", "worker_lost")) as it:
+    with trial(f"no {role} worker alive", refusals=("no_workers", "worker_lost", "crashed_workers")) as it:
         victims = {n: i for n, i in fleet.incarnations().items() if n.startswith(role)}
         with it.crowd(seed=6, callers=3), fleet.client() as client:
             until(lambda: it.row.tally.correct, "an answer")

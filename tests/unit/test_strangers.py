@@ -83,6 +83,7 @@ def decode() -> Iterator[DecodeWorker]:
         catalog="c",
         control_address="tcp://127.0.0.1:*",
         data_address="tcp://127.0.0.1:*",
+        advertise_data_address="tcp://127.0.0.1:1",  # nobody sends KV there
         heartbeat=0.02,
     )
     catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))

@@ -147,19 +147,33 @@ async def commit(s: Stage, worker: PlayedWorker, request: DecodeRequest) -> None
 
 @play
 async def test_a_request_that_workers_die_of_is_given_up_and_the_same_content_refused(folder: Path) -> None:
-    async with stage(folder, 1, 3, max_attempts=5, crash_budget=2) as s:
-        answer = s.ask()
-        for worker in s.decode[:2]:
-            await commit(s, worker, await worker.next(DecodeRequest))
-            worker.die()
-        with pytest.raises(CrashedWorkers, match="2 workers died"):
-            await answer
-        with pytest.raises(CrashedWorkers, match="refused for"):
-            await s.ask("the client tries again")
-        assert s.decode[2].inbox.empty() and s.idle
-        other = s.ask("other", tokens=(4, 5))
-        await answered(s.decode[2])
-        assert (await other).attempts == 1
+    with pytest.MonkeyPatch.context() as patch:
+        async with stage(folder, 1, 4, max_attempts=5, crash_budget=2) as s:
+            await die_of_it(s, patch)
+
+
+async def die_of_it(s: Stage, patch: pytest.MonkeyPatch) -> None:
+    """Two workers at once, one later; then no more."""
+    answer = s.ask()
+    for worker in s.decode[:2]:
+        await commit(s, worker, await worker.next(DecodeRequest))
+        worker.die()
+    with pytest.raises(CrashedWorkers, match="2 workers died"):
+        await answer
+    patch.setattr("router.suspects.TOGETHER", 0.0)  # it is a while later
+    again = s.ask("the client tries again")
+    await until(lambda: not (s.decode[2].inbox.empty() and s.decode[3].inbox.empty()))
+    last, third = sorted(s.decode[2:], key=lambda worker: worker.inbox.qsize())
+    await commit(s, third, await third.next(DecodeRequest))
+    third.die()
+    with pytest.raises(CrashedWorkers, match="refused for"):
+        await again
+    with pytest.raises(CrashedWorkers, match="refused for"):
+        await s.ask("and again")
+    assert last.inbox.empty() and s.idle
+    other = s.ask("other", tokens=(4, 5))
+    await answered(last)
+    assert (await other).attempts == 1
 
 
 @play
