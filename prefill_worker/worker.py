@@ -238,7 +238,7 @@ class PrefillWorker:
                 self.stale_messages += 1
 
     def accept(self, request: PrefillRequest, now: float) -> Prompt:
-        """The prompt of a request, checked. Raises `BadRequest`, `Overloaded`."""
+        """The prompt of a request, checked. Raises `BadRequest`, and as `Outbound.connect`."""
         whole = len(request.tokens) // 4 * 4
         tokens = np.frombuffer(request.tokens[:whole], np.int32)
         if not 0 < len(tokens) <= self.max_prompt_tokens:

@@ -12,7 +12,6 @@ from functools import partial
 
 from xgr_runtime.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.errors import (
-    BadRequest,
     ConfigError,
     DeadlineExceeded,
     Fatal,
@@ -203,14 +202,15 @@ class Outbound:
     def connect(self, data_address: str) -> None:
         """Begin to connect to a decode worker that will be needed.
 
-        Raises `BadRequest` for a bad address, `Overloaded` where there is no room for one more link.
+        Raises `WorkerLost` for an address that is refused here, `Overloaded` where there is no room for one
+        more link.
         """
         try:
             self._links.to(data_address)
         except OutOfSockets as error:
             raise Overloaded(str(error)) from None
         except ConfigError as error:
-            raise BadRequest(str(error)) from None
+            raise WorkerLost(str(error), "decode") from None
 
     def open(
         self,
