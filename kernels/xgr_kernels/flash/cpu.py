@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xgr_kernels import flash_kernels
 from xgr_kernels.compiled import one_caller
+from xgr_kernels.flash import cpu_kernels
 
 LOG2_E = 1.0 / math.log(2.0)
 
@@ -30,7 +30,7 @@ def attend(
     """
     seen = len(k) - len(q) + 1 if causal else len(k)
     with one_caller:
-        flash_kernels.attend(
+        cpu_kernels.attend(
             q.float().contiguous().numpy(),
             _stored(k),
             _stored(v),

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 
 from xgr_kernels.compiled import LOW_LOG, Array, F, Scalar, exp2, from_bits, kernel
-from xgr_kernels.tiles import LANES, ROWS, add_product, exponentials, product, raise_tops, scale
+from xgr_kernels.flash.tiles import LANES, ROWS, add_product, exponentials, product, raise_tops, scale
 
 KEYS = 128  # a multiple of ROWS
 GANG = 1024  # columns of all blocks of a gang, so that they stay in the second cache: 8 blocks at D = 128
