@@ -2,7 +2,8 @@
 
 A client that repeats a request until it is answered would otherwise kill all workers, one after the other.
 What kills several at once from outside (a machine that is stopped) looks the same to a request that had one
-after the other, so deaths close together count once, and two are needed.
+after the other, so deaths close together count once, and two are needed. In company anybody may be to blame:
+only the death of a worker that had no other such request counts, and an answer acquits.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ class Suspects:
         return len(self._deaths)
 
     def died(self, job: Job, now: float) -> None:
-        """A worker died of this one, it seems. The router's own probes are exempt: they are harmless."""
+        """A worker died on which this one was alone. Probes of the router itself are exempt."""
         if job.probe:
             return
         digest = content(job)
@@ -48,6 +49,11 @@ class Suspects:
         self._deaths.move_to_end(digest)
         if len(self._deaths) > self._most:
             self._deaths.popitem(last=False)
+
+    def survived(self, job: Job) -> None:
+        """It was answered."""
+        if self._deaths:
+            self._deaths.pop(content(job), None)
 
     def check(self, job: Job, now: float) -> None:
         """Raises `CrashedWorkers` if workers lately died of the same content, more than once."""

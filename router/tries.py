@@ -107,9 +107,11 @@ class Tries:
         # In company, somebody else may be to blame: only the first such death counts.
         if retry.crashed and (tried.alone or not self._crashes):
             self._crashes += 1
+        if retry.crashed and tried.alone:
             self._suspects.died(self._wanted.job, time.monotonic())
 
     def _answer(self, tried: Attempt, result: Result) -> Outcome:
+        self._suspects.survived(self._wanted.job)
         timing = whole(result.timing, time.monotonic() - tried.started)
         return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
 

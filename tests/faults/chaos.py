@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import time
 
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 16), help="default: a new one")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the deployment ends too
     patient = Patient()
     try:
         result = chaos(patient, args.minutes * 60, args.seed)

@@ -14,7 +14,7 @@ CRASHED = "crashed_workers"
 
 
 def test_a_poison_request_is_given_up(fleet: Fleet, questions: list[Question], trial: MakeTrial) -> None:
-    """It costs two workers, the default budget; asked again, one; from then on none."""
+    """It costs two workers, the default budget; asked again, two more; from then on none."""
     with trial("poison request kills its workers", (CRASHED, "no_workers", "worker_lost")) as it:
         poison = replace(questions[0], prompt=questions[0].prompt[::-1])  # nobody else asks this
         before = {n: i for n, i in fleet.incarnations().items() if n.startswith("prefill")}
@@ -26,11 +26,11 @@ def test_a_poison_request_is_given_up(fleet: Fleet, questions: list[Question], t
         it.fault(before)
         assert ask(it, poison).detail == CRASHED
         fleet.whole(before)
-        second = fleet.incarnations()
+        second = {n: i for n, i in fleet.incarnations().items() if n.startswith("prefill")}
         for name in before:
             fleet.break_(name, kills)
         assert ask(it, poison).detail == CRASHED
-        fleet.whole({n: i for n, i in second.items() if n not in fleet.incarnations()})
+        fleet.whole(second)
         survivors = fleet.incarnations()
         for _ in range(3):
             assert ask(it, poison).detail == CRASHED

@@ -67,6 +67,14 @@ def test_deaths_at_one_time_are_no_proof() -> None:
         suspects.check(job_of(), 2.0 + TOGETHER)
 
 
+def test_an_answer_acquits() -> None:
+    suspects = Suspects()
+    convict(suspects, job_of())
+    suspects.survived(job_of())
+    suspects.check(job_of(), 0.0)
+    assert len(suspects) == 0
+
+
 def test_it_remembers_a_bounded_number() -> None:
     suspects = Suspects(most=2)
     for token in (1, 2, 1, 3):

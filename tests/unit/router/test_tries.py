@@ -12,6 +12,7 @@ from played_workers import LOAD, MODEL, PlayedWorker, Stage, play, result_of, st
 
 from router.breaker import FIRST
 from router.hedge import hedge
+from router.job import Outcome
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, WorkerLost
 from xgr_runtime.messages import Cancel, Committed, DecodeRequest, Failed, PrefillRequest, Result, StepCost
 
@@ -147,33 +148,32 @@ async def commit(s: Stage, worker: PlayedWorker, request: DecodeRequest) -> None
 
 @play
 async def test_a_request_that_workers_die_of_is_given_up_and_the_same_content_refused(folder: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        async with stage(folder, 1, 4, max_attempts=5, crash_budget=2) as s:
-            await die_of_it(s, patch)
+    async with stage(folder, 1, 5, max_attempts=5, crash_budget=2) as s:
+        left = await those_left_of(s, s.decode, s.ask())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("router.suspects.TOGETHER", 0.0)  # it is a while later
+            (last,) = await those_left_of(s, left, s.ask("the client tries again"))
+        with pytest.raises(CrashedWorkers, match="refused for"):
+            await s.ask("and again")
+        assert last.inbox.empty() and s.idle
+        other = s.ask("other", tokens=(4, 5))
+        await answered(last)
+        assert (await other).attempts == 1
 
 
-async def die_of_it(s: Stage, patch: pytest.MonkeyPatch) -> None:
-    """Two workers at once, one later; then no more."""
-    answer = s.ask()
-    for worker in s.decode[:2]:
+async def those_left_of(
+    s: Stage, decode: list[PlayedWorker], answer: "asyncio.Task[Outcome]"
+) -> list[PlayedWorker]:
+    """Two decode workers die of this request; the others."""
+    for _ in range(2):
+        await until(lambda: any(worker.inbox.qsize() for worker in s.decode))
+        worker = next(worker for worker in s.decode if worker.inbox.qsize())
         await commit(s, worker, await worker.next(DecodeRequest))
         worker.die()
-    with pytest.raises(CrashedWorkers, match="2 workers died"):
+        decode = [other for other in decode if other is not worker]
+    with pytest.raises(CrashedWorkers):
         await answer
-    patch.setattr("router.suspects.TOGETHER", 0.0)  # it is a while later
-    again = s.ask("the client tries again")
-    await until(lambda: not (s.decode[2].inbox.empty() and s.decode[3].inbox.empty()))
-    last, third = sorted(s.decode[2:], key=lambda worker: worker.inbox.qsize())
-    await commit(s, third, await third.next(DecodeRequest))
-    third.die()
-    with pytest.raises(CrashedWorkers, match="refused for"):
-        await again
-    with pytest.raises(CrashedWorkers, match="refused for"):
-        await s.ask("and again")
-    assert last.inbox.empty() and s.idle
-    other = s.ask("other", tokens=(4, 5))
-    await answered(last)
-    assert (await other).attempts == 1
+    return decode
 
 
 @play
