@@ -39,6 +39,7 @@ class Attempt:
     promise: Promise
     alone: bool  # begun by `Attempts.begin_alone`
     started: float
+    ended: float = 0.0  # both monotonic
     committed: bool = False  # the decode worker has all KV: prefill is no longer needed
     outcome: Result | Exception | None = None
 

@@ -112,7 +112,7 @@ class Attempts:
         """Forget it; whatever still runs for it is cancelled."""
         del self._live[tried.id]
         self._alone.discard(tried)
-        now = time.monotonic()
+        now = tried.ended = time.monotonic()
         self._timeline.add(REQUEST, ATTEMPT, tried.started, now, tried.id, tried.wanted.job.rid)
         answered = isinstance(tried.outcome, Result)
         late = isinstance(tried.outcome, DeadlineExceeded) or now >= tried.promise.deadline

@@ -112,7 +112,7 @@ class Tries:
 
     def _answer(self, tried: Attempt, result: Result) -> Outcome:
         self._suspects.survived(self._wanted.job)
-        timing = whole(result.timing, time.monotonic() - tried.started)
+        timing = whole(result.timing, tried.ended - tried.started)
         return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
 
 
