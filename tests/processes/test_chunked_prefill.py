@@ -16,7 +16,7 @@ from sameness import assert_identical
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound
+from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
 from xgr_runtime.launch import Deployment
 
 BUDGET = 48  # tokens per forward
@@ -104,8 +104,10 @@ def test_what_is_cancelled_between_chunks_leaves_nothing_behind(
             for rid, future in asked.items():
                 abort(chunked, rid, future)
         errors = [future.exception(60) for future in asked.values()]
-    ended = [e for e in errors if isinstance(e, Cancelled if how == "abort" else DeadlineExceeded)]
-    assert len(ended) >= 4 and all(e is None or e in ended for e in errors)
+    # Those behind the first may be refused before they wait, as more than the pair can do in time.
+    ends = (Cancelled,) if how == "abort" else (DeadlineExceeded, Overloaded)
+    ended = [e for e in errors if isinstance(e, ends)]
+    assert len(ended) >= 4 and all(e is None or e in ended for e in errors), errors
     assert_all_freed(chunked)
     computed = tokens_computed(chunked) - before - errors.count(None) * len(long_prompt)
     assert 0 < computed < len(ended) * len(long_prompt), "somebody was ended between two chunks"
