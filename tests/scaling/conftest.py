@@ -21,7 +21,8 @@ def deploy(checkpoint: Path, catalog_source: Path) -> Deploy:
     """A deployment of the shared checkpoint and catalog with these settings, not yet started."""
 
     def make(**settings: Any) -> Deployment:
-        defaults = {"port": 0, "kv_bytes": 64 << 20, "log_level": "WARNING"}
+        # A busy machine would be reason enough to try two pairs, and tests count attempts.
+        defaults = {"port": 0, "kv_bytes": 64 << 20, "log_level": "WARNING", "hedge_after": 0.0}
         return Deployment(
             ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source), **(defaults | settings))
         )
