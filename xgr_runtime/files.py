@@ -29,22 +29,23 @@ _REMEDIES = {
 _PRIVATE = 0o600
 
 
-def write_whole(path: Path, content: bytes, secret: bool = False) -> None:
+def write_whole(path: Path, content: bytes, secret: bool = False, new: bool = False) -> None:
     """Put `content` under that name, all of it or nothing. Raises as `writing_whole` does."""
-    with writing_whole(path, secret) as stream:
+    with writing_whole(path, secret, new) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
-def writing_whole(path: Path, secret: bool = False) -> Iterator[BinaryIO]:
+def writing_whole(path: Path, secret: bool = False, new: bool = False) -> Iterator[BinaryIO]:
     """A stream whose content gets that name once the block has ended well; nothing is left when it has not.
 
-    A file that is replaced keeps its mode; a `secret` one is for this user alone. Raises `ConfigError` that
-    names the path and what to change; any OSError of the block counts as one of this file.
+    A file that is replaced keeps its mode; a `secret` one is for this user alone; a `new` one replaces
+    nothing. Raises `ConfigError` that names the path and what to change; any OSError of the block counts as
+    one of this file.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = path if new else Path(os.path.realpath(path))  # a link stays one
     try:
-        replaced = _mode_of(target)
+        replaced = None if new else _mode_of(target)
         _sweep(target)
         temporary, stream = _create(target, _PRIVATE if secret else 0o666)
         try:
@@ -54,11 +55,17 @@ def writing_whole(path: Path, secret: bool = False) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-                temporary.replace(target)
+                if new:
+                    target.hardlink_to(temporary)  # unlike a rename, it never takes the place of another
+                    temporary.unlink()
+                else:
+                    temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already: choose another name, or move it away") from None
     except OSError as error:
         _refuse(path, error)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -75,33 +76,9 @@ def write_key(folder: Path, name: str, secret: str) -> Path:
     It has its name only once all of it is on the disk.
     """
     path = folder / f"{name}.key"
-    hidden = folder / f".{name}.{os.getpid()}.tmp"
-    try:
-        with open(hidden, "x", opener=_private) as file:
-            file.write(f"# Secret: made by `xgr keys new`, for --curve-key.\n{name} {secret}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(hidden, path)  # unlike a rename, it never takes the place of another file
-    except FileExistsError:
-        raise ConfigError(f"{path} is there already: choose another name, or move it away") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        hidden.unlink(missing_ok=True)
-    _sync(folder)
+    content = f"# Secret: made by `xgr keys new`, for --curve-key.\n{name} {secret}\n"
+    write_whole(path, content.encode(), secret=True, new=True)
     return path
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def is_key(text: str) -> bool:
