@@ -52,6 +52,7 @@ from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)
 
+_ELSEWHERE = (Overloaded, WorkerLost)  # errors that a request may not meet on another pair
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
@@ -227,7 +228,7 @@ class PrefillWorker:
                 try:
                     self.scheduler.add(self.accept(message, now))
                 except RequestError as error:
-                    self.fail(id, error, retry=isinstance(error, Overloaded))
+                    self.fail(id, error, retry=isinstance(error, _ELSEWHERE))
             case Cancel(id=id):
                 self.scheduler.drop(id)
                 if id in self.prompts:
@@ -284,7 +285,7 @@ class PrefillWorker:
             return
         self.prompts.pop(prompt.id, None)
         self.scheduler.end(prompt)
-        self.fail(prompt.id, error, retry=isinstance(error, Overloaded))
+        self.fail(prompt.id, error, retry=isinstance(error, _ELSEWHERE))
 
     def begin(self, prompt: Prompt) -> None:
         """Say OPEN and offer what is cached."""

@@ -424,6 +424,14 @@ def test_a_decode_worker_for_whom_there_is_no_socket_is_tried_elsewhere(
     assert said[0].retry and said[0].code == "overloaded" and not worker.scheduler.waiting
 
 
+def test_a_request_whose_decode_worker_has_a_refused_address_is_tried_elsewhere(
+    worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = spoil(worker, monkeypatch)
+    worker.handle_control(request(worker, [1, 2, 3], address="tcp://10.0.0.1:5"), 10.0)
+    assert said[0].retry and said[0].code == "worker_lost" and not worker.scheduler.waiting
+
+
 def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
     worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
