@@ -1,6 +1,5 @@
 """A log that nobody reads, or that its disk has no room for, holds up no process and ends none."""
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -37,49 +36,67 @@ LOUD = """
 """
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    read, write = os.pipe()
-    yield read, write
-    for fd in (write, read):
-        with contextlib.suppress(OSError):  # some tests close one themselves
+class Pipe:
+    """A pipe whose ends are closed once each, and never below a thread that still reads."""
+
+    def __init__(self) -> None:
+        self.read, self.write = os.pipe()
+        self._open = {self.read, self.write}
+        self._reader: threading.Thread | None = None
+
+    def reading(self) -> list[bytes]:
+        """What comes out from now on, until the other end is closed."""
+        parts: list[bytes] = []
+
+        def read() -> None:
+            while part := os.read(self.read, 65536):
+                parts.append(part)
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+        return parts
+
+    def close(self, fd: int) -> None:
+        if fd in self._open:
+            self._open.remove(fd)
             os.close(fd)
 
-
-def reading(fd: int) -> list[bytes]:
-    """What comes out of the pipe from now on, until it is closed."""
-    parts: list[bytes] = []
-
-    def read() -> None:
-        while part := os.read(fd, 65536):
-            parts.append(part)
-
-    threading.Thread(target=read, daemon=True).start()
-    return parts
+    def close_all(self) -> None:
+        self.close(self.write)
+        if self._reader is not None:  # its descriptor's number may soon be another file's
+            self._reader.join()
+        self.close(self.read)
 
 
-def test_lines_come_out_in_order(pipe: tuple[int, int]) -> None:
-    sink = LineSink(pipe[1])
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close_all()
+
+
+def test_lines_come_out_in_order(pipe: Pipe) -> None:
+    sink = LineSink(pipe.write)
     for number in range(100):
         sink.put(f"line {number}")
     assert sink.flush(20.0)
-    assert os.read(pipe[0], 65536).decode().splitlines() == [f"line {number}" for number in range(100)]
+    assert os.read(pipe.read, 65536).decode().splitlines() == [f"line {number}" for number in range(100)]
 
 
 def test_what_a_full_pipe_does_not_take_is_counted(
-    pipe: tuple[int, int], eventually: Callable[[Callable[[], bool]], None]
+    pipe: Pipe, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    sink = LineSink(pipe[1], room=10)
+    sink = LineSink(pipe.write, room=10)
     for _ in range(60):
         sink.put("x" * 100_000)  # more than the pipe holds; returns, though nobody reads
     assert not sink.flush(0.1)
     dropped = sink.dropped
     assert dropped >= 60 - 10 - 1
-    parts = reading(pipe[0])
+    parts = pipe.reading()
     assert sink.flush(20.0)
     sink.put("the next one")
     assert sink.flush(20.0) and sink.dropped == 0
-    os.close(pipe[1])
+    pipe.close(pipe.write)
     eventually(lambda: b"the next one\n" in b"".join(parts))
     assert f"({dropped} lines dropped)".encode() in b"".join(parts)
 
@@ -100,9 +117,9 @@ def test_a_full_disk_is_survived_and_told_of_later(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "(3 lines dropped)\nkept\n"
 
 
-def test_a_reader_that_is_gone_is_survived(pipe: tuple[int, int]) -> None:
-    os.close(pipe[0])
-    sink = LineSink(pipe[1])
+def test_a_reader_that_is_gone_is_survived(pipe: Pipe) -> None:
+    pipe.close(pipe.read)
+    sink = LineSink(pipe.write)
     sink.put("lost")
     assert sink.flush(20.0) and sink.dropped == 1
 
@@ -132,16 +149,16 @@ def test_a_process_ends_well_whatever_its_log_does(stream: str, tmp_path: Path) 
 def test_a_launcher_that_is_not_read_goes_on_reading_its_children(
     start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
-    pipe: tuple[int, int],
+    pipe: Pipe,
     eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
-    monkeypatch.setattr("xgr_runtime.child.stderr", sink := LineSink(pipe[1], room=1))
+    monkeypatch.setattr("xgr_runtime.child.stderr", sink := LineSink(pipe.write, room=1))
     child = start(act="talkative")
     child.wait_ready(time.monotonic() + 20.0)
     eventually(lambda: sink.dropped > 0)
     child.terminate()
     assert child.wait(20.0) and child.poll() == 0
-    reading(pipe[0])
+    pipe.reading()
     assert sink.flush(20.0)
 
 
