@@ -6,6 +6,7 @@ from decode_worker.engine import DecodeEngine, Engine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
+from xgr_kernels.compiled import spread_threads
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
@@ -33,6 +34,8 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     worker = DecodeWorker(config, engine, catalog, model.identity, limits, keys=keys)
     worker.warm_up()
+    if kernels == "cpu":
+        spread_threads()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)
 

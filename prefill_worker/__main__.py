@@ -4,6 +4,7 @@ import sys
 
 from prefill_worker.engine import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
+from xgr_kernels.compiled import spread_threads
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.keys import read_keyring
 from xgr_runtime.model.host_tier import HostTier
@@ -28,6 +29,8 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     worker = PrefillWorker(
         config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier, keys=keys
     )
+    if kernels == "cpu":
+        spread_threads()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lifecycle.turn)
 

@@ -5,6 +5,7 @@ delete the caches (`__pycache__/*.nb*`).
 """
 
 import logging
+import os
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -40,6 +41,25 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def spread_threads() -> bool:
+    """Keep every thread that computes on a core of its own, if there are as many as cores; True if so.
+
+    Linux wakes a thread where it was woken from, and on few cores looks for no idle one then: two threads
+    that wait for each other share a core for a whole forward while another is idle, and it takes twice as
+    long. Call it when all else is running: what this thread starts later stays on its core.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < 2 or numba.get_num_threads() != len(cores):
+        return False
+    size = cores[-1] // 64 + 1
+    masks = np.zeros((len(cores), size), np.uint64)
+    for mask, core in zip(masks, cores, strict=True):
+        mask[core // 64] = 1 << core % 64
+    with one_caller:
+        _keep_on(masks)
+    return bool(numba.threading_layer() == "omp")  # type: ignore[attr-defined]
+
+
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """numba's njit, cached on disk where there is a place for it; else kernels compile at every start."""
 
@@ -71,6 +91,18 @@ def pointer(typing: Build, address: Build) -> Build:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), build
+
+
+_sched_setaffinity: Any = types.ExternalFunction(
+    "sched_setaffinity", types.int32(types.int32, types.uintp, types.voidptr)
+)
+
+
+@kernel(parallel=True)
+def _keep_on(masks: Array) -> None:
+    """Every thread on the cores whose bits are set in its row of `masks` [threads, words]."""
+    for thread in numba.prange(len(masks)):
+        _sched_setaffinity(0, 8 * masks.shape[1], pointer(masks[thread].ctypes.data))
 
 
 @intrinsic
