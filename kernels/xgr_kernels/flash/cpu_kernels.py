@@ -19,6 +19,8 @@ KEYS = 128  # a multiple of ROWS
 GANG = 1024  # columns of all blocks of a gang, so that they stay in the second cache: 8 blocks at D = 128
 MOST_BLOCKS = 8  # of a gang at a smaller D
 
+Rows = tuple[Array, Array, Array]  # q, o, lse2
+Prompt = tuple[Array, Array, Array, int]  # k and v [P, page_size, Hkv, D], the pages of its tokens, how many
 Space = tuple[Array, Array, Array, Array, Array]  # of a thread: blocks, keys, values, scores, factors
 
 
@@ -42,10 +44,9 @@ def _seen_by(row: int, group: int, seen: int, L: int) -> int:
 
 
 @kernel()
-def _begin(
-    block: Array, head: int, start: int, q: Array, o: Array, lse2: Array, group: int, merge: bool
-) -> None:
+def _begin(block: Array, head: int, start: int, rows: Rows, group: int, merge: bool) -> None:
     """Rows from `start` become a block's lanes; spare ones repeat the last. merge: see `flash.attend`."""
+    q, o, lse2 = rows
     queries, sums, tops, totals = _parts(block)
     sums[:] = F(0)
     tops[:] = F(-np.inf)
@@ -63,8 +64,9 @@ def _begin(
 
 
 @kernel()
-def _end(block: Array, head: int, start: int, o: Array, lse2: Array, group: int) -> None:
+def _end(block: Array, head: int, start: int, rows: Rows, group: int) -> None:
     """A block's lanes become rows of o and lse2."""
+    _, o, lse2 = rows
     _, sums, tops, totals = _parts(block)
     for j in range(min(LANES, o.shape[0] * group - start)):
         r, h = (start + j) // group, head * group + (start + j) % group
@@ -83,12 +85,16 @@ def _number(stored: Scalar) -> Scalar:
 
 
 @kernel(fastmath={"contract"})
-def _copy(x: Array, head: int, first: int, count: int, out: Array, factor: Scalar) -> None:
-    """Tokens [first, first + count) of a head of x [L, Hkv, D], times `factor`."""
+def _copy(x: Array, pages: Array, head: int, first: int, count: int, out: Array, factor: Scalar) -> None:
+    """Tokens [first, first + count) of a head of x [P, page_size, Hkv, D], times `factor`."""
+    page, slot = first // x.shape[1], first % x.shape[1]
     for i in range(count):
-        source, target = x[first + i, head], out[i]
+        source, target = x[pages[page], slot, head], out[i]
         for d in range(source.size):
             target[d] = _number(source[d]) * factor
+        slot += 1
+        if slot == x.shape[1]:
+            page, slot = page + 1, 0
 
 
 @kernel()
@@ -133,11 +139,8 @@ def _attend_gang(
     head: int,
     start: int,
     stop: int,
-    q: Array,
-    k: Array,
-    v: Array,
-    o: Array,
-    lse2: Array,
+    rows: Rows,
+    prompt: Prompt,
     factor: Scalar,
     seen: int,
     merge: bool,
@@ -145,21 +148,22 @@ def _attend_gang(
 ) -> None:
     """Rows [start, stop) of a KV head."""
     blocks, keys, values = space[0], space[1], space[2]
-    L, group = k.shape[0], q.shape[1] // k.shape[1]
+    k, v, pages, L = prompt
+    group = rows[0].shape[1] // k.shape[2]
     count = (stop - start + LANES - 1) // LANES
     for b in range(count):
-        _begin(blocks[b], head, start + b * LANES, q, o, lse2, group, merge)
+        _begin(blocks[b], head, start + b * LANES, rows, group, merge)
     end = _seen_by(stop - 1, group, seen, L)
     for first in range(0, end, KEYS):
-        _copy(k, head, first, min(KEYS, end - first), keys, factor)
-        _copy(v, head, first, min(KEYS, end - first), values, F(1))
+        _copy(k, pages, head, first, min(KEYS, end - first), keys, factor)
+        _copy(v, pages, head, first, min(KEYS, end - first), values, F(1))
         for b in range(count):
             row = start + b * LANES
             last = _seen_by(min(row + LANES, stop) - 1, group, seen, L)
             if last > first:
                 _add_keys(blocks[b], row, first, min(KEYS, last - first), group, seen, space)
     for b in range(count):
-        _end(blocks[b], head, start + b * LANES, o, lse2, group)
+        _end(blocks[b], head, start + b * LANES, rows, group)
 
 
 @kernel()
@@ -172,20 +176,12 @@ def _zeros(rows: int, columns: int) -> Array:
 
 @kernel()
 def _attend_share(
-    thread: int,
-    threads: int,
-    q: Array,
-    k: Array,
-    v: Array,
-    o: Array,
-    lse2: Array,
-    factor: Scalar,
-    seen: int,
-    merge: bool,
+    thread: int, threads: int, rows: Rows, prompt: Prompt, factor: Scalar, seen: int, merge: bool
 ) -> None:
     """A thread's gangs."""
-    Hkv, rows, D = k.shape[1], q.shape[0] * (q.shape[1] // k.shape[1]), (q.shape[2] + ROWS - 1) // ROWS * ROWS
-    blocks = (rows + LANES - 1) // LANES
+    q, Hkv = rows[0], prompt[0].shape[2]
+    count, D = q.shape[0] * (q.shape[1] // Hkv), (q.shape[2] + ROWS - 1) // ROWS * ROWS
+    blocks = (count + LANES - 1) // LANES
     gang = max(1, min(MOST_BLOCKS, GANG // D, (blocks * Hkv + threads - 1) // threads))
     gangs = (blocks + gang - 1) // gang
     space = (
@@ -200,8 +196,8 @@ def _attend_share(
         place = turn * threads + (thread if turn % 2 == 0 else threads - 1 - thread)
         if place < gangs * Hkv:
             start = place % gangs * gang * LANES
-            stop = min(start + gang * LANES, rows)
-            _attend_gang(place // gangs, start, stop, q, k, v, o, lse2, factor, seen, merge, space)
+            stop = min(start + gang * LANES, count)
+            _attend_gang(place // gangs, start, stop, rows, prompt, factor, seen, merge, space)
 
 
 @kernel(parallel=True, nogil=True)
@@ -209,6 +205,8 @@ def attend(
     q: Array,
     k: Array,
     v: Array,
+    pages: Array,
+    length: int,
     o: Array,
     lse2: Array,
     factor: Scalar,
@@ -218,4 +216,5 @@ def attend(
 ) -> None:
     """See `flash.attend`; `factor` is the scale times log2(e). Token r of q sees the first seen + r keys."""
     for thread in prange(threads):
-        _attend_share(np.int64(thread), threads, q, k, v, o, lse2, factor, seen, merge)
+        rows, prompt = (q, o, lse2), (k, v, pages, length)
+        _attend_share(np.int64(thread), threads, rows, prompt, factor, seen, merge)

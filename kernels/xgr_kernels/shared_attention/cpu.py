@@ -1,6 +1,7 @@
 """Shared attention on CPU: one call of the compiled kernel per request, which reads a key once per KV head.
 
-A few rows would fill few lanes of its vectors, so they go to torch's flash attention.
+A few rows would fill few lanes of its vectors, so they go to torch's flash attention, unless the prompt's
+pages would have to be gathered for it.
 """
 
 import math
@@ -29,8 +30,11 @@ def attend(
         if length == 0:
             o[rows], lse2[rows] = 0.0, -math.inf
             continue
-        run = _attend_few if count * group < FEW else flash.attend
-        run(q[rows], plan.read(k_pages, b), plan.read(v_pages, b), o[rows], lse2[rows], scale)
+        if count * group < FEW and plan.first_pages[b] is not None:
+            k, v = plan.read(k_pages, b), plan.read(v_pages, b)
+            _attend_few(q[rows], k, v, o[rows], lse2[rows], scale)
+        else:
+            flash.attend_pages(q[rows], k_pages, v_pages, plan.pages[b], length, o[rows], lse2[rows], scale)
     return o.to(q.dtype), lse2
 
 
