@@ -6,6 +6,7 @@ tokens of a list of pages, as tensors for attention and as bytes for the wire. C
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.model.base import Geometry
@@ -41,13 +42,13 @@ class KvPool:
 
     def write(self, layer: int, pages: PageIds, start: int, k: Tensor, v: Tensor) -> None:
         """Store k and v [n, Hkv, D] as tokens [start, start + n) of the prompt that `pages` hold."""
-        where = self._slots(pages, start, k.shape[0])
+        where = self._where(pages, start, k.shape[0])
         self._flat(self.k)[layer][where] = k
         self._flat(self.v)[layer][where] = v
 
     def read(self, layer: int, pages: PageIds, start: int, count: int) -> tuple[Tensor, Tensor]:
         """k and v [count, Hkv, D] of tokens [start, start + count); views if the pages are consecutive."""
-        where = self._slots(pages, start, count)
+        where = self._where(pages, start, count)
         return self._flat(self.k)[layer][where], self._flat(self.v)[layer][where]
 
     def read_bytes(
@@ -57,7 +58,7 @@ class KvPool:
 
         One layer of consecutive pages is the pool's own memory, not a copy: keep it allocated until sent.
         """
-        where = self._slots(pages, start, count)
+        where = self._where(pages, start, count)
         k, v = (self._flat(x)[first_layer:last_layer, where] for x in (self.k, self.v))
         return _as_bytes(k), _as_bytes(v)
 
@@ -73,12 +74,19 @@ class KvPool:
     ) -> None:
         """Copy tokens [start, start + count) of a prompt, bit for bit, out of pages `theirs` of another
         worker's pool into `ours`. Page sizes may differ. On a GPU it is only queued."""
-        there, here = source._slots(theirs, start, count), self._slots(ours, start, count)
+        if self.k.device.type == source.k.device.type == "cpu":
+            # Not by torch: its threads would wake, and spin on cores where the prompt is being computed.
+            there, here = source._slots(theirs, start, count), self._slots(ours, start, count)
+            for into, out_of in ((self.k, source.k), (self.v, source.v)):
+                found = _raw(self._flat(out_of)[first_layer:last_layer])[:, there]
+                _raw(self._flat(into)[first_layer:last_layer])[:, here] = found
+            return
+        out_at, into_at = source._where(theirs, start, count), self._where(ours, start, count)
         for into, out_of in ((self.k, source.k), (self.v, source.v)):
-            found = self._flat(out_of)[first_layer:last_layer, there]
-            if not isinstance(here, slice):
-                found = found.to(into.device, non_blocking=True)
-            self._flat(into)[first_layer:last_layer, here] = found
+            copied = self._flat(out_of)[first_layer:last_layer, out_at]
+            if not isinstance(into_at, slice):
+                copied = copied.to(into.device, non_blocking=True)
+            self._flat(into)[first_layer:last_layer, into_at] = copied
 
     def write_bytes(
         self,
@@ -94,7 +102,7 @@ class KvPool:
 
         Raises ValueError when a buffer has another size than the ranges say.
         """
-        where = self._slots(pages, start, count)
+        where = self._where(pages, start, count)
         layers = last_layer - first_layer
         k, v = self._from_bytes(layers, count, k_bytes), self._from_bytes(layers, count, v_bytes)
         for x, new in ((self.k, k), (self.v, v)):
@@ -104,7 +112,12 @@ class KvPool:
         """[layers, pages * page_size, Hkv, D]: tokens of neighbouring pages are neighbours."""
         return x.flatten(1, 2)
 
-    def _slots(self, pages: PageIds, start: int, count: int) -> slice | Tensor:
+    def _where(self, pages: PageIds, start: int, count: int) -> slice | Tensor:
+        """`_slots` for an index of our tensors."""
+        slots = self._slots(pages, start, count)
+        return slots if isinstance(slots, slice) else torch.from_numpy(slots).to(self.k.device)
+
+    def _slots(self, pages: PageIds, start: int, count: int) -> slice | NDArray[np.int64]:
         """Where tokens [start, start + count) lie in `_flat`: a slice if their pages are consecutive."""
         if count == 0:
             return slice(0, 0)
@@ -115,7 +128,7 @@ class KvPool:
         if len(used) == 1 or bool((np.diff(used) == 1).all()):
             begin = int(used[0]) * self.page_size + start % self.page_size
             return slice(begin, begin + count)
-        return torch.from_numpy(slots_of(pages, start, count, self.page_size)).to(self.k.device)
+        return slots_of(pages, start, count, self.page_size)
 
     def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Tensor:
         """The frame as keys or values, not copied. Raises ValueError."""
@@ -127,6 +140,11 @@ class KvPool:
             )
         shape = (layers, count, geometry.kv_heads, geometry.head_dim)
         return reading(view).view(geometry.torch_dtype).view(shape)
+
+
+def _raw(x: Tensor) -> NDArray[np.int16]:
+    """The memory of `x`, of any two or four bytes wide numbers."""
+    return x.view(torch.int16).numpy()
 
 
 def _as_bytes(x: Tensor) -> memoryview:
