@@ -1,6 +1,7 @@
 """The prefill worker's loop: take prompts, run them, stream their KV, free it once it has arrived."""
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -53,6 +54,7 @@ from xgr_runtime.transport import Frame, Listener, Poller
 log = logging.getLogger(__name__)
 
 _ELSEWHERE = (Overloaded, WorkerLost)  # errors that a request may not meet on another pair
+_LISTEN_EVERY = 0.005  # seconds, at most, to the end of the next layer of a forward
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
@@ -93,6 +95,7 @@ class PrefillWorker:
         self.counters: dict[str, float] = defaultdict(float)
         self.stale_messages = 0
         self.layer_began = 0.0  # in the forward that runs
+        self.exchanged = -math.inf  # when we listened last
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
         listener: Listener[Message] = Listener(config.control_address, ToPrefill, keys=keys)
@@ -140,7 +143,7 @@ class PrefillWorker:
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
-        now = self.clock()
+        self.exchanged = now = self.clock()
         for message in self.control.receive(now):
             self.handle_control(message, now)
         self.stalled = not self.outbound.exchange(now)
@@ -172,8 +175,11 @@ class PrefillWorker:
     def layer_ready(self, turns: list[Turn], layer: int) -> None:
         """A layer's KV is in the pages: it may leave."""
         for turn in turns:
-            self.outbound.transfers[turn.prompt.id].layer_ready(layer, turn.end)
-        self.exchange()
+            transfer = self.outbound.transfers[turn.prompt.id]
+            transfer.layer_ready(layer, turn.end)
+            self.outbound.flush(transfer)
+        if self.clock() - self.exchanged >= _LISTEN_EVERY:
+            self.exchange()
         began, self.layer_began = self.layer_began, self.clock()
         self.timeline.add(FORWARD, f"layer {layer}", began, self.layer_began)
 

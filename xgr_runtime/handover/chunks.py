@@ -22,6 +22,10 @@ class Chunk:
     start: int
     count: int
 
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
 
 class PromptPages(NamedTuple):
     """Where a prompt lies in the memory of its owner, and how to tell later whether it still does."""
@@ -41,6 +45,10 @@ class ChunkPlan:
     tokens: int
     layer_token_bytes: int  # keys and values of one token in one layer
     chunk_bytes: int
+
+    def size_of(self, chunk: Chunk) -> int:
+        """Bytes of KV in a chunk."""
+        return (chunk.last_layer - chunk.first_layer) * chunk.count * self.layer_token_bytes
 
     def cut(self, layer: int, start: int, end: int) -> list[Chunk]:
         """The chunks of tokens [start, end) of one layer, in token order."""

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 
 from xgr_runtime.handover.chunks import Chunk, ChunkPlan, PromptPages, digest_of
@@ -196,7 +197,7 @@ class Sender:
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk that may leave now. After sending it, call `chunk_sent`."""
-        if self.state is not SenderState.STREAMING or not self.credits or not self._queue:
+        if self.state is not SenderState.STREAMING or not self.credits or not self._queue or self._grows:
             return None
         return self._queue[0]
 
@@ -247,4 +248,24 @@ class Sender:
         if self.way == "frames":
             self._queue.extend(self.plan.cut(layer, start, end))
         elif self.way == "pull" and start < end:
-            self._queue.append(Chunk(layer, layer + 1, start, end - start))
+            last = self._queue[-1] if self._queue else None
+            if (
+                last
+                and self._is_small(last)
+                and (last.last_layer, last.start, last.end) == (layer, start, end)
+            ):
+                self._queue[-1] = replace(last, last_layer=layer + 1)
+            else:
+                self._queue.append(Chunk(layer, layer + 1, start, end - start))
+
+    @property
+    def _grows(self) -> bool:
+        """Whether the only chunk that could leave waits for its next layer.
+
+        On few cores, telling of every layer costs the forward more than a later copy does.
+        """
+        only = self._queue[0] if self.way == "pull" and len(self._queue) == 1 else None
+        return only is not None and self._is_small(only) and only.last_layer < self.plan.layers
+
+    def _is_small(self, chunk: Chunk) -> bool:
+        return self.plan.size_of(chunk) < self.plan.chunk_bytes

@@ -42,6 +42,10 @@ from xgr_runtime.messages import (
 
 ID = AttemptId(router=1, request=2, attempt=1, prefill=3, decode=4)
 LAYERS, TOKENS, TOKEN_BYTES, CREDITS = 2, 2, 2, 2
+SMALL, LARGE = (
+    TOKEN_BYTES,
+    LAYERS * TOKENS * TOKEN_BYTES,
+)  # chunks; large ones wait for all layers of a forward
 HIDDEN = b"hiddn"
 WAYS = pytest.mark.parametrize("way", ["frames", "pull", "in place"])
 READER = ProcessId(5, 6)
@@ -49,13 +53,15 @@ PAGES = PromptPages(np.array([0], np.int32), np.array([0], np.uint32))
 FOREIGN = (b"?", b"?")  # what another prompt's KV looks like
 # Faults, tokens of a forward, hidden state: with two of each kind of freedom there are millions of orders.
 CASES = pytest.mark.parametrize(
-    ("fault_count", "forward_tokens", "hidden"),
+    ("fault_count", "forward_tokens", "hidden", "chunk_bytes"),
     [
-        pytest.param(0, TOKENS, HIDDEN, id="faults=0"),
-        pytest.param(0, 1, None, id="faults=0-two-forwards-kv-only"),
-        pytest.param(1, TOKENS, None, id="faults=1-kv-only"),
-        pytest.param(1, 1, HIDDEN, id="faults=1-two-forwards"),
-        pytest.param(2, TOKENS, HIDDEN, id="faults=2"),
+        pytest.param(0, TOKENS, HIDDEN, SMALL, id="faults=0"),
+        pytest.param(0, 1, None, SMALL, id="faults=0-two-forwards-kv-only"),
+        pytest.param(0, 1, HIDDEN, LARGE, id="faults=0-two-forwards-large-chunks"),
+        pytest.param(1, TOKENS, None, SMALL, id="faults=1-kv-only"),
+        pytest.param(1, 1, HIDDEN, SMALL, id="faults=1-two-forwards"),
+        pytest.param(1, 1, HIDDEN, LARGE, id="faults=1-two-forwards-large-chunks"),
+        pytest.param(2, TOKENS, HIDDEN, SMALL, id="faults=2"),
     ],
 )
 LEASE = 10.0
@@ -101,8 +107,10 @@ class World:
         return self.reader_lives and self.way == "in place" and self.receiver.state is ReceiverState.READY
 
 
-def new_world(faults: int, hidden: bytes | None, forward_tokens: int, way: Way) -> World:
-    plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes=TOKEN_BYTES)
+def new_world(
+    faults: int, hidden: bytes | None, forward_tokens: int, way: Way, chunk_bytes: int = SMALL
+) -> World:
+    plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes)
     sender = Sender(ID, plan, now=0.0, lease=LEASE, pages=None if way == "frames" else PAGES)
     receiver = Receiver(ID, TOKENS, LAYERS, TOKEN_BYTES, len(HIDDEN))
     opened = [(sender.open(0.0),)]
@@ -171,8 +179,9 @@ def reuse_pages(w: World) -> None:
 
 def copy_one(w: World) -> None:
     m = w.copies.pop(0)
-    for token in range(m.start, m.start + m.count):
-        w.received[m.first_layer, token] = w.memory[m.first_layer, token]
+    for layer in range(m.first_layer, m.last_layer):
+        for token in range(m.start, m.start + m.count):
+            w.received[layer, token] = w.memory[layer, token]
 
 
 def take_commit(w: World) -> None:
@@ -201,7 +210,9 @@ def deliver_to_decode(w: World) -> None:
         case KvChunk():
             reply = w.receiver.chunk(message, *frames)
             if isinstance(reply, Credit):
-                w.received[message.first_layer, message.start] = (frames[0], frames[1])
+                for i in range(message.count):
+                    token = tuple(frame[i : i + 1] for frame in frames)
+                    w.received[message.first_layer, message.start + i] = token
         case KvReady():
             reply = w.receiver.ready(message)
             if isinstance(reply, Credit):
@@ -389,10 +400,10 @@ def settle(w: World) -> None:
 @WAYS
 @CASES
 def test_every_order_keeps_the_promises(
-    fault_count: int, forward_tokens: int, hidden: bytes | None, way: Way
+    fault_count: int, forward_tokens: int, hidden: bytes | None, chunk_bytes: int, way: Way
 ) -> None:
     states = ends = 0
-    for world in explore(new_world(fault_count, hidden, forward_tokens, way)):
+    for world in explore(new_world(fault_count, hidden, forward_tokens, way, chunk_bytes)):
         states += 1
         check_promises(world)
         if not set(events(world)) - FAULTS:

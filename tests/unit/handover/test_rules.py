@@ -398,6 +398,40 @@ def test_a_layer_is_told_in_one_piece_to_whoever_pulls() -> None:
     assert sent_now(sender) == [(0, 3, 1)]
 
 
+def told_now(sender: Sender) -> list[Chunk]:
+    told = []
+    while (chunk := sender.next_chunk()) is not None:
+        told.append(chunk)
+        sender.chunk_sent(0)
+    return told
+
+
+def test_small_layers_are_told_together() -> None:
+    sender = Sender(ID, ChunkPlan(4, 4, 8, chunk_bytes=64), now=0.0, lease=10.0, pages=PAGES)
+    sender.granted(Grant(ID, 9, 10.0, 0, "pull"), now=0.0)
+    for layer in range(4):
+        assert not told_now(sender), "more are to come"
+        sender.layer_ready(layer, 2)
+    assert told_now(sender) == [Chunk(0, 4, 0, 2)]
+    for layer in range(4):
+        sender.layer_ready(layer, 4)
+    assert told_now(sender) == [Chunk(0, 4, 2, 2)]
+
+
+def test_layers_of_two_forwards_are_not_mixed() -> None:
+    """The receiver's pages came while the second forward had done one layer."""
+    sender = Sender(ID, ChunkPlan(3, 4, 8, chunk_bytes=64), now=0.0, lease=10.0, pages=PAGES)
+    for layer in range(3):
+        sender.layer_ready(layer, 3)
+    sender.layer_ready(0, 4)
+    sender.granted(Grant(ID, 9, 10.0, 0, "pull"), now=0.0)
+    assert told_now(sender) == [Chunk(0, 1, 0, 4), Chunk(1, 3, 0, 3)]
+    sender.layer_ready(1, 4)
+    assert not told_now(sender)
+    sender.layer_ready(2, 4)
+    assert told_now(sender) == [Chunk(1, 3, 3, 1)]
+
+
 def test_in_place_nothing_is_sent_but_the_commit() -> None:
     sender = offering("in place")
     sender.layer_ready(0, 4)
