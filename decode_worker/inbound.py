@@ -14,7 +14,7 @@ from decode_worker.memories import PrefillMemories
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.task import Arrival, DecodeTask, EarlyOpen
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.errors import Fatal, RequestError, WorkerLost
+from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.handover import FIRST_LEASE, ReceiverState
 from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
@@ -108,8 +108,6 @@ class Inbound:
         """Do something for a task; what it raises is that task's end, unless it is the process's."""
         try:
             act()
-        except Fatal:
-            raise
         except Exception:
             log.exception("a hand-over failed")
             if task is not None and self.tasks.get(task.id) is task:
@@ -286,8 +284,6 @@ class Inbound:
         try:
             with losing_the_device():
                 task.copied = copy()
-        except Fatal:
-            raise
         except Exception:  # no memory, for one
             log.exception("request %d: its KV could not be written", task.id.request)
             self.broken(task, task.receiver.fail("its KV could not be written"))

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from xgr_runtime.errors import Fatal
 from xgr_runtime.messages import (
     PROTOCOL,
     LinkHello,
@@ -82,8 +81,6 @@ class PrefillLinks:
         """What `greeted` has against it; it must not fail for what a peer says of its memory."""
         try:
             return self._greeted(hello)
-        except Fatal:
-            raise
         except Exception:
             log.exception("the greeting of prefill worker %s could not be handled", hello.worker)
             return "the decode worker failed on this greeting"

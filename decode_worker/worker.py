@@ -20,7 +20,6 @@ from xgr_runtime.control import ControlServer, new_incarnation
 from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
-    Fatal,
     InternalError,
     InvalidLogits,
     Overloaded,
@@ -47,7 +46,6 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.pages import PagePool
 from xgr_runtime.prompt_cache import PromptCache
 from xgr_runtime.timeline import Timeline
@@ -151,8 +149,6 @@ class DecodeWorker:
         launch = Launch(searches, self.clock())
         try:
             self.engine.launch(searches, on_layer=lambda _: self.between_layers())
-        except DeviceLost:
-            raise  # nothing runs here any more: the process ends, and requests are tried elsewhere
         except Exception:
             log.exception("a launch of %d requests failed: each is tried alone", len(searches))
             self.launch_alone(searches)
@@ -173,8 +169,6 @@ class DecodeWorker:
                 self.answer_finished()
             try:
                 self.engine.launch([task.search])
-            except DeviceLost:
-                raise
             except Exception:
                 log.exception("request %d failed", task.id.request)
                 self.fail(task, InternalError("the decode worker failed on this request"), retry=False)
@@ -227,8 +221,6 @@ class DecodeWorker:
         """A message of a router. What goes wrong with it ends its request and nothing else."""
         try:
             self.take_request(message, now)
-        except Fatal:
-            raise
         except Exception:
             log.exception("a message of a router could not be handled")
             self.give_up(message)

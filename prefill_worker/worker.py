@@ -19,7 +19,6 @@ from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import (
     BadRequest,
     DeadlineExceeded,
-    Fatal,
     InternalError,
     Overloaded,
     RequestError,
@@ -44,7 +43,7 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.model.device import DeviceLost, losing_the_device
+from xgr_runtime.model.device import losing_the_device
 from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import PromptCache, Tier
@@ -155,8 +154,6 @@ class PrefillWorker:
         started = self.layer_began = self.clock()
         try:
             hidden = self.engine.run([part_of(turn) for turn in turns], partial(self.layer_ready, turns))
-        except DeviceLost:
-            raise  # nothing runs here any more: the process ends, and requests are tried elsewhere
         except Exception:
             log.exception("a forward of %d prompts failed", len(turns))
             self.prefill_alone(turns)
@@ -212,8 +209,6 @@ class PrefillWorker:
         """A message of a router. What goes wrong with it ends its request and nothing else."""
         try:
             self.take(message, now)
-        except Fatal:
-            raise
         except Exception:
             log.exception("a message of a router could not be handled")
             self.give_up(message)
@@ -276,8 +271,6 @@ class PrefillWorker:
         """Pages are reserved: announce the prompt to its decode worker. Without a hand-over it ends here."""
         try:
             self.begin(prompt)
-        except Fatal:
-            raise
         except RequestError as error:
             self.end_unopened(prompt, error)
         except Exception:

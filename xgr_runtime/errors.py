@@ -27,8 +27,11 @@ class CatalogError(StartupError):
     """A catalog cannot be read, or does not fit the checkpoint."""
 
 
-class Fatal(Exception):
-    """Nothing runs in this process any more: it ends, and its requests are tried elsewhere."""
+class Fatal(BaseException):
+    """Nothing runs in this process any more: it ends, and its requests are tried elsewhere.
+
+    No `Exception`, so that whoever ends one request for what went wrong with it lets this pass.
+    """
 
 
 class RequestError(XgrError):

@@ -14,7 +14,6 @@ from xgr_runtime.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.errors import (
     ConfigError,
     DeadlineExceeded,
-    Fatal,
     InternalError,
     Overloaded,
     RequestError,
@@ -296,8 +295,6 @@ class Outbound:
         """Do something for a transfer; what it raises is this one's end, unless it is the process's."""
         try:
             return act() is not False
-        except Fatal:
-            raise
         except Exception:
             log.exception("request %d: its hand-over failed", transfer.id.request)
             transfer.give_up(InternalError("the prefill worker failed on this request's hand-over"))

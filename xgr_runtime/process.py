@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from xgr_runtime.config import C, parse
-from xgr_runtime.errors import StartupError
+from xgr_runtime.errors import Fatal, StartupError
 from xgr_runtime.log import FLUSH_SECONDS, configure, stderr
 from xgr_runtime.watchdog import Watchdog
 
@@ -135,7 +135,7 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
             lifecycle.done()
     except StartupError as error:
         return _refuse(program, error)
-    except Exception:
+    except (Exception, Fatal):
         log.exception("%s failed", program)
         return 1
     return 0
