@@ -48,7 +48,8 @@ def test_a_stuck_thread_behind_live_sockets(fleet: Fleet, trial: MakeTrial, role
         fleet.mend()
 
 
-@pytest.mark.parametrize(("victim", "direction"), [("prefill-1", "out"), ("decode-1", "in")])
+@pytest.mark.parametrize("direction", ["in", "out"])
+@pytest.mark.parametrize("victim", ["prefill-1", "decode-1"])
 def test_a_partition_in_one_direction(
     fleet: Fleet, trial: MakeTrial, victim: str, direction: Direction
 ) -> None:

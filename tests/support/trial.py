@@ -45,9 +45,9 @@ class Trial(AbstractContextManager["Trial"]):
         self._said = len(fleet.lines)
         table.rows.append(self.row)
 
-    def crowd(self, seed: int, **how: Any) -> Crowd:
+    def crowd(self, seed: int, questions: Sequence[Question] | None = None, **how: Any) -> Crowd:
         """Callers whose requests count for this case."""
-        crowd = Crowd(self.fleet.url, self.questions, seed, **how)
+        crowd = Crowd(self.fleet.url, questions or self.questions, seed, **how)
         crowd.tally = self.row.tally
         return crowd
 
