@@ -293,9 +293,17 @@ class Inbound:
     def note(self, task: DecodeTask, message: KvChunk | KvReady, began: float, size: int) -> None:
         """A piece of a prompt has come in; on a GPU, its copy is queued."""
         self.counters["kv_bytes"] += size
-        now, layer, tokens = self.clock(), message.first_layer, message.count
-        way = task.receiver.way
-        self.timeline.add(KV_IN, way, began, now, task.id, first_layer=layer, tokens=tokens, bytes=size)
+        self.timeline.add(
+            KV_IN,
+            task.receiver.way,
+            began,
+            self.clock(),
+            task.id,
+            first_layer=message.first_layer,
+            last_layer=message.last_layer,
+            tokens=message.count,
+            bytes=size,
+        )
 
     def take_commit(self, task: DecodeTask, message: Commit, frames: list[memoryview], now: float) -> None:
         """The hand-over is complete once the copies before it are."""

@@ -123,9 +123,15 @@ class Transfer:
             sent = self._send_frames(chunk) if self.sender.way == "frames" else self._send_descriptor()
             if not sent:
                 return False
-            first, tokens = chunk.first_layer, chunk.count
             self.timeline.add(
-                KV_OUT, self.sender.way, started, None, self.id, first_layer=first, tokens=tokens
+                KV_OUT,
+                self.sender.way,
+                started,
+                None,
+                self.id,
+                first_layer=chunk.first_layer,
+                last_layer=chunk.last_layer,
+                tokens=chunk.count,
             )
         return True
 

@@ -28,7 +28,9 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def served(way: str, checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
-    with Cluster(checkpoint, catalog_source, kv_transfer=way) as cluster:
+    # Pulled layers are told one by one only where each fills a chunk.
+    chunk_bytes = {"auto": 4096, "frames": 1 << 20}[way]
+    with Cluster(checkpoint, catalog_source, kv_transfer=way, chunk_bytes=chunk_bytes) as cluster:
         yield cluster
 
 

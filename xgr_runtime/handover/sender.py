@@ -262,7 +262,7 @@ class Sender:
     def _grows(self) -> bool:
         """Whether the only chunk that could leave waits for its next layer.
 
-        On few cores, telling of every layer costs the forward more than a later copy does.
+        Telling of every layer interrupts a forward that has all cores.
         """
         only = self._queue[0] if self.way == "pull" and len(self._queue) == 1 else None
         return only is not None and self._is_small(only) and only.last_layer < self.plan.layers
