@@ -246,8 +246,7 @@ def test_killed_with_another_prefill_worker(
         for result, expected in zip(results, undisturbed, strict=True):
             assert_identical(result, expected)
         # A hand-over that ends before the scheduler notices, since its prompt is cached, needs no second try.
-        # On a busy machine all of them may.
-        assert sum(result.meta_info.attempts > 1 for result in results) <= waiting
+        assert 0 < sum(result.meta_info.attempts > 1 for result in results) <= waiting
         assert len(cluster.settled()) == 2
     assert not psutil.wait_procs(family, timeout=20)[1], "nothing is left of the server"
 
