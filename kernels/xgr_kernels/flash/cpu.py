@@ -29,57 +29,42 @@ def attend(
     causal: the rows are the last R of the L tokens, and each sees itself and those before it. merge: o and
     lse2 hold what the rows made of other keys, 0 and -inf where there were none, and become the whole.
     """
-    seen = len(k) - len(q) + 1 if causal else len(k)
-    _run(q, k[None], v[None], _ONE_PAGE, len(k), o, lse2, scale, seen, merge)
+    attend_pages(q, (k[None], v[None]), _ONE_PAGE, len(k), o, lse2, scale, causal, merge)
 
 
 def attend_pages(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    pool: tuple[Tensor, Tensor],
     pages: np.ndarray,
     length: int,
     o: Tensor,
     lse2: Tensor,
     scale: float,
+    causal: bool = False,
+    merge: bool = False,
 ) -> None:
     """`attend`, to `length` tokens in `pages` of k and v [P, page_size, Hkv, D], read where they lie."""
-    pages = np.array(pages, np.int32)  # numba would compile anew for one that is read-only
-    _run(q, k_pages, v_pages, pages, length, o, lse2, scale, length, False)
+    k, v = pool
+    with one_caller:
+        cpu_kernels.attend(
+            q.float().contiguous().numpy(),
+            _stored(k),
+            _stored(v),
+            np.array(pages, np.int32),  # numba would compile anew for one that is read-only
+            length,
+            o.numpy(),
+            lse2.numpy(),
+            np.float32(scale * LOG2_E),
+            length - len(q) + 1 if causal else length,
+            merge,
+            numba.get_num_threads(),
+        )
 
 
 def warm_up(dtype: torch.dtype) -> None:
     """Compiles the kernel for keys and values of a type: 10 s once, then read from numba's cache."""
     x = torch.zeros(1, 1, 1, dtype=dtype)
     attend(x, x, x, torch.zeros(1, 1, 1), torch.zeros(1, 1), 1.0)
-
-
-def _run(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    pages: np.ndarray,
-    length: int,
-    o: Tensor,
-    lse2: Tensor,
-    scale: float,
-    seen: int,
-    merge: bool,
-) -> None:
-    with one_caller:
-        cpu_kernels.attend(
-            q.float().contiguous().numpy(),
-            _stored(k_pages),
-            _stored(v_pages),
-            pages,
-            length,
-            o.numpy(),
-            lse2.numpy(),
-            np.float32(scale * LOG2_E),
-            seen,
-            merge,
-            numba.get_num_threads(),
-        )
 
 
 def _stored(x: Tensor) -> np.ndarray:

@@ -34,7 +34,8 @@ def attend(
             k, v = plan.read(k_pages, b), plan.read(v_pages, b)
             _attend_few(q[rows], k, v, o[rows], lse2[rows], scale)
         else:
-            flash.attend_pages(q[rows], k_pages, v_pages, plan.pages[b], length, o[rows], lse2[rows], scale)
+            pool, pages = (k_pages, v_pages), plan.pages[b]
+            flash.attend_pages(q[rows], pool, pages, length, o[rows], lse2[rows], scale)
     return o.to(q.dtype), lse2
 
 

@@ -223,13 +223,17 @@ def test_a_layer_is_cut_in_token_order(
     assert plan.cut(1, start, end) == [Chunk(1, 2, first, count) for first, count in expected]
 
 
+def told_now(sender: Sender) -> list[Chunk]:
+    told = []
+    while (chunk := sender.next_chunk()) is not None:
+        told.append(chunk)
+        sender.chunk_sent(0)
+    return told
+
+
 def sent_now(sender: Sender) -> list[tuple[int, int, int]]:
     """(layer, start, count) of all that may leave, sent."""
-    sent = []
-    while (piece := sender.next_chunk()) is not None:
-        sent.append((piece.first_layer, piece.start, piece.count))
-        sender.chunk_sent(0)
-    return sent
+    return [(chunk.first_layer, chunk.start, chunk.count) for chunk in told_now(sender)]
 
 
 def test_several_forwards_send_each_token_of_each_layer_once() -> None:
@@ -396,14 +400,6 @@ def test_a_layer_is_told_in_one_piece_to_whoever_pulls() -> None:
     assert sent_now(sender) == [(0, 0, 3), (1, 0, 3)], "each spends a credit"
     sender.credited(1)
     assert sent_now(sender) == [(0, 3, 1)]
-
-
-def told_now(sender: Sender) -> list[Chunk]:
-    told = []
-    while (chunk := sender.next_chunk()) is not None:
-        told.append(chunk)
-        sender.chunk_sent(0)
-    return told
 
 
 def test_small_layers_are_told_together() -> None:
