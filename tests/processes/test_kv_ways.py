@@ -26,6 +26,7 @@ from xgr_runtime.launch import Deployment
 
 WIDTH = 64
 LEASE = 1.0  # seconds
+BY_LAYER = 4096  # chunk bytes: small layers would be told together, and a proxy holds between two chunks
 WAYS: dict[str, dict[str, Any]] = {
     "frames": {"kv_transfer": "frames"},
     "pull": {},
@@ -119,7 +120,16 @@ def test_a_worker_killed_while_kv_is_pulled(
     undisturbed: list[Answer],
 ) -> None:
     with (
-        Cluster(checkpoint, catalog_source, 2, 2, proxies=True, kv_transfer="auto") as cluster,
+        Cluster(
+            checkpoint,
+            catalog_source,
+            2,
+            2,
+            proxies=True,
+            kv_transfer="auto",
+            chunk_bytes=BY_LAYER,
+            cache_bytes=0,
+        ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
     ):
@@ -160,6 +170,7 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
             2,
             proxies=True,
             kv_transfer="auto",
+            chunk_bytes=BY_LAYER,
             lease=LEASE,
             kv_bytes=8 << 20,
             cache_bytes=cache_bytes,
