@@ -10,8 +10,9 @@ import pytest
 from census import live_requests
 from crowd import Outcome, Question, Record, judge
 from faulty_worker import DECODE_POINTS, PREFILL_POINTS
-from fleet import Fleet, until
+from fleet import Fleet
 from trial import MakeTrial, Trial
+from until import until
 
 # A prefill worker that has sent everything is needed no more.
 PHASES = [("prefill", p) for p in PREFILL_POINTS if p != "sent"] + [("decode", p) for p in DECODE_POINTS]

@@ -12,8 +12,9 @@ import psutil
 from census import SHARED_MEMORY, take
 from crowd import Crowd, Question
 from fault_table import FaultTable
-from fleet import Fleet, until
+from fleet import Fleet
 from trial import MakeTrial, Trial
+from until import until
 
 # A mount namespace in which nothing fits into shared memory any more.
 WITHOUT_SHARED_MEMORY = [

@@ -2,8 +2,9 @@
 
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
-from fleet import TIMES, Fleet, until
+from fleet import TIMES, Fleet
 from trial import MakeTrial
+from until import until
 
 GONE = "is gone: its requests are dropped"
 

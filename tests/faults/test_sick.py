@@ -6,9 +6,10 @@ from signal import SIGKILL
 import pytest
 from crowd import Outcome, Question
 from faulty_worker import Fault
-from fleet import Fleet, until
+from fleet import Fleet
 from link_proxy import Direction
 from trial import SURVIVORS_ANSWER, MakeTrial, Trial
+from until import until
 
 SECONDS = 5.0  # of load while a fault lasts
 START = 8  # tokens

@@ -3,8 +3,9 @@
 from signal import SIGKILL
 
 import pytest
-from fleet import Fleet, until
+from fleet import Fleet
 from trial import MakeTrial
+from until import until
 
 
 @pytest.mark.parametrize("role", ["decode", "prefill"])

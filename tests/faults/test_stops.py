@@ -3,8 +3,9 @@
 from signal import SIGCONT, SIGSTOP
 
 import pytest
-from fleet import TIMES, Fleet, until
+from fleet import TIMES, Fleet
 from trial import MakeTrial, Trial
+from until import until
 
 STOPS = [
     ("prefill", "layer", "SIGSTOP prefill during transfer, then SIGCONT"),

@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import zmq
 from cluster import Cluster
 from sameness import assert_identical
+from until import until
 
 from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.child import Child
@@ -25,7 +25,7 @@ from xgr_runtime.keys import read_key, write_key
 from xgr_runtime.messages import PROTOCOL, FlushCache, Hello
 from xgr_runtime.transport import new_key_pair
 
-NAMES = ("prefill-0", "decode-0", "router-0")
+NAMES = ("prefill-0", "decode-0", "router")
 
 
 class KeyedCluster(Cluster):
@@ -54,12 +54,15 @@ class KeyedCluster(Cluster):
                 self.addresses[name] = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         return self.addresses[name]
 
-    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
-        own = {"curve_key": str(self.keys / f"{config.name}.key"), "curve_allow": str(self.keys / "allow")}
-        if module == "router":
-            own["prefill"] = [f"{self._address('prefill-0')}#prefill-0"]
-            own["decode"] = [f"{self._address('decode-0')}#decode-0"]
-        return super()._spawn(module, msgspec.structs.replace(config, **own), name)
+    def _spawn(self, name: str, program: str, kind: Any, own: Mapping[str, Any]) -> Child:
+        more: dict[str, Any] = {
+            "curve_key": str(self.keys / f"{name}.key"),
+            "curve_allow": str(self.keys / "allow"),
+        }
+        if program == "router":
+            more["prefill"] = [f"{self._address('prefill-0')}#prefill-0"]
+            more["decode"] = [f"{self._address('decode-0')}#decode-0"]
+        return super()._spawn(name, program, kind, dict(own) | more)
 
 
 @pytest.fixture
@@ -132,10 +135,7 @@ def test_a_restarted_worker_is_connected_again(
 ) -> None:
     keyed.restart(name)
     with keyed.client() as over_tcp:
-        until = time.monotonic() + 30.0
-        while not over_tcp.ready():
-            assert time.monotonic() < until, "its links were never made again"
-            time.sleep(0.05)
+        until(over_tcp.ready, "its links are made again", 30)
         assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
     keyed.settled()
 

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from items import Items
 from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical
+from until import until
 
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
@@ -51,13 +52,6 @@ def ask(client: XgrClient, prompt: list[int], width: int = WIDTH) -> Answer:
 def load_of(cluster: Cluster, name: str) -> Any:
     with cluster.client() as client:
         return next(worker.load for worker in client.workers() if worker.worker == name)
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.05)
 
 
 def mapped(cluster: Cluster, name: str, what: str = "") -> set[str]:
@@ -148,7 +142,9 @@ def test_a_worker_killed_while_kv_is_pulled(
         assert_all_identical(answers, undisturbed)
         assert len(cluster.settled()) == 3
         if victim == "prefill-0":
-            wait_until(lambda: not any(memory & mapped(cluster, name) for name in others))
+            until(
+                lambda: not any(memory & mapped(cluster, name) for name in others), "its memory is let go", 30
+            )
         for name in others:  # a link to each of two others may be new
             assert descriptors(cluster, name) <= before[name] + 4, f"{name} holds what it needs no more"
 
@@ -184,7 +180,7 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
         assert held.held.wait(30)
         cluster.signal("decode-0", signal.SIGSTOP)
         held.release()
-        wait_until(lambda: load_of(cluster, "prefill-0").counters.get("failed"))
+        until(lambda: load_of(cluster, "prefill-0").counters.get("failed"), "a lease lapsed", 30)
         again = [pool.submit(ask, client, prompt) for prompt in long_prompts]  # into the pages that came free
         time.sleep(LEASE)
         cluster.signal("decode-0", signal.SIGCONT)
@@ -197,9 +193,17 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
 
 @pytest.fixture
 def colocated(checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
-    """One worker of each kind that share memory, with a proxy on their link."""
+    """One worker of each kind that share memory, with a proxy on their link; decode hangs on command."""
     with Cluster(
-        checkpoint, catalog_source, 1, 1, proxies=True, kv_transfer="auto", colocated=True, lease=LEASE
+        checkpoint,
+        catalog_source,
+        1,
+        1,
+        proxies=True,
+        kv_transfer="auto",
+        colocated=True,
+        lease=LEASE,
+        faulty=["decode-0"],
     ) as cluster:
         yield cluster
 
@@ -255,7 +259,7 @@ def test_a_dead_reader_in_place_frees_its_pages(
             assert isinstance(answer.exception(30), WorkerLost | NoWorkers)
         assert len(colocated.settled()) == 1
         colocated.restart("decode-0")
-        wait_until(client.ready)
+        until(client.ready, "the pair is back", 30)
         assert_identical(ask(client, long_prompts[1]), undisturbed[1])
         colocated.settled()
         assert descriptors(colocated, "prefill-0") <= before + 2, "a link more, no more"
@@ -265,32 +269,20 @@ def test_beams_end_well_when_the_owner_of_their_prompt_dies(
     colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
 ) -> None:
     with colocated.client() as client, ThreadPoolExecutor(1) as pool:
-        expected = ask(client, long_prompts[0], 1024)
-        answer = stop_in_search(colocated, lambda: pool.submit(ask, client, long_prompts[0], 1024))
+        answer = pool.submit(ask, client, long_prompts[0])
+        stuck = colocated.hang("decode-0", "beams")
+        until(lambda: not colocated.in_flight("prefill-0"), "the router knows that KV has arrived")
         colocated.kill("prefill-0")
-        colocated.signal("decode-0", signal.SIGCONT)
-        assert_identical(answer.result(30), expected)
+        stuck.unlink()
+        assert_identical(answer.result(30), undisturbed[0])
         decode = colocated.children["decode-0"]
-        wait_until(lambda: decode.poll() is not None)
+        until(lambda: decode.poll() is not None, "it ends as well", 30)
         assert decode.poll() == 0 and any("start again" in line for line in decode.last_lines)
         for name in ("prefill-0", "decode-0"):
             colocated.restart(name)
-        wait_until(client.ready)
+        until(client.ready, "the pair is back", 30)
         assert_identical(ask(client, long_prompts[1]), undisturbed[1])
         colocated.settled()
-
-
-def stop_in_search(cluster: Cluster, submit: Callable[[], Future[Answer]]) -> Future[Answer]:
-    """A request in the middle of whose search the decode worker was stopped."""
-    for _ in range(60):  # heartbeats may miss a short search
-        answer = submit()
-        wait_until(lambda a=answer: a.done() or load_of(cluster, "decode-0").rows_used)
-        cluster.signal("decode-0", signal.SIGSTOP)
-        time.sleep(0.3)  # an answer may be on its way
-        if not answer.done():
-            return answer
-        cluster.signal("decode-0", signal.SIGCONT)
-    raise AssertionError("no search was met")
 
 
 def test_a_restarted_owner_takes_its_reader_along(
@@ -310,8 +302,10 @@ def test_a_restarted_owner_takes_its_reader_along(
         first = {name: deployment.pid(name) for name in ("prefill-0", "decode-0")}
         assert first["prefill-0"] is not None
         os.kill(first["prefill-0"], signal.SIGKILL)
-        wait_until(lambda: all(deployment.pid(n) not in (None, pid) for n, pid in first.items()), 60.0)
-        wait_until(lambda: answered(client, long_prompts[1], undisturbed[1]), 60.0)
+        until(
+            lambda: all(deployment.pid(n) not in (None, pid) for n, pid in first.items()), "both are new", 60
+        )
+        until(lambda: answered(client, long_prompts[1], undisturbed[1]), "an answer", 60)
         assert_all_freed(client)
 
 

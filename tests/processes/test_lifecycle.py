@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from freed import assert_all_freed
+from until import until
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.errors import RequestError
@@ -48,8 +49,8 @@ class Server:
 
     def url(self) -> str:
         """Where it serves, once it says that it is ready."""
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and self.process.poll() is None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
             for line in self.lines:
                 if match := re.search(r"ready at (http://\S+)", line):
                     return match.group(1)
@@ -179,13 +180,8 @@ def test_killed_workers_come_back(checkpoint: Path, catalog_source: Path, folder
         before = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
         for module in ("prefill_worker", "decode_worker"):
             server.worker(module).kill()
-            until = time.monotonic() + START_SECONDS
-            while client.ready():  # the loss is noticed at once
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            while not client.ready():
-                assert time.monotonic() < until, "".join(server.lines)
-                time.sleep(0.1)
+            until(lambda: not client.ready(), "the loss is noticed", every=0.01)
+            until(client.ready, "a new one is ready")
             after = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
             assert after.meta_info.beam_results == before.meta_info.beam_results
         assert_all_freed(client)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,22 +16,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from faulty_worker import BOLT, STRUCK, Fault, FaultFile
 from freed import assert_all_freed
 from kv_proxy import KvProxy
+from until import PATIENCE, until
 
 from xgr_runtime.answer import WorkerStatus
 from xgr_runtime.child import Child, Program
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
 
-START_SECONDS = 120.0
-
 
 class Cluster(AbstractContextManager["Cluster"]):
     """`prefill` + `decode` workers and a router; with `proxies`, all KV passes a `KvProxy`, in frames.
 
     `colocated`: the decode worker reads the prefill worker's memory in place. `decode_settings` are decode
-    workers' alone. `sglang` are URLs of SGLang servers that take prompts as well.
+    workers' alone. `sglang` are URLs of SGLang servers that take prompts as well. The `faulty` workers fail
+    on command.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         decode: int = 1,
         proxies: bool = False,
         sglang: Sequence[str] = (),
+        faulty: Sequence[str] = (),
         colocated: bool = False,
         decode_settings: Mapping[str, Any] | None = None,
         **settings: Any,
@@ -53,6 +56,9 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._decode = [f"decode-{i}" for i in range(decode)]
         self._use_proxies = proxies
         self._sglang = sglang
+        self._faulty = faulty
+        self._faults = self.folder / "faults"
+        self._faults.mkdir()
         self._common: dict[str, Any] = {
             "model_path": str(model),
             "threads": 1,
@@ -90,6 +96,21 @@ class Cluster(AbstractContextManager["Cluster"]):
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.pid(name), number)
 
+    def hang(self, name: str, point: str) -> Path:
+        """Wait until a faulty worker's thread hangs at `point`; it goes on when the file is removed."""
+        fault = FaultFile(self._faults / name)
+        fault.path.with_name(BOLT).touch()
+        fault.write(Fault("strike", point=point))
+        struck = fault.path.with_suffix(STRUCK)
+        until(struck.exists, f"{name} comes to {point}")
+        fault.remove()
+        return struck
+
+    def in_flight(self, name: str) -> int:
+        """Requests that the router has at a worker."""
+        with self.client() as client:
+            return next(worker.in_flight for worker in client.workers() if worker.worker == name)
+
     def settled(self) -> list[WorkerStatus]:
         """The living workers; nothing may be held any more."""
         with self.client() as client:
@@ -108,23 +129,16 @@ class Cluster(AbstractContextManager["Cluster"]):
             self._spawn_prefill(name)
         for name in self._decode:
             self._spawn_decode(name)
-        until = time.monotonic() + START_SECONDS
+        end = time.monotonic() + PATIENCE
         for name in list(self.children):
-            self._note(name, until)
-        router = RouterConfig(
-            model_path=self._common["model_path"],
-            log_level=self._common["log_level"],
-            catalog=self._catalog,
-            port=0,
-            prefill=[*map(self._address, self._prefill), *self._sglang],
-            decode=[self._address(name) for name in self._decode],
-        )
-        child = self._spawn("router", router, "router")
-        self.url = f"http://127.0.0.1:{child.wait_ready(until)['port']}"
+            self._note(name, end)
+        prefill = [*map(self._address, self._prefill), *self._sglang]
+        decode = [self._address(name) for name in self._decode]
+        own = {"catalog": self._catalog, "port": 0, "prefill": prefill, "decode": decode}
+        child = self._spawn("router", "router", RouterConfig, own)
+        self.url = f"http://127.0.0.1:{child.wait_ready(end)['port']}"
         with self.client() as client:
-            while not all(worker.usable for worker in client.workers()):
-                assert time.monotonic() < until, "the router never saw all workers"
-                time.sleep(0.05)
+            until(lambda: all(worker.usable for worker in client.workers()), "the router sees all workers")
 
     def restart(self, name: str) -> None:
         """Start a worker again that has ended, and wait until it is ready."""
@@ -132,30 +146,39 @@ class Cluster(AbstractContextManager["Cluster"]):
         old.kill()
         old.close()
         (self._spawn_prefill if name in self._prefill else self._spawn_decode)(name)
-        self._note(name, time.monotonic() + START_SECONDS)
+        self._note(name, time.monotonic() + PATIENCE)
 
     def _spawn_prefill(self, name: str) -> None:
-        self._spawn("prefill_worker", self._config(PrefillConfig, name, **self._of_prefill))
+        own = {"name": name, "control_address": self._address(name)}
+        self._spawn(name, "prefill_worker", PrefillConfig, own | self._of_prefill)
 
     def _spawn_decode(self, name: str) -> None:
-        data = {"catalog": self._catalog, "data_address": self._address(f"{name}.data")}
+        data = self._address(f"{name}.data")
+        own = {
+            "name": name,
+            "control_address": self._address(name),
+            "catalog": self._catalog,
+            "data_address": data,
+        }
         if self._use_proxies:
-            proxy = KvProxy(self._address(f"{name}.proxy"), data["data_address"])
+            proxy = KvProxy(self._address(f"{name}.proxy"), data)
             self.proxies.append(proxy)
-            data["advertise_data_address"] = proxy.address
-        self._spawn("decode_worker", self._config(DecodeConfig, name, **(data | self._of_decode)))
+            own["advertise_data_address"] = proxy.address
+        self._spawn(name, "decode_worker", DecodeConfig, own | self._of_decode)
 
-    def _note(self, name: str, until: float) -> None:
-        self.incarnations[self.children[name].wait_ready(until)["incarnation"]] = name
+    def _note(self, name: str, end: float) -> None:
+        self.incarnations[self.children[name].wait_ready(end)["incarnation"]] = name
 
-    def _config(self, kind: Any, name: str, **own: Any) -> Any:
-        wanted = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
-        return kind(**(wanted | {"name": name, "control_address": self._address(name)} | own))
-
-    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
-        child = Child(Program(name or config.name, module, to_argv(config)))
+    def _spawn(self, name: str, program: str, kind: Any, own: Mapping[str, Any]) -> Child:
+        """A process with its own settings, and those of all that it knows."""
+        shared = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
+        argv, environ = to_argv(kind(**(shared | dict(own)))), {}
+        if name in self._faulty:
+            program, argv = "faulty_worker", [program, *argv]
+            environ = {"FAULTS": str(self._faults), "PYTHONPATH": os.pathsep.join(sys.path)}
+        child = Child(Program(name, program, argv, environ))
         child.start()
-        self.children[child.name] = child
+        self.children[name] = child
         return child
 
     def _address(self, name: str) -> str:

@@ -11,31 +11,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 from faulty_worker import BOLT, STRUCK, Fault, FaultFile
 from link_proxy import Direction
+from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 150.0
 # Shorter than by default, so that a stopped process is soon noticed; long for a machine without spare time.
 TIMES = {"heartbeat": 0.2, "silence": 3.0, "lease": 4.0, "drain_timeout": 5.0}
-
-
-def until(ask: Callable[[], T], what: str, seconds: float = START_SECONDS, every: float = 0.02) -> T:
-    """The first true answer."""
-    end = time.monotonic() + seconds
-    while not (answer := ask()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(every)
-    return answer
 
 
 class Fleet(AbstractContextManager["Fleet"]):
@@ -155,7 +145,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         with self.client() as client:
             return {w.worker: w.incarnation or "" for w in client.workers() if w.usable and w.worker}
 
-    def whole(self, replaced: Mapping[str, str] | None = None, seconds: float = START_SECONDS) -> None:
+    def whole(self, replaced: Mapping[str, str] | None = None, seconds: float = PATIENCE) -> None:
         """Wait until every worker is usable, those that are `replaced` as other incarnations than these."""
 
         def complete() -> bool:

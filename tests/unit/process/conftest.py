@@ -2,12 +2,12 @@
 
 import os
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from until import until
 
 from xgr_runtime.child import Child, Program
 
@@ -139,17 +139,4 @@ def nothing_left() -> Iterator[None]:
     children, descriptors = set(own.children(recursive=True)), own.num_fds()
     yield
     assert set(own.children(recursive=True)) <= children
-    wait_until(lambda: own.num_fds() <= descriptors)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Raises AssertionError when `condition` does not hold in time; long enough for a busy machine."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    return wait_until
+    until(lambda: own.num_fds() <= descriptors, "its descriptors are closed", 20)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from until import until
 
 from xgr_runtime import child as module
 from xgr_runtime.child import Child, ChildFailed, Program
@@ -184,9 +185,7 @@ def test_child_has_a_session_of_its_own(start: Start) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
-def test_killed_launcher_leaves_no_child(
-    launcher: tuple[Path, dict[str, str]], eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_killed_launcher_leaves_no_child(launcher: tuple[Path, dict[str, str]]) -> None:
     script, environ = launcher
     process = subprocess.Popen(
         [sys.executable, str(script)],
@@ -200,4 +199,4 @@ def test_killed_launcher_leaves_no_child(
         child = int(process.stdout.readline())
         assert psutil.pid_exists(child)
         process.kill()
-    eventually(lambda: not psutil.pid_exists(child))
+    until(lambda: not psutil.pid_exists(child), "it ends as well", 20)

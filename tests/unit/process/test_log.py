@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from until import until
 
 from xgr_runtime.child import Child
 from xgr_runtime.log import LineSink
@@ -83,9 +84,7 @@ def test_lines_come_out_in_order(pipe: Pipe) -> None:
     assert os.read(pipe.read, 65536).decode().splitlines() == [f"line {number}" for number in range(100)]
 
 
-def test_what_a_full_pipe_does_not_take_is_counted(
-    pipe: Pipe, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_what_a_full_pipe_does_not_take_is_counted(pipe: Pipe) -> None:
     sink = LineSink(pipe.write, room=10)
     for _ in range(60):
         sink.put("x" * 100_000)  # more than the pipe holds; returns, though nobody reads
@@ -97,7 +96,7 @@ def test_what_a_full_pipe_does_not_take_is_counted(
     sink.put("the next one")
     assert sink.flush(20.0) and sink.dropped == 0
     pipe.close(pipe.write)
-    eventually(lambda: b"the next one\n" in b"".join(parts))
+    until(lambda: b"the next one\n" in b"".join(parts), "the next line", 20)
     assert f"({dropped} lines dropped)".encode() in b"".join(parts)
 
 
@@ -150,12 +149,11 @@ def test_a_launcher_that_is_not_read_goes_on_reading_its_children(
     start: Callable[..., Child],
     monkeypatch: pytest.MonkeyPatch,
     pipe: Pipe,
-    eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
     monkeypatch.setattr("xgr_runtime.child.stderr", sink := LineSink(pipe.write, room=1))
     child = start(act="talkative")
     child.wait_ready(time.monotonic() + 20.0)
-    eventually(lambda: sink.dropped > 0)
+    until(lambda: sink.dropped > 0, "lines are dropped", 20)
     child.terminate()
     assert child.wait(20.0) and child.poll() == 0
     pipe.reading()

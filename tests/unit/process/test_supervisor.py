@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from until import until
 
 from xgr_runtime import supervisor as module
 from xgr_runtime.child import Program
@@ -28,7 +29,6 @@ from xgr_runtime.supervisor import (
 )
 
 Tiny = Callable[..., Program]
-Eventually = Callable[[Callable[[], bool]], None]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_starts_in_order_and_stops_in_the_opposite_one(
     assert marks.read_text().splitlines() == ["start worker", "start router", "stop router", "stop worker"]
 
 
-def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise, eventually: Eventually) -> None:
+def test_killed_child_comes_back(tiny: Tiny, supervise: Supervise) -> None:
     running = supervise(StartGroup([tiny("a"), tiny("b")], 10.0))
     first, other = running.infos["a"]["pid"], running.infos["b"]["pid"]
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: running.infos["a"]["pid"] != first)
+    until(lambda: running.infos["a"]["pid"] != first, "another one runs", 20)
     assert running.infos["b"]["pid"] == other
     assert running.supervisor.restarts == 1
 
@@ -144,7 +144,6 @@ def test_stuck(beat: float, now: float, timeout: float, expected: bool) -> None:
 def test_stopped_child_is_replaced_and_its_mate_stays(
     tiny: Tiny,
     supervise: Supervise,
-    eventually: Eventually,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,32 +152,29 @@ def test_stopped_child_is_replaced_and_its_mate_stays(
     running = supervise(group, stuck_timeout=1.0)
     first, other = running.infos["a"]["pid"], running.infos["b"]["pid"]
     os.kill(first, signal.SIGSTOP)
-    eventually(lambda: running.infos["a"]["pid"] != first)
+    until(lambda: running.infos["a"]["pid"] != first, "another one runs", 20)
     assert "a is stopped, it made no turn for 1 s" in caplog.text
     assert running.infos["b"]["pid"] == other
 
 
 @pytest.mark.parametrize("act", ["stuck", "stuck-in-c"])
 def test_stuck_child_ends_itself_and_is_replaced(
-    act: str, tiny: Tiny, supervise: Supervise, eventually: Eventually, caplog: pytest.LogCaptureFixture
+    act: str, tiny: Tiny, supervise: Supervise, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = supervise(StartGroup([tiny(act=act, stuck_timeout=1.0)], 10.0), stuck_timeout=1.0)
     first = running.infos["tiny"]["pid"]
-    eventually(lambda: running.infos["tiny"]["pid"] != first)
+    until(lambda: running.infos["tiny"]["pid"] != first, "another one runs", 20)
     assert "tiny was killed by SIGALRM" in caplog.text
 
 
-def test_child_that_ends_by_itself_comes_back(
-    tiny: Tiny, supervise: Supervise, eventually: Eventually
-) -> None:
+def test_child_that_ends_by_itself_comes_back(tiny: Tiny, supervise: Supervise) -> None:
     running = supervise(StartGroup([tiny(act="brief")], 10.0))
-    eventually(lambda: running.supervisor.restarts >= 2)
+    until(lambda: running.supervisor.restarts >= 2, "two restarts", 20)
 
 
 def test_crash_loop_is_named(
     tiny: Tiny,
     supervise: Supervise,
-    eventually: Eventually,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -186,7 +182,7 @@ def test_crash_loop_is_named(
     monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
     running = supervise(StartGroup([tiny(act="once", marks=tmp_path / "marks")], 10.0))
     os.kill(running.infos["tiny"]["pid"], signal.SIGKILL)
-    eventually(lambda: "crash loop: 5 failures in a row" in caplog.text)
+    until(lambda: "crash loop: 5 failures in a row" in caplog.text, "it says so", 20)
     assert "the second start is refused" in caplog.text
 
 
