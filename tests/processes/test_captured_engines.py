@@ -11,8 +11,7 @@ from items import Items
 from oracle import Oracle
 from sameness import assert_same
 
-from xgr_runtime.child import Child, Program
-from xgr_runtime.config import to_argv
+from xgr_runtime.child import Program
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 WIDTH = 6
@@ -21,16 +20,12 @@ WIDTH = 6
 class CapturedCluster(Cluster):
     """Its workers have the engines of a GPU."""
 
-    def _spawn(self, module: str, config: Any, name: str = "") -> Child:
+    def _program(self, name: str, module: str, argv: list[str]) -> Program:
         if module == "router":
-            return super()._spawn(module, config, name)
-        argv = [module.removesuffix("_worker"), *to_argv(config)]
+            return super()._program(name, module, argv)
         paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]  # ours may not be installed
         environ = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
-        child = Child(Program(name or config.name, "captured_workers", argv, environ))
-        child.start()
-        self.children[child.name] = child
-        return child
+        return Program(name, "captured_workers", [module.removesuffix("_worker"), *argv], environ)
 
 
 @pytest.mark.timeout(600)

@@ -54,15 +54,15 @@ class KeyedCluster(Cluster):
                 self.addresses[name] = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         return self.addresses[name]
 
-    def _spawn(self, name: str, program: str, kind: Any, own: Mapping[str, Any]) -> Child:
+    def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:
         more: dict[str, Any] = {
             "curve_key": str(self.keys / f"{name}.key"),
             "curve_allow": str(self.keys / "allow"),
         }
-        if program == "router":
+        if module == "router":
             more["prefill"] = [f"{self._address('prefill-0')}#prefill-0"]
             more["decode"] = [f"{self._address('decode-0')}#decode-0"]
-        return super()._spawn(name, program, kind, dict(own) | more)
+        return super()._spawn(name, module, kind, dict(own) | more)
 
 
 @pytest.fixture

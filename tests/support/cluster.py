@@ -169,17 +169,19 @@ class Cluster(AbstractContextManager["Cluster"]):
     def _note(self, name: str, end: float) -> None:
         self.incarnations[self.children[name].wait_ready(end)["incarnation"]] = name
 
-    def _spawn(self, name: str, program: str, kind: Any, own: Mapping[str, Any]) -> Child:
+    def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:
         """A process with its own settings, and those of all that it knows."""
         shared = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
-        argv, environ = to_argv(kind(**(shared | dict(own)))), {}
-        if name in self._faulty:
-            program, argv = "faulty_worker", [program, *argv]
-            environ = {"FAULTS": str(self._faults), "PYTHONPATH": os.pathsep.join(sys.path)}
-        child = Child(Program(name, program, argv, environ))
+        child = Child(self._program(name, module, to_argv(kind(**(shared | dict(own))))))
         child.start()
         self.children[name] = child
         return child
+
+    def _program(self, name: str, module: str, argv: list[str]) -> Program:
+        if name not in self._faulty:
+            return Program(name, module, argv)
+        environ = {"FAULTS": str(self._faults), "PYTHONPATH": os.pathsep.join(sys.path)}
+        return Program(name, "faulty_worker", [module, *argv], environ)
 
     def _address(self, name: str) -> str:
         return f"ipc://{self.folder / name}"
