@@ -4,8 +4,10 @@ numba's cache notices a change in the file of a kernel only, not in those it cal
 delete the caches (`__pycache__/*.nb*`).
 """
 
+import ctypes
 import logging
 import os
+import platform
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -24,6 +26,10 @@ Scalar = Any  # a number whose width numba infers: np.float32, np.float64 or np.
 Array = np.ndarray
 Build = Any  # numba's and llvmlite's own objects, while an instruction is built
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT = 1 << 30
+_OWN_MAPPING = 32 << 20  # the most that glibc takes
+
 F = np.float32
 LOW_LOG = F(-126.0)  # 2**-126, the least normal number: nothing beside a largest term of 1
 LOG2_E = F(1.4426950408889634)
@@ -39,6 +45,19 @@ def use_threads(count: int) -> None:
     """
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(count)
+
+
+def keep_freed_memory() -> None:
+    """Let the next tensor have the memory of the last one. Call it once models are loaded.
+
+    glibc gives the kernel what large tensors free, at once or as soon as it lies at the heap's end, and gets
+    it back page by page, each zeroed, in the middle of the next layer. Here it keeps up to `_KEPT` bytes, and
+    maps only what has more than `_OWN_MAPPING` bytes anew. Other C libraries stay as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING)
 
 
 def spread_threads() -> bool:

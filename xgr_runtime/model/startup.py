@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.compiled import use_threads
+from xgr_kernels.compiled import keep_freed_memory, use_threads
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import ModelIdentity
@@ -61,6 +61,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         config.model_backend, folder, dtype, config.sglang_any_version, config.device, place
     )
     use_threads(threads)
+    keep_freed_memory()
     identity = _identity(backend.weights_hash, backend.geometry)
     if memory_of:
         # KV and weights of the same run: those of an earlier one may be gone from a GPU.
