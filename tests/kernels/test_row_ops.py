@@ -36,11 +36,12 @@ def test_norm_and_rotate(N: int, heads: tuple[int, int], D: int, normed: bool) -
     Hq, Hkv = heads
     qkv, angle = draw(N, (Hq + 2 * Hkv) * D), draw(N, D, spread=100)
     norms = (draw(D), draw(D + 1)[:D].contiguous()) if normed else None
-    got = norm_and_rotate(qkv.clone(), heads, angle.cos(), angle.sin(), norms, 1e-6)
+    got = norm_and_rotate(qkv, heads, angle.cos(), angle.sin(), norms, 1e-6)
     want = norm_and_rotate(qkv.clone(), heads, angle.cos(), angle.sin(), norms, 1e-6, "reference")
     assert [x.shape for x in got] == [(N, Hq, D), (N, Hkv, D), (N, Hkv, D)]
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
+        assert ours.is_contiguous() and theirs.is_contiguous()
 
 
 @ROWS

@@ -34,9 +34,9 @@ def norm_and_rotate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values ready for attention, out of one product.
 
-    qkv [N, (Hq + 2 Hkv) * D] holds the heads of all three, and becomes what is returned: views q [N, Hq, D],
-    k and v [N, Hkv, D]. heads is (Hq, Hkv); cos and sin [N, D] belong to the rows' positions; norms are the
-    RMS norms' weights [D] of q and of k, if a model norms its heads. Rotation is of halves, as in Llama.
+    qkv [N, (Hq + 2 Hkv) * D] holds the heads of all three -> q [N, Hq, D], k and v [N, Hkv, D], contiguous,
+    as attention takes them. heads is (Hq, Hkv); cos and sin [N, D] belong to the rows' positions; norms are
+    the RMS norms' weights [D] of q and of k, if a model norms its heads. Rotation is of halves, as in Llama.
     Raises: ValueError for an unknown backend.
     """
     if backend == "cpu":

@@ -31,12 +31,12 @@ def norm_and_rotate(
     """See `api.norm_and_rotate`."""
     Hq, Hkv = heads
     rows = qkv.view(len(qkv), Hq + 2 * Hkv, qkv.shape[1] // (Hq + 2 * Hkv))
+    q, k, v = (torch.empty(len(rows), heads, rows.shape[2]) for heads in (Hq, Hkv, Hkv))
+    out = (q.numpy(), k.numpy(), v.numpy())
     weights = (_NO_WEIGHT, _NO_WEIGHT) if norms is None else tuple(weight.numpy() for weight in norms)
     with one_caller:
-        cpu_kernels.norm_and_rotate(
-            rows.numpy(), Hq, Hq + Hkv, cos.numpy(), sin.numpy(), *weights, np.float32(eps)
-        )
-    return rows[:, :Hq], rows[:, Hq : Hq + Hkv], rows[:, Hq + Hkv :]
+        cpu_kernels.norm_and_rotate(rows.numpy(), cos.numpy(), sin.numpy(), *weights, np.float32(eps), *out)
+    return q, k, v
 
 
 def gated_silu(gate_up: Tensor) -> Tensor:

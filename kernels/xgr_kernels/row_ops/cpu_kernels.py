@@ -23,6 +23,7 @@ def _norm(x: Array, weight: Array, eps: Scalar, out: Array) -> None:
 
 @kernel(fastmath={"contract"})
 def _rotate(x: Array, cos: Array, sin: Array) -> None:
+    """In place."""
     half = x.size // 2
     for i in range(half):
         first, second = x[i], x[half + i]
@@ -50,17 +51,35 @@ def residual_norm(x: Array, delta: Array, weight: Array, eps: Scalar, out: Array
         _norm(row, weight, eps, out[r])
 
 
+@kernel()
+def _heads(source: Array, cos: Array, sin: Array, weight: Array, eps: Scalar, out: Array) -> None:
+    """The heads of one row, normed if there is a weight, and rotated."""
+    for h in range(out.shape[0]):
+        if weight.size:
+            _norm(source[h], weight, eps, out[h])
+        else:
+            out[h] = source[h]
+        _rotate(out[h], cos, sin)
+
+
 @kernel(parallel=True)
 def norm_and_rotate(
-    rows: Array, Hq: int, rotated: int, cos: Array, sin: Array, q_norm: Array, k_norm: Array, eps: Scalar
+    rows: Array,
+    cos: Array,
+    sin: Array,
+    q_norm: Array,
+    k_norm: Array,
+    eps: Scalar,
+    q: Array,
+    k: Array,
+    v: Array,
 ) -> None:
-    """See `api.norm_and_rotate`; rows [N, heads, D], of which the first `rotated` are q's and k's."""
+    """See `api.norm_and_rotate`; rows [N, heads, D], those of q before k's, and v's last."""
+    Hq, Hkv = q.shape[1], k.shape[1]
     for r in prange(rows.shape[0]):
-        for h in range(rotated):
-            head = rows[r, h]
-            if q_norm.size:
-                _norm(head, q_norm if h < Hq else k_norm, eps, head)
-            _rotate(head, cos[r], sin[r])
+        _heads(rows[r, :Hq], cos[r], sin[r], q_norm, eps, q[r])
+        _heads(rows[r, Hq : Hq + Hkv], cos[r], sin[r], k_norm, eps, k[r])
+        v[r] = rows[r, Hq + Hkv :]
 
 
 @kernel(parallel=True)

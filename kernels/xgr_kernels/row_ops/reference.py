@@ -28,7 +28,7 @@ def norm_and_rotate(
         normed = x if weight is None else residual_norm(x, None, weight, eps)
         first, second = normed.chunk(2, dim=-1)
         x.copy_(normed * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1))
-    return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
 
 
 def gated_silu(gate_up: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ def _attend_one(
     v: Array,
     tail_k: Array,
     tail_v: Array,
+    kv: int,
     anc: Array,
     length: int,
     lse2: Scalar,
@@ -45,14 +46,14 @@ def _attend_one(
     scores: Array,
     out: Array,
 ) -> None:
-    """One query head of one row. `out` holds the shared part and becomes the whole; tails are [T, rows, D].
+    """One query head of one row, which reads KV head `kv`. `out` holds the shared part and becomes the whole.
 
     The softmax has base 2; the shared part takes part with its log-sum-exp as one more score.
     """
     scores[length] = _dot(q, k) * scale
     top = max(lse2, scores[length])
     for t in range(length):
-        scores[t] = _dot(q, tail_k[t, anc[t]]) * scale
+        scores[t] = _dot(q, tail_k[t, anc[t], kv]) * scale
         top = max(top, scores[t])
     weight = exp2(lse2 - top)
     total = weight
@@ -61,7 +62,7 @@ def _attend_one(
     for t in range(length):
         weight = exp2(scores[t] - top)
         total += weight
-        _add(out, weight, tail_v[t, anc[t]])
+        _add(out, weight, tail_v[t, anc[t], kv])
     weight = exp2(scores[length] - top)
     total += weight
     _add(out, weight, v)
@@ -97,8 +98,9 @@ def attend(
                 q[r, h],
                 k[r, kv],
                 v[r, kv],
-                tail_k[:, :, kv],
-                tail_v[:, :, kv],
+                tail_k,
+                tail_v,
+                kv,
                 anc[r],
                 length,
                 lse2[r, h],
