@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from xgr_runtime.model.packed_linear import PackedLinear
+
+_PACKED = 256 << 20
+"""Bytes of the largest head that a CPU lays out for its fastest products: the embedding may still need it."""
+
 
 class Head:
     """The last linear layer of a checkpoint; its logits are float32 whatever the layers before it run in.
@@ -16,9 +21,14 @@ class Head:
         weight = weight[:vocab].detach()
         self._weight = weight if weight.is_cuda else weight.float()
         self._bias = None if bias is None else bias[:vocab].detach().float()
+        small = self._weight.is_cpu and 4 * self._weight.numel() <= _PACKED
+        self._packed = PackedLinear([self._weight], [self._bias]) if small else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> [R, vocab] float32."""
+        if self._packed is not None:
+            with torch.inference_mode():
+                return self._packed(hidden.float())
         out = torch.empty(hidden.shape[0], self._weight.shape[0], dtype=torch.float32, device=hidden.device)
         self.logits_into(hidden, out)
         return out
@@ -26,6 +36,9 @@ class Head:
     def logits_into(self, hidden: Tensor, out: Tensor) -> None:
         """hidden [R, hidden] -> out [R, vocab] float32."""
         with torch.inference_mode():
+            if self._packed is not None:
+                out.copy_(self._packed(hidden.float()))
+                return
             if self._weight.dtype == torch.float32:
                 torch.mm(hidden.float(), self._weight.t(), out=out)
             else:
