@@ -1,6 +1,7 @@
 """The decode worker's loop: take requests, step all beams together, answer. KV comes in by `Inbound`."""
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from decode_worker.task import DecodeTask, TaskFactory
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.control import ControlServer, new_incarnation
+from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
 from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
@@ -89,6 +90,7 @@ class DecodeWorker:
         self.worked = (
             False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
         )
+        self.listened = -math.inf  # when we did last
         self.inbox: list[Message] = []  # requests and cancels that came in during a launch
         pages = PagePool(0 if config.memory_of else engine.pool.pages)
         self.cache = PromptCache.bounded(pages, config.page_size, config.cache_bytes, identity.token_bytes)
@@ -195,21 +197,23 @@ class DecodeWorker:
         result = Result(
             task.id, leaves.tobytes(), scores.tobytes(), task.timing(self.clock()), task.cached_tokens
         )
+        self.control.send(task.id.router, result)
         self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1
-        self.control.send(task.id.router, result)
 
     # --- messages ---
 
     def between_layers(self) -> None:
         """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it."""
-        self.listen()
-        self.inbound.receive()
+        if self.clock() - self.listened >= LISTEN_EVERY:
+            self.listen()
+            self.inbound.receive()
 
     def listen(self) -> None:
         """Answer heartbeats and keep the rest for later."""
-        self.inbox.extend(self.control.receive(self.clock()))
+        self.listened = self.clock()
+        self.inbox.extend(self.control.receive(self.listened))
 
     def handle_control(self, now: float) -> None:
         """What routers sent since the last step."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.control import ControlServer, new_incarnation
+from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
 from xgr_runtime.cost_model import CostModel, prompt_work, together
 from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
 from xgr_runtime.errors import (
@@ -53,7 +53,6 @@ from xgr_runtime.transport import Frame, Listener, Poller
 log = logging.getLogger(__name__)
 
 _ELSEWHERE = (Overloaded, WorkerLost)  # errors that a request may not meet on another pair
-_LISTEN_EVERY = 0.005  # seconds, at most, to the end of the next layer of a forward
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
@@ -175,7 +174,7 @@ class PrefillWorker:
             transfer = self.outbound.transfers[turn.prompt.id]
             transfer.layer_ready(layer, turn.end)
             self.outbound.flush(transfer)
-        if self.clock() - self.exchanged >= _LISTEN_EVERY:
+        if self.clock() - self.exchanged >= LISTEN_EVERY:
             self.exchange()
         began, self.layer_began = self.layer_began, self.clock()
         self.timeline.add(FORWARD, f"layer {layer}", began, self.layer_began)

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 ROUTER_SILENT = "the router was silent for too long"
 ROUTER_REPLACED = "the router was started again"
 
+LISTEN_EVERY = 0.005
+"""Seconds for which a worker in a forward, which has all cores, hears nobody; the layer is finished."""
+
 MOST_ROUTERS = 64
 _MOST_SEEN = 1024  # incarnations that are remembered
 

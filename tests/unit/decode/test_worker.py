@@ -1,5 +1,6 @@
 """The decode worker's loop over real sockets, with an engine that only pretends to compute."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
+from xgr_runtime.control import LISTEN_EVERY
 from xgr_runtime.handover import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -103,6 +105,7 @@ def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWo
         while not router.send(Hello(PROTOCOL, 7, "router-0")):
             pass
         outgoing.wait(5)
+        time.sleep(LISTEN_EVERY)  # a layer may well take longer
 
     searching(worker, 0)
     worker.engine.between = beat  # type: ignore[attr-defined]
