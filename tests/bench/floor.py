@@ -52,27 +52,33 @@ class Shape:
         return total
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
+SIZES = (1024, 2048)
+
+
+def matmul_rate(dtype: torch.dtype, sizes: Sequence[int] = SIZES, repeat: int = 9) -> float:
     """Multiply-adds times two per second: the best of torch's large square products, on its threads."""
-    return _best_rate(dtype, lambda a, b: lambda: a @ b)
+    return _best_rate(dtype, lambda a, b: lambda: a @ b, sizes, repeat)
 
 
 @torch.inference_mode()
-def packed_rate() -> float:
+def packed_rate(sizes: Sequence[int] = SIZES, repeat: int = 9) -> float:
     """The same in float32 by the products of our own layers, which torch's own do not reach on every CPU."""
 
     def product(a: Tensor, b: Tensor) -> Callable[[], object]:
         linear = PackedLinear([b])
         return lambda: linear(a)
 
-    return _best_rate(torch.float32, product)
+    return _best_rate(torch.float32, product, sizes, repeat)
 
 
 def _best_rate(
-    dtype: torch.dtype, product: Callable[[Tensor, Tensor], Callable[[], object]], repeat: int = 9
+    dtype: torch.dtype,
+    product: Callable[[Tensor, Tensor], Callable[[], object]],
+    sizes: Sequence[int],
+    repeat: int,
 ) -> float:
     best = 0.0
-    for size in (1024, 2048):
+    for size in sizes:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
         best = max(best, 2 * size**3 / _least_seconds(product(a, b), repeat))
     return best

@@ -6,10 +6,12 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from floor import SIZES, matmul_rate, packed_rate
 from rival_process import NotMeasuredError, RivalProcess
 from same_beams import same_beams, share_in_catalog
 
@@ -18,6 +20,14 @@ from xgr_runtime.catalog import Catalog
 FEW = 3  # requests that a median needs
 PAUSE = 0.4  # seconds; Intel's OpenMP spins for 0.2 before it sleeps
 OURS, HUGGING_FACE, SGLANG, VLLM = "ours", "Hugging Face", "SGLang", "vLLM"
+
+
+def matrix_rates(sizes: Sequence[int] = SIZES, repeat: int = 9) -> dict[str, float]:
+    """FLOP per second in large products, by who computes them."""
+    return {
+        "torch's products": matmul_rate(torch.float32, sizes, repeat),
+        "our layers' products": packed_rate(sizes, repeat),
+    }
 
 
 @dataclass
@@ -57,6 +67,7 @@ class Arena:
     up: dict[str, RivalProcess] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    rates: list[dict[str, float]] = field(default_factory=list)  # of products, after each request of ours
 
     def measure(self, width: int) -> list[Cell]:
         """All rivals at one width."""
@@ -90,7 +101,10 @@ class Arena:
                 (beams,) = answer["beams"]
                 cell.seconds.append(answer["seconds"])
                 cell.overheads += answer["overhead"]
-                ours = beams if name == OURS else ours
+                if name == OURS:
+                    ours = beams
+                    time.sleep(PAUSE)
+                    self.rates.append(matrix_rates((1024,), 3))
                 cell.same_as_ours += ours is not None and same_beams(ours, beams)
                 found.append((cell, beams))
         for cell in cells.values():

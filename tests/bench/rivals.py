@@ -10,7 +10,8 @@ Each runs in a process of its own, which keeps its clock; all are in float32 and
 request at a time they take turns, prompt by prompt, with a pause after each, in which threads that wait for
 more work by spinning give the cores back; then each gets several at a time, one rival after the other. No
 prompt comes twice. The floor is the arithmetic of one of our requests at the rate of large matrix products,
-measured in the same run: torch's, which the rivals use, and our layers'. What was not measured says why.
+torch's, which the rivals use, and our layers': the best of the run, and the median of those that were timed
+after each of our requests, as cores that others share are not always as fast. What was not measured says why.
 Prints tables, and one JSON line last; what rivals print goes to .cache/rivals/
 """
 
@@ -24,10 +25,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 
 import torch
-from floor import Shape, matmul_rate, packed_rate
-from rival_arena import HUGGING_FACE, OURS, SGLANG, VLLM, Arena
+from floor import Shape
+from rival_arena import HUGGING_FACE, OURS, SGLANG, VLLM, Arena, matrix_rates
 from rival_process import NotMeasuredError, RivalProcess
 from rival_table import result, show
 from traffic import make_prompts
@@ -50,14 +52,11 @@ def main() -> None:
     with arena(args, catalog, prompts, cores) as ring:
         rows = [cell for width in args.widths for cell in ring.measure(width)]
     rates = {name: max(rate, before[name]) for name, rate in matrix_rates().items()}
+    if ring.rates:  # ours may be left out
+        rates |= {f"{name} beside our requests": median(r[name] for r in ring.rates) for name in rates}
     flop = {width: floor(args, catalog, width) for width in args.widths}
     show(rows, flop, ring, rates, cores)
     print(json.dumps(result(args, rows, flop, ring, rates)))
-
-
-def matrix_rates() -> dict[str, float]:
-    """FLOP per second in large products, by who computes them."""
-    return {"torch's products": matmul_rate(torch.float32), "our layers' products": packed_rate()}
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from caller import Caller
 from speak import Beams, Prompts, talk, versions
 
-from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
@@ -20,7 +20,7 @@ from xgr_runtime.launch import Deployment
 class Ours:
     """`overhead`: seconds of each request of the last question, without those in the model's forwards."""
 
-    client: XgrClient
+    http: Caller
     overhead: list[float] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -33,10 +33,13 @@ class Ours:
 
     def _ask(self, prompt: list[int], width: int) -> Beams:
         started = time.perf_counter()
-        meta = self.client.generate(input_ids=prompt, beam_width=width).meta_info
+        body = {"input_ids": prompt, "sampling_params": {"beam_width": width}}
+        meta = self.http.post("/generate", body)["meta_info"]
         took = time.perf_counter() - started
-        self.overhead.append(took - meta.timing.prefill - meta.timing.forward)
-        return [(beam.output_ids, beam.meta_info.cumulative_logprob) for beam in meta.beam_results]
+        self.overhead.append(took - meta["timing"]["prefill"] - meta["timing"]["forward"])
+        return [
+            (beam["output_ids"], beam["meta_info"]["cumulative_logprob"]) for beam in meta["beam_results"]
+        ]
 
 
 @contextmanager
@@ -50,8 +53,8 @@ def start(settings: dict[str, Any]) -> Iterator[Ours]:
         port=0,
         log_level="WARNING",
     )
-    with Deployment(config) as deployment, XgrClient(deployment.url, timeout=600.0) as client:
-        yield Ours(client)
+    with Deployment(config) as deployment:
+        yield Ours(Caller(deployment.url))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+from caller import Caller
 from speak import Beams, Prompts, talk, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
@@ -22,7 +22,7 @@ NATIVE = {"max-running-requests": "4096", "max-total-tokens": "65536", "disable-
 
 @dataclass
 class SGLang:
-    http: httpx.Client
+    http: Caller
     depth: int
 
     def facts(self) -> dict[str, Any]:
@@ -35,9 +35,8 @@ class SGLang:
 
     def _ask(self, prompt: list[int], width: int) -> Beams:
         params = {"beam_width": width, "n": width, "max_new_tokens": self.depth, "ignore_eos": True}
-        answer = self.http.post("/generate", json={"input_ids": prompt, "sampling_params": params})
-        answer.raise_for_status()
-        found = answer.json()["meta_info"]["beam_results"]
+        answer = self.http.post("/generate", {"input_ids": prompt, "sampling_params": params})
+        found = answer["meta_info"]["beam_results"]
         if len(found) != width:
             raise RuntimeError(f"{len(found)} beams, {width} were asked for")
         return [(beam["output_ids"], beam["meta_info"]["sequence_score"] * self.depth) for beam in found]
@@ -46,11 +45,8 @@ class SGLang:
 @contextmanager
 def start(settings: dict[str, Any]) -> Iterator[SGLang]:
     model, threads = Path(settings["model"]), settings["threads"]
-    with (
-        StockServer(model, NATIVE, prefill=False, threads=threads) as server,
-        httpx.Client(base_url=server.url, timeout=600.0) as http,
-    ):
-        yield SGLang(http, settings["depth"])
+    with StockServer(model, NATIVE, prefill=False, threads=threads) as server:
+        yield SGLang(Caller(server.url), settings["depth"])
 
 
 if __name__ == "__main__":
