@@ -197,10 +197,10 @@ class DecodeWorker:
         result = Result(
             task.id, leaves.tobytes(), scores.tobytes(), task.timing(self.clock()), task.cached_tokens
         )
-        self.control.send(task.id.router, result)
         self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1
+        self.control.send(task.id.router, result)
 
     # --- messages ---
 

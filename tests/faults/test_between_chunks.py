@@ -72,7 +72,14 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
 ) -> None:
     with (
         Cluster(
-            checkpoint, catalog_source, 2, 1, proxies=True, chunk_bytes=CHUNK_BYTES, cache_bytes=0
+            checkpoint,
+            catalog_source,
+            2,
+            1,
+            proxies=True,
+            chunk_bytes=CHUNK_BYTES,
+            cache_bytes=0,
+            heartbeat=1.0,  # nobody counts as quiet, and is tried elsewhere, before the deadline
         ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
