@@ -19,6 +19,7 @@ from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
 TURN_EVERY = 0.2  # seconds
+FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
 
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
@@ -43,15 +44,23 @@ async def _serve(
         loop.call_soon_threadsafe(stop.set)
 
     lifecycle.on_stop(wake)
+    turning = asyncio.create_task(_take_turns(lifecycle))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(_pair_or_stop(dispatcher, stop), FIRST_HELLOS)
     serving = asyncio.create_task(server.serve(sockets=[http]))
     lifecycle.ready({"port": http.getsockname()[1]})
-    turning = asyncio.create_task(_take_turns(lifecycle))
     await stop.wait()
     await dispatcher.drain()
     server.should_exit = True
     await serving
     await dispatcher.stop()
     turning.cancel()
+
+
+async def _pair_or_stop(dispatcher: Dispatcher, stop: asyncio.Event) -> None:
+    """Until a pair of workers is known: who asks before would be told that there is none, though all live."""
+    while dispatcher.limits() is None and not stop.is_set():
+        await asyncio.sleep(0.005)
 
 
 async def _take_turns(lifecycle: Lifecycle) -> None:

@@ -269,11 +269,12 @@ def test_beams_end_well_when_the_owner_of_their_prompt_dies(
     colocated: Cluster, long_prompts: list[list[int]], undisturbed: list[Answer]
 ) -> None:
     with colocated.client() as client, ThreadPoolExecutor(1) as pool:
+        hangs = colocated.arm("decode-0", "beams")
         answer = pool.submit(ask, client, long_prompts[0])
-        stuck = colocated.hang("decode-0", "beams")
+        until(hangs.exists, "beams are under way")
         until(lambda: not colocated.in_flight("prefill-0"), "the router knows that KV has arrived")
         colocated.kill("prefill-0")
-        stuck.unlink()
+        hangs.unlink()
         assert_identical(answer.result(30), undisturbed[0])
         decode = colocated.children["decode-0"]
         until(lambda: decode.poll() is not None, "it ends as well", 30)

@@ -96,15 +96,12 @@ class Cluster(AbstractContextManager["Cluster"]):
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.pid(name), number)
 
-    def hang(self, name: str, point: str) -> Path:
-        """Wait until a faulty worker's thread hangs at `point`; it goes on when the file is removed."""
+    def arm(self, name: str, point: str) -> Path:
+        """A faulty worker hangs when it next comes to `point`; this file then exists until it may go on."""
         fault = FaultFile(self._faults / name)
         fault.path.with_name(BOLT).touch()
         fault.write(Fault("strike", point=point))
-        struck = fault.path.with_suffix(STRUCK)
-        until(struck.exists, f"{name} comes to {point}")
-        fault.remove()
-        return struck
+        return fault.path.with_suffix(STRUCK)
 
     def in_flight(self, name: str) -> int:
         """Requests that the router has at a worker."""
