@@ -14,6 +14,7 @@ import pytest
 from cluster import Cluster
 from freed import assert_all_freed
 from items import Items
+from kv_proxy import KvProxy
 from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical
@@ -100,6 +101,16 @@ def undisturbed(
         yield [ask(client, prompt) for prompt in long_prompts]
 
 
+def ask_until_held(
+    proxy: KvProxy, client: XgrClient, pool: ThreadPoolExecutor, prompts: list[list[int]]
+) -> list[Future[Answer]]:
+    """All prompts, asked at once, while the second chunk of one waits at `proxy`."""
+    proxy.hold_after(1)
+    answers = [pool.submit(ask, client, prompt) for prompt in prompts]
+    assert proxy.held.wait(30)
+    return answers
+
+
 def assert_all_identical(answers: list[Future[Answer]], undisturbed: list[Answer]) -> None:
     for answer, expected in zip(answers, undisturbed, strict=True):
         assert_identical(answer.result(60), expected)
@@ -133,12 +144,9 @@ def test_a_worker_killed_while_kv_is_pulled(
         before = {name: descriptors(cluster, name) for name in others}
         memory = mapped(cluster, victim)
         assert any(memory & mapped(cluster, name) for name in others), "the memory of one is another's, too"
-        held = cluster.proxies[0]
-        held.hold_after(1)
-        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
-        assert held.held.wait(30)
+        answers = ask_until_held(cluster.proxies[0], client, pool, long_prompts)
         cluster.kill(victim)
-        held.release()
+        cluster.proxies[0].release()
         assert_all_identical(answers, undisturbed)
         assert len(cluster.settled()) == 3
         if victim == "prefill-0":
@@ -174,12 +182,9 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
     ):
-        held = cluster.proxies[0]
-        held.hold_after(1)
-        answers = [pool.submit(ask, client, prompt) for prompt in long_prompts]
-        assert held.held.wait(30)
+        answers = ask_until_held(cluster.proxies[0], client, pool, long_prompts)
         cluster.signal("decode-0", signal.SIGSTOP)
-        held.release()
+        cluster.proxies[0].release()
         until(lambda: load_of(cluster, "prefill-0").counters.get("failed"), "a lease lapsed", 30)
         again = [pool.submit(ask, client, prompt) for prompt in long_prompts]  # into the pages that came free
         time.sleep(LEASE)
