@@ -18,6 +18,7 @@ from same_beams import same_beams, share_in_catalog
 from xgr_runtime.catalog import Catalog
 
 FEW = 3  # requests that a median needs
+IN_A_ROW = 5  # requests before it is the next one's turn
 PAUSE = 0.4  # seconds; Intel's OpenMP spins for 0.2 before it sleeps
 OURS, HUGGING_FACE, SGLANG, VLLM = "ours", "Hugging Face", "SGLang", "vLLM"
 
@@ -67,7 +68,7 @@ class Arena:
     up: dict[str, RivalProcess] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    rates: list[dict[str, float]] = field(default_factory=list)  # of products, after each request of ours
+    rates: list[dict[str, float]] = field(default_factory=list)  # of products, after each turn of ours
 
     def measure(self, width: int) -> list[Cell]:
         """All rivals at one width."""
@@ -87,28 +88,36 @@ class Arena:
                 self._ask(name, cells[name], [next(self.prompts)], 1)
 
     def _take_turns(self, cells: dict[str, Cell], width: int) -> None:
-        """Each prompt to all, until each has answered enough, or has taken its time."""
-        found: list[tuple[Cell, list[Any]]] = []
-        for number in range(self.args.requests):
-            prompt, ours = next(self.prompts), None
+        """So many prompts in a row to each, until each has answered enough, or has taken its time."""
+        found: dict[str, list[Any]] = {name: [] for name in cells}
+        for first in range(0, self.args.requests, IN_A_ROW):
+            prompts = [next(self.prompts) for _ in range(min(IN_A_ROW, self.args.requests - first))]
+            ours: list[Any] = []
             for name in self.up:
-                cell = cells[name]
-                if cell.why or (number >= FEW and sum(cell.seconds) > self.args.seconds):
-                    continue
-                answer = self._ask(name, cell, [prompt], 1)
-                if answer is None:
-                    continue
-                (beams,) = answer["beams"]
-                cell.seconds.append(answer["seconds"])
-                cell.overheads += answer["overhead"]
+                beams = self._row(name, cells[name], prompts)
                 if name == OURS:
                     ours = beams
                     time.sleep(PAUSE)
-                    self.rates.append(matrix_rates((1024,), 3))
-                cell.same_as_ours += ours is not None and same_beams(ours, beams)
-                found.append((cell, beams))
-        for cell in cells.values():
-            cell.in_catalog = share_in_catalog(self.catalog, [b for c, b in found if c is cell])
+                    self.rates.append(matrix_rates((1024,)))
+                cells[name].same_as_ours += sum(map(same_beams, ours, beams))
+                found[name] += beams
+        for name, cell in cells.items():
+            cell.in_catalog = share_in_catalog(self.catalog, found[name])
+
+    def _row(self, name: str, cell: Cell, prompts: list[list[int]]) -> list[Any]:
+        """The beams of the first prompts, of all if there is time for them."""
+        beams = []
+        time.sleep(PAUSE)
+        for prompt in prompts:
+            if len(cell.seconds) >= FEW and sum(cell.seconds) > self.args.seconds:
+                break
+            answer = self._ask(name, cell, [prompt], 1)
+            if answer is None:
+                break
+            cell.seconds.append(answer["seconds"])
+            cell.overheads += answer["overhead"]
+            beams += answer["beams"]
+        return beams
 
     def _together(self, name: str, cell: Cell) -> None:
         """As many batches as fit into the time, one at least."""
@@ -119,6 +128,7 @@ class Arena:
             return
         batches = max(1, min(6, int(self.args.seconds / max(longest, 0.01))))
         prompts = [next(self.prompts) for _ in range(batches * at_a_time)]
+        time.sleep(PAUSE)
         answer = self._ask(name, cell, prompts, at_a_time, together=True)
         if answer:
             cell.per_second = len(prompts) / answer["seconds"]
@@ -129,7 +139,6 @@ class Arena:
         """None, and the reason in the cell, when there is no answer."""
         if cell.why:
             return None
-        time.sleep(PAUSE)
         try:
             return self.up[name].ask(prompts, cell.width, at_a_time, self.args.patience)
         except NotMeasuredError as error:

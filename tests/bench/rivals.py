@@ -7,12 +7,12 @@ Ours is `xgr serve` with its default settings, constrained to the catalog, over 
   SGLang         its stock server's own beams, over HTTP; PYTHON of `deploy/setup --sglang`
   vLLM           `LLM.beam_search` on the CPU; PYTHON of an environment that tests/bench/vllm_env.sh made
 Each runs in a process of its own, which keeps its clock; all are in float32 and may use all cores. One
-request at a time they take turns, prompt by prompt, with a pause after each, in which threads that wait for
-more work by spinning give the cores back; then each gets several at a time, one rival after the other. No
-prompt comes twice. The floor is the arithmetic of one of our requests at the rate of large matrix products,
-torch's, which the rivals use, and our layers': the best of the run, and the median of those that were timed
-after each of our requests, as cores that others share are not always as fast. What was not measured says why.
-Prints tables, and one JSON line last; what rivals print goes to .cache/rivals/
+request at a time they take turns of a few prompts, the same for all, with a pause after each turn, in which
+threads that wait for more work by spinning give the cores back; then each gets several at a time, one rival
+after the other. No prompt comes twice. The floor is the arithmetic of one of our requests at the rate of
+large matrix products, torch's, which the rivals use, and our layers': the best of the run, and the median of
+those that were timed after each of our turns, as cores that others share are not always as fast. What was not
+measured says why. Prints tables, and one JSON line last; what rivals print goes to .cache/rivals/
 """
 
 from __future__ import annotations

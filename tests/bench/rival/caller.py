@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http.client import HTTPConnection
+from select import select
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,8 @@ class Caller:
     def post(self, path: str, body: Any) -> Any:
         """The answer. Raises RuntimeError if it is none."""
         connection = self._idle.pop() if self._idle else HTTPConnection(self._host, timeout=600.0)
+        if connection.sock and select([connection.sock], [], [], 0)[0]:
+            connection.close()  # the server ended it, as it was idle for long; `request` opens it again
         connection.request("POST", path, msgspec.json.encode(body), HEADERS)
         response = connection.getresponse()
         answer = response.read()
