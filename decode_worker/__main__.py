@@ -35,7 +35,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     worker = DecodeWorker(config, engine, catalog, model.identity, limits, keys=keys)
     worker.warm_up()
     if kernels == "cpu":
-        spread_threads()
+        spread_threads(backwards=True)  # prefill workers do it forwards
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)
 

@@ -159,14 +159,14 @@ class PrefillWorker:
             return
         ended = self.clock()
         seconds = ended - started
+        for turn, last in zip(turns, hidden, strict=True):
+            self.finish(turn, last, seconds)
+            tokens = turn.end - turn.start
+            self.timeline.add(REQUEST, "prefill", started, ended, turn.prompt.id, tokens=tokens)
         self.counters["forward_seconds"] += seconds
         tokens = sum(turn.end - turn.start for turn in turns)
         self.timeline.add(FORWARD, "forward", started, ended, prompts=len(turns), tokens=tokens)
         self.costs.observe(together(prompt_work(turn.start, turn.end) for turn in turns), seconds)
-        for turn, last in zip(turns, hidden, strict=True):
-            tokens = turn.end - turn.start
-            self.timeline.add(REQUEST, "prefill", started, ended, turn.prompt.id, tokens=tokens)
-            self.finish(turn, last, seconds)
 
     def layer_ready(self, turns: list[Turn], layer: int) -> None:
         """A layer's KV is in the pages: it may leave."""
@@ -182,16 +182,16 @@ class PrefillWorker:
     def finish(self, turn: Turn, hidden: NDArray[np.float32], seconds: float) -> None:
         """A turn is over. `hidden` [hidden] is that of its last token."""
         prompt = turn.prompt
-        self.scheduler.done(turn)
-        self.counters["prompt_tokens"] += turn.end - turn.start
         prompt.seconds += seconds
-        if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it
-            self.cache.keep(prompt.held, turn.end)
-        if turn.last:
-            self.counters["prompts"] += 1
+        if turn.last:  # first of all, as its decode worker waits for it
             transfer = self.outbound.transfers[prompt.id]
             transfer.prompt_ready(prompt.seconds, hidden.tobytes(), prompt.cached_tokens)
             self.outbound.flush(transfer)
+            self.counters["prompts"] += 1
+        self.scheduler.done(turn)
+        self.counters["prompt_tokens"] += turn.end - turn.start
+        if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it
+            self.cache.keep(prompt.held, turn.end)
 
     def prefill_alone(self, turns: list[Turn]) -> None:
         """Find out whose forward fails: only that request ends."""

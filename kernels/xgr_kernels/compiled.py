@@ -60,17 +60,20 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING)
 
 
-def spread_threads() -> bool:
+def spread_threads(backwards: bool = False) -> bool:
     """Keep every thread that computes on a core of its own, if there are as many as cores; True if so.
+
+    This thread gets the first core, or `backwards` the last one. Two workers on the same cores that hand work
+    to each other should differ in it: the one wakes while the other still runs Python.
 
     Linux wakes a thread where it was woken from, and on few cores looks for no idle one then: two threads
     that wait for each other share a core for a whole forward while another is idle, and it takes twice as
     long. Call it when all else is running: what this thread starts later stays on its core.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = sorted(os.sched_getaffinity(0), reverse=backwards) if hasattr(os, "sched_getaffinity") else []
     if len(cores) < 2 or numba.get_num_threads() != len(cores):
         return False
-    size = cores[-1] // 64 + 1
+    size = max(cores) // 64 + 1
     masks = np.zeros((len(cores), size), np.uint64)
     for mask, core in zip(masks, cores, strict=True):
         mask[core // 64] = 1 << core % 64

@@ -22,7 +22,8 @@ import os, sys, torch
 from xgr_kernels.compiled import spread_threads, use_threads
 use_threads(int(sys.argv[1]))
 torch.randn(500, 500) @ torch.randn(500, 500)  # by the threads of a library
-told = spread_threads()
+told = spread_threads(backwards=len(sys.argv) > 2)
+print(*sorted(os.sched_getaffinity(0)))
 own = [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
 print(told, *sorted(cores[0] for cores in own if len(cores) == 1))
 """
@@ -50,8 +51,10 @@ def two_cores() -> Iterator[list[str]]:
 
 
 def test_as_many_threads_as_cores_get_one_each(two_cores: list[str]) -> None:
-    assert run(SPREAD, "2") == ["True", *two_cores]
+    first, last = two_cores
+    assert run(SPREAD, "2") == [first, "True", first, last]
+    assert run(SPREAD, "2", "backwards") == [last, "True", first, last]
 
 
 def test_fewer_threads_go_where_they_like(two_cores: list[str]) -> None:
-    assert run(SPREAD, "1") == ["False"]
+    assert run(SPREAD, "1") == [*two_cores, "False"]
