@@ -97,6 +97,8 @@ def count_alive(filter: LeafFilter, leaves: int) -> int:
 
 def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, int]:
     """Sorted distinct rows of the items, and how many entries are unknown."""
+    if not len(items):
+        return np.empty(0, np.int32), 0
     rows = catalog.item_rows(items)
     known = rows[rows >= 0]
     return _distinct_sorted(np.sort(known)), len(rows) - len(known)
@@ -104,6 +106,8 @@ def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, in
 
 def _fully_denied(catalog: Catalog, rows: Int32) -> Int32:
     """Leaves all of whose rows are in the distinct `rows`: their number is the leaf's number of items."""
+    if not len(rows):
+        return np.empty(0, np.int32)
     of_rows = catalog.leaf_of_row[rows]
     leaves = _distinct_sorted(of_rows)  # rows are numbered in the order of leaves
     counts = np.diff(np.append(np.searchsorted(of_rows, leaves), len(rows)))
