@@ -46,7 +46,7 @@ class CpuBackend:
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
         with torch.inference_mode():
-            x = self._embedding[tokens]  # [N, H], the residual stream
+            x = self._embedding.index_select(0, tokens)  # [N, H], the residual stream
             cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [N, D]
             delta: Tensor | None = None
             for layer in self._layers:
