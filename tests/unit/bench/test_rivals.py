@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from until import until
 
 from xgr_runtime.catalog import Catalog
 
@@ -112,6 +115,43 @@ def test_a_width_that_fails_leaves_the_others_to_be_measured(rival: Any, catalog
     assert arena.measure(7)[0].in_catalog == pytest.approx(6 / 7)  # the seventh SID is not in the catalog
     assert {cell.why for cell in arena.measure(13)[:2]} == {"ValueError: not this width"}
     assert arena.measure(2)[0].median is not None
+
+
+def test_a_connection_that_the_server_ended_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH / "rival"))
+    from caller import Caller
+
+    class Impatient(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # which keeps a connection
+        timeout = 0.05  # seconds, until the next request
+        opened = ended = 0
+
+        def setup(self) -> None:
+            super().setup()
+            Impatient.opened += 1
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def finish(self) -> None:
+            super().finish()
+            Impatient.ended += 1
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Impatient) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        caller = Caller(f"http://127.0.0.1:{server.server_port}")
+        for number in (1, 2):
+            assert caller.post("/generate", [number]) == [number]
+            until(lambda: Impatient.ended == Impatient.opened, "the server ends the connection")
+        server.shutdown()
+    assert Impatient.opened == 2
 
 
 def test_the_same_beams_are_those_that_differ_by_ties_alone() -> None:

@@ -1,6 +1,7 @@
 """A child and its handle: ready, not ready, stopped, killed, orphaned."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_stop_is_told_once_also_to_latecomers() -> None:
     lifecycle.on_stop(lambda: told.append("late"))
     assert lifecycle.stopping
     assert told == ["early", "late"]
+
+
+def test_a_process_that_is_ready_collects_nothing_of_what_it_has_loaded() -> None:
+    before = gc.get_freeze_count()
+    try:
+        Lifecycle().ready({})
+        assert gc.get_freeze_count() > before + 1000
+    finally:
+        gc.unfreeze()
 
 
 def test_second_sigterm_changes_nothing(start: Start) -> None:
