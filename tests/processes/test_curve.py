@@ -16,6 +16,7 @@ import pytest
 import zmq
 from cluster import Cluster
 from sameness import assert_identical
+from throw import throw
 from until import until
 
 from xgr_runtime.answer import Answer, WorkerStatus
@@ -99,8 +100,8 @@ class Strangers:
             stranger.curve_serverkey = server.encode()
         stranger.connect(address)
         for message in (Hello(PROTOCOL, 66, "stranger"), FlushCache(66, 1)):
-            stranger.send(msgspec.msgpack.encode(message))
-        stranger.send(b"junk")
+            throw(stranger, msgspec.msgpack.encode(message))
+        throw(stranger, b"junk")
         self._sockets.append(stranger)
 
     def answers(self) -> int:

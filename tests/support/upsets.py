@@ -12,6 +12,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 import zmq
 from faulty_worker import Fault, FaultFile
 from fleet import Fleet
+from throw import throw
 
 LONGEST = 5.0  # seconds that a worker is stopped, slow or cut off
 PAUSE = 2.0  # most seconds between two acts
@@ -98,5 +99,5 @@ class Upsets:
                 parts = [
                     self.draw.randbytes(self.draw.randint(0, 2000)) for _ in range(self.draw.randint(1, 3))
                 ]
-                socket.send_multipart(parts)
+                throw(socket, *parts)
             socket.close(linger=200)

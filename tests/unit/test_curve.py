@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import zmq
+from throw import throw
 
 from xgr_runtime.addresses import is_wildcard
 from xgr_runtime.errors import ConfigError
@@ -138,7 +139,7 @@ def test_another_mechanism_stays_outside(listener: Listener[Any], mechanism: str
         if mechanism == "PLAIN":
             stranger.plain_username, stranger.plain_password = b"friend", b"word"
         stranger.connect(listener.address)
-        stranger.send_multipart([b"junk", b"more"])
+        throw(stranger, b"junk", b"more")
         assert untouched(listener)
 
 

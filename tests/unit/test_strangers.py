@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 from played_engine import PlayedEngine
+from throw import throw
 
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
@@ -122,7 +123,7 @@ def intrude(address: str) -> None:
         stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         stranger.connect(address)
         for parts in frames()[: None if kind == zmq.DEALER else 1]:
-            stranger.send_multipart(parts)
+            throw(stranger, *parts)
         stranger.close(linger=2000)
 
 
