@@ -18,18 +18,20 @@ class Head:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, vocab: int) -> None:
         """weight [at least vocab, hidden], bias [at least vocab]: what is beyond `vocab` is padding."""
+        self._vocab = vocab
         weight = weight[:vocab].detach()
-        self._weight = weight if weight.is_cuda else weight.float()
-        self._bias = None if bias is None else bias[:vocab].detach().float()
-        small = self._weight.is_cpu and 4 * self._weight.numel() <= _PACKED
-        self._packed = PackedLinear([self._weight], [self._bias]) if small else None
+        weight = weight if weight.is_cuda else weight.float()
+        bias = None if bias is None else bias[:vocab].detach().float()
+        small = weight.is_cpu and 4 * weight.numel() <= _PACKED
+        self._packed = PackedLinear([weight], [bias]) if small else None
+        self._plain = None if small else (weight, bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> [R, vocab] float32."""
         if self._packed is not None:
             with torch.inference_mode():
                 return self._packed(hidden.float())
-        out = torch.empty(hidden.shape[0], self._weight.shape[0], dtype=torch.float32, device=hidden.device)
+        out = torch.empty(hidden.shape[0], self._vocab, dtype=torch.float32, device=hidden.device)
         self.logits_into(hidden, out)
         return out
 
@@ -39,10 +41,11 @@ class Head:
             if self._packed is not None:
                 out.copy_(self._packed(hidden.float()))
                 return
-            if self._weight.dtype == torch.float32:
-                torch.mm(hidden.float(), self._weight.t(), out=out)
+            assert self._plain is not None
+            weight, bias = self._plain
+            if weight.dtype == torch.float32:
+                torch.mm(hidden.float(), weight.t(), out=out)
             else:
-                hidden = hidden.to(self._weight.dtype)
-                torch.mm(hidden, self._weight.t(), out_dtype=torch.float32, out=out)
-            if self._bias is not None:
-                out.add_(self._bias)
+                torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32, out=out)
+            if bias is not None:
+                out.add_(bias)
