@@ -317,15 +317,16 @@ def test_a_router_that_was_stopped_blames_nobody_else() -> None:
 def test_an_answer_without_end_is_none() -> None:
     """Heartbeats have a deadline as a whole: a server that sends a byte now and then is silent."""
 
-    async def drip() -> AsyncIterator[bytes]:
-        while True:
-            yield b" "
-            await asyncio.sleep(0.05)
+    class Drips:
+        async def __aiter__(self) -> AsyncIterator[bytes]:  # anew for whoever asks again
+            while True:
+                yield b" "
+                await asyncio.sleep(0.05)
 
     async def body() -> None:
-        async with served() as (server, link, told):
+        async with served(heartbeat=0.2) as (server, link, told):
             await until(lambda: link.alive)
-            server.info = StreamingResponse(drip())
+            server.info = StreamingResponse(Drips())
             await until(lambda: told.losses)
             assert told.losses == [(33, "no answer for 1 s")]
 
