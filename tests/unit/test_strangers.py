@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import zmq
 from played_engine import PlayedEngine
-from throw import throw
 
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
@@ -123,7 +122,7 @@ def intrude(address: str) -> None:
         stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         stranger.connect(address)
         for parts in frames()[: None if kind == zmq.DEALER else 1]:
-            throw(stranger, *parts)
+            stranger.send_multipart(parts)
         stranger.close(linger=2000)
 
 
