@@ -61,7 +61,7 @@ def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
         assert lost.value.param == victim.split("-")[0], "the error names the stage"
         with pytest.raises(NoWorkers):
             ask(client, prompts[0])
-        assert time.monotonic() - killed < 15, "nobody waits for the 30 s deadline"
+        assert time.monotonic() - killed < 5, "nobody waits for the 30 s deadline"
         proxy.release()
         assert not client.ready()
         assert len(cluster.settled()) == 1

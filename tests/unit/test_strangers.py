@@ -122,7 +122,7 @@ def intrude(address: str) -> None:
         stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         stranger.connect(address)
         for parts in frames()[: None if kind == zmq.DEALER else 1]:
-            stranger.send_multipart(parts)
+            stranger.send_multipart(parts)  # waits, unlike `throw`: they are counted
         stranger.close(linger=2000)
 
 
