@@ -13,8 +13,9 @@ from starlette.responses import Response
 
 from router.http.generate import checked_rid
 from router.http.inbound import Bodies, while_connected
-from router.http.intake import UNLIMITED, Intake
+from router.http.intake import Intake
 from router.http.problems import decode, from_query
+from router.http.prompts import UNLIMITED
 from router.http.schema import AbortRequest, TraceQuery
 from router.job import Dispatch, WorkerState
 from router.probe import Probe

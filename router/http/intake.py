@@ -8,14 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from router.http.schema import MOST_PRIORITY, Filters, GenerateRequest, SamplingParams, refuse_sampling
+from router.http.prompts import UNLIMITED, TextPrompts, check_length, shorten
+from router.http.schema import (
+    MOST_PRIORITY,
+    MOST_TIMEOUT,
+    Filters,
+    GenerateRequest,
+    SamplingParams,
+    refuse_sampling,
+)
 from router.http.settings import HttpSettings
 from router.job import Job
 from xgr_runtime.catalog import Catalog, FilterSpec, resolve_items
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.messages import Limits
 
-UNLIMITED = (1 << 31) - 1
 _ONE_OF = "send exactly one of input_ids, history and text"
 
 
@@ -40,10 +47,9 @@ class Intake:
 
     def __init__(self, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings) -> None:
         self.catalog = catalog
-        self.tokenizer = tokenizer
+        self.texts = TextPrompts(tokenizer)
         self.settings = settings
         self.vocab_size = settings.vocab_size or tokenizer.get_vocab_size()
-        self.unknown_token = unknown_token(tokenizer)
 
     def ticket(self, body: GenerateRequest, rid: str, arrival: float, limits: Limits | None) -> Ticket:
         """The job of `body`, which arrived at `arrival` (monotonic). Raises `BadRequest` naming the field."""
@@ -52,7 +58,6 @@ class Intake:
         width, results = self.widths(params, limits)
         prompt = self.prompt(body, limits)
         wanted = self.filter(body)
-        timeout = (body.timeout_ms or self.settings.timeout_ms) / 1000
         job = Job(
             rid=rid,
             tokens=prompt.tokens,
@@ -62,7 +67,7 @@ class Intake:
             catalog=self.catalog.version,
             allow=wanted.allow_leaves,
             deny=wanted.deny_leaves,
-            deadline=arrival + timeout,
+            deadline=arrival + self.seconds(body.timeout_ms),
             priority=body.priority or 0,
         )
         return Ticket(job, wanted, prompt.dropped_items, body.stream)
@@ -74,6 +79,12 @@ class Intake:
         prompt = np.array(tokens, np.int32)
         version = self.catalog.version
         return Job(rid, prompt, 1, 1, "vocab", version, None, none, deadline, MOST_PRIORITY, probe=True)
+
+    def seconds(self, timeout_ms: object) -> float:
+        """That a request has; the default too where the field is absent or not decoded yet and wrong."""
+        if isinstance(timeout_ms, int) and 1 <= timeout_ms <= MOST_TIMEOUT:
+            return timeout_ms / 1000
+        return self.settings.timeout_ms / 1000
 
     def max_beam_width(self, limits: Limits | None) -> int:
         """What the deployment allows and its workers can do."""
@@ -114,12 +125,12 @@ class Intake:
         if body.history is not None:
             prompt = self._from_history(item_ids(body.history), most)
         elif body.text is not None:
-            prompt = _Prompt(np.array(self._encode(body.text, most), np.int32))
+            return _Prompt(self.texts.tokens(body.text, most))
         else:
             ids = cast("list[int]", body.input_ids)
-            self._check_length(len(ids), given[0], most)
+            check_length(len(ids), given[0], most)
             return _Prompt(self._checked(ids))
-        self._check_length(len(prompt.tokens), given[0], most)
+        check_length(len(prompt.tokens), given[0], most)
         return prompt
 
     def filter(self, body: GenerateRequest) -> FilterSpec:
@@ -152,27 +163,6 @@ class Intake:
             raise BadRequest(str(error), "history") from None
         return _Prompt(np.array(tokens, np.int32), dropped)
 
-    def _encode(self, text: str, most: int) -> list[int]:
-        """Token ids of `text`, as the tokenizer makes them; checked before they become Python's."""
-        if not text:
-            raise BadRequest("text is empty: send at least one token", "text")
-        (encoding,) = self.tokenizer.encode_batch([text])  # unlike `encode` it lets other threads run
-        self._check_length(len(encoding), "text", most)
-        if self.unknown_token is not None and self.unknown_token[0] in encoding.ids:
-            self._refuse_unknown(text, encoding.ids, encoding.offsets, *self.unknown_token)
-        return list(encoding.ids)
-
-    def _refuse_unknown(
-        self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], unknown: int, spelling: str
-    ) -> None:
-        for token, (first, last) in zip(ids, offsets, strict=True):
-            if token == unknown and text[first:last] != spelling:
-                raise BadRequest(
-                    f"text holds {shorten(text[first:last])} at character {first}, "
-                    "which the tokenizer does not know: correct it",
-                    "text",
-                )
-
     def _checked(self, ids: list[int]) -> NDArray[np.int32]:
         tokens = np.array(ids, np.int32)
         wrong = np.flatnonzero(tokens >= self.vocab_size)
@@ -185,29 +175,7 @@ class Intake:
             )
         return tokens
 
-    def _check_length(self, count: int, name: str, most: int) -> None:
-        if not count:
-            raise BadRequest(f"{name} gives an empty prompt: it needs at least one token", name)
-        if count > most:
-            raise BadRequest(
-                f"{name} gives a prompt of {count} tokens, the limit is {most}: shorten it (the limit "
-                "comes from the model's positions, --kv-bytes and --max-prompt-tokens)",
-                name,
-            )
-
 
 def item_ids(items: Sequence[int | str]) -> list[str]:
     """Item ids as text, the form in which the catalog knows them."""
     return [item if type(item) is str else str(item) for item in items]
-
-
-def shorten(text: str) -> str:
-    """`text` quoted, at most about 80 characters of it."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
-
-
-def unknown_token(tokenizer: Tokenizer) -> tuple[int, str] | None:
-    """Id and spelling of the token that stands for whatever the tokenizer does not know."""
-    spelling = getattr(tokenizer.model, "unk_token", None)
-    token = tokenizer.token_to_id(spelling) if spelling else None
-    return None if token is None or spelling is None else (token, spelling)
