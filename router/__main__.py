@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,20 +14,32 @@ from tokenizers import Tokenizer
 
 from router.dispatch import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
+from router.memory import keep_large_apart
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
 TURN_EVERY = 0.2  # seconds
+SWITCH_EVERY = 0.0005  # seconds that a thread keeps the interpreter while another waits for it
 FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
 
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
+    share_the_interpreter()
     catalog = load_catalog(config.catalog, config.model_path)
     tokenizer = _tokenizer(Path(config.model_path))
     with _listen(config.host, config.port) as http:
         asyncio.run(_serve(config, lifecycle, catalog, tokenizer, http))
+
+
+def share_the_interpreter() -> None:
+    """Let the event loop have its turn soon while threads work out long bodies."""
+    keep_large_apart()
+    sys.setswitchinterval(SWITCH_EVERY)
+    os.environ["TOKENIZERS_PARALLELISM"] = (
+        "false"  # its threads would be shared, and a short text wait for a long one
+    )
 
 
 async def _serve(

@@ -98,6 +98,7 @@ class Edge:
             problem = InternalError("")
         if visit.status:  # the answer has begun; the server closes the connection on an unfinished one
             raise problem
+        problem.__traceback__ = None  # its frames hold the body, and themselves through what they waited for
         response = error_response(problem, visit.request_id, self.settings.retry_after)
         await response(scope, receive, noting_status)
 

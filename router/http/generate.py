@@ -1,8 +1,7 @@
 """POST /generate: one request in, its ranked items out, as JSON or as one server-sent event."""
 
-import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -12,14 +11,18 @@ from router.http.answers import Composer
 from router.http.edge import Visit, visit_of
 from router.http.inbound import Bodies, while_connected
 from router.http.intake import Intake, Ticket
-from router.http.problems import decode
+from router.http.long_body import decode_long, outline
+from router.http.problems import Body, decode
+from router.http.readers import Readers
 from router.http.schema import GenerateRequest
 from router.job import Dispatch, Outcome
-from xgr_runtime.errors import BadRequest, Draining
+from xgr_runtime.errors import BadRequest, Draining, NoWorkers
 from xgr_runtime.timeline import REQUEST
 
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
-LONG_BODIES = 2  # at once
+LONG_TEXT = 2048  # characters, the same: a tokenizer takes about a millisecond for them
+READERS = 2
+GIANT_BODY = 1 << 20  # bytes
 
 _DECODER = msgspec.json.Decoder(GenerateRequest)
 _ENCODER = msgspec.json.Encoder()
@@ -33,26 +36,47 @@ class Generate:
         self.intake = intake
         self.composer = composer
         self.bodies = bodies
-        self._readers = ThreadPoolExecutor(LONG_BODIES, "intake")
+        self._readers = Readers(READERS)
+        self._outliner = Readers(1)  # of its own: who waits for a reader must know the deadline
+        self._giant_reader = Readers(
+            1
+        )  # one at a time: the memory of their lists, and they hold up no others
 
     async def __call__(self, request: Request) -> Response:
         visit = visit_of(request)
         if self.dispatch.draining:
             raise Draining("the deployment is stopping and takes no new requests")
         async with self.bodies.read(request) as body:
-            if len(body) > LONG_BODY:
-                loop = asyncio.get_running_loop()
-                ticket = await loop.run_in_executor(self._readers, self.understand, visit, body)
-            else:
-                ticket = self.understand(visit, body)
+            ticket = await self._understand(request, visit, body)
         note_job(visit, ticket)
         self.dispatch.timeline.add(REQUEST, "intake", visit.arrival, rid=visit.rid)
         outcome = await while_connected(request, self.dispatch.generate(ticket.job), ticket.job.deadline)
         return self.respond(visit, ticket, outcome)
 
-    def understand(self, visit: Visit, body: bytes) -> Ticket:
-        """The job that `body` asks for. Raises `BadRequest` naming the field."""
-        wanted = decode(_DECODER, body)
+    async def _understand(self, request: Request, visit: Visit, body: Body) -> Ticket:
+        """The job of `body`. Raises `BadRequest`, `DeadlineExceeded`, `NoWorkers`, `ClientGone`."""
+        if len(body) <= LONG_BODY:
+            wanted = decode(_DECODER, body)
+            if len(wanted.text or "") <= LONG_TEXT:
+                return self._ticket(visit, wanted)
+            due = visit.arrival + self.intake.seconds(wanted.timeout_ms)
+            work = partial(self._ticket, visit, wanted)
+        else:
+            latest = visit.arrival + self.intake.seconds(None)
+            reading = self._outliner.run(partial(outline, body), visit.arrival)
+            found = await while_connected(request, reading, latest, grace=0)
+            due = visit.arrival + self.intake.seconds(found.timeout_ms)
+            work = partial(self._ticket_of_long, visit, body)
+        if self.dispatch.limits() is None:  # nobody knows how long is too long
+            raise NoWorkers("no compatible pair of workers is ready: see /workers")
+        readers = self._readers if len(body) <= GIANT_BODY else self._giant_reader
+        return await while_connected(request, readers.run(work, due), due, grace=0)
+
+    def _ticket_of_long(self, visit: Visit, body: Body) -> Ticket:
+        most = self.intake.max_prompt_tokens(self.dispatch.limits())
+        return self._ticket(visit, decode_long(body, most))
+
+    def _ticket(self, visit: Visit, wanted: GenerateRequest) -> Ticket:
         visit.rid = checked_rid(wanted.rid) or visit.id
         return self.intake.ticket(wanted, visit.rid, visit.arrival, self.dispatch.limits())
 

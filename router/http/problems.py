@@ -13,13 +13,14 @@ from xgr_runtime.errors import BadRequest, InternalError, RequestError
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
+Body = bytes | bytearray
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _INDEX = re.compile(r"\[[^\]]*\]")  # the message says which entry, `param` only which field
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode(decoder: msgspec.json.Decoder[T], body: Body) -> T:
     """The body as `decoder`'s type. Raises `BadRequest` naming the field."""
     try:
         return decoder.decode(body)

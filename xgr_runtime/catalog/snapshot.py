@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Int32 = NDArray[np.int32]
 
+_PIECE = 1 << 14  # ids that are looked up together: their text and the places of its bytes take room
+
 
 class Catalog:
     """An immutable snapshot. Leaves and rows are numbers; item ids are text.
@@ -129,7 +131,9 @@ class Catalog:
 
     def item_rows(self, item_ids: Sequence[str | int]) -> Int32:
         """Row of each id, int32 [N], -1 for ids that the catalog does not hold."""
-        return find_rows(self._index, self._ids, encode_ids(item_ids))
+        pieces = [item_ids[first : first + _PIECE] for first in range(0, len(item_ids), _PIECE)]
+        rows = [find_rows(self._index, self._ids, encode_ids(piece)) for piece in pieces]
+        return np.concatenate([np.empty(0, np.int32), *rows])
 
     def leaves_of_items(self, item_ids: Sequence[str | int]) -> Int32:
         """Leaf of each id, int32 [N], -1 for ids that the catalog does not hold."""

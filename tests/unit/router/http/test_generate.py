@@ -119,7 +119,7 @@ def test_text_goes_through_the_tokenizer(server: Server, dispatch: FakeDispatch)
 
 def test_long_text_is_tokenized_off_the_loop(server: Server, dispatch: FakeDispatch) -> None:
     server.set(max_body_bytes=1 << 20, max_prompt_tokens=None)
-    dispatch.pair = None
+    dispatch.pair = Limits(max_prompt_tokens=20_000)
     assert server.generate(text="<a_0>" * 10_000).status_code == 200
     assert len(dispatch.jobs[0].tokens) == 10_001
 

@@ -1,0 +1,188 @@
+"""A long body, decoded a piece at a time: what a decoder does at once, it does while nobody else can run.
+
+First an outline, which only finds where the long fields lie: it tells the deadline, and whether the rest is
+short. Then the long lists, counted before anything is made of them, in pieces between which others run.
+"""
+
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from router.http.problems import Body, decode, field_error
+from router.http.prompts import check_length
+from router.http.schema import (
+    MOST_FILTERED,
+    MOST_HISTORY,
+    Filters,
+    GenerateRequest,
+    ItemId,
+    TokenId,
+)
+from xgr_runtime.errors import BadRequest
+
+E = TypeVar("E")
+
+MOST_REST = 1 << 16  # bytes of a body besides its long fields
+PIECE = 4096  # entries of a list that are decoded at once, in about a millisecond
+_COMMA, _QUOTE = b',"'
+_ABSENT = msgspec.Raw(b"null")
+
+
+class Outline(msgspec.Struct, frozen=True):
+    """The fields that may be long, undecoded, and the deadline."""
+
+    input_ids: msgspec.Raw = _ABSENT
+    history: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+    filters: msgspec.Raw = _ABSENT
+    timeout_ms: Any = None
+
+
+class _Shell(GenerateRequest, frozen=True, forbid_unknown_fields=True):
+    """A request whose long lists are undecoded."""
+
+    input_ids: msgspec.Raw = _ABSENT  # type: ignore[assignment]
+    history: msgspec.Raw = _ABSENT  # type: ignore[assignment]
+    filters: msgspec.Raw = _ABSENT  # type: ignore[assignment]
+
+
+class _FilterShell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Filters whose lists are undecoded."""
+
+    allow: msgspec.Raw = _ABSENT
+    deny: msgspec.Raw = _ABSENT
+    exclude_history: bool = False
+
+
+_OUTLINE = msgspec.json.Decoder(Outline)
+_SHELL = msgspec.json.Decoder(_Shell)
+_FILTERS = msgspec.json.Decoder(_FilterShell | None)
+_ITEMS = msgspec.json.Decoder(list[ItemId] | None)
+_TOKENS = msgspec.json.Decoder(list[TokenId] | None)
+
+
+def outline(body: Body) -> Outline:
+    """What a long body consists of. Raises `BadRequest` where it is no JSON, or long where it need not be."""
+    found = decode(_OUTLINE, body)
+    long_fields = (found.input_ids, found.history, found.text, found.filters)
+    rest = len(body) - sum(len(memoryview(raw)) for raw in long_fields)
+    if rest > MOST_REST:
+        raise BadRequest(
+            f"the body has {rest} bytes besides input_ids, history, text and filters, "
+            f"the limit is {MOST_REST}: send less of the rest"
+        )
+    return found
+
+
+def decode_long(body: Body, most_tokens: int) -> GenerateRequest:
+    """The request of a body that has an outline. Raises `BadRequest` naming the field.
+
+    `most_tokens`: that a prompt may have, beyond which no list of token ids is decoded.
+    """
+    shell = decode(_SHELL, body)
+    filters = None
+    if lists := _filters(shell.filters):
+        allow = _items(lists.allow, "filters.allow", MOST_FILTERED)
+        deny = _items(lists.deny, "filters.deny", MOST_FILTERED)
+        filters = Filters(allow, deny, lists.exclude_history)
+    if (tokens := _LongList(shell.input_ids, "input_ids")).count:
+        check_length(tokens.count, "input_ids", most_tokens)
+    given = msgspec.structs.asdict(shell) | {
+        "input_ids": tokens.decode(_TOKENS),
+        "history": _items(shell.history, "history", MOST_HISTORY),
+        "filters": filters,
+    }
+    return GenerateRequest(**given)
+
+
+def _filters(raw: msgspec.Raw) -> _FilterShell | None:
+    try:
+        return _FILTERS.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _named(error, "filters") from None
+
+
+def _items(raw: msgspec.Raw, name: str, most: int) -> list[int | str] | None:
+    entries = _LongList(raw, name)
+    if entries.count > most:
+        raise BadRequest(f"{name}: expected `array` of length <= {most}", name)
+    return entries.decode(_ITEMS)
+
+
+class _LongList:
+    """A JSON value that should be a flat list: where its entries end, then the entries."""
+
+    def __init__(self, raw: msgspec.Raw, name: str) -> None:
+        self._raw = bytes(raw)
+        self._name = name
+        self._is_list = self._raw[:1] == b"["  # what is none is decoded whole, and refused at its first byte
+        self._separators = _separators(self._raw if self._is_list else b"")
+        commas = int(np.count_nonzero(self._separators))
+        self.count = commas + self._is_list  # of entries, where the empty list counts as one
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Where each entry ends: at a comma, the last one at the bracket."""
+        return np.append(np.flatnonzero(self._separators), len(self._raw) - 1)
+
+    def decode(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
+        """The entries, None for null. Raises `BadRequest` naming the wrong one."""
+        if self.count <= PIECE:
+            return self._piece(decoder, 0, self.count) if self.count else self._whole(decoder)
+        entries: list[E] = []
+        for first in range(0, self.count, PIECE):
+            entries += self._piece(decoder, first, min(first + PIECE, self.count))
+        return entries
+
+    def _whole(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
+        try:
+            return decoder.decode(self._raw)
+        except msgspec.ValidationError as error:
+            raise _named(error, self._name) from None
+
+    def _piece(self, decoder: msgspec.json.Decoder[list[E] | None], first: int, last: int) -> list[E]:
+        """Entries [first, last), at most `PIECE`."""
+        try:
+            return decoder.decode(self._between(first, last)) or []
+        except msgspec.DecodeError as error:
+            problem = error
+        for entry in range(first, last):
+            try:
+                decoder.decode(self._between(entry, entry + 1))
+            except msgspec.DecodeError as error:
+                raise self._wrong(entry, error) from None
+        raise problem  # a list is right if each of its entries is
+
+    def _wrong(self, entry: int, error: msgspec.DecodeError) -> BadRequest:
+        if isinstance(error, msgspec.ValidationError):
+            return _named(error, f"{self._name}[{entry}]", inside=False)
+        if self._between(entry, entry + 1)[1:].lstrip()[:1] in (
+            b"[",
+            b"{",
+        ):  # cut off at a comma inside of it
+            return BadRequest(f"{self._name}[{entry}]: expected an id, got a list or object", self._name)
+        return BadRequest(f"the body is not valid JSON: {error}")
+
+    def _between(self, first: int, last: int) -> bytes:
+        """A list of the entries [first, last)."""
+        begin = self._ends[first - 1] if first else 0
+        return b"[" + self._raw[begin + 1 : self._ends[last - 1]] + b"]"
+
+
+def _separators(raw: bytes) -> NDArray[np.bool_]:
+    """Which bytes are commas outside of strings."""
+    if b"\\" in raw:  # an escape is two bytes, of which neither ends a string
+        raw = raw.replace(rb"\\", b"__").replace(rb"\"", b"__")
+    data = np.frombuffer(raw, np.uint8)
+    inside = np.logical_xor.accumulate(data == _QUOTE)
+    commas: NDArray[np.bool_] = (data == _COMMA) & ~inside
+    return commas
+
+
+def _named(error: msgspec.ValidationError, name: str, inside: bool = True) -> BadRequest:
+    """The error of a part that was decoded alone, at its place in the body, or `inside` of that."""
+    what, _, path = str(error).partition(" - at `$")
+    return field_error(f"{what} - at `$.{name}{path if inside and path else '`'}")
