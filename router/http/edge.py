@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.inbound import ClientGone
 from router.http.keys import Keys
-from router.http.problems import error_response
+from router.http.problems import cut, error_response
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
     BadRequest,
@@ -28,7 +28,7 @@ from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")
 
-LOGGED_PATH = 200  # characters
+LOGGED_PATH = SHOWN_PATH = 200  # characters
 _VISIT = "xgr.visit"
 
 
@@ -148,7 +148,7 @@ def printable(path: str) -> str:
 async def http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals, in our error body."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = cut(request.scope["path"], SHOWN_PATH)
     problem: RequestError
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")

@@ -15,9 +15,21 @@ T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 Body = bytes | bytearray
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+MOST_MESSAGE = 4000  # characters of an error's message, whoever wrote it
+SHOWN = 80  # characters of a name that a client sent
+_HEAD, _TAIL = 300, 100  # characters of a decoder's complaint; what lies between is the client's
+
+_PATH = re.compile(r"(?:\.\w+|\[(?:\d+|\.\.\.)\])*")
 _INDEX = re.compile(r"\[[^\]]*\]")  # the message says which entry, `param` only which field
-_FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
+_FIELD_PROBLEMS = {
+    "Object contains unknown field `": "is not a field of this request: remove it",
+    "Object missing required field `": "is missing: it is required",
+}
+_HALF_AT_END = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]{0,5}\Z"
+)  # after which a decoder wants 6 bytes
+_HALF_IN_UTF8 = re.compile(rb"\xed[\xa0-\xbf]")  # no character's bytes begin so
+_HALF = "a string holds a lone surrogate, which is half a character: send both halves or none"
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: Body) -> T:
@@ -27,7 +39,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: Body) -> T:
     except msgspec.ValidationError as error:
         raise field_error(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
+        raise BadRequest(f"the body is not valid JSON: {_complaint(error, body)}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
 
@@ -41,18 +53,40 @@ def from_query(kind: type[S], given: Mapping[str, str]) -> S:
 
 
 def field_error(text: str) -> BadRequest:
-    """`BadRequest` from the text of a msgspec validation error, which ends in the path of the value."""
-    match = _WHERE.match(text)
-    what, path = (match["what"], match["path"] or "") if match else (text, "")
-    path = path.lstrip(".")
-    field = _FIELD.match(what)
-    if field is None:
-        subject = path or "the body"
-        return BadRequest(f"{subject}: {what[:1].lower()}{what[1:]}", _INDEX.sub("", path) or None)
-    param = f"{path}.{field['name']}" if path else field["name"]
-    if "unknown" in what:
-        return BadRequest(f"{param} is not a field of this request: remove it", param)
-    return BadRequest(f"{param} is missing: it is required", param)
+    """`BadRequest` from the text of a msgspec validation error, which ends in the path of the value.
+
+    Names and values in it are the client's, as long as it likes: they are cut before anything reads them.
+    """
+    what, path = _split(cut(text, _HEAD, _TAIL))
+    for start, problem in _FIELD_PROBLEMS.items():
+        if what.startswith(start):
+            name = cut(what.removeprefix(start).removesuffix("`"))
+            param = f"{path}.{name}" if path else name
+            return BadRequest(f"{param} {problem}", param)
+    subject = path or "the body"
+    return BadRequest(f"{subject}: {what[:1].lower()}{what[1:]}", _INDEX.sub("", path) or None)
+
+
+def cut(text: str, head: int = SHOWN, tail: int = 0) -> str:
+    """`text`, or where it is longer than both together its first `head` and last `tail` characters."""
+    return text if len(text) <= head + tail else f"{text[:head]}...{text[len(text) - tail :]}"
+
+
+def _split(text: str) -> tuple[str, str]:
+    """What is wrong, and the path of the value at fault, empty for the whole."""
+    what, mark, path = text.removesuffix("`").rpartition(" - at `$")
+    return (what, path.lstrip(".")) if mark and _PATH.fullmatch(path) else (text, "")
+
+
+def _complaint(error: Exception, body: bytes) -> str:
+    """What the decoder says of the body; it calls half a character many names, depending on what follows."""
+    text = cut(str(error), _HEAD)
+    truncated = "truncated" in text and _HALF_AT_END.search(body, max(len(body) - 12, 0))
+    encoded = "utf-8" in text.lower() and _HALF_IN_UTF8.search(body)
+    if not ("surrogate" in text or truncated or encoded):
+        return text
+    where = text.rpartition(" (byte ")[2].removesuffix(")")
+    return f"{_HALF} (byte {where})" if where.isdecimal() else _HALF
 
 
 def error_response(
@@ -63,7 +97,7 @@ def error_response(
     `retry_after` is in seconds, and said where the error knows of no longer time.
     """
     message = "internal error: see the router's log" if isinstance(error, InternalError) else error.message
-    detail = ErrorDetail(message, error.kind, error.param, error.code)
+    detail = ErrorDetail(cut(message, MOST_MESSAGE), error.kind, error.param, error.code)
     fields = dict(headers or {})
     if error.status == 503:
         fields["retry-after"] = str(max(retry_after, math.ceil(error.retry_after)))

@@ -4,6 +4,7 @@ A field that would change the answer of a sampling server is accepted where it s
 by name.
 """
 
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -23,7 +24,8 @@ MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction o
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
 Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it stays bytes
-Count = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its digits are repeated
+Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Rid = Annotated[
     str,
     Meta(
@@ -45,8 +47,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam_width: Annotated[Count | None, Meta(description="Beams kept per level.")] = None
     n: Annotated[Count | None, Meta(description="Results wanted, at most beam_width.")] = None
     score_mode: ScoreMode = "vocab"
-    max_new_tokens: Annotated[int | None, Meta(description="The catalog's depth, or absent.")] = None
-    min_new_tokens: Annotated[int | None, Meta(description="At most the catalog's depth.")] = None
+    max_new_tokens: Annotated[Whole | None, Meta(description="The catalog's depth, or absent.")] = None
+    min_new_tokens: Annotated[Whole | None, Meta(description="At most the catalog's depth.")] = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -216,11 +218,17 @@ def refuse_sampling(body: GenerateRequest, depth: int) -> None:
 
 def _refuse(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str) -> None:
     for name, accepted in neutral.items():
-        value = getattr(struct, name)
-        if isinstance(value, msgspec.Raw) and len(memoryview(value)) <= NEUTRAL_BYTES:
-            value = msgspec.json.decode(value)
+        value = _read(getattr(struct, name))
         if value is not None and value not in accepted:
             choices = "".join(f" or send {msgspec.json.encode(choice).decode()}" for choice in accepted)
             raise BadRequest(
                 f"{name} is not supported by an exact search: leave it out{choices}", f"{prefix}{name}"
             )
+
+
+def _read(value: object) -> object:
+    """What a short field that nobody read holds; itself if it is longer, or holds what no field could."""
+    if isinstance(value, msgspec.Raw) and len(memoryview(value)) <= NEUTRAL_BYTES:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(value)
+    return value

@@ -85,6 +85,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (sampling(temperature=0.7), "sampling_params.temperature"),
     (sampling(temperature=True), "sampling_params.temperature"),
     (sampling(max_new_tokens=4), "sampling_params.max_new_tokens"),
+    (sampling(max_new_tokens=10**4000), "sampling_params.max_new_tokens"),
+    (sampling(min_new_tokens=-(10**4000)), "sampling_params.min_new_tokens"),
+    (sampling(beam_width=10**4000), "sampling_params.beam_width"),
+    (sampling(n=10**4000), "sampling_params.n"),
     (sampling(min_new_tokens=4), "sampling_params.min_new_tokens"),
     (sampling(top_p=0.9), "sampling_params.top_p"),
     (sampling(top_k=1), "sampling_params.top_k"),
@@ -211,6 +215,44 @@ BODIES = [b"", b"{", b"[1]", b"null", b"NaN", b'{"text": "\xff"}', b'{"text": "\
 def test_body_that_is_no_json_object(server: Server, body: bytes) -> None:
     response = server.send("POST", "/generate", content=body, headers={"content-type": "application/json"})
     check(response, 400, None, "invalid_value")
+
+
+HALVES = {
+    "first half": rb'{"text": "\ud800"}',
+    "first half, then more": rb'{"text": "a\uDBFF and more of it"}',
+    "second half": rb'{"text": "\udc00"}',
+    "wrong way round": rb'{"text": "\udc00\ud800"}',
+    "first half twice": rb'{"text": "\ud800\ud800"}',
+    "as UTF-8": b'{"text": "\xed\xa0\x80"}',
+    "in a name": rb'{"\ud800": 1}',
+    "in a list": rb'{"history": ["1", "\udfff"]}',
+    "in a field of no use": rb'{"input_ids": [1], "extra_key": "\ud800"}',
+    "in an abort": rb'{"rid": "\ud800"}',
+    "at the very end": rb'"\ud800"',
+}
+
+
+@pytest.mark.parametrize("body", HALVES.values(), ids=HALVES)
+def test_half_a_character_is_called_that(server: Server, body: bytes) -> None:
+    path = "/abort_request" if b"rid" in body else "/generate"
+    response = server.send("POST", path, content=body, headers={"content-type": "application/json"})
+    assert "lone surrogate" in check(response, 400, None, "invalid_value")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"text": "', rb'{"text": "\ud83d\ude', b'{"text": "\xff"}', rb'{"text": "\\ud8']
+)
+def test_other_faults_are_not_called_that(server: Server, body: bytes) -> None:
+    response = server.send("POST", "/generate", content=body, headers={"content-type": "application/json"})
+    assert "surrogate" not in check(response, 400, None, "invalid_value")
+
+
+@pytest.mark.parametrize("value", [b"1e999", b'"\xff"', b'"\xed\xa0\x80"', b"[1e999]", b"-1e400"])
+@pytest.mark.parametrize("field", UNREAD)
+def test_what_nobody_can_read_is_refused_unread(server: Server, field: str, value: bytes) -> None:
+    body = b'{"input_ids": [1], "%s": %s}' % (field.encode(), value)
+    response = server.send("POST", "/generate", content=body, headers={"content-type": "application/json"})
+    assert f"{field} is not supported" in check(response, 400, field, "invalid_value")
 
 
 def test_deep_nesting_is_refused(server: Server) -> None:
