@@ -14,15 +14,19 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from router.http.keys import DOOR_PATHS
+from router.http.offers import head_without_offer, new_parser
+from router.http.places import Places
 from router.http.problems import error_response
 from xgr_runtime.errors import BadRequest, HeadTooLarge, Overloaded, RequestError, RequestTimeout
 
 log = logging.getLogger("router.http")
 
-_BODY_HEADERS = {b"content-length", b"transfer-encoding"}
+_PROBES = {path.encode() for path in DOOR_PATHS}
+_CUT_SHORT = "the client stopped sending before its request was whole: send all of it"
 CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
 
 
@@ -34,7 +38,13 @@ class ConnectionLimits:
     head_bytes: int = 32 << 10  # request line and headers; trailers too
     headers: int = 128
     head_seconds: float = 10.0  # from connecting, or a head's first byte, to its last
+    door_seconds: float = 2.0  # the same for connections beyond the limit
+    chunks: int = 256  # of a body, however small; those beyond have
+    chunk_bytes: int = 256  # on average
+    pipelined: int = 64  # requests that wait for the answer to one before them
+    rest_bytes: int = 8 << 20  # that are taken in once a request is answered or refused
     rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
+    gone_seconds: float = 0.5  # that an answer gets once the client sends no more: it reads on, or is gone
     idle_seconds: int = 30  # between requests; longer than common clients keep a connection
     unread_seconds: float = 30.0  # without a byte of the answer being read
 
@@ -43,7 +53,7 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
     """How to serve `app`: nothing that it does not need, and no client beyond `limits`."""
     return uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(BoundedHttp, limits)),
+        http=cast("type[asyncio.Protocol]", partial(BoundedHttp, limits, Places(limits.connections))),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -58,42 +68,43 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
 class BoundedHttp(HttpToolsProtocol):
     """One connection. What it refuses by itself gets our error body, then the connection ends."""
 
-    def __init__(self, limits: ConnectionLimits, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, places: Places, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.limits = limits
+        self.places = places
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._part = "none"  # of a request that is being read: none, head or body
         self._head_size = 0  # bytes
         self._heard = False  # the parser made something of what came last
         self._left = 0  # bytes of it that the head does not account for
         self._unheard = 0  # bytes of which the parser has made nothing yet
-        self._refused = False
+        self._chunked, self._chunks, self._body_size = False, 0, 0  # of the body that is being read
+        self._refused = False  # nothing that comes is looked at any more
+        self._overheard = 0  # bytes that came all the same
+        self._fault: RequestError | None = None  # of the body that is being read
+        self._half_closed = False  # by the client
 
     # --- asyncio's side ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        most = self.limits.connections
-        if len(self.connections) > most:
-            self._answer(Overloaded(f"{most} connections are open, the limit: use fewer, or come back later"))
-            transport.close()
-        else:
-            self._arm("head", self.limits.head_seconds, self._head_is_late)
+        seated = self.places.enter(self)
+        seconds = self.limits.head_seconds if seated else self.limits.door_seconds
+        self._arm("head", seconds, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._overhear(len(data))
             return
         self._unset_keepalive_if_required()
         self._heard, self._left = False, len(data)
         try:
-            self.parser.feed_data(data)
+            self._feed(data)
             if not self._heard:
                 self._unheard += len(data)
             else:
                 self._unheard = self._left if self._part == "head" else 0
             self._check_size(self._unheard)
-        except httptools.HttpParserUpgrade:
-            return  # another protocol was offered, not demanded
         except httptools.HttpParserError as error:
             self._refuse(_reason(error))
         except RequestError as error:
@@ -102,8 +113,19 @@ class BoundedHttp(HttpToolsProtocol):
             if self._part == "head" or (self._part == "none" and not self._heard):
                 self._arm("head", self.limits.head_seconds, self._head_is_late)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more: an answer under way gets a moment, for it may be gone altogether."""
+        cut_short = not self._refused and (self._part != "none" or self._unheard > 0)
+        self._half_closed = True
+        if cut_short:
+            self._refuse(BadRequest(_CUT_SHORT))
+        if self._answering:
+            self._arm("gone", self.limits.gone_seconds, self.transport.close)
+        return self._answering
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.places.leave(self)
         for name in list(self._timers):
             self._disarm(name)
 
@@ -124,26 +146,76 @@ class BoundedHttp(HttpToolsProtocol):
             raise HeadTooLarge(f"the request has more than {self.limits.headers} headers: send fewer")
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and not _BODY_HEADERS.isdisjoint(name for name, _ in self.headers):
-            raise BadRequest("this server reads no body in HTTP/1.1 beside an Upgrade: leave that header out")
-        self._heard, self._part = True, "body"
+        self._heard = True
+        if self.parser.should_upgrade():  # it is read once more, without the offer
+            return
         self._disarm("head")
+        if len(self.pipeline) >= self.limits.pipelined:
+            raise BadRequest(f"{len(self.pipeline)} requests wait on this connection: read answers first")
+        seated = self.places.begin(self)
+        if not seated and not self._is_probe():
+            raise self._crowded()
+        self._overheard = 0
+        self._chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        self._chunks = self._body_size = 0
         super().on_headers_complete()
+        self._part = "body"
+        self.cycle.keep_alive = self.cycle.keep_alive and seated
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > self.limits.chunks + self._body_size // self.limits.chunk_bytes:
+            average = self._body_size // self._chunks
+            raise BadRequest(f"the body comes in {self._chunks} chunks of {average} bytes: send larger ones")
 
     def on_body(self, body: bytes) -> None:
         self._heard = True
+        self._body_size += len(body)
         super().on_body(body)
+        if not self._answering:
+            self._overhear(len(body))
 
     def on_message_complete(self) -> None:
         self._heard, self._part, self._left = True, "none", 0  # what follows counts from the next read on
         self._disarm("rest")
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    # --- the application's side ---
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, self._telling_faults(cycle, app))
+
+    def _telling_faults(self, cycle: RequestResponseCycle, app: Any) -> Any:
+        """`app`, which is told in place of the rest of a body what is wrong with it."""
+
+        async def told(scope: Scope, receive: Receive, send: Send) -> None:
+            async def heard() -> Message:
+                message = await receive()
+                if self._fault is not None and cycle is self.cycle:
+                    raise self._fault
+                return message
+
+            await app(scope, heard, send)
+
+        return told
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._part == "body" and not self._answering:
-            self._arm("rest", self.limits.rest_seconds, self.transport.abort)
+        if not self._answering:
+            self._after_answers()
         self._watch_reader()
+
+    def _after_answers(self) -> None:
+        """A body that goes on is heard to its end, but no chunk by chunk: each costs more than its bytes."""
+        if self._part == "body" and self._chunked:
+            self._refused = True
+        if self._refused or self._half_closed:
+            self._hang_up()
+        elif self._part == "body":
+            self._arm("rest", self.limits.rest_seconds, self.transport.abort)
+        else:
+            self.places.rest(self)
 
     # --- bounds ---
 
@@ -163,9 +235,36 @@ class BoundedHttp(HttpToolsProtocol):
         if size > most:
             raise HeadTooLarge(f"request line and headers take more than {most} bytes: send less of them")
 
+    def _feed(self, data: bytes) -> None:
+        """To the parser, which stops where another protocol is offered: that is passed over."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+                head = head_without_offer(self.parser, self.url, self.headers)
+                self.parser = new_parser(self)
+                self.parser.feed_data(head)
+
+    def _overhear(self, size: int) -> None:
+        self._overheard += size
+        if self._overheard > self.limits.rest_bytes:
+            self.transport.pause_reading()
+
+    def _is_probe(self) -> bool:
+        return self.parser.get_method() in (b"GET", b"HEAD") and self.url.partition(b"?")[0] in _PROBES
+
+    def _crowded(self) -> Overloaded:
+        most = self.limits.connections
+        return Overloaded(f"{most} connections are open, the limit: use fewer, or come back later")
+
     def _head_is_late(self) -> None:
         if self._answering:  # it is in no hurry
             self._arm("head", self.limits.head_seconds, self._head_is_late)
+        elif self.places.at_the_door(self):
+            self._refuse(self._crowded())
         else:
             seconds = self.limits.head_seconds
             self._refuse(RequestTimeout(f"no request arrived whole within {seconds:g} s: send it at once"))
@@ -179,21 +278,48 @@ class BoundedHttp(HttpToolsProtocol):
         elif left:
             self._arm("reader", self.limits.unread_seconds, partial(self._watch_reader, left))
 
-    def _refuse(self, problem: RequestError) -> None:
-        """Answers, then hears a little longer: a connection closed on unread bytes may lose the answer."""
-        self._unset_keepalive_if_required()
-        self._disarm("head")
-        if self._answering or self.transport.is_closing():  # an earlier answer has no end yet, or is the last
+    # --- ends ---
+
+    @property
+    def idle(self) -> bool:
+        return not self.transport.get_write_buffer_size()
+
+    def dismiss(self) -> None:
+        """Answers where a request has begun or could be expected; else it is a connection kept for later."""
+        if self._refused:
             self.transport.abort()
             return
-        self._answer(problem)
-        self.transport.write_eof()
-        self._arm("rest", self.limits.rest_seconds, self.transport.abort)
+        if self._part == "head" or self._unheard or self.cycle is None:
+            self._answer(self._crowded())
+        self.transport.close()
+
+    def _refuse(self, problem: RequestError) -> None:
+        """Looks at nothing more. Requests that came whole keep their answers, a broken one gets `problem`."""
+        self._refused = True
+        self._unset_keepalive_if_required()
+        self._disarm("head")
+        if self.transport.is_closing():  # an earlier answer was the last
+            self.transport.abort()
+        elif not self._answering:
+            if self._part != "body":  # else that request has its answer
+                self._answer(problem)
+            self._hang_up()
+        elif self._part == "body":
+            self._fault = problem
+            self.cycle.message_event.set()
 
     def _answer(self, problem: RequestError) -> None:
         self._refused = True
         log.info("a connection was refused with %d: %s", problem.status, problem)
         self.transport.write(raw_answer(problem))
+
+    def _hang_up(self) -> None:
+        """Then hears a little longer: a connection closed on unread bytes may lose the answer."""
+        if self._half_closed:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.write_eof()
+            self._arm("rest", self.limits.rest_seconds, self.transport.abort)
 
     def _arm(self, name: str, seconds: float, act: Callable[[], None]) -> None:
         """`act` in so many seconds, unless it is due already."""

@@ -9,6 +9,7 @@ from router.http.settings import HttpSettings
 from xgr_runtime.errors import MissingKey, WrongKey
 
 PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
+DOOR_PATHS = PUBLIC_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
 ADMIN_PATHS = frozenset({"/flush_cache", "/trace", "/workers"})
 """Routes that change the deployment, or show what it consists of and what others ask of it."""
 

@@ -2,128 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
+from live_http import JSON, PROBE, SOON, check, parsed, post, read_all, read_many, read_one, serving
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from until import until
 
-from router.http import ConnectionLimits, server_config
-from xgr_runtime import errors
+from router.http.places import DOOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from conftest import FakeDispatch, Server
     from starlette.requests import Request
-    from starlette.types import ASGIApp
 
-SOON = 0.3  # seconds: the bound that a test runs into
-PATIENCE = 20.0  # seconds in which a busy machine gets to anything
 START = b"GET /liveness HTTP/1.1\r\nHost: xgr\r\n"
-PROBE = START + b"\r\n"
-
-
-class Live:
-    """An application behind a port, its event loop in a thread."""
-
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.server = uvicorn.Server(server_config(app, limits))
-        self.thread = threading.Thread(
-            target=lambda: asyncio.run(self.server.serve(sockets=[self.listener])), daemon=True
-        )
-        self.address: tuple[str, int] = self.listener.getsockname()
-
-    @property
-    def connections(self) -> int:
-        return len(self.server.server_state.connections)
-
-    def wait_connections(self, count: int) -> None:
-        until = time.monotonic() + PATIENCE
-        while self.connections != count:
-            assert time.monotonic() < until, f"{self.connections} connections, not {count}"
-            time.sleep(0.01)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=PATIENCE)
-
-    def ask(self, *pieces: bytes, pause: float = 0.0) -> tuple[int, dict[str, str], bytes]:
-        """The one answer to what is sent piece by piece, read until the connection ends."""
-        with self.connect() as client:
-            with suppress(OSError):  # it may have answered and closed already
-                for piece in pieces:
-                    client.sendall(piece)
-                    time.sleep(pause)
-            return parsed(read_all(client))
-
-
-@contextmanager
-def serving(app: ASGIApp, **limits: Any) -> Iterator[Live]:
-    """Afterwards nobody is connected any more."""
-    live = Live(app, ConnectionLimits(**{"rest_seconds": SOON, **limits}))
-    live.thread.start()
-    try:
-        yield live
-        live.wait_connections(0)
-    finally:
-        live.server.should_exit = True
-        live.thread.join(PATIENCE)
-
-
-def read_all(client: socket.socket) -> bytes:
-    """Until the server closes; it must."""
-    parts = []
-    with suppress(ConnectionResetError):
-        while part := client.recv(1 << 16):
-            parts.append(part)
-    return b"".join(parts)
-
-
-def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    return int(status.split(" ")[1]), headers, body[: int(headers["content-length"])]
-
-
-def read_one(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer of a connection that stays open."""
-    answer = b""
-    while b"\r\n\r\n" not in answer or len(answer.partition(b"\r\n\r\n")[2]) < length(answer):
-        part = client.recv(1 << 16)
-        assert part, f"closed after {answer!r}"
-        answer += part
-    return parsed(answer)
-
-
-def length(answer: bytes) -> int:
-    return int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-
-
-def check(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> str:
-    """Asserts the error body of a refusal and returns its message."""
-    got, headers, body = answer
-    assert got == status, body
-    error = json.loads(body)["error"]
-    assert error["code"] == code and error["type"] == errors.BY_CODE[code].kind
-    assert ("retry-after" in headers) == (status == 503)
-    return str(error["message"])
-
-
-def post(body: bytes, length: int) -> bytes:
-    head = "POST /generate HTTP/1.1\r\nHost: xgr\r\nContent-Type: application/json\r\nContent-Length: "
-    return f"{head}{length}\r\n\r\n".encode() + body
-
-
 # --- heads ----------------------------------------------------------------------------------------------
 
 LATE = {
@@ -166,14 +62,7 @@ LARGE = {
 @pytest.mark.parametrize("pieces", LARGE.values(), ids=LARGE)
 def test_a_head_has_a_size(server: Server, dispatch: FakeDispatch, pieces: list[bytes]) -> None:
     with serving(server.app, head_bytes=4096) as live:
-        if pieces[0].startswith(b"POST"):  # its request is under way: there is no place for an answer
-            with live.connect() as client:
-                with suppress(OSError):
-                    for piece in pieces:
-                        client.sendall(piece)
-                assert read_all(client) == b""
-        else:
-            assert "more than 4096 bytes" in check(live.ask(*pieces), 431, "headers_too_large")
+        assert "more than 4096 bytes" in check(live.ask(*pieces), 431, "headers_too_large")
     assert not dispatch.jobs
 
 
@@ -207,17 +96,44 @@ def test_what_is_not_http(server: Server, sent: bytes) -> None:
         check(live.ask(sent), 400, "invalid_value")
 
 
-@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"], ids=repr)
-def test_other_protocols_are_not_spoken(server: Server, protocol: bytes) -> None:
-    """An offer is passed over; a body beside it could not be read, and is refused."""
-    offer = b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n\r\n"
+OFFERS = {
+    "curl": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    "java": b"Upgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIA\r\nConnection: Upgrade, HTTP2-Settings\r\n",
+    "websocket": b"connection: keep-alive, Upgrade\r\nUPGRADE: websocket\r\n",
+    "twice": b"Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+}
+BODY = b'{"input_ids": [1]}'
+HEAD = b"POST /generate HTTP/1.1\r\nHost: xgr\r\nContent-Type: application/json\r\n"
+IN_CHUNKS = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:5], BODY[5:])) + b"0\r\n\r\n"
+FRAMED = {
+    "whole": b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+    "in chunks": b"Transfer-Encoding: chunked\r\n\r\n" + IN_CHUNKS,
+    "asked for first": b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("framed", FRAMED.values(), ids=FRAMED)
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20], ids=lambda size: f"{size}-bytes")
+def test_an_offer_of_another_protocol_is_passed_over(
+    server: Server, dispatch: FakeDispatch, offer: bytes, framed: bytes, piece: int
+) -> None:
+    """Its request is answered, and so are those before and behind it on the connection."""
+    request = HEAD + offer + framed
+    sent = request + PROBE + request + START + offer + b"\r\n" + request
+    with serving(server.app) as live, live.connect() as client:
+        for start in range(0, len(sent), piece):
+            client.sendall(sent[start : start + piece])
+        bodies = read_many(client, 5)
+    assert [b'"items"' in body for body in bodies] == [True, False, True, False, True]
+    assert [job.tokens.tolist() for job in dispatch.jobs] == [[1]] * 3
+
+
+def test_an_offer_beside_a_broken_body_is_still_broken(server: Server) -> None:
+    head = HEAD + OFFERS["curl"] + b"Transfer-Encoding: chunked\r\n\r\n"
     with serving(server.app) as live:
-        with live.connect() as client:
-            for _ in range(2):
-                client.sendall(START + offer)
-                assert read_one(client)[0] == 200
-        answer = live.ask(post(b"", 2).removesuffix(b"\r\n") + offer, b"{}")
-        assert "Upgrade" in check(answer, 400, "invalid_value")
+        check(live.ask(head, b"zz\r\n"), 400, "invalid_value")
+        check(live.ask(b"CONNECT xgr:80 HTTP/1.1\r\nHost: xgr\r\n\r\n"), 400, "invalid_value")
 
 
 # --- bodies ---------------------------------------------------------------------------------------------
@@ -310,17 +226,75 @@ def test_an_answer_may_be_read_slowly() -> None:
 
 
 def test_connections_are_counted(server: Server) -> None:
-    with serving(server.app, connections=3) as live:
+    with serving(server.app, connections=3, door_seconds=SOON) as live:
         with ExitStack() as held:
             first, *_ = [held.enter_context(live.connect()) for _ in range(3)]
             live.wait_connections(3)
-            assert "3 connections are open" in check(live.ask(), 503, "overloaded")
+            assert "3 connections are open" in check(live.ask(), 503, "overloaded"), "it asked for nothing"
             first.sendall(PROBE)
             assert read_one(first)[0] == 200, "who is in stays in"
         live.wait_connections(0)
         with live.connect() as client:
             client.sendall(PROBE)
             assert read_one(client)[0] == 200, "there is room again"
+
+
+IDLE = {
+    "nothing sent": b"",
+    "kept for later": PROBE,
+    "half a head": b"POST /generate HTTP/1.1\r\nHo",
+    "half a second head": PROBE + b"POST /generate HTTP/1.1\r\nHo",
+}
+
+
+@pytest.mark.parametrize("sent", IDLE.values(), ids=IDLE)
+def test_who_waits_gives_way_to_who_asks(server: Server, sent: bytes) -> None:
+    """One at a time, the longest first; and whoever took a place keeps it."""
+    with serving(server.app, connections=3) as live, ExitStack() as held:
+        waiting = [held.enter_context(live.connect()) for _ in range(3)]
+        for client in waiting:
+            client.sendall(sent)
+            assert PROBE not in sent or read_one(client)[0] == 200
+        live.wait_connections(3)
+        asking = [held.enter_context(live.connect()) for _ in range(2)]
+        for client in asking:
+            client.sendall(post(BODY, len(BODY)))
+            assert read_one(client)[0] == 200
+        told = [read_all(client) for client in waiting[:2]]
+        assert [not one or parsed(one)[0] for one in told] == [True if sent == PROBE else 503] * 2
+        rest = b"st: xgr\r\n" + JSON + b"Content-Length: 18\r\n\r\n" + BODY
+        for client in (waiting[2], *asking):
+            client.sendall(rest if client is waiting[2] and sent.endswith(b"Ho") else PROBE)
+            assert read_one(client)[0] == 200
+
+
+AT_WORK = {"half a body": post(b"{", 1000), "a request under way": post(BODY, len(BODY))}
+
+
+@pytest.mark.parametrize("sent", AT_WORK.values(), ids=AT_WORK)
+def test_probes_are_answered_where_all_are_at_work(
+    server: Server, dispatch: FakeDispatch, sent: bytes
+) -> None:
+    dispatch.hang = True
+    with serving(server.app, connections=3) as live, ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(live.connect()).sendall(sent)
+        live.wait_connections(3)
+        (places,) = {connection.places for connection in live.server.server_state.connections}  # type: ignore[union-attr]
+        until(lambda: not places._waiting, "all are at work")
+        for path in (b"/liveness", b"/readiness", b"/health?a=b", b"/metrics"):
+            status, headers, _ = live.ask(PROBE.replace(b"/liveness", path))
+            assert (status, headers["connection"]) == (200, "close")
+        for asked in (post(BODY, len(BODY)), PROBE.replace(b"/liveness", b"/health_generate")):
+            assert "3 connections are open" in check(live.ask(asked), 503, "overloaded")
+
+
+def test_a_crowd_at_the_door_does_not_keep_probes_out(server: Server) -> None:
+    with serving(server.app, connections=2, door_seconds=60.0) as live, ExitStack() as held:
+        for sent in (post(b"{", 1000),) * 2 + (b"",) * 200:
+            held.enter_context(live.connect()).sendall(sent)
+        assert live.ask(PROBE)[0] == 200
+        assert live.connections <= 2 + DOOR + 1
 
 
 def test_slow_clients_slow_nobody_else(server: Server) -> None:
