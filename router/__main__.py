@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from router.dispatch import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.memory import keep_large_apart
+from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
@@ -48,7 +49,8 @@ async def _serve(
     nodes = [len(tokens) for tokens in catalog.tokens]
     dispatcher = Dispatcher(config, catalog.version, nodes)
     dispatcher.start()
-    app = make_app(dispatcher, catalog, tokenizer, _settings(config, catalog.vocab_size))
+    settings = _settings(config, catalog.vocab_size, http.getsockname()[0])
+    app = make_app(dispatcher, catalog, tokenizer, settings)
     server = _Server(server_config(app, ConnectionLimits(connections=config.max_connections)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -115,7 +117,8 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _settings(config: RouterConfig, vocab_size: int) -> HttpSettings:
+def _settings(config: RouterConfig, vocab_size: int, address: str) -> HttpSettings:
+    check_host_names(config.allowed_hosts)
     name = config.served_model_name or Path(config.model_path).resolve().name
     return HttpSettings(
         model_name=name,
@@ -123,6 +126,8 @@ def _settings(config: RouterConfig, vocab_size: int) -> HttpSettings:
         model_info={"model_path": config.model_path},
         api_key=config.api_key or None,
         admin_api_key=config.admin_api_key or None,
+        guarded=is_loopback(address) and not config.api_key,
+        allowed_hosts=config.allowed_hosts,
         timeout_ms=config.timeout_ms,
         max_body_bytes=config.max_body_bytes,
         max_beam_width=config.max_beam_width,

@@ -4,11 +4,13 @@ import ipaddress
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from xgr_runtime.errors import ConfigError
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _HOST = re.compile(r"\*|[A-Za-z0-9.:_-]+")  # any interface, an address, a name
 
 
@@ -69,6 +71,15 @@ def check_url(url: str) -> None:
         raise ConfigError(
             f"{url}: a server's address is http://127.0.0.1:PORT, its KV does not leave this machine"
         )
+
+
+def check_host_names(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for what is no name of a host, as `--allowed-hosts` takes it."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"--allowed-hosts: {name[:80]!r} is no host name: give it without scheme and port"
+            )
 
 
 def is_loopback(host: str) -> bool:

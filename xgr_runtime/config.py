@@ -43,6 +43,12 @@ HIDDEN = "***"
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
 MaxBodyBytes = Annotated[Count, about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
+AllowedHosts = Annotated[
+    list[str],
+    about(
+        "names, besides loopback's, by which a server without key on loopback may be asked, comma-separated"
+    ),
+]
 HedgeAfter = Annotated[
     Annotated[float, Meta(ge=0)],
     about("times the forecast after which another pair is tried beside the first; 0: never"),
@@ -175,6 +181,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
+    allowed_hosts: AllowedHosts = []
     hedge_after: HedgeAfter = 3.0
     breaker_failures: BreakerFailures = 3
     crash_budget: CrashBudget = 2
@@ -221,6 +228,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
+    allowed_hosts: AllowedHosts = []
     hedge_after: HedgeAfter = 3.0
     breaker_failures: BreakerFailures = 3
     crash_budget: CrashBudget = 2

@@ -71,6 +71,12 @@ class WrongKey(RequestError):
     status, code, kind = 403, "wrong_api_key", "permission_error"
 
 
+class ForeignPage(RequestError):
+    """HTTP 403. A loopback server without a key was asked by a web page, or under a name not its own."""
+
+    status, code, kind = 403, "foreign_page", "permission_error"
+
+
 class NotFound(RequestError):
     """HTTP 404. No such route, or no such live request."""
 
@@ -108,7 +114,7 @@ class BodyTooLarge(RequestError):
 
 
 class WrongMediaType(RequestError):
-    """HTTP 415. The body is not declared as JSON."""
+    """HTTP 415. The body is not declared as JSON, or is encoded."""
 
     status, code, kind = 415, "wrong_media_type", "invalid_request_error"
 

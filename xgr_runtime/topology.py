@@ -8,7 +8,7 @@ from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from xgr_runtime.addresses import check_url, is_loopback
+from xgr_runtime.addresses import check_host_names, check_url, is_loopback
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.child import Program
@@ -31,6 +31,7 @@ C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_port(config.host, config.port)
+    check_host_names(config.allowed_hosts)
     layout_of(config)
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:

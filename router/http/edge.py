@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router.http.browsers import Browsers
 from router.http.inbound import ClientGone
 from router.http.keys import Keys
 from router.http.problems import cut, error_response
@@ -59,6 +60,7 @@ class Edge:
         self.app = app
         self.timeline = timeline
         self.settings = settings
+        self.browsers = Browsers(settings)
         self.keys = Keys(settings)
         self.metrics = metrics
 
@@ -83,6 +85,7 @@ class Edge:
             await send(message)
 
         try:
+            self.browsers.check(scope)
             self.keys.authorise(scope)
             await self.app(scope, receive, noting_status)
             return

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive
 
@@ -46,6 +47,7 @@ class Bodies:
         `BodyTooLarge`, `BadRequest`, `RequestTimeout`, `Overloaded`.
         """
         check_media_type(request.headers.get("content-type"))
+        check_encoding(request.headers)
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self.limit:
             raise self._too_large()
@@ -93,6 +95,14 @@ def check_media_type(header: str | None) -> None:
         raise WrongMediaType(
             f"the content type is {header[:80]!r}: send JSON with the header 'Content-Type: application/json'"
         )
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raises `WrongMediaType` for a body that would have to be unpacked."""
+    given = [*headers.getlist("content-encoding"), *headers.getlist("transfer-encoding")]
+    codings = {part.strip().lower() for value in given for part in value.split(",")}
+    if packed := codings - {"", "identity", "chunked"}:
+        raise WrongMediaType(f"the body is encoded as {min(packed)[:80]!r}: send it as it is")
 
 
 async def while_connected(request: Request, work: Awaitable[T], deadline: float, grace: float = GRACE) -> T:

@@ -21,6 +21,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    ForeignPage,
     HeadTooLarge,
     InternalError,
     InvalidLogits,
@@ -71,7 +72,7 @@ class RouteSpec:
         return tuple(dict.fromkeys((*self.errors, *keys, *_CONNECTION, InternalError)))
 
 
-_CONNECTION: Errors = (BadRequest, HeadTooLarge, RequestTimeout, Overloaded)  # before there is a route
+_CONNECTION: Errors = (BadRequest, ForeignPage, HeadTooLarge, RequestTimeout, Overloaded)  # on any route
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
 _WORK: Errors = (
     Cancelled,
@@ -106,7 +107,13 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             AbortRequest,
             (*_BODY, NotFound),
         ),
-        post("/flush_cache", "Drop cached prompts", control.flush_cache, answer.Flushed),
+        post(
+            "/flush_cache",
+            "Drop cached prompts",
+            control.flush_cache,
+            answer.Flushed,
+            errors=(WrongMediaType,),
+        ),
         get("/liveness", "Is the router up?", control.liveness, answer.Status),
         get(
             "/readiness",

@@ -1,6 +1,6 @@
 """What the HTTP edge is told at start-up, parsed and checked by whoever builds it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -13,6 +13,8 @@ class HttpSettings:
     model_info: Mapping[str, object] = field(default_factory=dict)  # JSON values, for /model_info
     api_key: str | None = field(default=None, repr=False)
     admin_api_key: str | None = field(default=None, repr=False)  # None: the same
+    guarded: bool = False  # on loopback without a key: no web page is to reach it
+    allowed_hosts: Sequence[str] = ()  # names of such a server, besides those of loopback
     timeout_ms: int = 30_000
     max_body_bytes: int = 8 << 20
     body_seconds: float = 30.0  # that a body gets to arrive

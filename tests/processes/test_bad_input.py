@@ -209,6 +209,25 @@ def test_client_that_goes_away(
     assert_all_freed(client)
 
 
+# --- web pages -----------------------------------------------------------------------------------------
+
+PAGES = [
+    ("POST", "/flush_cache", {"content-type": "text/plain"}, 415, "wrong_media_type"),
+    ("POST", "/flush_cache", {"origin": "https://evil.example"}, 403, "foreign_page"),
+    ("POST", "/generate", {"origin": "null"}, 403, "foreign_page"),
+    ("GET", "/workers", {"host": "evil.example"}, 403, "foreign_page"),
+    ("GET", "/trace", {"host": "evil.example:80"}, 403, "foreign_page"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "status", "code"), PAGES, ids=str)
+def test_a_web_page_reaches_nothing(
+    deployment: Deployment, method: str, path: str, headers: dict[str, str], status: int, code: str
+) -> None:
+    check(httpx.request(method, deployment.url + path, headers=headers), status, code)
+    assert httpx.post(f"{deployment.url}/flush_cache").status_code == 200
+
+
 # --- clients that are slow ------------------------------------------------------------------------------
 
 
@@ -218,7 +237,7 @@ def test_slow_clients_slow_nobody_else(
     """Half heads and half bodies by dozens; requests between them are answered as if there were none."""
     before = client.generate(input_ids=prompts[0], beam_width=16)
     parts = httpx.URL(deployment.url)
-    head = b"POST /generate HTTP/1.1\r\nHost: xgr\r\nContent-Type: application/json\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with ExitStack() as held:
         for sent in (b"", head, head + b"Content-Length: 1000\r\n\r\n{") * 20:
             slow = held.enter_context(socket.create_connection((parts.host, parts.port), timeout=30))

@@ -283,6 +283,27 @@ def test_media_type(server: Server, media: str | None, status: int) -> None:
         check(response, 415, None, "wrong_media_type")
 
 
+ENCODINGS = [
+    ("identity", 200),
+    ("", 200),
+    ("Identity, identity", 200),
+    ("gzip", 415),
+    ("identity, br", 415),
+    ("x-unknown", 415),
+    ("zstd" * 500, 415),
+]
+
+
+@pytest.mark.parametrize("name", ["content-encoding", "transfer-encoding"])
+@pytest.mark.parametrize(("coding", "status"), ENCODINGS, ids=[f"{coding:.20}" for coding, _ in ENCODINGS])
+def test_a_body_is_sent_as_it_is(server: Server, name: str, coding: str, status: int) -> None:
+    headers = [("content-type", "application/json"), (name, "identity"), (name, coding)]
+    response = server.send("POST", "/generate", content=b'{"input_ids": [1]}', headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        assert "encoded as" in check(response, 415, None, "wrong_media_type")
+
+
 def test_announced_body_too_large(server: Server) -> None:
     check(server.generate(text="x" * 5000), 413, None, "body_too_large")
 
