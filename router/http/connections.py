@@ -8,45 +8,25 @@ import logging
 import math
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from router.http.counting import ConnectionLimits, CountedHttp
 from router.http.keys import DOOR_PATHS
-from router.http.offers import head_without_offer, new_parser
 from router.http.places import Places
 from router.http.problems import error_response
-from xgr_runtime.errors import BadRequest, HeadTooLarge, Overloaded, RequestError, RequestTimeout
+from xgr_runtime.errors import BadRequest, Overloaded, RequestError, RequestTimeout
 
 log = logging.getLogger("router.http")
 
 _PROBES = {path.encode() for path in DOOR_PATHS}
 _CUT_SHORT = "the client stopped sending before its request was whole: send all of it"
 CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """Of every connection, but for the first."""
-
-    connections: int = 1024
-    head_bytes: int = 32 << 10  # request line and headers; trailers too
-    headers: int = 128
-    head_seconds: float = 10.0  # from connecting, or a head's first byte, to its last
-    door_seconds: float = 2.0  # the same for connections beyond the limit
-    chunks: int = 256  # of a body, however small; those beyond have
-    chunk_bytes: int = 256  # on average
-    pipelined: int = 64  # requests that wait for the answer to one before them
-    rest_bytes: int = 8 << 20  # that are taken in once a request is answered or refused
-    rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
-    gone_seconds: float = 0.5  # that an answer gets once the client sends no more: it reads on, or is gone
-    idle_seconds: int = 30  # between requests; longer than common clients keep a connection
-    unread_seconds: float = 30.0  # without a byte of the answer being read
 
 
 def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
@@ -65,20 +45,13 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
     )
 
 
-class BoundedHttp(HttpToolsProtocol):
+class BoundedHttp(CountedHttp):
     """One connection. What it refuses by itself gets our error body, then the connection ends."""
 
     def __init__(self, limits: ConnectionLimits, places: Places, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.limits = limits
+        super().__init__(limits, *args, **kwargs)
         self.places = places
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._part = "none"  # of a request that is being read: none, head or body
-        self._head_size = 0  # bytes
-        self._heard = False  # the parser made something of what came last
-        self._left = 0  # bytes of it that the head does not account for
-        self._unheard = 0  # bytes of which the parser has made nothing yet
-        self._chunked, self._chunks, self._body_size = False, 0, 0  # of the body that is being read
         self._refused = False  # nothing that comes is looked at any more
         self._overheard = 0  # bytes that came all the same
         self._fault: RequestError | None = None  # of the body that is being read
@@ -97,14 +70,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._overhear(len(data))
             return
         self._unset_keepalive_if_required()
-        self._heard, self._left = False, len(data)
         try:
-            self._feed(data)
-            if not self._heard:
-                self._unheard += len(data)
-            else:
-                self._unheard = self._left if self._part == "head" else 0
-            self._check_size(self._unheard)
+            self.parse(data)
         except httptools.HttpParserError as error:
             self._refuse(_reason(error))
         except RequestError as error:
@@ -131,55 +98,21 @@ class BoundedHttp(HttpToolsProtocol):
 
     # --- the parser's side; what these raise ends in `data_received` ---
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._heard, self._part, self._head_size = True, "head", 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._grow(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._grow(len(name) + len(value) + len(": \r\n"))
-        if len(self.headers) > self.limits.headers:
-            raise HeadTooLarge(f"the request has more than {self.limits.headers} headers: send fewer")
-
     def on_headers_complete(self) -> None:
-        self._heard = True
-        if self.parser.should_upgrade():  # it is read once more, without the offer
-            return
-        self._disarm("head")
-        if len(self.pipeline) >= self.limits.pipelined:
-            raise BadRequest(f"{len(self.pipeline)} requests wait on this connection: read answers first")
-        seated = self.places.begin(self)
-        if not seated and not self._is_probe():
-            raise self._crowded()
-        self._overheard = 0
-        self._chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
-        self._chunks = self._body_size = 0
+        offered = self.parser.should_upgrade()
+        seated = offered or self._is_seated()
         super().on_headers_complete()
-        self._part = "body"
-        self.cycle.keep_alive = self.cycle.keep_alive and seated
-
-    def on_chunk_header(self) -> None:
-        self._chunks += 1
-        if self._chunks > self.limits.chunks + self._body_size // self.limits.chunk_bytes:
-            average = self._body_size // self._chunks
-            raise BadRequest(f"the body comes in {self._chunks} chunks of {average} bytes: send larger ones")
+        if not offered:
+            self.cycle.keep_alive = self.cycle.keep_alive and seated
 
     def on_body(self, body: bytes) -> None:
-        self._heard = True
-        self._body_size += len(body)
         super().on_body(body)
         if not self._answering:
             self._overhear(len(body))
 
     def on_message_complete(self) -> None:
-        self._heard, self._part, self._left = True, "none", 0  # what follows counts from the next read on
+        super().on_message_complete()
         self._disarm("rest")
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
 
     # --- the application's side ---
 
@@ -224,29 +157,16 @@ class BoundedHttp(HttpToolsProtocol):
         """Whether the application is at work on a request of this connection."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _grow(self, size: int) -> None:
-        self._heard = True
-        self._head_size += size
-        self._left -= size
-        self._check_size(self._head_size)
-
-    def _check_size(self, size: int) -> None:
-        most = self.limits.head_bytes
-        if size > most:
-            raise HeadTooLarge(f"request line and headers take more than {most} bytes: send less of them")
-
-    def _feed(self, data: bytes) -> None:
-        """To the parser, which stops where another protocol is offered: that is passed over."""
-        rest = memoryview(data)
-        while rest:
-            try:
-                self.parser.feed_data(rest)
-                return
-            except httptools.HttpParserUpgrade as offer:
-                rest = rest[offer.args[0] :]
-                head = head_without_offer(self.parser, self.url, self.headers)
-                self.parser = new_parser(self)
-                self.parser.feed_data(head)
+    def _is_seated(self) -> bool:
+        """Whether the request whose head came has a place. Raises `RequestError` where it may not go on."""
+        self._disarm("head")
+        self._overheard = 0
+        if len(self.pipeline) >= self.limits.pipelined:
+            raise BadRequest(f"{len(self.pipeline)} requests wait on this connection: read answers first")
+        seated = self.places.begin(self)
+        if not seated and not self._is_probe():
+            raise self._crowded()
+        return seated
 
     def _overhear(self, size: int) -> None:
         self._overheard += size
