@@ -42,7 +42,7 @@ def listed(unit: bytes) -> Fill:
 # Values of a size, in bytes: each has met something that took them badly, here or elsewhere.
 VALUES: dict[str, Fill] = {
     "letters": string(b"a"),
-    "path": string(b"[", b"- at `$"),
+    "path": string(b"[", b" - at `$"),  # as a decoder ends its complaint
     "paths": string(b" - at `$"),
     "ticks": string(b"`"),
     "escapes": string(b"\\u0001"),
@@ -168,7 +168,7 @@ def test_a_field_costs_what_it_is_long(meter: Meter, path: str, place: tuple[str
 def test_up_to_the_limit_of_a_body(meter: Meter, name: str) -> None:
     for place in (("",), ("sampling_params", "score_mode")):
         meter.check(
-            [*BODIES, 1 << 20, 1 << 22, LIMIT],
+            [*BODIES, 1 << 20, LIMIT],
             lambda size, at=place: meter.ask("/generate", body(at, value(name, size))),
         )  # type: ignore[misc]
 
