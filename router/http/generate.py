@@ -65,7 +65,7 @@ class Generate:
             latest = visit.arrival + self.intake.seconds(None)
             reading = self._outliner.run(partial(outline, body), visit.arrival)
             found = await while_connected(request, reading, latest, grace=0)
-            due = visit.arrival + self.intake.seconds(found.timeout_ms)
+            due = visit.arrival + self.intake.seconds(found.timeout)
             work = partial(self._ticket_of_long, visit, body)
         if self.dispatch.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from router.http.prompts import UNLIMITED, TextPrompts, check_length, shorten
 from router.http.schema import (
     MOST_PRIORITY,
-    MOST_TIMEOUT,
     Filters,
     GenerateRequest,
     SamplingParams,
@@ -80,11 +79,9 @@ class Intake:
         version = self.catalog.version
         return Job(rid, prompt, 1, 1, "vocab", version, None, none, deadline, MOST_PRIORITY, probe=True)
 
-    def seconds(self, timeout_ms: object) -> float:
-        """That a request has; the default too where the field is absent or not decoded yet and wrong."""
-        if isinstance(timeout_ms, int) and 1 <= timeout_ms <= MOST_TIMEOUT:
-            return timeout_ms / 1000
-        return self.settings.timeout_ms / 1000
+    def seconds(self, timeout_ms: int | None) -> float:
+        """That a request has."""
+        return (timeout_ms or self.settings.timeout_ms) / 1000
 
     def max_beam_width(self, limits: Limits | None) -> int:
         """What the deployment allows and its workers can do."""

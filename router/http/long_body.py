@@ -5,7 +5,7 @@ short. Then the long lists, counted before anything is made of them, in pieces b
 """
 
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from router.http.schema import (
     Filters,
     GenerateRequest,
     ItemId,
+    Timeout,
     TokenId,
 )
 from xgr_runtime.errors import BadRequest
@@ -38,7 +39,15 @@ class Outline(msgspec.Struct, frozen=True):
     history: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
     filters: msgspec.Raw = _ABSENT
-    timeout_ms: Any = None
+    timeout_ms: msgspec.Raw = _ABSENT
+
+    @property
+    def timeout(self) -> int | None:
+        """Milliseconds, None where they are absent or wrong, which decoding will say."""
+        try:
+            return _TIMEOUT.decode(self.timeout_ms)
+        except msgspec.DecodeError:
+            return None
 
 
 class _Shell(GenerateRequest, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +66,7 @@ class _FilterShell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exclude_history: bool = False
 
 
+_TIMEOUT = msgspec.json.Decoder(Timeout | None)
 _OUTLINE = msgspec.json.Decoder(Outline)
 _SHELL = msgspec.json.Decoder(_Shell)
 _FILTERS = msgspec.json.Decoder(_FilterShell | None)

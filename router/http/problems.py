@@ -78,7 +78,7 @@ def _split(text: str) -> tuple[str, str]:
     return (what, path.lstrip(".")) if mark and _PATH.fullmatch(path) else (text, "")
 
 
-def _complaint(error: Exception, body: bytes) -> str:
+def _complaint(error: Exception, body: Body) -> str:
     """What the decoder says of the body; it calls half a character many names, depending on what follows."""
     text = cut(str(error), _HEAD)
     truncated = "truncated" in text and _HALF_AT_END.search(body, max(len(body) - 12, 0))

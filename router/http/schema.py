@@ -16,7 +16,6 @@ from xgr_runtime.messages import ScoreMode
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1
 MOST_PRIORITY = 100
-MOST_TIMEOUT = 3_600_000  # milliseconds
 NEUTRAL_BYTES = 16  # that a neutral value takes at most
 MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
@@ -26,6 +25,7 @@ ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
 Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it stays bytes
 Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its digits are repeated
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
+Timeout = Annotated[int, Meta(ge=1, le=3_600_000)]  # milliseconds
 Rid = Annotated[
     str,
     Meta(
@@ -91,7 +91,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     text: str | None = None
     rid: Rid | None = None
-    timeout_ms: Annotated[int, Meta(ge=1, le=MOST_TIMEOUT)] | None = None
+    timeout_ms: Timeout | None = None
     sampling_params: SamplingParams | None = None
     filters: Filters | None = None
     stream: Annotated[bool, Meta(description="The answer as one server-sent event.")] = False

@@ -14,6 +14,7 @@ import pytest
 
 from router.http.problems import field_error
 from router.http.routes import route_table
+from xgr_runtime.messages import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,7 +146,7 @@ def fits(spent: list[float], sizes: list[int]) -> bool:
 @pytest.fixture
 def meter(server: Server) -> Iterator[Meter]:
     server.set(max_body_bytes=LIMIT + 1024, max_prompt_tokens=None)
-    server.dispatch.pair = None
+    server.dispatch.pair = Limits(100_000, 64)
     logging.getLogger("router.http").setLevel(logging.WARNING)
     with asyncio.Runner() as runner:
         yield Meter(server, runner)
@@ -171,6 +172,16 @@ def test_up_to_the_limit_of_a_body(meter: Meter, name: str) -> None:
             [*BODIES, 1 << 20, LIMIT],
             lambda size, at=place: meter.ask("/generate", body(at, value(name, size))),
         )  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("place", ["text", "history", "input_ids", "filters.deny"])
+@pytest.mark.parametrize("name", ["letters", "escapes", "tokens", "numbers", "one item", "lists"])
+def test_long_fields_up_to_the_limit_of_a_body(meter: Meter, place: str, name: str) -> None:
+    at = tuple(place.split("."))
+    meter.check(
+        [1 << 16, 1 << 18, 1 << 20, LIMIT - 1024],
+        lambda size: meter.ask("/generate", body(at, value(name, size))),
+    )
 
 
 @pytest.mark.parametrize(("path", "name"), QUERIES)
