@@ -169,13 +169,16 @@ def _allow_many_descriptors() -> None:
 
 
 def _die_with_parent(ready_fd: int) -> None:
-    """Have the kernel send SIGTERM when the launcher dies, however it dies. Linux; elsewhere nothing happens.
+    """Have the kernel kill us when the launcher dies, however it dies. Linux; elsewhere nothing happens.
+
+    SIGTERM would wait with a process that is stopped, and stay behind with it. Haste loses nothing: workers
+    end after the forward that is under way, so that no request could be drained.
 
     Raises SystemExit when the launcher is gone already, which the kernel would not report any more.
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     poll = select.poll()
     poll.register(ready_fd, 0)
     # Nobody but the launcher ever holds the other end. Unlike a parent id this also works below a subreaper.

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -195,7 +196,8 @@ def test_child_has_a_session_of_its_own(start: Start) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
-def test_killed_launcher_leaves_no_child(launcher: tuple[Path, dict[str, str]]) -> None:
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_killed_launcher_leaves_no_child(stopped: bool, launcher: tuple[Path, dict[str, str]]) -> None:
     script, environ = launcher
     process = subprocess.Popen(
         [sys.executable, str(script)],
@@ -208,5 +210,7 @@ def test_killed_launcher_leaves_no_child(launcher: tuple[Path, dict[str, str]]) 
         assert process.stdout
         child = int(process.stdout.readline())
         assert psutil.pid_exists(child)
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
         process.kill()
     until(lambda: not psutil.pid_exists(child), "it ends as well", 20)
