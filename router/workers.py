@@ -47,7 +47,15 @@ class Workers:
 
     def problem(self, worker: Worker) -> str:
         """Why requests cannot go there, or an empty string."""
-        return worker.problem or self.breakers[worker].problem
+        return worker.problem or self._other_catalog(worker) or self.breakers[worker].problem
+
+    def _other_catalog(self, worker: Worker) -> str:
+        """What a decode worker has in place of this router's catalog, or an empty string."""
+        hello = worker.hello
+        if hello is None or hello.role != "decode" or self._catalog in hello.catalogs:
+            return ""
+        found = f"catalog {', '.join(hello.catalogs)}" if hello.catalogs else "no catalog"
+        return f"it has {found}, this router {self._catalog}: start both with the same file"
 
     def admitting(self, workers: Sequence[Worker]) -> list[Worker]:
         """Those of them that may get one more request."""

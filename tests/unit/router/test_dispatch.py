@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from played_workers import LOAD, MODEL, Stage, play, result_of, stage, until
 
+from router.http.control import no_pair
 from xgr_runtime.errors import (
     BadRequest,
     Cancelled,
@@ -217,6 +218,26 @@ async def test_workers_that_do_not_fit_are_never_used(folder: Path) -> None:
                 await s.ask()
             s.decode[0].hello = kept
             await until(lambda: s.dispatcher.limits() == Limits(64, 8))
+
+
+@pytest.mark.parametrize("held", [["v2"], [], ["v2", "v3"]], ids=str)
+def test_a_decode_worker_with_another_catalog_says_so(held: list[str], tmp_path: Path) -> None:
+    """Nothing is usable that no request can be sent to; its mate with the right catalog goes on."""
+
+    async def run() -> None:
+        async with stage(tmp_path, 1, 2) as s:
+            s.decode[0].hello = msgspec.structs.replace(s.decode[0].hello, catalogs=held)
+            await until(lambda: not s.dispatcher.workers()[1].usable)
+            states = s.dispatcher.workers()
+            assert [state.usable for state in states] == [True, False, True]
+            assert "this router v1:" in states[1].problem and all(name in states[1].problem for name in held)
+            assert s.dispatcher.limits() is not None
+            s.decode[1].hello = msgspec.structs.replace(s.decode[1].hello, catalogs=["v9"])
+            await until(lambda: s.dispatcher.limits() is None)
+            said = no_pair(s.dispatcher.workers())
+            assert all(f"{state.address}: {state.problem}" in said for state in s.dispatcher.workers()[1:])
+
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 @pytest.mark.parametrize("change", [{"protocol": PROTOCOL + 1}, {"role": "prefill"}], ids=str)
