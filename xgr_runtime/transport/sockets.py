@@ -21,6 +21,7 @@ from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import PROTOCOL, Message, Number, OtherProtocol
 from xgr_runtime.transport.curve import check_link, check_listener, guard_link, guard_listener
 from xgr_runtime.transport.redial import PAUSE, REFUSALS, Redial, redial
+from xgr_runtime.transport.upkeep import Upkeep
 
 In = TypeVar("In")
 Frame = bytes | memoryview
@@ -153,6 +154,12 @@ class Listener(_Socket[In]):
             self.close()
             raise ConfigError(f"cannot listen on {address}: {error.strerror or error}") from None
         self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._upkeep = Upkeep(self.socket, address)
+
+    def receive_some(self, most: int = A_TURN) -> Iterator[Received[In]]:
+        """See `_Socket`. Whoever listens does this often, so here it is seen that others can still come."""
+        self._upkeep.look()
+        return super().receive_some(most)
 
     def take_bad_peers(self) -> set[bytes]:
         """Who sent something that could not be read since this was last asked."""
