@@ -32,7 +32,13 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     if kernels == "cpu":
         spread_threads()
     lifecycle.ready({"incarnation": worker.incarnation})
-    worker.run(lifecycle.turn)
+
+    def turn() -> bool:
+        if model.publication:
+            model.publication.keep()
+        return lifecycle.turn()
+
+    worker.run(turn)
 
 
 def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engine:

@@ -20,6 +20,7 @@ from xgr_runtime.errors import ConfigError
 PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who waits and does not take it
 LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if no bell rings
 OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
+KEEP_EVERY = 1.0  # seconds between looks at whether the files are still there
 PREFILL_SEAT, DECODE_SEAT = 0, 1
 
 _TURN = 0  # the byte of the file whose lock is the turn, and which says who had it last
@@ -91,21 +92,20 @@ class FileTurns:
         self._overdue = overdue
         self._waits_since = 0.0
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = _open_file(path)
         self._seat = seat
         self._clock = clock
         self._gave_at = 0.0
+        self._looked_at = clock()
         self._waits = False
-        with contextlib.suppress(FileExistsError):
-            os.mkfifo(_bell_of(path, seat), 0o600)
-        # For writing, too: a pipe without a writer would be at its end, and readable for ever.
-        self._pipe = os.open(_bell_of(path, seat), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = _open_bell(_bell_of(path, seat))
         self.bell: int | None = self._pipe
 
     def try_take(self) -> bool:
         """See `Turns`."""
         if self.holds:
             return True
+        self._keep()
         self._silence()
         if self._leaves_it() or not self._lock(_TURN):
             self._wait(True)
@@ -143,6 +143,23 @@ class FileTurns:
     @property
     def _other(self) -> int:
         return PREFILL_SEAT + DECODE_SEAT - self._seat
+
+    def _keep(self) -> None:
+        """See now and then that the other finds our files, for temporary folders are cleaned by others.
+
+        Until both players have looked, both may launch. Descriptors keep their numbers, for somebody waits
+        for the bell.
+        """
+        if self._clock() < self._looked_at + KEEP_EVERY:
+            return
+        self._looked_at = self._clock()
+        bell = _bell_of(self._path, self._seat)
+        with contextlib.suppress(OSError):  # their folder is gone, too: later
+            if not _leads_to(self._path, self._fd):
+                self._wait(False)
+                _replace(self._fd, _open_file(self._path))
+            if not _leads_to(bell, self._pipe):
+                _replace(self._pipe, _open_bell(bell))
 
     def _ring(self) -> None:
         """Nobody there, or a bell that rings already: both are well."""
@@ -192,6 +209,30 @@ class FileTurns:
 
 def _bell_of(path: Path, seat: int) -> Path:
     return path.with_name(f"{path.name}.bell{seat}")
+
+
+def _open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _open_bell(path: Path) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path, 0o600)
+    # For writing, too: a pipe without a writer would be at its end, and readable for ever.
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    """Whether whoever opens the path gets the file that we have open."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _replace(descriptor: int, other: int) -> None:
+    os.dup2(other, descriptor, inheritable=False)
+    os.close(other)
 
 
 def turns_of(path: str, seat: int, device: str) -> Turns:

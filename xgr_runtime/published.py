@@ -4,6 +4,7 @@ A captured graph keeps the address of the KV that it reads, so the reader must k
 starts, and follow a restarted owner by starting again.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds; a launcher gives up earlier
 _LOOK_EVERY = 0.05  # seconds
+_KEEP_EVERY = 0.5  # seconds
 
 
 class SharedTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +45,27 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelIdentity
     kv: SharedKv
     weights: SharedWeights | None = None
+
+
+class Publication:
+    """What this process has published, kept where it was put: temporary folders are cleaned by others."""
+
+    def __init__(self, path: Path, published: Published) -> None:
+        """Raises as `publish` does."""
+        self._path = path
+        self._published = published
+        self._next = time.monotonic() + _KEEP_EVERY
+        publish(path, published)
+
+    def keep(self) -> None:
+        """Publish it again if the file is gone. Call it often."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _KEEP_EVERY
+        if not self._path.exists():
+            with contextlib.suppress(ConfigError):  # its folder is gone too: tried again
+                publish(self._path, self._published)
+                log.warning("%s was removed: published there again", self._path)
 
 
 def publish(path: Path, published: Published) -> None:

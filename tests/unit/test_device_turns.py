@@ -14,6 +14,7 @@ import pytest
 
 from xgr_runtime.device_turns import (
     DECODE_SEAT,
+    KEEP_EVERY,
     OVERDUE,
     PATIENCE,
     PREFILL_SEAT,
@@ -256,3 +257,42 @@ def test_a_full_disk_takes_no_turn_away(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_that_cannot_be_used_names_the_flag(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--turns-file"):
         turns_of(str(tmp_path / "none" / "turns"), PREFILL_SEAT, "cpu")
+
+
+@pytest.mark.parametrize("cleaned", ["all", "the-turn", "bells", "the-folder"])
+def test_players_whose_files_are_removed_meet_again(cleaned: str, tmp_path: Path) -> None:
+    """Each looks by itself; a third, started later, finds the same files."""
+    path = tmp_path / "run" / "turns"
+    path.parent.mkdir()
+    now = [0.0]
+    players = [FileTurns(path, seat, clock=lambda: now[0]) for seat in (PREFILL_SEAT, DECODE_SEAT)]
+    bells = [player.bell for player in players]
+    assert (not players[0].wanted() and not players[1].try_take()) or players[1].holds
+    for player in players:
+        player.give()
+        player.forget()
+    for file in list(path.parent.iterdir()):
+        if cleaned in ("all", "the-folder") or (file == path) == (cleaned == "the-turn"):
+            file.unlink()
+    if cleaned == "the-folder":
+        path.parent.rmdir()
+        now[0] += 2 * KEEP_EVERY
+        assert players[0].try_take(), "without a folder all goes on as it was"
+        players[0].give()
+        path.parent.mkdir()
+    now[0] += 2 * KEEP_EVERY
+    for player in players:  # each has a turn and sees what is missing
+        while not player.try_take():
+            now[0] += PATIENCE
+        player.give()
+    now[0] += 2 * PATIENCE
+    assert players[0].try_take() and not players[1].try_take(), "one at a time"
+    assert [player.bell for player in players] == bells
+    players[0].give()
+    assert rings(players[1], 5.0) and players[1].try_take()
+    players[1].give()
+    later = FileTurns(path, PREFILL_SEAT, clock=lambda: now[0])
+    now[0] += 2 * PATIENCE
+    assert players[1].try_take() and not later.try_take()
+    for player in (*players, later):
+        player.close()

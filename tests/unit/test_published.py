@@ -1,5 +1,6 @@
 """The file by which a decode worker finds the memory of its prefill worker."""
 
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from xgr_runtime import published as module
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import HostRegion, ModelIdentity, ProcessId, SharedKv
-from xgr_runtime.published import Published, publish, wait_for
+from xgr_runtime.published import Publication, Published, publish, wait_for
 from xgr_runtime.shared_memory import this_process
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
@@ -67,3 +69,27 @@ def test_another_file_is_refused(tmp_path: Path, text: bytes) -> None:
 def test_handles_travel_as_bytes() -> None:
     whole = published_by(this_process())
     assert msgspec.json.decode(msgspec.json.encode(whole), type=Published) == whole
+
+
+def test_what_somebody_removes_is_published_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEEP_EVERY", 0.0)
+    path = tmp_path / "run" / "memory.json"
+    path.parent.mkdir()
+    kept = Publication(path, published_by(this_process()))
+    path.unlink()
+    kept.keep()
+    assert wait_for(path, bool, patience=0.0) == published_by(this_process())
+    shutil.rmtree(path.parent)
+    kept.keep()  # there is no folder yet
+    path.parent.mkdir()
+    kept.keep()
+    assert wait_for(path, bool, patience=0.0) == published_by(this_process())
+
+
+def test_what_another_run_has_published_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEEP_EVERY", 0.0)
+    path = tmp_path / "memory.json"
+    kept = Publication(path, published_by(this_process(), 7))
+    publish(path, published_by(this_process(), 8))
+    kept.keep()
+    assert wait_for(path, bool, patience=0.0).kv.id == 8

@@ -20,7 +20,7 @@ from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.shared_weights import WeightSharing
-from xgr_runtime.published import Published, publish, wait_for
+from xgr_runtime.published import Publication, Published, wait_for
 from xgr_runtime.shared_memory import CannotMap, lives
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class LoadedModel:
     pool: KvPool
     threads: int
     weights: WeightSharing  # keeps the memory that others map
+    publication: Publication | None = None  # says where that is
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -69,12 +70,13 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         pool = _mapped_pool(memory_of, published, identity, backend)
     else:
         pool = _own_pool(config, backend)
+    publication = None
     if publishes:
         if pool.memory.shared is None:
             raise ConfigError(
                 "--publish-memory needs memory that can be shared: --kv-transfer auto, on Linux"
             )
-        publish(Path(publishes), Published(identity, pool.memory.shared, weights.shared))
+        publication = Publication(Path(publishes), Published(identity, pool.memory.shared, weights.shared))
     log.info(
         "%s runs %s in %s on %d threads, KV for %d tokens",
         backend.name,
@@ -83,7 +85,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, identity, pool, threads, weights)
+    return LoadedModel(backend, identity, pool, threads, weights, publication)
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:
