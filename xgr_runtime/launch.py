@@ -80,10 +80,12 @@ class Deployment:
         config = self.config
         check(config)
         with run_folder() as folder:
-            catalog = shared_catalog(config, folder)
-            groups = plan(config, folder, catalog, len(os.sched_getaffinity(0)))
+            catalog = shared_catalog(config, folder.path)
+            groups = plan(config, folder.path, catalog, len(os.sched_getaffinity(0)))
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
-            self._supervisor = Supervisor(groups, timeout, self._stop_request, config.stuck_timeout)
+            self._supervisor = Supervisor(
+                groups, timeout, self._stop_request, config.stuck_timeout, chore=folder.keep
+            )
             self._supervisor.run(self._missing)
 
     def _run_in_thread(self) -> None:

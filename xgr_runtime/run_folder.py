@@ -1,6 +1,8 @@
-"""The private folder of one running launcher: its sockets and its catalog file, gone when it ends.
+"""The private folder of one running launcher: its sockets, gone when it ends.
 
 A launcher that was killed cannot clean up, so each one first removes the folders of launchers that are dead.
+Temporary folders are also cleaned by others, who are asked to leave this one alone. What they take all the
+same is made again by whoever made it: the folder by the launcher, a socket by the worker that listens there.
 """
 
 import contextlib
@@ -8,6 +10,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,27 +23,86 @@ PREFIX = "xgr-"
 PID_FILE = "launcher.pid"
 
 
+class RunFolder:
+    """A folder of ours (mode 0700), held by locks that the kernel drops with this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = contextlib.ExitStack()
+
+    def hold(self) -> None:
+        """Lock the folder, which tools that clean by age then leave alone, and a pid file in it.
+
+        Raises OSError.
+        """
+        self.let_go()  # or we would wait for ourselves
+        with contextlib.ExitStack() as held:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, descriptor)
+            with contextlib.suppress(OSError):  # a file system without locks on folders
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held.enter_context(_pid_file(self.path))
+            self._held = held.pop_all()
+
+    def let_go(self) -> None:
+        """Give the locks back."""
+        self._held.close()
+
+    def keep(self) -> None:
+        """Make again what somebody has removed. Raises `ConfigError` where that cannot be."""
+        try:
+            if self._is_whole():
+                return
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_ours():
+                raise PermissionError("somebody else has put something there")
+            self.path.chmod(0o700)
+            self.hold()
+        except OSError as error:
+            raise ConfigError(
+                f"the folder for sockets {self.path} was removed and cannot be made again "
+                f"({error.strerror or error}): set TMPDIR to a folder that nobody cleans, and start again"
+            ) from error
+        log.error(
+            "the folder for sockets %s was cleaned and is made again: "
+            "set TMPDIR to a folder that nobody cleans",
+            self.path,
+        )
+
+    def _is_whole(self) -> bool:
+        try:
+            (self.path / PID_FILE).stat()
+            return self._is_ours() and stat.S_IMODE(self.path.lstat().st_mode) == 0o700
+        except FileNotFoundError:
+            return False
+
+    def _is_ours(self) -> bool:
+        """Its name was free for a moment: whoever took it would hold what processes of ours connect to."""
+        found = self.path.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
 @contextlib.contextmanager
-def run_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder (mode 0700) below `parent`, the system's temporary folder by default.
+def run_folder(parent: Path | None = None) -> Iterator[RunFolder]:
+    """A new folder below `parent`, the system's temporary folder by default.
 
     Raises `ConfigError` where none can be made.
     """
     try:
         parent = parent or Path(tempfile.gettempdir())
         sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        folder = RunFolder(Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)))
     except OSError as error:
         raise _no_folder(parent, error) from error
     try:
-        with contextlib.ExitStack() as owned:
-            try:
-                owned.enter_context(_owned(folder))
-            except OSError as error:
-                raise _no_folder(parent, error) from error
-            yield folder
+        try:
+            folder.hold()
+        except OSError as error:
+            raise _no_folder(parent, error) from error
+        yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.let_go()
 
 
 def _no_folder(parent: Path | None, error: OSError) -> ConfigError:
@@ -60,8 +122,8 @@ def sweep(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Hold the folder's pid file, locked: the kernel drops the lock with the process, and pids come again."""
+def _pid_file(folder: Path) -> Iterator[None]:
+    """The folder's pid file, locked: the kernel drops the lock with the process, and pids come again."""
     hidden = folder / f".{PID_FILE}"
     with hidden.open("w") as stream:
         stream.write(f"{os.getpid()}\n")

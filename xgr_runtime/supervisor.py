@@ -106,7 +106,12 @@ class Supervisor:
         start_timeout: float,
         stop: StopRequest,
         stuck_timeout: float = 0.0,
+        chore: Callable[[], None] = lambda: None,
     ) -> None:
+        """`chore` is done at every pulse, before children are started again.
+
+        It raises `StartupError` where the whole cannot go on: then all drain and stop, and `run` raises it.
+        """
         self.groups = groups
         self.start_timeout = start_timeout
         self.stuck_timeout = stuck_timeout
@@ -119,6 +124,7 @@ class Supervisor:
         self._stop = stop
         self._beats: dict[str, float] = {}  # when each child told of a turn
         self._looked = 0.0  # at the children, last
+        self._chore = chore
 
     def run(self, missing: Missing) -> None:
         """Start everything and keep it alive until asked to stop.
@@ -144,6 +150,7 @@ class Supervisor:
         complete = False
         while not self._stop.drain:
             time.sleep(PULSE)
+            self._do_chore()
             self._look_after_all()
             if complete:
                 continue
@@ -160,11 +167,20 @@ class Supervisor:
             names = [program.name for program in group.programs]
             while not all([self._is_ready(name) for name in names]):  # a list: look at every child each time
                 time.sleep(PULSE)
+                self._do_chore()
                 if self._stop.drain:
                     return False
                 if time.monotonic() >= deadline:
                     raise self._too_late(names)
         return True
+
+    def _do_chore(self) -> None:
+        try:
+            self._chore()
+        except StartupError as error:
+            log.error("%s; stopping", error)
+            self._stop_all()
+            raise
 
     def _too_late(self, names: Sequence[str]) -> StartupError:
         late = ", ".join(name for name in names if self._states[name].phase is not Phase.READY)

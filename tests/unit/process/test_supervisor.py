@@ -67,10 +67,14 @@ class Running:
     """A supervisor in a thread of its own, and how it ended."""
 
     def __init__(
-        self, groups: list[StartGroup], start_timeout: float = 30.0, stuck_timeout: float = 0.0
+        self,
+        groups: list[StartGroup],
+        start_timeout: float = 30.0,
+        stuck_timeout: float = 0.0,
+        chore: Callable[[], None] = lambda: None,
     ) -> None:
         self.stop = StopRequest()
-        self.supervisor = Supervisor(groups, start_timeout, self.stop, stuck_timeout)
+        self.supervisor = Supervisor(groups, start_timeout, self.stop, stuck_timeout, chore=chore)
         self.started = threading.Event()
         self.error: BaseException | None = None
         self.infos: dict[str, dict[str, Any]] = {}
@@ -99,7 +103,7 @@ class Running:
 def supervise() -> Iterator[Callable[..., Running]]:
     running = []
 
-    def run(*groups: StartGroup, **options: float) -> Running:
+    def run(*groups: StartGroup, **options: Any) -> Running:
         running.append(Running(list(groups), **options))
         assert running[-1].started.wait(60.0)
         return running[-1]
@@ -209,6 +213,23 @@ def test_stop_before_the_start_starts_nothing(tiny: Tiny, tmp_path: Path) -> Non
     stop.ask()
     Supervisor([StartGroup([tiny(marks=tmp_path / "marks")], 10.0)], 30.0, stop).run(lambda _: "")
     assert not (tmp_path / "marks").exists()
+
+
+def test_a_chore_that_fails_drains_and_ends_everything(
+    tiny: Tiny, supervise: Supervise, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    marks, broken = tmp_path / "marks", threading.Event()
+
+    def chore() -> None:
+        if broken.is_set():
+            raise StartupError("the folder is gone: name another")
+
+    running = supervise(StartGroup([tiny(marks=marks)], 10.0), chore=chore)
+    broken.set()
+    running.thread.join(60.0)
+    assert str(running.error) == "the folder is gone: name another"
+    assert "the folder is gone: name another; stopping" in caplog.text
+    assert marks.read_text().splitlines() == ["start tiny", "stop tiny"]
 
 
 def test_grace_ends_in_sigkill(tiny: Tiny, supervise: Supervise) -> None:

@@ -138,9 +138,9 @@ def test_gpus_that_are_hidden_are_not_counted(
 
 def test_run_folder_is_private_and_goes(tmp_path: Path) -> None:
     with run_folder(tmp_path) as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert (folder / PID_FILE).read_text() == f"{os.getpid()}\n"
-        (folder / "socket").touch()
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        assert (folder.path / PID_FILE).read_text() == f"{os.getpid()}\n"
+        (folder.path / "socket").touch()
     assert not list(tmp_path.iterdir())
 
 
@@ -162,7 +162,7 @@ def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
     with run_folder(tmp_path) as living:
         sweep(tmp_path)
         assert not dead.exists()
-        assert set(tmp_path.iterdir()) == {living, strange}
+        assert set(tmp_path.iterdir()) == {living.path, strange}
 
 
 def checkpoint(folder: Path) -> str:
