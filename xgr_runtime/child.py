@@ -55,8 +55,10 @@ class Child:
     Start children from a thread that outlives them: Linux takes its end for the parent's.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, inherits: Sequence[int] = ()) -> None:
+        """`inherits`: descriptors of ours that the process has too, under their numbers."""
         self.program = program
+        self._inherits = tuple(inherits)
         self.startup_error = ""  # what the child itself gave as the reason not to start
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._info: dict[str, Any] | None = None
@@ -96,7 +98,7 @@ class Child:
                 env=_environment(program.environ),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs,),
+                pass_fds=(theirs, *self._inherits),
                 start_new_session=True,
             )
         except BaseException:

@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
+from xgr_runtime.catalog import seal_catalog
+from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.run_folder import run_folder
 from xgr_runtime.supervisor import StopRequest, Supervisor
-from xgr_runtime.topology import ROUTER, check, layout_of, plan, shared_catalog
+from xgr_runtime.topology import ROUTER, check, layout_of, plan
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +82,30 @@ class Deployment:
         """Everything from the checks to the clean end, in one thread: children die with theirs."""
         config = self.config
         check(config)
-        with run_folder() as folder:
-            catalog = shared_catalog(config, folder.path)
-            groups = plan(config, folder.path, catalog, len(os.sched_getaffinity(0)))
+        with self._sealed_catalog() as catalog, run_folder() as folder:
+            groups = plan(config, folder.path, inherited_path(catalog), len(os.sched_getaffinity(0)))
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
             self._supervisor = Supervisor(
-                groups, timeout, self._stop_request, config.stuck_timeout, chore=folder.keep
+                groups,
+                timeout,
+                self._stop_request,
+                config.stuck_timeout,
+                inherited=[catalog.fileno()],
+                chore=folder.keep,
             )
             self._supervisor.run(self._missing)
+
+    @contextlib.contextmanager
+    def _sealed_catalog(self) -> Iterator[BinaryIO]:
+        """What all processes map, also later ones, whatever becomes of the file that it was read from.
+
+        Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
+        """
+        source = Path(self.config.catalog)
+        memory, version = seal_catalog(source, self.config.model_path)
+        with memory:
+            log.info("catalog %s is served as it is now, version %s", source, version)
+            yield memory
 
     def _run_in_thread(self) -> None:
         try:

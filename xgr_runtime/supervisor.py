@@ -106,11 +106,13 @@ class Supervisor:
         start_timeout: float,
         stop: StopRequest,
         stuck_timeout: float = 0.0,
+        inherited: Sequence[int] = (),
         chore: Callable[[], None] = lambda: None,
     ) -> None:
-        """`chore` is done at every pulse, before children are started again.
+        """`inherited`: descriptors that every child has too.
 
-        It raises `StartupError` where the whole cannot go on: then all drain and stop, and `run` raises it.
+        `chore` is done at every pulse, before children are started again. It raises `StartupError` where the
+        whole cannot go on: then all drain and stop, and `run` raises it.
         """
         self.groups = groups
         self.start_timeout = start_timeout
@@ -124,6 +126,7 @@ class Supervisor:
         self._stop = stop
         self._beats: dict[str, float] = {}  # when each child told of a turn
         self._looked = 0.0  # at the children, last
+        self._inherited = inherited
         self._chore = chore
 
     def run(self, missing: Missing) -> None:
@@ -229,7 +232,7 @@ class Supervisor:
         return True
 
     def _start(self, name: str) -> None:
-        child = Child(self.programs[name])
+        child = Child(self.programs[name], self._inherited)
         child.start()
         self._children[name] = child
         self._move(name, Phase.STARTING)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from xgr_runtime.addresses import check_host_names, check_url, is_loopback
-from xgr_runtime.catalog import load_catalog
-from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.child import Program
 from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
 from xgr_runtime.errors import ConfigError
@@ -44,24 +42,12 @@ def check(config: ServeConfig) -> None:
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
 
 
-def shared_catalog(config: ServeConfig, folder: Path) -> str:
-    """The built catalog file that all processes map: the given one, or one made in `folder` from the source.
-
-    Raises `CatalogError`.
-    """
-    path = Path(config.catalog)
-    if is_built_file(path):
-        return str(path)
-    built = folder / "catalog.xgr"
-    load_catalog(path, config.model_path).save(built)
-    return str(built)
-
-
 def plan(
     config: ServeConfig, folder: Path, catalog: str, cores: int, gpus: int | None = None
 ) -> list[StartGroup]:
-    """The processes of the deployment; their sockets lie in `folder`. `gpus` of this machine, by default all.
+    """The processes of the deployment, with sockets in `folder` and their catalog at `catalog`.
 
+    `gpus`: of this machine, by default all.
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
     sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers

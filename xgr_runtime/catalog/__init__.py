@@ -12,7 +12,7 @@ from xgr_runtime.catalog.filters import (
     live_leaves,
     resolve_items,
 )
-from xgr_runtime.catalog.load import load_catalog
+from xgr_runtime.catalog.load import load_catalog, seal_catalog
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.catalog.verify import verify, verify_file
@@ -29,6 +29,7 @@ __all__ = [
     "live_leaves",
     "load_catalog",
     "resolve_items",
+    "seal_catalog",
     "verify",
     "verify_file",
 ]

@@ -2,8 +2,8 @@
 
     magic 8 B | format u32 | header bytes u32 | xxh3_64 of the header u64 | file bytes u64 | header | arrays
 
-Opening maps the file and reads the header alone; nothing from disk is believed before it is checked. A file
-is replaced, never changed, so that a process which has the old one mapped keeps it whole.
+Opening takes the file's bytes into sealed memory and reads the header alone; nothing from disk is believed
+before it is checked, and what was checked cannot change any more, whatever becomes of the file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import numpy as np
 import xxhash
 
+from xgr_runtime.catalog.sealed import is_sealed, open_ordinary, sealed_copy, sealing
 from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.errors import CatalogError, ConfigError
 from xgr_runtime.files import writing_whole
@@ -36,6 +37,7 @@ PREAMBLE = struct.Struct("<8sIIQQ")
 MAX_HEADER = 1 << 20  # bytes; a real header is about 2 KiB
 DTYPES = frozenset({"<i4", "<i8", "<u8", "|u1"})
 REBUILD = "build it again with `xgr catalog build`"
+MEMORY_NAME = "catalog.xgr"  # in lists of what a process has open
 
 
 class ArrayEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +72,26 @@ def is_built_file(path: Path) -> bool:
 
 def write_file(path: Path, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
     """Writes the catalog, whole or not at all. Raises CatalogError where the file system refuses."""
+    try:
+        with writing_whole(path) as stream:
+            _write(stream, version, vocab_size, template, arrays)
+    except ConfigError as error:
+        raise CatalogError(str(error)) from error
+
+
+def write_memory(version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> BinaryIO:
+    """The catalog as a file of sealed memory. Raises CatalogError where there is none left."""
+    try:
+        with sealing(MEMORY_NAME) as memory:
+            _write(memory, version, vocab_size, template, arrays)
+        return memory
+    except OSError as error:
+        raise CatalogError(
+            f"the catalog finds no room in memory ({error.strerror}): free some, or raise the limits (ulimit)"
+        ) from error
+
+
+def _write(stream: BinaryIO, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
     table, offset = [], 0
     for name, array in arrays.items():
         table.append(ArrayEntry(name, array.dtype.str, array.shape, offset, checksum(array)))
@@ -78,29 +100,46 @@ def write_file(path: Path, version: str, vocab_size: int, template: PromptTempla
     placed = tuple(msgspec.structs.replace(entry, offset=first + entry.offset) for entry in table)
     header = msgspec.msgpack.encode(Header(version, vocab_size, template, placed))
     digest, size = xxhash.xxh3_64_intdigest(header), first + offset
+    stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
+    for entry, array in zip(placed, arrays.values(), strict=True):
+        stream.seek(entry.offset)
+        stream.write(array_bytes(array))
+    stream.truncate(size)
+
+
+def sealed_file(path: Path) -> BinaryIO:
+    """The file's bytes in sealed memory: a copy, unless it is such memory already.
+
+    Raises CatalogError that says what to do. Most files that are no catalogs are not copied.
+    """
     try:
-        with writing_whole(path) as stream:
-            stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
-            for entry, array in zip(placed, arrays.values(), strict=True):
-                stream.seek(entry.offset)
-                stream.write(array_bytes(array))
-            stream.truncate(size)
-    except ConfigError as error:
-        raise CatalogError(str(error)) from error
+        with open_ordinary(path) as file:
+            if is_sealed(file):
+                return os.fdopen(os.dup(file.fileno()), "rb")
+            _check_preamble(path, file.read(PREAMBLE.size), os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return sealed_copy(file, MEMORY_NAME)
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{path} cannot be mapped ({error}): check the path") from error
+
+
+def map_memory(memory: BinaryIO, path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
+    """The header and read-only views into what `sealed_file` gave for `path`, which may be closed then.
+
+    Raises CatalogError.
+    """
+    size = os.fstat(memory.fileno()).st_size
+    length, digest = _check_preamble(path, os.pread(memory.fileno(), PREAMBLE.size, 0), size)
+    # Private, as older kernels share nothing sealed with one whose descriptor is not for reading alone.
+    mapped = mmap.mmap(memory.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    header = _read_header(path, memoryview(mapped), length, digest)
+    return header, {entry.name: _view(path, mapped, entry, size) for entry in header.arrays}
 
 
 def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
-    """The header and read-only views into the mapped file. Raises CatalogError that says what to do."""
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size < PREAMBLE.size:
-                raise CatalogError(f"{path} is not a built catalog ({size} bytes): {REBUILD}")
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise CatalogError(f"{path} cannot be mapped ({error}): check the path") from error
-    header = _read_header(path, memoryview(mapped), size)
-    return header, {entry.name: _view(path, mapped, entry, size) for entry in header.arrays}
+    """The header and read-only views into a private copy of the file. Raises CatalogError."""
+    with sealed_file(path) as memory:
+        return map_memory(memory, path)
 
 
 def check_sums(path: Path, header: Header, arrays: Arrays) -> None:
@@ -129,16 +168,27 @@ def _header_room(version: str, vocab_size: int, template: PromptTemplate, table:
     return len(msgspec.msgpack.encode(Header(version, vocab_size, template, tuple(table)))) + 9 * len(table)
 
 
-def _read_header(path: Path, mapped: memoryview, size: int) -> Header:
-    magic, version, length, digest, expected = PREAMBLE.unpack(mapped[: PREAMBLE.size])
+def _check_preamble(path: Path, preamble: bytes, size: int) -> tuple[int, int]:
+    """Bytes and digest of the header, of a file that has `size` bytes."""
+    if len(preamble) < PREAMBLE.size:
+        raise CatalogError(f"{path} is not a built catalog ({size} bytes): {REBUILD}")
+    magic, version, length, digest, expected = PREAMBLE.unpack(preamble)
     if magic != MAGIC:
         raise CatalogError(f"{path} is not a built catalog: {REBUILD}")
     if version != FORMAT:
         raise CatalogError(f"{path} has format {version}, this release reads {FORMAT}: {REBUILD}")
     if expected != size:
         raise CatalogError(f"{path} has {size} bytes, its header says {expected}: copy it again or {REBUILD}")
+    return length, digest
+
+
+def _read_header(path: Path, mapped: memoryview, length: int, digest: int) -> Header:
     end = PREAMBLE.size + length
-    if length > MAX_HEADER or end > size or xxhash.xxh3_64_intdigest(mapped[PREAMBLE.size : end]) != digest:
+    if (
+        length > MAX_HEADER
+        or end > len(mapped)
+        or xxhash.xxh3_64_intdigest(mapped[PREAMBLE.size : end]) != digest
+    ):
         raise CatalogError(f"{path}: the header is damaged: {REBUILD}")
     try:
         return msgspec.msgpack.decode(mapped[PREAMBLE.size : end], type=Header)

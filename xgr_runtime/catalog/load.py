@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from xgr_runtime.catalog.build import build_catalog
-from xgr_runtime.catalog.file import is_built_file
-from xgr_runtime.catalog.verify import verify_file
+from xgr_runtime.catalog.file import is_built_file, sealed_file
+from xgr_runtime.catalog.verify import summed, verify_memory
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.errors import CatalogError
 
@@ -26,7 +27,35 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
         _log.info("building the catalog in memory; to save this: %s", command)
         return build_catalog(path, model_dir)
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
-    catalog = verify_file(path)
+    with sealed_file(path) as memory:
+        catalog = summed(memory, path) if _is_that(memory, path) else verify_memory(memory, path)
+    return _within(catalog, path, model_dir)
+
+
+def seal_catalog(path: str | Path, model_dir: str | Path | None = None) -> tuple[BinaryIO, str]:
+    """Sealed memory with the built form of the catalog at `path`, checked as by `load_catalog`; its version.
+
+    Raises CatalogError.
+    """
+    path, model_dir = Path(path), None if model_dir is None else Path(model_dir)
+    memory = sealed_file(path) if is_built_file(path) else build_catalog(path, model_dir).seal()
+    try:
+        return memory, _within(verify_memory(memory, path), path, model_dir).version
+    except BaseException:
+        memory.close()
+        raise
+
+
+def _is_that(memory: BinaryIO, path: Path) -> bool:
+    """Whether `path` leads to this memory itself: our launcher has verified it before it handed it down."""
+    try:
+        return os.path.samestat(os.fstat(memory.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _within(catalog: Catalog, path: Path, model_dir: Path | None) -> Catalog:
+    """The catalog for the vocabulary of the checkpoint. Raises CatalogError."""
     size = read_vocabulary(model_dir).size
     try:
         return catalog if size is None else catalog.for_vocabulary(size)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import numpy as np
 
 from xgr_runtime.catalog.content import TABLES, Content
-from xgr_runtime.catalog.file import REBUILD, map_file, write_file
+from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
@@ -62,11 +62,15 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str | Path) -> Catalog:
-        """Maps a built file; reads its header only, so `verify` it once where it comes from elsewhere.
+        """Maps a copy of a built file; reads its header only, so `verify` it where it comes from elsewhere.
 
         Raises CatalogError with the remedy for a file that is missing, truncated or damaged.
         """
-        header, arrays = map_file(Path(path))
+        return cls.mapped(path, *map_file(Path(path)))
+
+    @classmethod
+    def mapped(cls, path: str | Path, header: Header, arrays: Mapping[str, NDArray[Any]]) -> Catalog:
+        """Of what was mapped of a built file. Raises CatalogError that names `path`."""
         problem = shape_problem(arrays)
         if problem is None and not 0 <= header.vocab_size <= MAX_TOKEN + 1:
             problem = "the vocabulary size is impossible"
@@ -88,6 +92,10 @@ class Catalog:
     def save(self, path: str | Path) -> None:
         """Writes the built file: a temporary one beside it, then a rename. Raises CatalogError."""
         write_file(Path(path), self.version, self._vocab_size, self.template, self.arrays)
+
+    def seal(self) -> BinaryIO:
+        """The built file in sealed memory, for other processes. Raises CatalogError."""
+        return write_memory(self.version, self._vocab_size, self.template, self.arrays)
 
     @property
     def content(self) -> Content:

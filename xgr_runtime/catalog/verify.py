@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from xgr_runtime.catalog.file import REBUILD, check_sums, map_file
+from xgr_runtime.catalog.file import REBUILD, check_sums, map_memory, sealed_file
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.trie import first_difference
 from xgr_runtime.errors import CatalogError
@@ -30,12 +30,26 @@ def verify(catalog: Catalog, name: str = "the catalog") -> None:
 
 
 def verify_file(path: Path) -> Catalog:
-    """Opens a built file, rereads all of it, and returns the catalog. Raises CatalogError."""
-    header, arrays = map_file(path)
-    check_sums(path, header, arrays)
-    catalog = Catalog.open(path)
+    """Takes a copy of a built file, rereads all of it, and returns the catalog. Raises CatalogError."""
+    with sealed_file(path) as memory:
+        return verify_memory(memory, path)
+
+
+def verify_memory(memory: BinaryIO, path: Path) -> Catalog:
+    """`verify_file` for what `sealed_file` gave for `path`. Raises CatalogError."""
+    catalog = summed(memory, path)
     verify(catalog, str(path))
     return catalog
+
+
+def summed(memory: BinaryIO, path: Path) -> Catalog:
+    """The catalog in sealed memory that whoever sealed it has verified; its checksums hold.
+
+    Raises CatalogError.
+    """
+    header, arrays = map_memory(memory, path)
+    check_sums(path, header, arrays)
+    return Catalog.mapped(path, header, arrays)
 
 
 def _content_problem(content: Content) -> str | None:

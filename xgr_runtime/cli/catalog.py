@@ -54,10 +54,9 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    from xgr_runtime.catalog import Catalog, verify_file
+    from xgr_runtime.catalog import verify_file
 
-    verify_file(args.file)
-    print(f"{args.file}: ok, version {Catalog.open(args.file).version}")
+    print(f"{args.file}: ok, version {verify_file(args.file).version}")
     return 0
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from small_catalogs import example
 from tokenizers import Tokenizer, models
 
 CODES = 40
@@ -32,3 +33,10 @@ def write_checkpoint(folder: Path, tokens: list[str]) -> None:
 def test_data() -> Path | None:
     folder = os.environ.get("XGR_TEST_DATA")
     return Path(folder) if folder else None
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """The built file of a small catalog."""
+    example().save(tmp_path / "catalog.xgr")
+    return tmp_path / "catalog.xgr"

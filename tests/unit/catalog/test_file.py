@@ -9,32 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 import xxhash
+from small_catalogs import example
 
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays, load_catalog, verify, verify_file
+from xgr_runtime.catalog import Catalog, load_catalog, verify, verify_file
 from xgr_runtime.catalog.file import FORMAT, MAGIC, PREAMBLE, ArrayEntry, Header, map_file, write_file
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-def example(depth: int = 3, items: int = 200, titles: bool = True) -> Catalog:
-    rng = np.random.default_rng(depth)
-    return build_from_arrays(
-        [f"item-{row}" for row in range(items)],
-        rng.integers(0, 6, (items, depth)),
-        titles=[f"T{row}é" if row % 3 else None for row in range(items)] if titles else None,
-        attributes=[{"stock": row} for row in range(items)] if titles else None,
-        template=PromptTemplate((1, 2), (3,), (4,), 9),
-        vocab_size=50,
-    )
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Path:
-    example().save(tmp_path / "catalog.xgr")
-    return tmp_path / "catalog.xgr"
 
 
 @pytest.mark.parametrize("titles", [True, False], ids=["titles", "bare"])

@@ -1,0 +1,65 @@
+"""Memory without a name that nobody can change or cut off once it is sealed: where a catalog is read from.
+
+Whoever may write to a file can overwrite or shorten it while kernels follow what they have mapped of it. So a
+process takes the bytes into memory of its own first, and only then checks them. The processes of one
+deployment share the launcher's memory: they inherit its descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_AT_ONCE = 1 << 20  # bytes
+
+
+@contextlib.contextmanager
+def sealing(name: str) -> Iterator[BinaryIO]:
+    """New memory to write to. It is sealed once the block has ended well, and closed if it has not."""
+    memory = os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b")
+    try:
+        yield memory
+        memory.flush()
+        fcntl.fcntl(memory.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        memory.close()
+        raise
+
+
+def sealed_copy(file: BinaryIO, name: str) -> BinaryIO:
+    """What is left to read of a file, in sealed memory. Raises OSError."""
+    with sealing(name) as memory:
+        shutil.copyfileobj(file, memory, _AT_ONCE)
+    return memory
+
+
+def is_sealed(file: BinaryIO) -> bool:
+    """Whether this is sealed memory already."""
+    try:
+        return fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:  # a file on a disk
+        return False
+
+
+def open_ordinary(path: Path) -> BinaryIO:
+    """A file for reading. Raises OSError, ValueError; for a pipe or a device, which may never end, too."""
+    # Without O_NONBLOCK a pipe is opened only once somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no ordinary file")
+    return os.fdopen(descriptor, "rb")
+
+
+def inherited_path(file: BinaryIO) -> str:
+    """Where a child finds a descriptor that it inherits from us."""
+    return f"/proc/self/fd/{file.fileno()}"
