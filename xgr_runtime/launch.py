@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
+from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.run_folder import run_folder
 from xgr_runtime.supervisor import StopRequest, Supervisor
@@ -102,8 +103,9 @@ class Deployment:
         Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
         """
         source = Path(self.config.catalog)
+        watch = SourceWatch(source)
         memory, version = seal_catalog(source, self.config.model_path)
-        with memory:
+        with memory, watch.looking(version):
             log.info("catalog %s is served as it is now, version %s", source, version)
             yield memory
 

@@ -76,9 +76,14 @@ def prompt_tokens(
     return template.render(sids[np.array(history[dropped:], np.int64)]), dropped
 
 
+def template_file(source: Path) -> Path:
+    """Where the template of that source is, if it has one."""
+    return source.with_name("catalog.json")
+
+
 def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
     """The template of catalog.json beside `source`; absent fields take their defaults."""
-    path = source.with_name("catalog.json")
+    path = template_file(source)
     fields = read_object(path) if path.name != source.name else {}
     unknown = sorted(set(fields) - set(PromptTemplate.__struct_fields__))
     if unknown:
