@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,12 @@ def build(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import Catalog
+    from xgr_runtime.catalog.file import map_memory, sealed_file
 
-    catalog = Catalog.open(args.file)
-    for name, value in summary(catalog, args.file.stat().st_size).items():
+    with sealed_file(args.file) as memory:
+        catalog = Catalog.mapped(args.file, *map_memory(memory, args.file))
+        size = os.fstat(memory.fileno()).st_size
+    for name, value in summary(catalog, size).items():
         print(f"{name:<12} {value}")
     return 0
 

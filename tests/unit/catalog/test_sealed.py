@@ -17,6 +17,7 @@ from xgr_runtime.catalog import Catalog, load_catalog, seal_catalog, verify, ver
 from xgr_runtime.catalog import sealed as module
 from xgr_runtime.catalog.file import sealed_file
 from xgr_runtime.catalog.sealed import inherited_path, is_sealed
+from xgr_runtime.cli import main
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -186,3 +187,19 @@ def test_no_descriptor_stays_open(built: Path, tmp_path: Path) -> None:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_file_that_goes_away_while_it_is_looked_at(
+    command: str, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = module.shutil.copyfileobj
+
+    def copy_and_lose(source: Any, target: Any, length: int) -> None:
+        real(source, target, length)
+        os.truncate(built, 0)
+        built.unlink()
+
+    monkeypatch.setattr(module.shutil, "copyfileobj", copy_and_lose)
+    assert main(["catalog", command, str(built)]) == 0
+    assert example().version in capsys.readouterr().out
