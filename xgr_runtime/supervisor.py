@@ -20,6 +20,7 @@ LONGEST_BACKOFF = 10.0
 HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
 LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
 PULSE = 0.05  # seconds between looks at the children
+CHORE_EVERY = 1.0  # seconds
 STUCK_ROOM = 5.0  # seconds that a stuck child gets to end itself, with its stacks in the log
 
 # What each child said when it became ready -> why the whole does not serve yet.
@@ -111,7 +112,7 @@ class Supervisor:
     ) -> None:
         """`inherited`: descriptors that every child has too.
 
-        `chore` is done at every pulse, before children are started again. It raises `StartupError` where the
+        `chore` is done now and then, and before a child is started again. It raises `StartupError` where the
         whole cannot go on: then all drain and stop, and `run` raises it.
         """
         self.groups = groups
@@ -128,6 +129,7 @@ class Supervisor:
         self._looked = 0.0  # at the children, last
         self._inherited = inherited
         self._chore = chore
+        self._next_chore = 0.0
 
     def run(self, missing: Missing) -> None:
         """Start everything and keep it alive until asked to stop.
@@ -177,7 +179,11 @@ class Supervisor:
                     raise self._too_late(names)
         return True
 
-    def _do_chore(self) -> None:
+    def _do_chore(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if now < self._next_chore and not at_once:
+            return
+        self._next_chore = now + CHORE_EVERY
         try:
             self._chore()
         except StartupError as error:
@@ -239,6 +245,7 @@ class Supervisor:
 
     def _restart(self, name: str) -> None:
         self.restarts += 1
+        self._do_chore(at_once=True)
         try:
             self._start(name)
         except StartupError as error:  # no process or no memory left just now
