@@ -1,14 +1,16 @@
 """What every kernel that numba compiles for a CPU starts from: the decorator, instructions, exponentials.
 
-numba's cache notices a change in the file of a kernel only, not in those it calls into: after an edit here,
-delete the caches (`__pycache__/*.nb*`).
+numba's cache notices a change in the file of a kernel only, not in those it calls into: `keep_compiled_in`
+wants another folder after every edit. Where nobody called it, delete the caches (`__pycache__/*.nb*`).
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -17,7 +19,9 @@ import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, types
-from numba.core import cgutils
+from numba.core import caching, cgutils
+
+log = logging.getLogger(__name__)
 
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 one_caller = Lock()  # for parallel kernels: the last of these layers bears one caller at a time
@@ -82,19 +86,57 @@ def spread_threads(backwards: bool = False) -> bool:
     return bool(numba.threading_layer() == "omp")  # type: ignore[attr-defined]
 
 
+_NumbaCache: Any = caching.FunctionCache
+
+
+class _Cache(_NumbaCache):  # type: ignore[misc]
+    """numba's. Damaged files and full disks are no reason to fail: the kernel compiles."""
+
+    def load_overload(self, signature: Build, context: Build) -> Build:
+        try:
+            return super().load_overload(signature, context)
+        except Exception as error:  # unpickling raises whatever it likes
+            log.warning("%s is compiled again, what was kept of it is damaged: %s", self._name, error)
+            with contextlib.suppress(OSError):
+                self.flush()  # else it could not be kept anew
+            return None
+
+    def save_overload(self, signature: Build, data: Build) -> None:
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            log.warning("%s cannot be kept, it compiles at every start: %s", self._name, error)
+
+
+_kernels: list[Any] = []  # all that `kernel` made
+
+
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba's njit, cached on disk where there is a place for it; else kernels compile at every start."""
+    """numba's njit, kept on disk: see `keep_compiled_in`."""
 
     def compile_later(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError as error:
-            logging.getLogger(__name__).warning(
-                "kernels compile at every start (set NUMBA_CACHE_DIR): %s", error
-            )
-            return numba.njit(error_model="numpy", **options)(function)
+        compiled = numba.njit(error_model="numpy", **options)(function)
+        _kernels.append(compiled)
+        _keep(compiled)
+        return compiled
 
     return compile_later
+
+
+def keep_compiled_in(folder: Path) -> None:
+    """Let all kernels be read from `folder`, and put there once they are compiled. Call it before the first.
+
+    Else they are where numba puts them: in `__pycache__` beside their sources or in a folder of the user's.
+    """
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    for compiled in _kernels:
+        _keep(compiled)
+
+
+def _keep(compiled: Any) -> None:
+    """As `enable_caching` of numba does. Where there is no place, the kernel compiles in every process."""
+    with contextlib.suppress(RuntimeError):
+        compiled._cache = _Cache(compiled.py_func)
 
 
 def intrinsic(function: Callable[..., Build]) -> Any:
@@ -125,6 +167,11 @@ def _keep_on(masks: Array) -> None:
     """Every thread on the cores whose bits are set in its row of `masks` [threads, words]."""
     for thread in numba.prange(len(masks)):
         _sched_setaffinity(0, 8 * masks.shape[1], pointer(masks[thread].ctypes.data))
+
+
+def compile_thread_masks() -> None:
+    """Compiles what `spread_threads` runs, and runs it not."""
+    _keep_on.compile((types.uint64[:, ::1],))
 
 
 @intrinsic

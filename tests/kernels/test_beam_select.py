@@ -227,13 +227,3 @@ def test_read_only_catalogs_need_no_second_compilation() -> None:
     batch.scores.flags.writeable = False
     check(random_logits(rng, batch, 64), batch)
     assert len(cpu_kernels.select.signatures) == before
-
-
-def test_no_place_for_a_cache_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def njit(cache: bool = False, **options: object) -> object:
-        if cache:
-            raise RuntimeError("no locator available")
-        return lambda function: function
-
-    monkeypatch.setattr("numba.njit", njit)
-    assert cpu_kernels.kernel()(len) is len

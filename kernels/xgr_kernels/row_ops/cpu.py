@@ -45,3 +45,11 @@ def gated_silu(gate_up: Tensor) -> Tensor:
     with one_caller:
         cpu_kernels.gated_silu(gate_up.numpy(), out.numpy())
     return out
+
+
+def warm_up() -> None:
+    """Compiles the kernels; their types are those of every call."""
+    x, norm = torch.zeros(1, 2), torch.ones(2)
+    residual_norm(x, x, norm, 1.0)
+    norm_and_rotate(torch.zeros(1, 6), (1, 1), x, x, (norm, norm), 1.0)
+    gated_silu(x)

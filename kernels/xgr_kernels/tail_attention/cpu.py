@@ -48,6 +48,13 @@ def attend(
     return out.to(q.dtype)
 
 
+def warm_up(dtype: torch.dtype) -> None:
+    """Compiles the kernel for keys and values of a type."""
+    x, no_tail = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    row = torch.zeros(1, dtype=torch.int64)
+    attend(x, x, x, no_tail, no_tail, row[None], row, row, x.float(), torch.zeros(1, 1), 1.0)
+
+
 def _stored(x: Tensor) -> np.ndarray:
     """Keys or values as numba takes them."""
     return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
