@@ -5,6 +5,7 @@ Real where XGR_TEST_DATA names a data folder.
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,13 @@ from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
 from references import Reference, stored_references
+
+from xgr_runtime.cache_folder import cache_folder
+from xgr_runtime.kernel_folder import KernelFolder
+
+# Kernels compile once for the tests and for the processes that they start.
+if (_cache := cache_folder()) is not None:
+    os.environ["NUMBA_CACHE_DIR"] = str(KernelFolder(_cache).path)
 
 # Where SGLang is not installed, its tests are left out; asked for by name, they say what they need.
 SGLANG = importlib.util.find_spec("sglang") is not None

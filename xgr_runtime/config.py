@@ -39,6 +39,14 @@ SECRETS = ("api_key", "admin_api_key", "sglang_api_key")
 """Settings that are never shown, and travel between processes in the environment alone."""
 HIDDEN = "***"
 
+CacheFolder = Annotated[
+    str,
+    about(
+        "where compiled kernels and what launches cost are kept for the next start; none: nowhere; empty: "
+        "xgr-runtime in $XDG_CACHE_HOME or ~/.cache, or a private folder in the temporary one"
+    ),
+]
+
 # Settings that the launcher hands down to the router as they are.
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
 MaxBodyBytes = Annotated[Count, about("largest body of a request")]
@@ -109,6 +117,7 @@ class _Model(_Process, frozen=True, kw_only=True):
     max_prompt_tokens: Annotated[
         Annotated[int, Meta(ge=0)], about("longest prompt; 0: what the model allows")
     ] = 0
+    cache_folder: CacheFolder = ""
     heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
     silence: Annotated[Seconds, about("seconds without a heartbeat after which a peer counts as lost")] = 10.0
     lease: Annotated[Seconds, about("seconds that prefill holds KV without a renewal")] = 15.0
@@ -155,6 +164,13 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
         str, about("file of the one prefill worker whose KV is read where it lies; empty: KV is taken in")
     ] = ""
     turns_file: Annotated[str, about("file by which the processes of a GPU take turns; empty: none")] = ""
+
+
+class KernelsConfig(_Process, frozen=True, kw_only=True):
+    """What compiles kernels before workers start."""
+
+    cache_folder: CacheFolder = ""
+    dtype: Annotated[Literal["float32", "bfloat16"], about("weights and KV of the model")] = "float32"
 
 
 class RouterConfig(_Process, frozen=True, kw_only=True):

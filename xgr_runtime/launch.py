@@ -18,10 +18,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO
 
+import msgspec
+
 from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
+from xgr_runtime.kernels_first import cache_for_all, compile_first
 from xgr_runtime.run_folder import run_folder
 from xgr_runtime.supervisor import StopRequest, Supervisor
 from xgr_runtime.topology import ROUTER, check, layout_of, plan
@@ -84,6 +87,8 @@ class Deployment:
         config = self.config
         check(config)
         with self._sealed_catalog() as catalog, run_folder() as folder:
+            config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
+            compile_first(config, self._stop_request)
             groups = plan(config, folder.path, inherited_path(catalog), len(os.sched_getaffinity(0)))
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
             self._supervisor = Supervisor(

@@ -5,11 +5,12 @@ All of it runs before any weight is loaded, so that a wrong path costs milliseco
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from xgr_runtime.config import Dtype
 from xgr_runtime.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -27,6 +28,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if "model_type" not in config:
         raise ModelError(f"{folder / 'config.json'}: no model_type, this is not a Hugging Face checkpoint")
     return config
+
+
+def saved_dtype(folder: Path) -> str:
+    """What the checkpoint was saved in, where we run that; float32 otherwise. Raises ModelError."""
+    raw = read_config(folder)
+    saved = str(raw.get("dtype") or raw.get("torch_dtype") or "")
+    return saved if saved in get_args(Dtype) and saved != "auto" else "float32"
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,11 +14,12 @@ from xgr_kernels.compiled import keep_freed_memory, use_threads
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import ModelIdentity
-from xgr_runtime.model.base import DTYPES, Geometry, ModelBackend
-from xgr_runtime.model.checkpoint import read_config
+from xgr_runtime.model.base import Geometry, ModelBackend
+from xgr_runtime.model.checkpoint import saved_dtype
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
+from xgr_runtime.model.ready_kernels import ready_kernels
 from xgr_runtime.model.shared_weights import WeightSharing
 from xgr_runtime.published import Publication, Published, wait_for
 from xgr_runtime.shared_memory import CannotMap, lives
@@ -53,7 +54,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
-    dtype = _checkpoint_dtype(folder) if config.dtype == "auto" else config.dtype
+    dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
+    if config.device == "cpu":
+        ready_kernels(config.cache_folder, dtype, stopping)
     publishes = config.publish_memory if isinstance(config, PrefillConfig) else ""
     memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
     weights = WeightSharing(bool(publishes), memory_of, stopping)
@@ -154,10 +157,3 @@ def _identity(weights_hash: str, geometry: Geometry) -> ModelIdentity:
         vocab=geometry.vocab,
         tp_size=1,
     )
-
-
-def _checkpoint_dtype(folder: Path) -> str:
-    """What the checkpoint was saved in, where we run that; float32 otherwise."""
-    raw = read_config(folder)
-    saved = str(raw.get("dtype") or raw.get("torch_dtype") or "")
-    return saved if saved in DTYPES else "float32"

@@ -1,0 +1,85 @@
+"""A kernel that was compiled once is read at the next start, by whatever user, and whatever became of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+from xgr_kernels.compiled import keep_compiled_in, kernel
+from xgr_kernels import every
+from xgr_runtime.model.ready_kernels import ready_kernels
+
+
+@kernel()
+def twice(x):
+    return 2 * x
+
+
+every.compile_all = lambda dtype: twice(3.0)
+ready_kernels({setting!r}, "float32")
+assert twice(3.0) == 6.0
+stats = twice.stats
+print("compiled", sum(stats.cache_misses.values()), "read", sum(stats.cache_hits.values()))
+"""
+
+
+def write(folder: Path, setting: str = "") -> Path:
+    path = folder / "script.py"
+    path.write_text(SCRIPT.format(setting=setting))
+    return path
+
+
+def run(script: Path, wrapper: Sequence[str] = (), **environ: str) -> tuple[str, list[str]]:
+    """What it says it has compiled, and its lines on stderr."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **environ}
+    command = [*wrapper, sys.executable, str(script)]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr.splitlines()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Everybody's, as the temporary one."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o1777)
+        yield Path(made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can be another user")
+def test_a_user_without_a_home_compiles_once(open_folder: Path) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    script, environ = write(open_folder), {"HOME": "/nonexistent", "TMPDIR": str(open_folder)}
+    known = subprocess.run([*nobody, sys.executable, "-c", "import numba"], capture_output=True, check=False)
+    if known.returncode:
+        pytest.skip("nobody else may run this Python")
+    assert run(script, nobody, **environ) == ("compiled 1 read 0", [])
+    assert run(script, nobody, **environ) == ("compiled 0 read 1", [])
+
+
+def test_damaged_files_are_made_anew(tmp_path: Path) -> None:
+    script = write(tmp_path, str(tmp_path / "cache"))
+    assert run(script)[0] == "compiled 1 read 0"
+    for pattern, content in (("*.nbi", b""), ("*.nbi", b"\x80\x04no pickle"), ("*.nbc", b"cut")):
+        (file,) = (tmp_path / "cache").rglob(f"*twice{pattern}")
+        file.write_bytes(content)
+        said, lines = run(script)
+        assert said == "compiled 1 read 0"
+        assert len(lines) == 1 and "damaged" in lines[0]
+    assert run(script) == ("compiled 0 read 1", [])
+
+
+def test_where_nothing_can_be_kept_one_line_says_so(tmp_path: Path) -> None:
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    said, lines = run(write(tmp_path, str(nowhere)))
+    assert said.startswith("compiled 1") or said.startswith("compiled 0")
+    assert len(lines) == 1 and "--cache-folder" in lines[0]

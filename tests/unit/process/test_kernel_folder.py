@@ -1,0 +1,83 @@
+"""Compiled kernels: a folder per content, compiled by one process at a time, removed when nobody uses it."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xgr_runtime import kernel_folder
+from xgr_runtime.kernel_folder import KEPT, KernelFolder, kernel_key, processor
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[KernelFolder]:
+    folder = KernelFolder(tmp_path)
+    folder.use()
+    yield folder
+    folder.leave()
+
+
+def test_any_edit_of_any_source_makes_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name for name in ("called.py", "caller.py")]
+    for file in files:
+        file.write_text("x = 1\n")
+    monkeypatch.setattr(kernel_folder, "_sources", lambda: files)
+    keys = [kernel_key()]
+    for file in files:
+        file.write_text("x = 2\n")
+        keys.append(kernel_key())
+    assert len(set(keys)) == 3
+
+
+def test_the_sources_are_those_of_the_kernels() -> None:
+    names = {path.name for path in kernel_folder._sources()}
+    assert {"compiled.py", "cpu_kernels.py", "tiles.py"} <= names
+    assert len(processor()) > 2
+
+
+def test_another_process_waits_while_one_compiles(folder: KernelFolder) -> None:
+    entered = threading.Event()
+
+    def compile_too() -> None:
+        with folder.compiling():
+            entered.set()
+
+    with folder.compiling():
+        other = threading.Thread(target=compile_too)
+        other.start()
+        assert not entered.wait(0.3)
+        with folder.compiling(stopping=lambda: True):  # whoever was asked to stop does not wait
+            pass
+    other.join(10)
+    assert entered.is_set()
+
+
+def test_a_type_is_complete_by_itself(folder: KernelFolder, tmp_path: Path) -> None:
+    folder.complete("float32")
+    assert folder.ready("float32") and not folder.ready("bfloat16")
+    assert KernelFolder(tmp_path).ready("float32")
+
+
+def test_old_folders_go_but_none_that_is_in_use(folder: KernelFolder, tmp_path: Path) -> None:
+    used = tmp_path / "kernels-used"
+    used.mkdir()
+    for number in range(KEPT + 3):
+        (tmp_path / f"kernels-{number}").mkdir()
+        os.utime(tmp_path / f"kernels-{number}", (number + 1, number + 1))
+    (tmp_path / "costs").mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_SH); "
+    code += "print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(used / "in-use")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout and user.stdin
+        user.stdout.readline()
+        os.utime(used, (0, 0))
+        folder.complete("float32")
+        user.stdin.close()
+    left = {path.name for path in tmp_path.iterdir()}
+    latest = {f"kernels-{number}" for number in range(3, KEPT + 3)}
+    assert left == {*latest, "kernels-used", "costs", folder.path.name}

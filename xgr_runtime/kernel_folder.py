@@ -1,0 +1,140 @@
+"""The part of the cache folder that holds compiled kernels: one folder per version of them and per processor.
+
+Its name is made from the content of all kernels' sources, so that an edit anywhere makes a new one: numba by
+itself sees changes in a kernel's own file alone. Whoever compiles does so alone, then marks what is complete.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+KEPT = 4  # folders of other versions and processors than ours stay until there are more than this
+PATIENCE = 600.0  # seconds for which another process may compile; then it seems to hang
+_LOOK_EVERY = 0.1  # seconds
+_PREFIX = "kernels-"
+_IN_USE, _ONE_COMPILES = "in-use", "compiling"
+_PROCESSOR = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
+
+
+class KernelFolder:
+    """Compiled kernels of this version for this processor, below the folder `cache`."""
+
+    def __init__(self, cache: Path) -> None:
+        self.path = cache / f"{_PREFIX}{kernel_key()}"
+        self._held = -1  # a descriptor whose lock says that we use it
+
+    def ready(self, dtype: str) -> bool:
+        """Whether every kernel is there that a model of this type needs."""
+        return self._mark(dtype).exists()
+
+    def use(self) -> None:
+        """Keep it from being removed until `leave`, or the end of this process. Raises OSError."""
+        while True:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(self.path / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink:
+                self._held = fd
+                os.utime(self.path)
+                return
+            os.close(fd)  # it was removed before it was locked
+
+    def leave(self) -> None:
+        """It may be removed."""
+        os.close(self._held)
+
+    @contextlib.contextmanager
+    def compiling(self, stopping: Callable[[], bool] = bool) -> Iterator[None]:
+        """Nobody else compiles meanwhile; whoever hangs is waited for until `PATIENCE`. Raises OSError."""
+        with (self.path / _ONE_COMPILES).open("w") as stream:
+            until = time.monotonic() + PATIENCE
+            while not _lock(stream) and not stopping() and time.monotonic() < until:
+                time.sleep(_LOOK_EVERY)
+            yield
+
+    def complete(self, dtype: str) -> None:
+        """All that a model of this type needs is there. Raises OSError."""
+        self._mark(dtype).touch()
+        self._remove_old()
+
+    def _mark(self, dtype: str) -> Path:
+        return self.path / f"{dtype}.complete"
+
+    def _remove_old(self) -> None:
+        """Those used last stay, and what a process uses. Raises OSError."""
+        found = sorted(self.path.parent.glob(f"{_PREFIX}*"), key=_used, reverse=True)
+        for folder in [other for other in found if other != self.path][KEPT:]:
+            with contextlib.suppress(OSError), (folder / _IN_USE).open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                log.info("removed %s, kernels of another version", folder)
+
+
+def kernel_key() -> str:
+    """Names what compiled kernels depend on: their sources, their compiler and the processor."""
+    digest = hashlib.sha256()
+    for part in (sys.version, *map(_version, ("numba", "llvmlite", "numpy")), *processor()):
+        digest.update(part.encode() + b"\n")
+    for path in _sources():
+        digest.update(path.name.encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def processor() -> list[str]:
+    """What sets this processor apart from others, in the words of the system."""
+    known = [platform.system(), platform.machine(), platform.processor()]
+    with (
+        contextlib.suppress(OSError),
+        Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines,
+    ):
+        for line in lines:
+            name, _, value = line.partition(":")
+            if not value:
+                break  # the next core's
+            if name.strip() in _PROCESSOR:
+                known.append(value.strip())
+    return known
+
+
+def _sources() -> list[Path]:
+    spec = importlib.util.find_spec("xgr_kernels")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+def _used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: several may compile the same
+        return True
+    return True

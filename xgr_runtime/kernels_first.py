@@ -1,0 +1,54 @@
+"""What the launcher does before it starts workers: one cache folder for all, and in it every kernel compiled.
+
+Workers that compile the same side by side would take several times as long.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from xgr_runtime.cache_folder import NONE, cache_folder
+from xgr_runtime.child import Child, ChildFailed, Program
+from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
+from xgr_runtime.kernel_folder import KernelFolder
+from xgr_runtime.model.checkpoint import saved_dtype
+from xgr_runtime.supervisor import PULSE, StopRequest
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 900.0  # seconds; workers then do it by themselves
+
+
+def cache_for_all(config: ServeConfig, run_folder: Path) -> str:
+    """What `--cache-folder` shall be for every worker of this launcher. Raises `ConfigError`.
+
+    Where nothing can be kept for the next start, kernels are at least compiled once for all of them.
+    """
+    found = None if config.cache_folder == NONE else cache_folder(config.cache_folder)
+    return str(found or run_folder / "cache")
+
+
+def compile_first(config: ServeConfig, stop: StopRequest) -> None:
+    """Have the kernels compiled in a process of its own if one is missing, or until `stop`.
+
+    `config` names the folder that `cache_for_all` chose. What goes wrong there is logged; the workers then
+    say by themselves what they cannot do.
+    """
+    if config.device != "cpu":
+        return
+    dtype: Any = saved_dtype(Path(config.model_path)) if config.dtype == "auto" else config.dtype
+    if KernelFolder(Path(config.cache_folder)).ready(dtype):
+        return
+    own = KernelsConfig(cache_folder=config.cache_folder, dtype=dtype, log_level=config.log_level)
+    child = Child(Program("kernels", "xgr_runtime.model.ready_kernels", to_argv(own)))
+    child.start()
+    until = time.monotonic() + PATIENCE
+    try:
+        while child.check_ready() is None and not stop.drain and time.monotonic() < until:
+            time.sleep(PULSE)
+    except ChildFailed as error:
+        log.warning("kernels could not be compiled ahead: %s", error)
+    finally:
+        child.kill()
+        child.close()
