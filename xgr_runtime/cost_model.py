@@ -7,8 +7,11 @@ The policy:
 - They are least squares of the relative error, in which a launch counts half as much `half_life` launches on.
 - A launch that took over twice as long as expected counts as twice as long, and makes older ones be forgotten
   faster: a paused machine teaches little, a slower one is believed after a few dozen launches.
-- Before `LEAST` launches the cost is unknown (None): whoever asks then fills batches up to their capacity,
-  drops nothing but what is late, and admits everybody.
+- Before `LEAST` launches the cost is that of a seed: launches tried at the start, and what another run of the
+  same learned. How many times longer the first ones took than it says, in the median, multiplies it: a wrong
+  seed is unlearnt by two launches, and one that was paused changes nothing.
+- Without a seed it is unknown until then (None): whoever asks fills batches up to their capacity, drops
+  nothing but what is late, and admits everybody.
 - Launches of more than twice the size of any before cost as much as those at most: what was never seen has to
   run before it can be refused.
 - What launches do not tell apart is split as it was before, and at first as is usual: a fifth of a launch is
@@ -18,6 +21,7 @@ The policy:
 import math
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from statistics import median, median_low
 from typing import NamedTuple
 
 from xgr_runtime.messages import StepCost
@@ -32,6 +36,7 @@ _DOUBT = 8  # launches' worth of forgetting by one that surprised
 _PRIOR = 1e-3  # weight of what is usual, against that of all launches
 _USUAL_FIXED = 0.2  # of a typical launch
 _TERMS = 3  # fixed, tokens, pairs
+_SEED = 4.0  # launches' worth of what a seed says, once there are others
 
 Vector = list[float]
 
@@ -42,6 +47,13 @@ class Work(NamedTuple):
     launches: int
     tokens: float
     pairs: float
+
+
+class Tried(NamedTuple):
+    """A launch and what it took, in seconds."""
+
+    work: Work
+    seconds: float
 
 
 def prompt_work(start: int, end: int) -> Work:
@@ -75,6 +87,13 @@ def marginal(cost: StepCost, work: Work) -> float:
     return cost.per_token * tokens + cost.per_pair * min(work.pairs, reach * cost.most_pairs)
 
 
+def reaches(cost: StepCost, work: Work) -> bool:
+    """Whether it says what the work takes, and not only that it takes no less."""
+    reach = _REACH * work.launches
+    within = work.tokens <= reach * cost.most_tokens and work.pairs <= reach * cost.most_pairs
+    return within and alone(cost, work) > 0
+
+
 def shared(cost: StepCost, work: Work) -> float:
     """Seconds of work whose launches others fill up, with its part of what is fixed."""
     own = marginal(cost, work)
@@ -93,6 +112,23 @@ def tokens_within(cost: StepCost, start: int, seconds: float) -> int:
     return int(min(2 * seconds / root, 1e9)) if root > 0 else 10**9
 
 
+def scaled(cost: StepCost, factor: float) -> StepCost:
+    """The same work at another speed."""
+    per = (factor * cost.fixed, factor * cost.per_token, factor * cost.per_pair)
+    return StepCost(*per, cost.most_tokens, cost.most_pairs)
+
+
+def seed_of(tried: Sequence[Tried], remembered: StepCost | None) -> list[Tried]:
+    """What to begin with: launches tried just now, and larger ones as remembered, at the speed of now."""
+    if remembered is None:
+        return list(tried)
+    ratios = [t.seconds / alone(remembered, t.work) for t in tried if reaches(remembered, t.work)]
+    now = scaled(remembered, median(ratios) if ratios else 1.0)
+    tokens, pairs = remembered.most_tokens, remembered.most_pairs
+    works = [Work(1, tokens / 4, pairs / 16), Work(1, tokens, 0), Work(1, tokens, pairs)]
+    return [*tried, *(Tried(work, alone(now, work)) for work in works)]
+
+
 class CostModel:
     """The cost of one worker's launches."""
 
@@ -109,23 +145,48 @@ class CostModel:
         self._square = 0.0  # of the targets
         self._most_tokens = 0.0  # of a launch
         self._most_pairs = 0.0
+        self._seed: Sequence[Tried] = ()
+        self._at_first: StepCost | None = None  # as the seed has it
+        self._ratios = [1.0]  # of the first launches to it
+
+    def seed(self, launches: Sequence[Tried]) -> None:
+        """Begin with what these took. Call it before any other launch; nothing tried says nothing."""
+        self._seed = [t for t in launches if t.seconds > 0 and t.work.tokens > 0]
+        if self._seed:
+            self._add_seed(1.0)
+            self.cost = self._at_first = self._fit()
+            self._forget(math.inf)
 
     def observe(self, work: Work, seconds: float) -> None:
         """`work` has taken `seconds`: a launch, or several in a row."""
         if seconds <= 0 or work.tokens <= 0:
             return
         new = work.tokens > self._most_tokens * work.launches or work.pairs > self._most_pairs * work.launches
-        expected = (alone(self.cost, work) if self.cost and not new else 0.0) or seconds
+        first = new or self.seen < LEAST
+        expected = (alone(self.cost, work) if self.cost and not first else 0.0) or seconds
         believed = min(max(seconds, expected / _SURPRISE), expected * _SURPRISE)
         self._forget(_DOUBT if believed != seconds else 1)
-        self._add([work.launches, work.tokens, work.pairs], believed, expected)
-        self._most_tokens = max(self._most_tokens, work.tokens / work.launches)
-        self._most_pairs = max(self._most_pairs, work.pairs / work.launches)
+        self._add(work, believed, expected)
+        if self._at_first and reaches(self._at_first, work):
+            self._ratios.append(seconds / alone(self._at_first, work))
         self.seen += 1
         if self.seen >= LEAST:
+            if self._at_first:
+                self._outgrow_seed()
             self.cost = self._fit()
+        elif self._at_first:
+            self.cost = scaled(self._at_first, median_low(self._ratios))
 
-    def _forget(self, launches: int) -> None:
+    def _outgrow_seed(self) -> None:
+        """From now on it is part of what was seen, at the speed that was."""
+        self._add_seed(median_low(self._ratios))
+        self._at_first = None
+
+    def _add_seed(self, ratio: float) -> None:
+        for work, seconds in self._seed:
+            self._add(work, ratio * seconds, ratio * seconds, _SEED / len(self._seed))
+
+    def _forget(self, launches: float) -> None:
         """As much as so many new launches make of what was seen before."""
         keep = self._keep**launches
         self._weight *= keep
@@ -136,18 +197,20 @@ class CostModel:
         self._moment = [keep * total for total in self._moment]
         self._gram = [[keep * total for total in row] for row in self._gram]
 
-    def _add(self, terms: Vector, seconds: float, scale: float) -> None:
+    def _add(self, work: Work, seconds: float, scale: float, weight: float = 1.0) -> None:
         """One more equation, in units of the seconds that were expected, so that errors are relative."""
-        self._weight += 1.0
-        self._seconds += seconds
-        self._launches += terms[0]
-        self._tokens += terms[1]
-        terms, target = [term / scale for term in terms], seconds / scale
-        self._square += target * target
+        self._most_tokens = max(self._most_tokens, work.tokens / work.launches)
+        self._most_pairs = max(self._most_pairs, work.pairs / work.launches)
+        self._weight += weight
+        self._seconds += weight * seconds
+        self._launches += weight * work.launches
+        self._tokens += weight * work.tokens
+        terms, target = [term / scale for term in work], seconds / scale
+        self._square += weight * target * target
         for i in range(_TERMS):
-            self._moment[i] += terms[i] * target
+            self._moment[i] += weight * terms[i] * target
             for j in range(_TERMS):
-                self._gram[i][j] += terms[i] * terms[j]
+                self._gram[i][j] += weight * terms[i] * terms[j]
 
     def _fixed_share(self, launches: float, tokens: float) -> float:
         """Of a typical launch: as it was once learned, for launches of one size do not tell any more."""

@@ -10,11 +10,14 @@ from xgr_runtime.cost_model import (
     FIXED_SHARE,
     LEAST,
     CostModel,
+    Tried,
     Work,
     alone,
     marginal,
     prompt_work,
+    scaled,
     search_work,
+    seed_of,
     shared,
     worthwhile,
 )
@@ -143,3 +146,70 @@ def test_what_was_learned_of_sizes_outlasts_launches_of_one_size() -> None:
         model.observe(Work(1, 100, 0.0), 0.0083)
     assert model.cost is not None
     assert alone(model.cost, Work(1, 4000, 0.0)) < 0.030  # in truth 0.020; a fifth fixed would make it 0.27
+
+
+def trials(truth: StepCost) -> list[Tried]:
+    return [Tried(work, alone(truth, work)) for work in (prompt_work(0, n) for n in (32, 256, 1024, 2048))]
+
+
+def test_a_seed_is_known_at_once_and_says_what_was_tried() -> None:
+    model = CostModel()
+    model.seed(trials(TRUTH))
+    assert model.cost and model.seen == 0
+    assert max(error(model, TRUTH, prompt_work(0, n)) for n in (32, 500, 1400)) < 0.2
+
+
+def test_trials_that_never_were_leave_it_unknown() -> None:
+    model = CostModel()
+    model.seed([])
+    model.seed([Tried(Work(1, 0, 0), 1.0), Tried(Work(1, 5, 5), 0.0)])
+    assert model.cost is None
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.3, 3.0, 20.0], ids="x{}".format)
+def test_a_wrong_seed_is_unlearnt_by_a_few_launches(factor: float) -> None:
+    """From two launches on it is no more than off by a little, and is not believed again later."""
+    model = CostModel()
+    model.seed(trials(scaled(TRUTH, factor)))
+    for number, work in enumerate(launches(6, 60)):
+        model.observe(work, alone(TRUTH, work))
+        assert number < 1 or error(model, TRUTH, prompt_work(0, 800)) < 0.35, number
+    assert error(model, TRUTH, prompt_work(0, 800)) < 0.05
+
+
+@pytest.mark.parametrize("paused", range(4), ids="launch={}".format)
+def test_one_paused_launch_changes_no_seed(paused: int) -> None:
+    model = CostModel()
+    model.seed(trials(TRUTH))
+    for number, work in enumerate(launches(8, LEAST + 4)):
+        model.observe(work, alone(TRUTH, work) * (300 if number == paused else 1))
+        assert error(model, TRUTH, prompt_work(0, 800)) < 0.4, number
+
+
+def test_what_is_remembered_goes_at_the_speed_of_now() -> None:
+    slower = scaled(TRUTH, 5.0)
+    remembered = StepCost(TRUTH.fixed, TRUTH.per_token, TRUTH.per_pair, 4096.0, 8e6)
+    model = CostModel()
+    model.seed(seed_of(trials(slower)[:2], remembered))  # small ones alone were tried
+    assert max(error(model, slower, prompt_work(0, n)) for n in (32, 1000, 3900)) < 0.1
+    model = CostModel()
+    model.seed(seed_of([], remembered))
+    assert max(error(model, TRUTH, prompt_work(0, n)) for n in (32, 1000, 3900)) < 0.1
+    assert model.cost and model.cost.most_tokens == 4096
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 10**7), st.floats(1e-6, 100)), max_size=6),
+    st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 10**7), st.floats(1e-6, 100)), max_size=20),
+)
+def test_whatever_was_tried_no_cost_is_negative_or_endless(
+    tried: list[tuple[int, int, float]], observed: list[tuple[int, int, float]]
+) -> None:
+    model = CostModel()
+    model.seed([Tried(Work(1, tokens, pairs), seconds) for tokens, pairs, seconds in tried])
+    for tokens, pairs, seconds in observed:
+        model.observe(Work(1, tokens, pairs), seconds)
+        if cost := model.cost:
+            seconds = alone(cost, Work(1, 5000, 10**7))
+            assert min(cost.fixed, cost.per_token, cost.per_pair) >= 0 and 0 < seconds < 1e9
+    assert model.cost or not tried
