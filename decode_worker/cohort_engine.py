@@ -16,8 +16,8 @@ from decode_worker.cohort import choose_cohort
 from decode_worker.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
-from xgr_runtime.cost_model import CostModel, together
-from xgr_runtime.messages import ScoreMode, StepCost
+from xgr_runtime.cost_model import CostModel, Tried, together
+from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.device import losing_the_device
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,8 @@ class CohortEngine:
         self._flying: deque[Cohort] = deque()
         self._started: dict[Cohort, float] = {}
         self._overflown: list[Search] = []
-        self._costs = CostModel()
+        self.costs = CostModel()
         self._idle_since = 0.0  # when the last cohort that we know of ended
-
-    @property
-    def cost(self) -> StepCost | None:
-        """See `Engine`."""
-        return self._costs.cost
 
     @property
     def ready(self) -> bool:
@@ -99,6 +94,10 @@ class CohortEngine:
             self._flying[0].finished.wait()
             self.collect()
 
+    def try_searches(self, trie: Trie) -> list[Tried]:
+        """See `Engine`. The first cohorts tell."""
+        return []
+
     def _queue(self, searches: Sequence[Search], place: int, exactly: bool = False) -> Cohort:
         """All levels of a cohort, behind those that are queued."""
         cohort = Cohort(searches, place, self.device.event())
@@ -116,7 +115,7 @@ class CohortEngine:
         work = together(question.work_from[0] for question in cohort.questions)
         waited_until = max(started, self._idle_since)  # for the cohort before
         if timed:
-            self._costs.observe(work._replace(launches=len(cohort.steps)), now - waited_until)
+            self.costs.observe(work._replace(launches=len(cohort.steps)), now - waited_until)
         self._idle_since = now
         over: list[Search] = []
         for search, answer in zip(cohort.searches, self.steps.answers(cohort), strict=True):

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from decode_worker.scheduler import share_step
 from decode_worker.search import Question, Search
+from decode_worker.trials import try_searches
 from xgr_kernels import flash
 from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
 from xgr_kernels.shared_attention.api import SharedPlan
-from xgr_runtime.cost_model import CostModel, together
-from xgr_runtime.messages import ScoreMode, StepCost
+from xgr_runtime.cost_model import CostModel, Tried, together
+from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
@@ -29,10 +30,8 @@ class Engine(Protocol):
     counters: dict[str, float]
     """Totals since start, by name."""
 
-    @property
-    def cost(self) -> StepCost | None:
-        """What its steps cost; None as long as it does not know."""
-        ...
+    costs: CostModel
+    """What its steps cost, as far as it knows."""
 
     @property
     def row_budget(self) -> int:
@@ -68,6 +67,10 @@ class Engine(Protocol):
         """Pay all first-use costs; call it once, before the first launch."""
         ...
 
+    def try_searches(self, trie: Trie) -> list[Tried]:
+        """What steps of some searches take that nobody asked for; none where it cannot be said."""
+        ...
+
 
 class DecodeEngine:
     """The model, the pool of received KV and the tail KV. Requests at different levels share a step."""
@@ -84,13 +87,8 @@ class DecodeEngine:
         self.tail = TailKv(model.geometry, tail_tokens, max_rows)
         self.kernels = kernels
         self.counters: dict[str, float] = defaultdict(float)
-        self._costs = CostModel()
+        self.costs = CostModel()
         self._over: list[Search] = []
-
-    @property
-    def cost(self) -> StepCost | None:
-        """See `Engine`."""
-        return self._costs.cost
 
     @property
     def row_budget(self) -> int:
@@ -104,14 +102,14 @@ class DecodeEngine:
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
         """So many that a step's fixed cost is a small share of it: in a step, all wait for all."""
-        return share_step(waiting, self.cost)
+        return share_step(waiting, self.costs.cost)
 
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """One step; returns when it is done."""
         rows = sum(len(search.scores) for search in searches)
         work, started = together(search.next_work for search in searches), time.monotonic()
         selection = self.step(searches, on_layer)
-        self._costs.observe(work, time.monotonic() - started)
+        self.costs.observe(work, time.monotonic() - started)
         self._over += [search for search in searches if search.over]
         self.counters["steps"] += 1
         self.counters["rows"] += rows
@@ -135,6 +133,10 @@ class DecodeEngine:
             search = Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)
             while not search.over:
                 self.step([search])
+
+    def try_searches(self, trie: Trie) -> list[Tried]:
+        """See `Engine`."""
+        return try_searches(self, trie)
 
     def step(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> Selection:
         """Advance every search by one level; returns the selection for its statistics.

@@ -18,7 +18,7 @@ from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
-from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turns_of
+from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turn_for_trials, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -28,6 +28,7 @@ from xgr_runtime.errors import (
     WorkerLost,
 )
 from xgr_runtime.keys import Keyring
+from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -80,6 +81,7 @@ class DecodeWorker:
         self.limits = limits
         self.data_address = told_address(config.advertise_data_address or config.data_address, keys)
         self.clock = clock
+        self.known_costs = KnownCosts(engine.costs)
         self.device_turns = turns_of(config.turns_file, DECODE_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
         self.incarnation = new_incarnation()
@@ -122,6 +124,13 @@ class DecodeWorker:
         """Pay all first-use costs before the first request."""
         self.engine.warm_up(self.factory.trie)
 
+    def learn_costs(self, how: Sequence[str]) -> None:
+        """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`."""
+        self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, how)
+        with turn_for_trials(self.device_turns):
+            tried = self.engine.try_searches(self.factory.trie)
+        self.known_costs.begin(tried)
+
     def run(self, stopping: Callable[[], bool]) -> None:
         """Messages in, searches on, answers out; until `stopping`."""
         while not stopping():
@@ -137,6 +146,8 @@ class DecodeWorker:
             self.worked = bool(self.running) or self.engine.busy
             self.launch()
             self.answer_finished()
+            self.known_costs.keep_now_and_then(self.clock())
+        self.known_costs.keep()
 
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
@@ -313,7 +324,7 @@ class DecodeWorker:
 
     def expire(self, now: float) -> None:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
-        self.scheduler.cost = self.engine.cost
+        self.scheduler.cost = self.engine.costs.cost
         others = len(self.tasks) > 1
         for task in list(self.tasks.values()):
             # What a launch has in hand costs no more time, and nobody knows how far it is.
@@ -370,5 +381,5 @@ class DecodeWorker:
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
             rows_used=self.scheduler.rows.used,
             counters=dict(self.counters) | self.engine.counters,
-            cost=self.engine.cost,
+            cost=self.engine.costs.cost,
         )

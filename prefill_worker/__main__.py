@@ -31,6 +31,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     )
     if kernels == "cpu":
         spread_threads()
+    worker.learn_costs([model.backend.name, kernels])
     lifecycle.ready({"incarnation": worker.incarnation})
 
     def turn() -> bool:

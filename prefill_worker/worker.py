@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from prefill_worker.engine import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
+from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
 from xgr_runtime.cost_model import CostModel, prompt_work, together
-from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turns_of
+from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
 from xgr_runtime.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -26,6 +27,7 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.keys import Keyring
+from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -86,6 +88,7 @@ class PrefillWorker:
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
         )
         self.costs = CostModel()
+        self.known_costs = KnownCosts(self.costs)
         self.scheduler = PrefillScheduler(
             self.cache, config.batch_tokens, engine.max_prompts, self.costs, config.batch_window_ms / 1000
         )
@@ -115,6 +118,13 @@ class PrefillWorker:
             keys=keys,
         )
 
+    def learn_costs(self, how: Sequence[str]) -> None:
+        """Try some forwards, and recall what others took. `how`: see `KnownCosts.of`."""
+        self.known_costs = KnownCosts.of(self.costs, self.config, self.identity, how)
+        with turn_for_trials(self.device_turns):
+            tried = try_forwards(self.engine, min(self.config.batch_tokens, self.max_prompt_tokens))
+        self.known_costs.begin(tried)
+
     def run(self, stopping: Callable[[], bool]) -> None:
         """Messages in, KV out, a forward when prompts wait; until `stopping`."""
         while not stopping():
@@ -126,6 +136,8 @@ class PrefillWorker:
             self.prefill(self.opened(turns))
             self.device_turns.give()
             self.worked = bool(turns)
+            self.known_costs.keep_now_and_then(self.clock())
+        self.known_costs.keep()
 
     def may_launch(self) -> bool:
         """Whether there is something to run, and the device, if another worker shares it, is ours."""

@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who wa
 LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if no bell rings
 OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
 KEEP_EVERY = 1.0  # seconds between looks at whether the files are still there
+_TRIAL_PATIENCE = 2.0  # seconds for which trials at the start wait for the turn
 PREFILL_SEAT, DECODE_SEAT = 0, 1
 
 _TURN = 0  # the byte of the file whose lock is the turn, and which says who had it last
@@ -205,6 +206,19 @@ class FileTurns:
 
     def _control(self, command: int, kind: int, byte: int) -> bytes:
         return fcntl.fcntl(self._fd, command, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
+
+
+@contextlib.contextmanager
+def turn_for_trials(turns: Turns, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Have the turn inside of the block if it comes in time: beside another's launches ours take longer."""
+    until = clock() + _TRIAL_PATIENCE
+    while not turns.try_take() and clock() < until:
+        time.sleep(LOOK_EVERY)
+    try:
+        yield
+    finally:
+        turns.give()
+        turns.forget()
 
 
 def _bell_of(path: Path, seat: int) -> Path:

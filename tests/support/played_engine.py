@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xgr_runtime.messages import StepCost
+from xgr_runtime.cost_model import CostModel
 
 
 class PlayedEngine:
@@ -19,7 +19,7 @@ class PlayedEngine:
 
     def __init__(self) -> None:
         self.ready, self.busy = True, False
-        self.cost: StepCost | None = None
+        self.costs = CostModel()
         self.keeps = False
         self.launches: list[list[Any]] = []
         self.finished: list[Any] = []
