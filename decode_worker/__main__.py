@@ -11,9 +11,9 @@ from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.keys import read_keyring
-from xgr_runtime.messages import Limits
+from xgr_runtime.messages import START_SECONDS, Limits
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
-from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.process import Lifecycle, age, main
 from xgr_runtime.transport import check_listener, told_address
 
 
@@ -37,6 +37,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     if kernels == "cpu":
         spread_threads(backwards=True)  # prefill workers do it forwards
     worker.learn_costs([model.backend.name, kernels])
+    worker.counters[START_SECONDS] = age()
     lifecycle.ready({"incarnation": worker.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)
 

@@ -9,6 +9,7 @@ from itertools import count
 from router.attempts import Attempts
 from router.hedge import hedge
 from router.job import Flush, Job, Outcome, Traced, WorkerState
+from router.returns import seconds_to_a_pair, seconds_to_start
 from router.suspects import Suspects
 from router.tracing import Tracer
 from router.tries import Tries
@@ -21,6 +22,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    NoWorkers,
     Overloaded,
     RequestError,
 )
@@ -61,7 +63,7 @@ class Dispatcher:
                 (work, aborted), timeout=job.deadline - time.monotonic(), return_when="FIRST_COMPLETED"
             )
             if work.done():
-                return work.result()
+                return self._result(work)
             if aborted.done():
                 raise aborted.result()
             raise DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
@@ -117,11 +119,21 @@ class Dispatcher:
         while self._live and time.monotonic() < end:
             await asyncio.sleep(0.02)
         for rid in list(self._live):
-            self._end_live(rid, Draining("the deployment stopped before the request was done"))
+            after = seconds_to_start(self.workers())
+            error = Draining("the deployment stopped before the request was done", retry_after=after)
+            self._end_live(rid, error)
+
+    def _result(self, work: asyncio.Future[Outcome]) -> Outcome:
+        """Raises what `generate` does; where a worker is missing, with the time until it is back."""
+        try:
+            return work.result()
+        except NoWorkers as error:
+            error.retry_after = seconds_to_a_pair(self.workers())
+            raise
 
     def _admit(self, job: Job) -> None:
         if self.draining:
-            raise Draining("the deployment is stopping")
+            raise Draining("the deployment is stopping", retry_after=seconds_to_start(self.workers()))
         if job.rid in self._live:
             raise DuplicateRequest(f"rid {job.rid!r} is in use by a live request", "rid")
         if len(self._live) >= self._config.max_live and not job.probe:

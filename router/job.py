@@ -59,6 +59,8 @@ class WorkerState:
     problem: str  # why it is not usable, else empty
     hello: WorkerHello | None
     in_flight: int  # attempts of this router
+    away: float = 0.0  # seconds since it was lost, or since we look for it
+    start_seconds: float = 0.0  # that its last start took; zero: not known
 
 
 class Traced(NamedTuple):

@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
-from xgr_runtime.messages import PROTOCOL, Message, OtherProtocol, Role, WorkerHello
+from xgr_runtime.messages import PROTOCOL, START_SECONDS, Message, OtherProtocol, Role, WorkerHello
 
 log = logging.getLogger(__name__)
 
 QUIET = 3  # heartbeats without an answer after which a worker is quiet
+_LONGEST_START = 3600.0  # seconds that are believed
 RENEWAL = 0.5  # seconds before a link that broke is made anew
 
 OnMessage = Callable[["Worker", Message], None]
@@ -27,6 +29,7 @@ class Worker(ABC):
         self.hello: WorkerHello | None = None
         self.alive = False
         self.absence = "it has not answered yet"  # why it is not alive
+        self.away_since = time.monotonic()  # while it is not alive
         self.stranger = False  # it answers, but cannot be used: asked again now and then
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
@@ -65,6 +68,12 @@ class Worker(ABC):
         return self.hello.incarnation if self.hello else 0
 
     @property
+    def start_seconds(self) -> float:
+        """That its last start took, as it said; zero if it did not."""
+        said = self.hello.load.counters.get(START_SECONDS, 0.0) if self.hello else 0.0
+        return min(max(0.0, said), _LONGEST_START)
+
+    @property
     def problem(self) -> str:
         """Why the worker cannot be used, or an empty string."""
         if not self.alive or self.hello is None:
@@ -100,6 +109,7 @@ class Worker(ABC):
         """Report the present incarnation as lost, once."""
         if self.alive:
             self.alive, self.absence = False, "it is gone"
+            self.away_since = time.monotonic()
             log.warning("%s worker at %s is lost: %s", self.role, self.address, reason)
             self._on_lost(self, self.incarnation, reason)
 

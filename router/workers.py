@@ -1,6 +1,7 @@
 """The configured workers: who they are, how they are, and which of them may get requests."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from router.breaker import Breaker
@@ -66,7 +67,10 @@ class Workers:
         return [self._state(worker, self.problem(worker)) for worker in self]
 
     def _state(self, w: Worker, problem: str) -> WorkerState:
-        return WorkerState(w.address, w.role, w.alive, not problem, problem, w.hello, w.in_flight)
+        away = 0.0 if w.alive else time.monotonic() - w.away_since
+        return WorkerState(
+            w.address, w.role, w.alive, not problem, problem, w.hello, w.in_flight, away, w.start_seconds
+        )
 
     def limits(self) -> Limits | None:
         """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""

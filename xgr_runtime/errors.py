@@ -41,12 +41,13 @@ class RequestError(XgrError):
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: ClassVar[bool] = False
-    retry_after: float = 0.0  # seconds after which a retry may succeed, if that is known
+    retry_after: float  # seconds after which a retry may succeed; zero if that is not known
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after = retry_after
 
 
 class InternalError(RequestError):
@@ -147,10 +148,6 @@ class Overloaded(RequestError):
     """HTTP 503 with Retry-After. A queue is full, or what waits leaves no time for this request."""
 
     status, code, kind, retryable = 503, "overloaded", "overloaded_error", True
-
-    def __init__(self, message: str, param: str | None = None, retry_after: float = 0.0) -> None:
-        super().__init__(message, param)
-        self.retry_after = retry_after
 
 
 class NoWorkers(RequestError):

@@ -22,6 +22,9 @@ PROTOCOL = 5
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
 
+START_SECONDS = "start_seconds"
+"""The counter of a worker's load that says how long its start took."""
+
 MOST_TEXT = 8192
 """Characters of a reason or an error's message; `brief` cuts longer ones."""
 

@@ -15,7 +15,9 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -115,6 +117,16 @@ def main(
         flushing.join(2 * FLUSH_SECONDS)  # a reader that takes nothing must not keep us
         os._exit(code)
     return code
+
+
+def age() -> float:
+    """Seconds since this process began, its imports included; zero where the system does not say."""
+    try:
+        stat = Path("/proc/self/stat").read_bytes()
+        began = int(stat.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # since boot
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except (OSError, ValueError, AttributeError):
+        return 0.0
 
 
 def one_line(error: BaseException) -> str:

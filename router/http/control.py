@@ -19,6 +19,7 @@ from router.http.prompts import UNLIMITED
 from router.http.schema import AbortRequest, TraceQuery
 from router.job import Dispatch, WorkerState
 from router.probe import Probe
+from router.returns import seconds_to_a_pair, seconds_to_start
 from xgr_runtime.answer import (
     Aborted,
     Flushed,
@@ -61,7 +62,8 @@ class Control:
 
     async def readiness(self, request: Request) -> Response:
         if self.dispatch.draining:
-            raise Draining("the router is stopping and takes no new requests")
+            after = seconds_to_start(self.dispatch.workers())
+            raise Draining("the router is stopping and takes no new requests", retry_after=after)
         return await self.health(request)
 
     async def health_generate(self, request: Request) -> Response:
@@ -161,7 +163,8 @@ class Control:
 
     def _require_pair(self) -> None:
         if self.dispatch.limits() is None:
-            raise NoWorkers(no_pair(self.dispatch.workers()))
+            states = self.dispatch.workers()
+            raise NoWorkers(no_pair(states), retry_after=seconds_to_a_pair(states))
 
 
 def no_pair(states: list[WorkerState]) -> str:
