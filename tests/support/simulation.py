@@ -20,7 +20,7 @@ from decode_worker.scheduler import DecodeScheduler, share_step
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from router.admission import Admission, Ask, Promise
 from router.pairing import Candidate
-from xgr_runtime.cost_model import CostModel, Work, alone, prompt_work, search_work, together
+from xgr_runtime.cost_model import CostModel, Tried, Work, alone, prompt_work, search_work, together
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.messages import AttemptId, ModelIdentity, StepCost
 from xgr_runtime.pages import PagePool
@@ -318,6 +318,17 @@ class Deployment:
             PromptCache(PagePool(pages), PAGE), PagePool(rows)
         )
         self.decode = DecodeSide(self.decode_machine, searches, self.over)
+
+    def try_launches(self, speed: float = 1.0) -> None:
+        """What workers do before they are ready: launches of a few sizes, each `speed` times as long."""
+        for machine, works in (
+            (self.prefill_machine, [prompt_work(0, tokens) for tokens in (32, 256, 1024, 2048)]),
+            (self.decode_machine, [Work(1, 1, 0), Work(1, 64, 64 * 256), Work(1, 256, 256 * 1024)]),
+        ):
+            stray = [speed * machine.draw.lognormvariate(0.0, self.truth.noise) for _ in works]
+            machine.costs.seed(
+                [Tried(work, alone(machine.cost, work) * by) for work, by in zip(works, stray, strict=True)]
+            )
 
     def run(self, requests: list[Request]) -> list[Request]:
         """All of them, until nothing is left to do."""

@@ -78,6 +78,39 @@ def test_a_machine_that_was_slow_for_a_while_is_believed_again() -> None:
     assert sum(request.good for request in after) >= 0.5 * len(after)  # margins come down more slowly
 
 
+FIRST = {
+    "alike": Traffic(1.0, 1.0, deadlines=(3.0,), widths=(50,), prompts=(2000,)),
+    "short deadlines": Traffic(1.0, 1.0, deadlines=(0.5,), widths=(50,), prompts=(1000,)),
+    "mixed": replace(MIXED, seconds=1.0, deadlines=(1.0, 3.0)),
+    "wide": Traffic(1.0, 1.0, deadlines=(3.0,), widths=(512,), prompts=(500,)),
+}
+
+
+def at_once(traffic: Traffic, when: float, first: int) -> list[Request]:
+    """Some 300 requests within 20 ms."""
+    burst = traffic.at(300.0, 1.0, 5)
+    for number, request in enumerate(burst):
+        request.moved(first + number, when + number * 0.02 / len(burst) - request.arrived)
+    return burst
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5], ids="trials x{}".format)
+@pytest.mark.parametrize("first", FIRST)
+def test_of_the_first_burst_what_is_accepted_is_in_time(first: str, speed: float) -> None:
+    """Before any request has run; and nearly as much is accepted as if many had, also after slow trials."""
+    fresh = Deployment(TRUTH)
+    fresh.try_launches(speed)
+    burst = fresh.run(at_once(FIRST[first], 0.0, 0))
+    before = FIRST[first].at(capacity(TRUTH, FIRST[first]) / 2, WARM_UP, 3)
+    learned = at_once(FIRST[first], 2 * WARM_UP, len(before))
+    Deployment(TRUTH).run([*before, *learned])
+    refused = [request for request in burst if not request.accepted]
+    assert refused and all(request.ended < 0.02 for request in refused), "at once"
+    assert kept(burst) >= 0.95
+    most = sum(request.good for request in learned)
+    assert sum(request.good for request in burst) >= (0.8 if speed == 1.0 else 0.5) * most > 0
+
+
 def test_nobody_starves() -> None:
     """At a load that can be served, each kind of request is served, the widest and the longest too."""
     measured = simulated(Deployment, MIXED, 0.8)

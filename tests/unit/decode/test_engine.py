@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from decode_worker import trials
 from decode_worker.engine import DecodeEngine
 from decode_worker.search import Question, Search
+from decode_worker.trials import try_searches
 from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
+from xgr_runtime.cost_model import CostModel
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -109,3 +112,21 @@ def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBac
 
 def test_an_engine_of_few_rows_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
     DecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
+
+
+def test_trials_tell_what_steps_take_and_leave_no_trace(backend: ModelBackend, trie: Trie) -> None:
+    engine = DecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    tried = engine.try_searches(trie)
+    assert tried and all(t.seconds > 0 and t.work.tokens <= 100 for t in tried)
+    assert not engine.counters and not engine.busy and engine.costs.seen == 0
+    model = CostModel()
+    model.seed(tried)
+    assert model.cost is not None
+
+
+def test_trials_end_with_the_step_in_which_their_time_is_over(backend: ModelBackend, trie: Trie) -> None:
+    engine = DecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    looks = iter(range(100))
+    assert len(try_searches(engine, trie, lambda: next(looks) * trials.SECONDS)) <= 1
+    none = DecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 100, "cpu")
+    assert none.try_searches(trie) == []
