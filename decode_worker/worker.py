@@ -5,6 +5,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -124,9 +125,9 @@ class DecodeWorker:
         """Pay all first-use costs before the first request."""
         self.engine.warm_up(self.factory.trie)
 
-    def learn_costs(self, how: Sequence[str]) -> None:
+    def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
         """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`."""
-        self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, how)
+        self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, cache, how)
         with turn_for_trials(self.device_turns):
             tried = self.engine.try_searches(self.factory.trie)
         self.known_costs.begin(tried)

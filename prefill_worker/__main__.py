@@ -32,7 +32,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     )
     if kernels == "cpu":
         spread_threads()
-    worker.learn_costs([model.backend.name, kernels])
+    worker.learn_costs(model.cache, [model.backend.name, kernels])
     worker.counters[START_SECONDS] = age()
     lifecycle.ready({"incarnation": worker.incarnation})
 

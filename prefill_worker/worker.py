@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,9 +119,9 @@ class PrefillWorker:
             keys=keys,
         )
 
-    def learn_costs(self, how: Sequence[str]) -> None:
+    def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
         """Try some forwards, and recall what others took. `how`: see `KnownCosts.of`."""
-        self.known_costs = KnownCosts.of(self.costs, self.config, self.identity, how)
+        self.known_costs = KnownCosts.of(self.costs, self.config, self.identity, cache, how)
         with turn_for_trials(self.device_turns):
             tried = try_forwards(self.engine, min(self.config.batch_tokens, self.max_prompt_tokens))
         self.known_costs.begin(tried)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from xgr_runtime.cache_folder import cache_folder
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.cost_model import LEAST, CostModel, Tried, seed_of
 from xgr_runtime.errors import ConfigError
@@ -41,13 +40,14 @@ class KnownCosts:
 
     @classmethod
     def of(
-        cls, costs: CostModel, config: PrefillConfig | DecodeConfig, model: ModelIdentity, how: Sequence[str]
+        cls,
+        costs: CostModel,
+        config: PrefillConfig | DecodeConfig,
+        model: ModelIdentity,
+        cache: Path | None,
+        how: Sequence[str],
     ) -> "KnownCosts":
         """Those of a worker with this configuration. `how`: in whose layers and kernels it runs."""
-        try:
-            cache = cache_folder(config.cache_folder)
-        except ConfigError:  # it was said when kernels were looked for
-            cache = None
         parts = [type(config).__name__, config.device, config.threads, *how, *processor(), _version()]
         key = hashlib.sha256(repr([parts, model]).encode()).hexdigest()[:24]
         return cls(costs, cache / FOLDER / f"{key}.json" if cache else None)

@@ -92,11 +92,15 @@ _NumbaCache: Any = caching.FunctionCache
 class _Cache(_NumbaCache):  # type: ignore[misc]
     """numba's. Damaged files and full disks are no reason to fail: the kernel compiles."""
 
+    @property
+    def _called(self) -> str:
+        return str(self._py_func.__qualname__)
+
     def load_overload(self, signature: Build, context: Build) -> Build:
         try:
             return super().load_overload(signature, context)
         except Exception as error:  # unpickling raises whatever it likes
-            log.warning("%s is compiled again, what was kept of it is damaged: %s", self._name, error)
+            log.warning("%s compiles again, what was kept of it is damaged: %s", self._called, error)
             with contextlib.suppress(OSError):
                 self.flush()  # else it could not be kept anew
             return None
@@ -105,7 +109,7 @@ class _Cache(_NumbaCache):  # type: ignore[misc]
         try:
             super().save_overload(signature, data)
         except OSError as error:
-            log.warning("%s cannot be kept, it compiles at every start: %s", self._name, error)
+            log.warning("%s cannot be kept, it compiles at every start: %s", self._called, error)
 
 
 _kernels: list[Any] = []  # all that `kernel` made

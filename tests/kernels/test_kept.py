@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 from xgr_kernels.compiled import keep_compiled_in, kernel
 from xgr_kernels import every
-from xgr_runtime.model.ready_kernels import ready_kernels
+from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
 
 
 @kernel()
@@ -23,7 +23,7 @@ def twice(x):
 
 
 every.compile_all = lambda dtype: twice(3.0)
-ready_kernels({setting!r}, "float32")
+ready_kernels(usable_cache({setting!r}), "float32")
 assert twice(3.0) == 6.0
 stats = twice.stats
 print("compiled", sum(stats.cache_misses.values()), "read", sum(stats.cache_hits.values()))

@@ -16,13 +16,13 @@ MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 TRUTH = StepCost(4e-3, 5e-5, 0.0)
 
 
-def prefill(cache: Path, **settings: object) -> PrefillConfig:
-    shared = {"model_path": "m", "control_address": "ipc:///c", "cache_folder": str(cache)}
+def prefill(**settings: object) -> PrefillConfig:
+    shared = {"model_path": "m", "control_address": "ipc:///c"}
     return msgspec.convert(shared | settings, PrefillConfig)
 
 
-def known(cache: Path, **settings: object) -> KnownCosts:
-    return KnownCosts.of(CostModel(), prefill(cache, **settings), MODEL, ["transformers", "cpu"])
+def known(cache: Path | None, **settings: object) -> KnownCosts:
+    return KnownCosts.of(CostModel(), prefill(**settings), MODEL, cache, ["transformers", "cpu"])
 
 
 def learned(costs: KnownCosts) -> KnownCosts:
@@ -49,12 +49,13 @@ def test_a_run_begins_where_the_last_one_ended(tmp_path: Path) -> None:
 def test_others_begin_by_themselves(tmp_path: Path, other: dict[str, object]) -> None:
     learned(known(tmp_path)).keep()
     assert known(tmp_path, **other).remembered() is None
-    decode = DecodeConfig(
-        model_path="m", control_address="c", data_address="d", catalog="c", cache_folder=str(tmp_path)
-    )
-    assert KnownCosts.of(CostModel(), decode, MODEL, ["transformers", "cpu"]).remembered() is None
+    decode, how = DecodeConfig(model_path="m", control_address="c", data_address="d", catalog="c"), ["cpu"]
+    assert KnownCosts.of(CostModel(), decode, MODEL, tmp_path, ["transformers", *how]).remembered() is None
+    assert KnownCosts.of(CostModel(), prefill(), MODEL, tmp_path, how).remembered() is None
     trained = msgspec.structs.replace(MODEL, weights_hash="another")
-    assert KnownCosts.of(CostModel(), prefill(tmp_path), trained, []).remembered() is None
+    assert (
+        KnownCosts.of(CostModel(), prefill(), trained, tmp_path, ["transformers", *how]).remembered() is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_folder_in_its_place_is_no_error(tmp_path: Path) -> None:
 def test_a_run_that_learned_nothing_keeps_nothing(tmp_path: Path) -> None:
     known(tmp_path).keep()
     assert not (tmp_path / known_costs.FOLDER).exists()
-    nowhere = known(Path("none"))
+    nowhere = known(None)
     learned(nowhere).keep()
     assert nowhere.remembered() is None
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from xgr_kernels.compiled import keep_compiled_in
 from xgr_runtime.cache_folder import cache_folder
@@ -20,21 +21,29 @@ log = logging.getLogger(__name__)
 
 
 def body(config: KernelsConfig, lifecycle: Lifecycle) -> None:
-    ready_kernels(config.cache_folder, config.dtype, lambda: lifecycle.stopping)
+    ready_kernels(usable_cache(config.cache_folder), config.dtype, lambda: lifecycle.stopping)
     lifecycle.ready({})
 
 
-def ready_kernels(setting: str, dtype: str, stopping: Callable[[], bool] = bool) -> None:
-    """Let kernels be read from the cache folder that `setting` names, and put them there if any is missing.
+def usable_cache(setting: str) -> Path | None:
+    """As `cache_folder`, but one that cannot be used is said, and no reason not to start. Call it once."""
+    try:
+        return cache_folder(setting)
+    except ConfigError as error:
+        log.warning("nothing can be kept for later starts, so kernels compile at every start: %s", error)
+        return None
+
+
+def ready_kernels(cache: Path | None, dtype: str, stopping: Callable[[], bool] = bool) -> None:
+    """Let kernels be read from the cache folder, and put them there if any is missing.
 
     Where none can be kept, they compile when they are first called. `stopping` ends the wait for another
     process that compiles them.
     """
     try:
-        cache = cache_folder(setting)
         if cache is not None:
             _ready_in(KernelFolder(cache), dtype, stopping)
-    except (ConfigError, OSError) as error:
+    except OSError as error:
         log.warning("kernels compile at every start: %s", error)
 
 

@@ -19,7 +19,7 @@ from xgr_runtime.model.checkpoint import saved_dtype
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
-from xgr_runtime.model.ready_kernels import ready_kernels
+from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
 from xgr_runtime.model.shared_weights import WeightSharing
 from xgr_runtime.published import Publication, Published, wait_for
 from xgr_runtime.shared_memory import CannotMap, lives
@@ -39,6 +39,7 @@ class LoadedModel:
     threads: int
     weights: WeightSharing  # keeps the memory that others map
     publication: Publication | None = None  # says where that is
+    cache: Path | None = None  # the folder of what is kept for later starts
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -55,8 +56,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
     dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
+    cache = usable_cache(config.cache_folder)
     if config.device == "cpu":
-        ready_kernels(config.cache_folder, dtype, stopping)
+        ready_kernels(cache, dtype, stopping)
     publishes = config.publish_memory if isinstance(config, PrefillConfig) else ""
     memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
     weights = WeightSharing(bool(publishes), memory_of, stopping)
@@ -88,7 +90,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, identity, pool, threads, weights, publication)
+    return LoadedModel(backend, identity, pool, threads, weights, publication, cache)
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:
