@@ -23,6 +23,7 @@ from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
 from xgr_runtime.log import stderr
 from xgr_runtime.process import STARTUP_FAILED
+from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +227,6 @@ class Child:
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Ours without the launcher's own file and keys: a child gets every setting that it needs by itself."""
-    own = {"XGR_CONFIG", *(f"XGR_{name.upper()}" for name in SECRETS)}
+    own = {variable(name) for name in ("config", *SECRETS)}
     ours = {name: value for name, value in os.environ.items() if name not in own}
     return ours | dict(extra)

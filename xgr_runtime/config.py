@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import MOST_CREDITS
+from xgr_runtime.variables import check_variables, variable
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
@@ -304,6 +305,7 @@ def _shown_default(field: Any) -> object:
 def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> C:
     """Merge flags over environment over file over defaults, and check everything."""
     environ = os.environ if environ is None else environ
+    check_environ(environ)
     file = _read_file(args.config or environ.get("XGR_CONFIG"))
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -311,7 +313,7 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
     for name in names:
         for value, source in (
             (getattr(args, name, None), flag(name)),
-            (environ.get(f"XGR_{name.upper()}"), f"XGR_{name.upper()}"),
+            (environ.get(variable(name)), variable(name)),
             (file.pop(name.replace("_", "-"), file.pop(name, None)), f"{name} in the configuration file"),
         ):
             if value is not None and name not in values:
@@ -322,6 +324,12 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
     if file:
         raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
     return _convert(kind, values, sources)
+
+
+def check_environ(environ: Mapping[str, str]) -> None:
+    """Raises `ConfigError` for variables that look like ours and are a setting of no process."""
+    kinds = (PrefillConfig, DecodeConfig, RouterConfig, ServeConfig)
+    check_variables(environ, {name for kind in kinds for name in kind.__struct_fields__})
 
 
 def check_secret(value: object, source: str) -> None:
@@ -346,11 +354,11 @@ def to_argv(config: _Process) -> list[str]:
 
 def switched_on(name: str, environ: Mapping[str, str] | None = None) -> bool:
     """A switch in the environment, for code of ours inside a process that takes no flags of ours."""
-    value = (os.environ if environ is None else environ).get(f"XGR_{name.upper()}", "false")
+    value = (os.environ if environ is None else environ).get(variable(name), "false")
     try:
         return msgspec.convert(value, bool, strict=False)
     except msgspec.ValidationError:
-        raise ConfigError(f"XGR_{name.upper()} is {value!r}: choose from true, false") from None
+        raise ConfigError(f"{variable(name)} is {value!r}: choose from true, false") from None
 
 
 def flag(name: str) -> str:

@@ -14,6 +14,7 @@ from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfi
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.supervisor import StartGroup
+from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def _worker(module: str, config: PrefillConfig | DecodeConfig, crowded: bool) ->
 def _router(config: RouterConfig) -> Program:
     """Keys travel in the environment: everybody on the machine can read a process's arguments."""
     argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in SECRETS))]
-    environ = {f"XGR_{key.upper()}": value for key in SECRETS if (value := getattr(config, key))}
+    environ = {variable(key): value for key in SECRETS if (value := getattr(config, key))}
     return Program(ROUTER, "router", argv, environ)
 
 

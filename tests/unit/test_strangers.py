@@ -43,7 +43,7 @@ IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 NESTED = b"\x91" * 100_000 + b"\xc0"
 
 
-UNPICKLED = "XGR_UNPICKLED"
+UNPICKLED = "UNPICKLED_BY_A_PEER"
 
 
 class Runs:

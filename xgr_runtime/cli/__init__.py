@@ -1,10 +1,12 @@
 """The command line: `xgr serve | demo | catalog | bench | keys | trace`. Each loads its code when it runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from xgr_runtime.cli import bench, catalog, demo, keys, serve, trace
+from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process import one_line
 
@@ -14,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.func
     try:
+        check_environ(os.environ)
         return run(args)
     except XgrError as error:
         print(f"xgr {args.command}: error: {one_line(error)}", file=sys.stderr)
