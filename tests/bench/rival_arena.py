@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from floor import SIZES, matmul_rate, packed_rate
 from rival_process import NotMeasuredError, RivalProcess
-from same_beams import same_beams, share_in_catalog
+from same_beams import same_beams, share_found, share_in_catalog
 
 from xgr_runtime.catalog import Catalog
 
 FEW = 3  # requests that a median needs
 IN_A_ROW = 5  # requests before it is the next one's turn
 PAUSE = 0.4  # seconds; Intel's OpenMP spins for 0.2 before it sleeps
-OURS, HUGGING_FACE, SGLANG, VLLM = "ours", "Hugging Face", "SGLang", "vLLM"
+OURS, HUGGING_FACE, SGLANG = "ours", "Hugging Face", "SGLang"
+VLLM, VLLM_HELD = "vLLM", "vLLM, held"
 
 
 def matrix_rates(sizes: Sequence[int] = SIZES, repeat: int = 9) -> dict[str, float]:
@@ -42,6 +43,7 @@ class Cell:
     per_second: float | None = None  # together
     same_as_ours: int = 0  # of the single requests
     in_catalog: float | None = None  # share of all SIDs found
+    of_ours: float | None = None  # share of ours that were found as well
     why: str = ""
     why_not_together: str = ""
 
@@ -90,6 +92,7 @@ class Arena:
     def _take_turns(self, cells: dict[str, Cell], width: int) -> None:
         """So many prompts in a row to each, until each has answered enough, or has taken its time."""
         found: dict[str, list[Any]] = {name: [] for name in cells}
+        pairs: dict[str, list[Any]] = {name: [] for name in cells}
         for first in range(0, self.args.requests, IN_A_ROW):
             prompts = [next(self.prompts) for _ in range(min(IN_A_ROW, self.args.requests - first))]
             ours: list[Any] = []
@@ -100,9 +103,11 @@ class Arena:
                     time.sleep(PAUSE)
                     self.rates.append(matrix_rates((1024,)))
                 cells[name].same_as_ours += sum(map(same_beams, ours, beams))
+                pairs[name] += zip(ours, beams, strict=False)  # a slow one answers fewer
                 found[name] += beams
         for name, cell in cells.items():
             cell.in_catalog = share_in_catalog(self.catalog, found[name])
+            cell.of_ours = share_found(pairs[name])
 
     def _row(self, name: str, cell: Cell, prompts: list[list[int]]) -> list[Any]:
         """The beams of the first prompts, of all if there is time for them."""

@@ -29,6 +29,7 @@ def show(rows: list[Cell], flop: dict[int, float], ring: Arena, rates: dict[str,
         "ratio",
         "same as ours",
         "SIDs in catalog",
+        "of our SIDs",
         "overhead ms",
     ):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -65,6 +66,7 @@ def cells(cell: Cell, ours: Cell) -> list[str]:
         "" if fewer is None else f"{fewer:.1f}",
         "" if cell.rival == OURS else f"{cell.same_as_ours}/{len(cell.seconds)}",
         "" if cell.in_catalog is None else f"{cell.in_catalog:.1%}",
+        "" if cell.rival == OURS or cell.of_ours is None else f"{cell.of_ours:.1%}",
         f"{1e3 * statistics.median(cell.overheads):.1f}" if cell.overheads else "",
     ]
 

@@ -6,6 +6,7 @@ Ours is `xgr serve` with its default settings, constrained to the catalog, over 
   Hugging Face   `generate` with the same constraint, in the environment of this script
   SGLang         its stock server's own beams, over HTTP; PYTHON of `deploy/setup --sglang`
   vLLM           `LLM.beam_search` on the CPU; PYTHON of an environment that tests/bench/vllm_env.sh made
+  vLLM, held     the same with a grammar of the catalog's SIDs, which each call compiles anew
 Each runs in a process of its own, which keeps its clock; all are in float32 and may use all cores. One
 request at a time they take turns of a few prompts, the same for all, with a pause after each turn, in which
 threads that wait for more work by spinning give the cores back; then each gets several at a time, one rival
@@ -29,7 +30,7 @@ from statistics import median
 
 import torch
 from floor import Shape
-from rival_arena import HUGGING_FACE, OURS, SGLANG, VLLM, Arena, matrix_rates
+from rival_arena import HUGGING_FACE, OURS, SGLANG, VLLM, VLLM_HELD, Arena, matrix_rates
 from rival_process import NotMeasuredError, RivalProcess
 from rival_table import result, show
 from traffic import make_prompts
@@ -73,26 +74,31 @@ def arena(
         "depth": catalog.depth,
         "prompt_tokens": args.prompt_tokens,
         "widths": args.widths,
+        "sids": "",
     }
     scripts = {
         OURS: ("ours.py", args.our_python),
         HUGGING_FACE: ("hugging_face.py", sys.executable),
         SGLANG: ("sglang_server.py", args.sglang_python),
         VLLM: ("vllm_offline.py", args.vllm_python),
+        VLLM_HELD: ("vllm_offline.py", args.vllm_python),
     }
     ring = Arena(args, catalog, prompts)
     logs = ROOT / ".cache" / "rivals"
     logs.mkdir(parents=True, exist_ok=True)
+    sids = logs / "sids.json"
+    sids.write_text(json.dumps(catalog.sids.tolist()))
     with ExitStack() as stack:
         for name, (script, python) in scripts.items():
-            log = stack.enter_context((logs / f"{script}.log").open("w"))
-            process = RivalProcess(script, python, settings, log, environ(name, python))
+            log = stack.enter_context((logs / f"{name}.log").open("w"))
+            own = settings | ({"sids": str(sids)} if name == VLLM_HELD else {})
+            process = RivalProcess(script, python, own, log, environ(name, python))
             stack.callback(process.close)
             try:
                 if name in args.without:
                     raise NotMeasuredError("left out by --without")
                 if not python:
-                    raise NotMeasuredError(f"no --{name.lower()}-python was given")
+                    raise NotMeasuredError(f"no --{name.lower().partition(',')[0]}-python was given")
                 print(f"starting {name} ...", file=sys.stderr, flush=True)
                 ring.facts[name] = process.start(START)
                 ring.up[name] = process
@@ -104,7 +110,7 @@ def arena(
 def environ(name: str, python: str) -> dict[str, str]:
     """vLLM asks for Intel's OpenMP, which pip puts into its environment and nothing loads."""
     library = Path(python).parent.parent / "lib" / "libiomp5.so"
-    if name != VLLM:
+    if name not in (VLLM, VLLM_HELD):
         return {}
     return {"PYTHONPATH": "", **({"LD_PRELOAD": str(library.resolve())} if library.exists() else {})}
 

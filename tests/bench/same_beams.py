@@ -26,3 +26,10 @@ def share_in_catalog(catalog: Catalog, answers: Sequence[Sequence[Any]]) -> floa
     """Of all SIDs in the answers; None where there are none."""
     sids = [tuple(sid) for beams in answers for sid, _ in beams]
     return 1 - SidIndex(catalog).unknown(sids) / len(sids) if sids else None
+
+
+def share_found(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> float | None:
+    """Of our SIDs, those that they found as well; pairs of our answer and theirs. None where we have none."""
+    sids = [({tuple(sid) for sid, _ in ours}, {tuple(sid) for sid, _ in theirs}) for ours, theirs in pairs]
+    total = sum(len(ours) for ours, _ in sids)
+    return sum(len(ours & theirs) for ours, theirs in sids) / total if total else None

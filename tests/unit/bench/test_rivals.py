@@ -110,7 +110,8 @@ def test_a_width_that_fails_leaves_the_others_to_be_measured(rival: Any, catalog
     arena.absent = {"third": "no --third-python was given"}
     ours, other, third = arena.measure(6)
     assert len(ours.seconds) == len(other.seconds) == other.same_as_ours == 4
-    assert ours.in_catalog == 1.0 and ours.per_second is not None
+    assert ours.in_catalog == other.of_ours == 1.0 and ours.per_second is not None
+    assert third.of_ours is None
     assert (third.why, third.median) == ("no --third-python was given", None)
     assert arena.measure(7)[0].in_catalog == pytest.approx(6 / 7)  # the seventh SID is not in the catalog
     assert {cell.why for cell in arena.measure(13)[:2]} == {"ValueError: not this width"}
@@ -163,6 +164,26 @@ def test_the_same_beams_are_those_that_differ_by_ties_alone() -> None:
     assert not same_beams(ours, tied[:3])
     assert not same_beams(ours, [([2], -1.0), ([1], -2.0), *ours[2:]])
     assert not same_beams(ours, [*ours[:3], ([4], -3.001)])
+
+
+def test_of_our_sids_those_are_counted_that_they_found_for_the_same_prompt() -> None:
+    from same_beams import share_found
+
+    ours = [([1, 2], -1.0), ([1, 3], -2.0)]
+    theirs = [([1, 3], -2.0), ([1, 4], -2.5), ([1, 5], -3.0)]
+    assert share_found([(ours, theirs), (ours, [])]) == 0.25
+    assert share_found([(ours, ours)]) == 1.0
+    assert share_found([]) is share_found([([], theirs)]) is None
+
+
+def test_a_grammar_holds_every_sid_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH / "rival"))
+    from vllm_offline import grammar_of
+
+    (file := tmp_path / "sids.json").write_text("[[3, 7], [3, 9]]")
+    tokenizer = SimpleNamespace(decode=lambda tokens: f'<a"{tokens[0]}>')
+    want = r'root ::= "<a\"3><a\"7>" | "<a\"3><a\"9>"'
+    assert grammar_of(tokenizer, file) == want
 
 
 def test_the_floor_counts_every_multiplication() -> None:
