@@ -22,6 +22,7 @@ from typing import Any
 from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
 from xgr_runtime.log import stderr
+from xgr_runtime.memory_kills import MemoryKills
 from xgr_runtime.process import STARTUP_FAILED
 from xgr_runtime.variables import variable
 
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 UNKILLABLE = 5.0  # seconds after SIGKILL
 LAST_LINES = 20  # of a child's stderr, kept to explain its end
+NO_MEMORY = (
+    ", sent by the kernel, which had no memory left: lower --kv-bytes or --host-cache-bytes, start fewer "
+    "workers, or give them more memory"
+)
 
 
 class ChildFailed(StartupError):
@@ -56,10 +61,14 @@ class Child:
     Start children from a thread that outlives them: Linux takes its end for the parent's.
     """
 
-    def __init__(self, program: Program, inherits: Sequence[int] = ()) -> None:
+    def __init__(
+        self, program: Program, inherits: Sequence[int] = (), kills: MemoryKills | None = None
+    ) -> None:
         """`inherits`: descriptors of ours that the process has too, under their numbers."""
         self.program = program
         self._inherits = tuple(inherits)
+        self._kills = kills or MemoryKills()
+        self._starved: bool | None = None  # whether the kernel killed it for want of memory, once known
         self.startup_error = ""  # what the child itself gave as the reason not to start
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._info: dict[str, Any] | None = None
@@ -87,6 +96,7 @@ class Child:
             ) from error
         self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
         self._reader.start()
+        self._kills.look(self.pid)
 
     def _spawn(self) -> None:
         self._ready_fd, theirs = os.pipe()
@@ -141,7 +151,10 @@ class Child:
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is None:
+            self._kills.look(self.pid)
+        return code
 
     def wait(self, seconds: float) -> bool:
         """Whether the child ended within that time."""
@@ -172,6 +185,7 @@ class Child:
         if self._ready_fd >= 0:
             os.close(self._ready_fd)
             self._ready_fd = -1
+        self._kills.forget(self.pid)
 
     def ending(self) -> str:
         """How the child ended, with what it said last."""
@@ -180,11 +194,16 @@ class Child:
         if code is None:
             how = "stopped answering"
         elif code < 0:  # it had no time for last words
-            return f"was killed by {signal.Signals(-code).name}"
+            return f"was killed by {_signal_name(-code)}{NO_MEMORY if self._is_starved(code) else ''}"
         else:
             how = f"ended with exit code {code}"
         last = next((line for line in reversed(self.last_lines) if line.strip()), "")
         return f"{how}: {last.strip()}" if last else how
+
+    def _is_starved(self, code: int) -> bool:
+        if self._starved is None:
+            self._starved = code == -signal.SIGKILL and self._kills.claim(self.pid)
+        return self._starved
 
     def _failure(self) -> ChildFailed:
         ending = self.ending()
@@ -223,6 +242,13 @@ class Child:
                     self.startup_error = line.removeprefix(mark)
                 else:
                     stderr.put(line)  # never waits, so theirs is always emptied
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xgr_runtime.child import Child, ChildFailed, Program
 from xgr_runtime.errors import StartupError
+from xgr_runtime.memory_kills import MemoryKills
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Supervisor:
         self._states: dict[str, State] = {}
         self._info: dict[str, dict[str, Any]] = {}
         self._stop = stop
+        self._kills = MemoryKills()
         self._beats: dict[str, float] = {}  # when each child told of a turn
         self._looked = 0.0  # at the children, last
         self._inherited = inherited
@@ -238,7 +240,7 @@ class Supervisor:
         return True
 
     def _start(self, name: str) -> None:
-        child = Child(self.programs[name], self._inherited)
+        child = Child(self.programs[name], self._inherited, self._kills)
         child.start()
         self._children[name] = child
         self._move(name, Phase.STARTING)

@@ -67,6 +67,9 @@ BODY = """
             if config.act == "slow":
                 time.sleep(0.6)
             time.sleep(0.01)
+        if config.act == "hungry":
+            b"x" * (400 << 20)
+            time.sleep(3600)
         if config.marks:
             mark(config, f"stop {config.name}")
 
