@@ -11,6 +11,7 @@ from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.keys import read_keyring
+from xgr_runtime.machine import check_memory
 from xgr_runtime.messages import START_SECONDS, Limits
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process import Lifecycle, age, main
@@ -19,10 +20,6 @@ from xgr_runtime.transport import check_listener, told_address
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     max_rows = config.max_rows or 2 * config.max_beam_width
-    if max_rows < config.max_beam_width:
-        raise ConfigError(
-            f"--max-rows is {max_rows}, less than --max-beam-width {config.max_beam_width}: raise it"
-        )
     keys = read_keyring(config.curve_key, config.curve_allow)  # what is wrong here needs no model to be said
     check_listener(config.control_address, keys)
     check_listener(config.data_address, keys)
@@ -47,6 +44,7 @@ def make_engine(
 ) -> Engine:
     """The engine for `kernels`: levels one by one on a CPU, whole cohorts on a GPU. Raises `ConfigError`."""
     if kernels != "cuda":
+        _check_rows(config, model, catalog, max_rows)
         return DecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
     # Imported here because they need Triton.
     from decode_worker.cohort import MAX_REQUESTS
@@ -67,6 +65,15 @@ def make_engine(
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None
     return CohortEngine(steps)
+
+
+def _check_rows(config: DecodeConfig, model: LoadedModel, catalog: Catalog, rows: int) -> None:
+    """Raises `ConfigError` for more beams than main memory holds, rather than be killed for them later."""
+    geometry = model.backend.geometry
+    needed = rows * (tail_tokens_of(catalog.depth) * geometry.token_bytes + 4 * geometry.vocab)
+    setting = "--max-rows" if config.max_rows else "--max-beam-width"
+    value = config.max_rows or config.max_beam_width
+    check_memory(needed, setting, value, f"logits and KV of {rows} beams")
 
 
 if __name__ == "__main__":

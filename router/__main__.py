@@ -101,9 +101,10 @@ def _listen(host: str, port: int) -> socket.socket:
         # Connections inherit it; without it an answer waits 40 ms for the client's delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name with labels that none may have
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
         raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+            f"cannot listen on {host}:{port} ({reason}): choose another --port or --host"
         ) from None
 
 

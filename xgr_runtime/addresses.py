@@ -11,7 +11,11 @@ from urllib.parse import urlsplit
 from xgr_runtime.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"\*|[A-Za-z0-9.:_-]+")  # any interface, an address, a name
+
+SOCKET_PATH = 107
+"""Bytes that the path of a socket may have, on Linux."""
 
 
 def check_address(address: str, keyed: bool = False) -> None:
@@ -25,8 +29,8 @@ def check_address(address: str, keyed: bool = False) -> None:
     elif scheme == "tcp":
         host, _, port = rest.rpartition(":")
         _check_host(host, address, keyed)
-        if not (port == "*" or port.isdecimal()):
-            raise ConfigError(f"{address}: it ends with a port, as in tcp://127.0.0.1:7000")
+        if not (port == "*" or (_PORT.fullmatch(port) and int(port) <= 65535)):
+            raise ConfigError(f"{address}: it ends with a port up to 65535, as in tcp://127.0.0.1:7000")
     else:
         raise ConfigError(f"{address}: an address starts with ipc:// or tcp://")
 
@@ -62,8 +66,8 @@ def is_url(address: str) -> bool:
 
 def check_url(url: str) -> None:
     """Refuse a server that is not on this machine. Raises `ConfigError`."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         local = parts.scheme == "http" and is_loopback(parts.hostname or "") and parts.port is not None
     except ValueError:
         local = False
@@ -105,8 +109,10 @@ def _check_host(host: str, address: str, keyed: bool) -> None:
 
 
 def _check_folder(folder: Path, address: str) -> None:
-    if len(address) > 100:
-        raise ConfigError(f"{address}: longer than a socket path may be, use a shorter folder")
+    if len(os.fsencode(address.removeprefix("ipc://"))) > SOCKET_PATH:
+        raise ConfigError(
+            f"{address}: longer than the {SOCKET_PATH} bytes of a socket path, use a shorter folder"
+        )
     try:
         found = folder.stat()
     except OSError as error:

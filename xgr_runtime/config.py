@@ -5,30 +5,45 @@ Every field is a flag (`--max-rows`), an environment variable (`XGR_MAX_ROWS`) a
 """
 
 import argparse
+import difflib
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import MOST_CREDITS
+from xgr_runtime.setting_types import (
+    Beat,
+    Bytes,
+    Count,
+    Credits,
+    Milliseconds,
+    Name,
+    PageSize,
+    Port,
+    Rows,
+    Seconds,
+    SecondsOrNone,
+    Text,
+    Threads,
+    Tokens,
+    Width,
+    Window,
+    Workers,
+)
+from xgr_runtime.setting_values import MOST_TEXT, brief, check_value, joined, listed, read_file
 from xgr_runtime.variables import check_variables, variable
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Count = Annotated[int, Meta(ge=1)]
-Credits = Annotated[int, Meta(ge=1, le=MOST_CREDITS)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 Backend = Literal["auto", "sglang", "transformers"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "split", "colocated"]
 KvTransfer = Literal["auto", "frames"]
 Sharing = Literal["turns", "mps", "none"]
-Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$", extra={"choices": ["cpu", "cuda", "cuda:N"]})]
+Device = Annotated[
+    str, Meta(pattern=r"^(cpu|cuda(:[0-9]{1,4})?)\Z", extra={"choices": ["cpu", "cuda", "cuda:N"]})
+]
 
 
 def about(text: str) -> Meta:
@@ -47,10 +62,11 @@ CacheFolder = Annotated[
         "xgr-runtime in $XDG_CACHE_HOME or ~/.cache, or a private folder in the temporary one"
     ),
 ]
+LEAST_STUCK = 0.1  # seconds
 
 # Settings that the launcher hands down to the router as they are.
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
-MaxBodyBytes = Annotated[Count, about("largest body of a request")]
+MaxBodyBytes = Annotated[Annotated[int, Meta(ge=1, le=1 << 30)], about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
 AllowedHosts = Annotated[
     list[str],
@@ -59,7 +75,7 @@ AllowedHosts = Annotated[
     ),
 ]
 HedgeAfter = Annotated[
-    Annotated[float, Meta(ge=0)],
+    Annotated[float, Meta(ge=0, le=1e6)],
     about("times the forecast after which another pair is tried beside the first; 0: never"),
 ]
 BreakerFailures = Annotated[
@@ -72,13 +88,16 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What every process has."""
 
     stuck_timeout: Annotated[
-        Annotated[float, Meta(ge=0)],
+        SecondsOrNone,
         about("seconds without a turn of its loop after which a process is ended and replaced; 0: never"),
     ] = 60.0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("least severe line that is logged")
     ] = "INFO"
-    ready_fd: Annotated[int, about("descriptor that gets one line when the process is ready; -1: none")] = -1
+    ready_fd: Annotated[
+        Annotated[int, Meta(ge=-1, le=1 << 30)],
+        about("descriptor that gets one line when the process is ready; -1: none"),
+    ] = -1
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Name and value of every setting, without the secrets."""
@@ -93,21 +112,21 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class _Model(_Process, frozen=True, kw_only=True):
     """What both workers and the launcher know of the model."""
 
-    model_path: Annotated[str, about("checkpoint folder in Hugging Face form (safetensors)")]
+    model_path: Annotated[Text, about("checkpoint folder in Hugging Face form (safetensors)")]
     model_backend: Annotated[
         Backend, about("library whose layers run the checkpoint; auto: sglang where it is installed")
     ] = "auto"
     sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
     device: Annotated[Device, about("where the model runs")] = "cpu"
     dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
-    threads: Annotated[Annotated[int, Meta(ge=0)], about("threads per worker; 0: cores / workers")] = 0
+    threads: Annotated[Threads, about("threads per worker; 0: cores / workers")] = 0
     kv_bytes: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Bytes,
         about("bytes of prompt KV each worker may hold; 0: 1 GiB on a CPU, 0.6 of a GPU's free memory"),
     ] = 0
-    page_size: Annotated[Count, about("tokens per KV page")] = 16
+    page_size: Annotated[PageSize, about("tokens per KV page")] = 16
     cache_bytes: Annotated[
-        Annotated[int, Meta(ge=-1)],
+        Annotated[int, Meta(ge=-1, le=1 << 50)],
         about(
             "bytes of prompt KV each worker keeps for prompts that begin alike; -1: all free ones; 0: none"
         ),
@@ -115,11 +134,9 @@ class _Model(_Process, frozen=True, kw_only=True):
     kv_transfer: Annotated[
         KvTransfer, about("how prompt KV gets to decode workers; auto: out of memory, where they can map it")
     ] = "auto"
-    max_prompt_tokens: Annotated[
-        Annotated[int, Meta(ge=0)], about("longest prompt; 0: what the model allows")
-    ] = 0
+    max_prompt_tokens: Annotated[Tokens, about("longest prompt; 0: what the model allows")] = 0
     cache_folder: CacheFolder = ""
-    heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
+    heartbeat: Annotated[Beat, about("seconds between heartbeats")] = 0.5
     silence: Annotated[Seconds, about("seconds without a heartbeat after which a peer counts as lost")] = 10.0
     lease: Annotated[Seconds, about("seconds that prefill holds KV without a renewal")] = 15.0
 
@@ -127,16 +144,14 @@ class _Model(_Process, frozen=True, kw_only=True):
 class PrefillConfig(_Model, frozen=True, kw_only=True):
     """One prefill worker."""
 
-    name: Annotated[str, about("this worker's name in logs and metrics")] = "prefill-0"
+    name: Annotated[Name, about("this worker's name in logs and metrics")] = "prefill-0"
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
-    control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
+    control_address: Annotated[Text, about("where routers connect (ipc:// or tcp://)")]
     batch_tokens: Annotated[Count, about("most prompt tokens of one forward")] = 4096
-    batch_window_ms: Annotated[
-        Annotated[float, Meta(ge=0)], about("longest wait for prompts that fill a forward")
-    ] = 2.0
+    batch_window_ms: Annotated[Window, about("longest wait for prompts that fill a forward")] = 2.0
     host_cache_bytes: Annotated[
-        Annotated[int, Meta(ge=0)], about("bytes of main memory for prompt KV that a GPU has no room for")
+        Bytes, about("bytes of main memory for prompt KV that a GPU has no room for")
     ] = 0
     chunk_bytes: Annotated[
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
@@ -148,17 +163,15 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
 class DecodeConfig(_Model, frozen=True, kw_only=True):
     """One decode worker."""
 
-    name: Annotated[str, about("this worker's name in logs and metrics")] = "decode-0"
+    name: Annotated[Name, about("this worker's name in logs and metrics")] = "decode-0"
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
-    control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")]
-    data_address: Annotated[str, about("where this worker takes KV")]
+    control_address: Annotated[Text, about("where routers connect (ipc:// or tcp://)")]
+    data_address: Annotated[Text, about("where this worker takes KV")]
     advertise_data_address: Annotated[str, about("address given to prefill workers, if another")] = ""
-    catalog: Annotated[str, about("catalog file or source")]
-    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
-    max_rows: Annotated[
-        Annotated[int, Meta(ge=0)], about("beams that one forward may hold; 0: twice --max-beam-width")
-    ] = 0
+    catalog: Annotated[Text, about("catalog file or source")]
+    max_beam_width: Annotated[Width, about("widest beam of a request")] = 1024
+    max_rows: Annotated[Rows, about("beams that one forward may hold; 0: twice --max-beam-width")] = 0
     max_queued: Annotated[Count, about("requests held before more are refused")] = 512
     chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
     memory_of: Annotated[
@@ -177,23 +190,23 @@ class KernelsConfig(_Process, frozen=True, kw_only=True):
 class RouterConfig(_Process, frozen=True, kw_only=True):
     """The router."""
 
-    name: Annotated[str, about("what this router and the one before it have in common")] = "router-0"
+    name: Annotated[Name, about("what this router and the one before it have in common")] = "router-0"
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
-    model_path: Annotated[str, about("checkpoint folder (tokenizer and config only)")]
-    catalog: Annotated[str, about("catalog file or source")]
+    model_path: Annotated[Text, about("checkpoint folder (tokenizer and config only)")]
+    catalog: Annotated[Text, about("catalog file or source")]
     prefill: Annotated[
         list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")
     ]
     decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")]
-    host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
+    host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
     admin_api_key: AdminApiKey = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
-    timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
-    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
+    timeout_ms: Annotated[Milliseconds, about("deadline of a request that names none")] = 30000
+    max_beam_width: Annotated[Width, about("widest beam of a request")] = 1024
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
@@ -203,7 +216,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     breaker_failures: BreakerFailures = 3
     crash_budget: CrashBudget = 2
     drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
-    heartbeat: Annotated[Seconds, about("seconds between heartbeats")] = 0.5
+    heartbeat: Annotated[Beat, about("seconds between heartbeats")] = 0.5
     silence: Annotated[Seconds, about("seconds without a heartbeat after which a worker counts as lost")] = (
         10.0
     )
@@ -212,15 +225,15 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
 class ServeConfig(_Model, frozen=True, kw_only=True):
     """The launcher: one router and the workers behind it."""
 
-    catalog: Annotated[str, about("catalog file, or index.json, .jsonl, .parquet")]
-    host: Annotated[str, about("interface of the HTTP server")] = "127.0.0.1"
+    catalog: Annotated[Text, about("catalog file, or index.json, .jsonl, .parquet")]
+    host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
-    prefill_workers: Annotated[Annotated[int, Meta(ge=0)], about("prefill processes")] = 1
+    prefill_workers: Annotated[Workers, about("prefill processes")] = 1
     sglang_prefill: Annotated[
         list[str],
         about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
     ] = []
-    decode_workers: Annotated[Count, about("decode processes")] = 1
+    decode_workers: Annotated[Annotated[int, Meta(ge=1, le=256)], about("decode processes")] = 1
     layout: Annotated[
         Layout,
         about("colocated: a decode worker reads the KV of its prefill worker in place; auto: so on one GPU"),
@@ -236,11 +249,9 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     admin_api_key: AdminApiKey = ""
     sglang_api_key: Annotated[str, about("key that the SGLang prefill servers want; empty: none")] = ""
     served_model_name: Annotated[str, about("name in /v1/models; empty: the folder's")] = ""
-    timeout_ms: Annotated[Count, about("deadline of a request that names none")] = 30000
-    max_beam_width: Annotated[Count, about("widest beam of a request")] = 1024
-    max_rows: Annotated[
-        Annotated[int, Meta(ge=0)], about("beams that one forward may hold; 0: twice --max-beam-width")
-    ] = 0
+    timeout_ms: Annotated[Milliseconds, about("deadline of a request that names none")] = 30000
+    max_beam_width: Annotated[Width, about("widest beam of a request")] = 1024
+    max_rows: Annotated[Rows, about("beams that one forward may hold; 0: twice --max-beam-width")] = 0
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
@@ -250,11 +261,9 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     breaker_failures: BreakerFailures = 3
     crash_budget: CrashBudget = 2
     batch_tokens: Annotated[Count, about("most prompt tokens of one prefill forward")] = 4096
-    batch_window_ms: Annotated[
-        Annotated[float, Meta(ge=0)], about("longest wait for prompts that fill a prefill forward")
-    ] = 2.0
+    batch_window_ms: Annotated[Window, about("longest wait for prompts that fill a prefill forward")] = 2.0
     host_cache_bytes: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Bytes,
         about("bytes of main memory, per prefill worker, for prompt KV that a GPU has no room for"),
     ] = 0
     chunk_bytes: Annotated[
@@ -262,7 +271,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     ] = 1 << 20
     chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
     start_timeout: Annotated[
-        Annotated[float, Meta(ge=0)],
+        SecondsOrNone,
         about("seconds until all processes are ready; 0: 180, on a GPU 900, where kernels compile first"),
     ] = 0.0
     drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
@@ -306,7 +315,7 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
     """Merge flags over environment over file over defaults, and check everything."""
     environ = os.environ if environ is None else environ
     check_environ(environ)
-    file = _read_file(args.config or environ.get("XGR_CONFIG"))
+    file = read_file(args.config or environ.get("XGR_CONFIG"))
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     names = [field.name for field in msgspec.structs.fields(kind)]
@@ -322,8 +331,15 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
         if key in values:
             check_secret(values[key], sources[key])
     if file:
-        raise ConfigError(f"unknown settings in the configuration file: {', '.join(sorted(file))}")
+        raise ConfigError(f"unknown settings in the configuration file: {_unknown(file, names)}")
     return _convert(kind, values, sources)
+
+
+def _unknown(file: Mapping[str, Any], known: Sequence[str]) -> str:
+    """What the file names and should not, with what it may have meant."""
+    near = {name: difflib.get_close_matches(name.replace("-", "_"), known, n=1) for name in sorted(file)[:10]}
+    texts = [f"{name} (did you mean {match[0]}?)" if match else name for name, match in near.items()]
+    return brief(", ".join(texts))
 
 
 def check_environ(environ: Mapping[str, str]) -> None:
@@ -338,6 +354,8 @@ def check_secret(value: object, source: str) -> None:
         raise ConfigError(f"{source} is no text: put the key in quotes")
     if not value.strip():
         raise ConfigError(f"{source} is an empty secret: give a key or none at all")
+    if len(value) > MOST_TEXT:
+        raise ConfigError(f"{source} is a secret of more than {MOST_TEXT} characters: give a shorter one")
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ConfigError(f"{source} holds blanks or more than printable ASCII: no header carries it so")
 
@@ -348,7 +366,7 @@ def to_argv(config: _Process) -> list[str]:
     for name, value in msgspec.structs.asdict(config).items():
         if value == "":
             continue  # nothing is said of it
-        argv.append(f"{flag(name)}={','.join(value) if isinstance(value, list) else value}")
+        argv.append(f"{flag(name)}={joined(value) if isinstance(value, list) else value}")
     return argv
 
 
@@ -367,6 +385,7 @@ def flag(name: str) -> str:
 
 
 def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> C:
+    """Every value in its type and within its bounds. Raises `ConfigError` naming whence a wrong one is."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         name = field.name
@@ -375,26 +394,41 @@ def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> 
                 raise ConfigError(f"{flag(name)} is required")
             continue
         raw = values[name]
-        if _plain(hints[name]) == list[str] and isinstance(raw, str):
-            raw = [part for part in raw.split(",") if part]
         try:
+            if _plain(hints[name]) == list[str] and isinstance(raw, str):
+                raw = listed(raw)
             values[name] = msgspec.convert(raw, field.type, strict=False)
-        except msgspec.ValidationError as error:
+            check_value(values[name])
+        except (msgspec.ValidationError, ValueError) as error:
             choices = _choices(hints[name])
-            problem = f"choose from {', '.join(choices)}" if choices else str(error).lower()
-            raise ConfigError(f"{sources[name]} is {values[name]!r}: {problem}") from None
-    return kind(**values)
+            problem = f"choose from {', '.join(choices)}" if choices else brief(str(error)).lower()
+            raise ConfigError(f"{sources[name]} is {brief(repr(raw))}: {problem}") from None
+        if values[name] == [] and field.required:
+            raise ConfigError(f"{sources[name]} names nothing: give at least one")
+    config = kind(**values)
+    _check_together(config, sources)
+    return config
 
 
-def _read_file(path: str | None) -> dict[str, Any]:
-    if not path:
-        return {}
-    try:
-        return tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+def _check_together(config: _Process, sources: Mapping[str, str]) -> None:
+    """Settings that are in bounds one by one and do not go together. Raises `ConfigError`."""
+
+    def given(name: str) -> str:
+        return f"{sources.get(name, flag(name))} is {getattr(config, name):g}"
+
+    if 0 < config.stuck_timeout < LEAST_STUCK:
+        raise ConfigError(
+            f"{given('stuck_timeout')}, sooner than a turn ends: give {LEAST_STUCK:g} or more, or 0 for never"
+        )
+    if isinstance(config, _Model | RouterConfig) and config.silence <= config.heartbeat:
+        raise ConfigError(
+            f"{given('silence')} and {given('heartbeat')}: peers would count as lost between two heartbeats, "
+            "raise the first"
+        )
+    if isinstance(config, DecodeConfig | ServeConfig) and 0 < config.max_rows < config.max_beam_width:
+        raise ConfigError(
+            f"{given('max_rows')} and {given('max_beam_width')}: the first must not be less, raise it"
+        )
 
 
 def _description(hint: object) -> str:

@@ -89,8 +89,8 @@ class _Handler(logging.Handler):
 
 def configure(process: str, level: str = "INFO") -> None:
     """Send this process's log lines to stderr as `time level process: message`."""
-    handler = _Handler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s"))
+    handler, name = _Handler(), process.replace("%", "%%")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {name}: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -15,12 +15,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xgr_runtime.addresses import SOCKET_PATH
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.setting_values import is_plain
 
 log = logging.getLogger(__name__)
 
 PREFIX = "xgr-"
 PID_FILE = "launcher.pid"
+LONGEST_SOCKET = f"/{PREFIX}12345678/prefill-255.data"  # below the parent
 
 
 class RunFolder:
@@ -90,6 +93,7 @@ def run_folder(parent: Path | None = None) -> Iterator[RunFolder]:
     """
     try:
         parent = parent or Path(tempfile.gettempdir())
+        _check_sockets(parent)
         sweep(parent)
         folder = RunFolder(Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)))
     except OSError as error:
@@ -103,6 +107,21 @@ def run_folder(parent: Path | None = None) -> Iterator[RunFolder]:
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
         folder.let_go()
+
+
+def _check_sockets(parent: Path) -> None:
+    """Raises `ConfigError` for a parent whose path ends in no address of a socket."""
+    most = SOCKET_PATH - len(LONGEST_SOCKET)
+    if not is_plain(str(parent)):
+        raise ConfigError(
+            f"the temporary folder {str(parent)!r} holds control characters, or bytes that are no UTF-8: "
+            "set TMPDIR to another"
+        )
+    if len(os.fsencode(parent)) > most:
+        raise ConfigError(
+            f"the temporary folder {parent} has a path too long for sockets: set TMPDIR to one of at most "
+            f"{most} bytes, such as /tmp"
+        )
 
 
 def _no_folder(parent: Path | None, error: OSError) -> ConfigError:

@@ -12,6 +12,7 @@ from xgr_runtime.addresses import check_host_names, check_url, is_loopback
 from xgr_runtime.child import Program
 from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.machine import check_memory, check_threads, check_workers
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.supervisor import StartGroup
 from xgr_runtime.variables import variable
@@ -29,9 +30,10 @@ C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
 
 def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
-    check_port(config.host, config.port)
     check_host_names(config.allowed_hosts)
     layout_of(config)
+    _check_machine(config)
+    check_port(config.host, config.port)
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:
         check_url(url)
@@ -41,6 +43,20 @@ def check(config: ServeConfig) -> None:
         )
     if not config.api_key and not is_loopback(config.host):
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
+
+
+def _check_machine(config: ServeConfig) -> None:
+    """Raises `ConfigError` for more processes, threads or memory than this machine has."""
+    workers = config.prefill_workers + config.decode_workers
+    check_workers(config.prefill_workers, config.decode_workers)
+    check_threads(config.threads)
+    pools = 1 if config.layout == "colocated" else workers
+    if config.device == "cpu":
+        check_memory(
+            pools * config.kv_bytes, "--kv-bytes", config.kv_bytes, f"prompt KV of {workers} workers"
+        )
+    tiers = config.prefill_workers * config.host_cache_bytes
+    check_memory(tiers, "--host-cache-bytes", config.host_cache_bytes, "KV of all prefill workers")
 
 
 def plan(
@@ -180,8 +196,9 @@ def check_port(host: str, port: int) -> None:
     """Raises `ConfigError` where the router could not bind; what changes meanwhile it finds out itself."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host {host} is not an address of this machine: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # the latter of a name with labels that none may have
+        reason = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        raise ConfigError(f"--host {host} is not an address of this machine: {reason}") from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -76,11 +76,12 @@ class Server:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: socket paths have a limit."""
+    """A short path, as socket paths have a limit, with what a list of addresses might stumble over."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="xgr-t-", dir="/tmp") as made:
-        yield Path(made)
+        (odd := Path(made) / "a, b:ü").mkdir()
+        yield odd
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from xgr_kernels.backend import choose_backend
 from xgr_kernels.compiled import keep_freed_memory, use_threads
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.machine import check_memory, check_threads
 from xgr_runtime.messages import ModelIdentity
 from xgr_runtime.model.base import Geometry, ModelBackend
 from xgr_runtime.model.checkpoint import saved_dtype
@@ -52,6 +53,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
 
     `stopping` ends the wait for another worker's memory. Raises `ModelError`, `ConfigError`.
     """
+    check_threads(config.threads)
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
@@ -97,6 +99,8 @@ def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> Kv
     """A pool in our own memory, which decode workers may map if it is a prefill worker's."""
     geometry, page_size = backend.geometry, config.page_size
     kv_bytes = config.kv_bytes or _default_kv_bytes(backend.device)
+    if backend.device.type == "cpu":
+        check_memory(kv_bytes, "--kv-bytes", kv_bytes, "prompt KV")
     pages = kv_bytes // (page_size * geometry.token_bytes)
     if not pages:
         raise ConfigError(f"--kv-bytes {kv_bytes} holds no page of KV: raise it")

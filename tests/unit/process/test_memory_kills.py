@@ -189,7 +189,7 @@ def test_a_child_that_the_kernel_killed_is_named_with_what_to_change(
 ) -> None:
     kills, endings = MemoryKills(), []
     for name, act in (("hungry", "hungry"), ("mate", "serve")):
-        child = Child(tiny(name, act=act), kills)
+        child = Child(tiny(name, act=act), kills=kills)
         child.start()
         try:
             child.wait_ready(time.monotonic() + 20)
