@@ -87,7 +87,7 @@ class Workers:
     def _worker(self, address: str, role: Role) -> Worker:
         c = self._config
         if role == "prefill" and is_url(address):
-            check_url(address)
+            check_url(address, "--prefill")
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *self._told)
         return WorkerLink(
             address, role, self._router, c.name, c.heartbeat, c.silence, *self._told, self._keys

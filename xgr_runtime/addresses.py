@@ -64,8 +64,8 @@ def is_url(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def check_url(url: str) -> None:
-    """Refuse a server that is not on this machine. Raises `ConfigError`."""
+def check_url(url: str, setting: str) -> None:
+    """Refuse a server that is not on this machine. Raises `ConfigError` that names the setting."""
     try:
         parts = urlsplit(url)
         local = parts.scheme == "http" and is_loopback(parts.hostname or "") and parts.port is not None
@@ -73,7 +73,8 @@ def check_url(url: str) -> None:
         local = False
     if not local or parts.path.strip("/") or parts.query or parts.username:
         raise ConfigError(
-            f"{url}: a server's address is http://127.0.0.1:PORT, its KV does not leave this machine"
+            f"{setting} {url}: a server's address is http://127.0.0.1:PORT, as its KV does not leave this "
+            "machine"
         )
 
 

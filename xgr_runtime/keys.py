@@ -113,8 +113,11 @@ def _entries(path: Path, forbidden: int, remedy: str) -> dict[str, str]:
 def _text(path: Path, forbidden: int, remedy: str) -> str:
     """What is in the file, if nobody else could have put it there or, with a secret, can read it."""
     try:
-        with path.open("rb") as file:
+        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(f"{path} cannot be read: it is no ordinary file, name one")
             raw = file.read()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

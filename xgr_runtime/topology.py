@@ -36,7 +36,7 @@ def check(config: ServeConfig) -> None:
     check_port(config.host, config.port)
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:
-        check_url(url)
+        check_url(url, "--sglang-prefill")
     if not config.prefill_workers and not config.sglang_prefill:
         raise ConfigError(
             "--prefill-workers is 0: start at least one, or name an SGLang server: --sglang-prefill"

@@ -78,8 +78,8 @@ def test_addresses_that_nobody_can_use(address: str) -> None:
     "url", ["http://[::1", "http://[", "http://127.0.0.1:99999", "http://127.0.0.1:x", "http://", "x"]
 )
 def test_urls_of_servers_that_are_none(url: str) -> None:
-    with pytest.raises(ConfigError, match="server's address"):
-        check_url(url)
+    with pytest.raises(ConfigError, match=r"--prefill .*server's address"):
+        check_url(url, "--prefill")
 
 
 def test_hosts_that_are_none() -> None:

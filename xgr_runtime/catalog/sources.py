@@ -26,6 +26,8 @@ def read_columns(source: Path) -> Columns:
     reader = readers.get(source.suffix.lower())
     if reader is None:
         raise CatalogError(f"{source}: a catalog source ends in {', '.join(readers)}: rename or convert it")
+    if source.exists() and not source.is_file():  # reading a pipe or a device may never end
+        raise CatalogError(f"{source} cannot be read, it is no ordinary file: check the path")
     try:
         return reader(source)
     except OSError as error:

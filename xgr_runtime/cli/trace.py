@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xgr_runtime.config import check_secret
 from xgr_runtime.errors import ConfigError, InternalError, NotFound, RequestError, XgrError
 from xgr_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from xgr_runtime.trace_facts import Overlap, ProcessUse, RequestLife
 
+MOST_SECONDS = 600.0  # that a router tells of
 ROOM = 30.0  # seconds that a busy router gets to answer, beyond its own patience with workers
 
 
@@ -30,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="where the router answers (default: %(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="how far back, up to 600 (default: %(default)s)"
+        "--seconds", type=_seconds, default=10.0, help="how far back, up to 600 (default: %(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("trace.json"), help="file to write (default: %(default)s)"
@@ -44,11 +46,20 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(func=run_trace)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MOST_SECONDS:  # nor is NaN
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0, {MOST_SECONDS:g} at most")
+    return seconds
+
+
 def run_trace(args: argparse.Namespace) -> int:
     """0 with the file written. Raises `ConfigError` for a bad path or URL, `TraceError` for a bad answer."""
     import msgspec
 
     check_writable(args.out, "--out")
+    if args.api_key:
+        check_secret(args.api_key, "--api-key, or the variable of the environment in its place,")
     body = fetch(args.url, args.seconds, args.api_key)
     try:
         trace = msgspec.json.decode(body, type=dict[str, Any])
@@ -79,7 +90,7 @@ def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
     except RequestError as error:
         hint = ": use --api-key, XGR_ADMIN_API_KEY or XGR_API_KEY" if error.status in (401, 403) else ""
         raise TraceError(f"{url} refused: {error}{hint}") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise ConfigError(f"--url {url!r} is no URL ({error}): try http://127.0.0.1:30000") from None
     except httpx.ConnectError:
         raise TraceError(f"nothing listens at {url}: start `xgr serve`, or give its --url") from None

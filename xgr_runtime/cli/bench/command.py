@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.cli.bench.flags import add_flags, load_settings, traffic_settings
 from xgr_runtime.cli.bench.settings import SearchSettings, parse_numbers
+from xgr_runtime.config import check_secret
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import check_writable
+from xgr_runtime.variables import variable
 
 if TYPE_CHECKING:
     import argparse
@@ -44,11 +46,20 @@ def bench(args: argparse.Namespace) -> int:
     from xgr_runtime.cli.bench.target import need_extra
 
     check_load(args)
+    key_of_environment()
     if args.plot:
         check_writable(args.plot, "--plot")
     for package in ("aiohttp", *(["matplotlib"] if args.plot else [])):
         need_extra(package)
     return _bench(args, load_catalog(args.catalog, args.model_path), traffic_settings(args))
+
+
+def key_of_environment() -> str | None:
+    """The deployment's key. Raises ConfigError for one that no header carries."""
+    key = os.environ.get(variable("api_key")) or None
+    if key:
+        check_secret(key, variable("api_key"))
+    return key
 
 
 def check_load(args: argparse.Namespace) -> None:
@@ -91,7 +102,7 @@ async def _measure(
     from xgr_runtime.cli.bench.target import Target
     from xgr_runtime.cli.bench.traffic import UNLIMITED, calls
 
-    async with Target(args.url, os.environ.get("XGR_API_KEY"), args.timeout_ms) as target:
+    async with Target(args.url, key_of_environment(), args.timeout_ms) as target:
         report.server = await check_server(target, catalog, max(traffic.widths.widths))
         most_tokens = (await target.info()).max_prompt_tokens or UNLIMITED
         stream = calls(catalog, traffic, most_tokens)

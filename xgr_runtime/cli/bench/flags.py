@@ -13,6 +13,7 @@ from xgr_runtime.cli.bench.settings import (
     TrafficSettings,
     Widths,
 )
+from xgr_runtime.cli.numbers import above_0, count, from_0, seed, share
 from xgr_runtime.errors import ConfigError
 
 TRAFFIC, LOAD, SEARCH = TrafficSettings(), LoadSettings(), SearchSettings()
@@ -37,35 +38,35 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     _add(group, "--rate", text, "--rates", metavar="N[,N...]|auto")
     _add(group, "--in-flight", "instead: so many at a time, a point each", metavar="N[,N...]")
     text = "shape of the gamma distributed gaps: 1 is a Poisson process, less is bursts"
-    _add(group, "--burstiness", text, type=_above_0, default=LOAD.burstiness)
-    _add(group, "--duration", "seconds that are measured per point", type=_above_0, default=LOAD.duration)
-    _add(group, "--warm-up", "seconds of the same load before them", type=_from_0, default=LOAD.warm_up)
-    _add(group, "--slo-ms", "what p99 has to stay within", type=_above_0, default=1e3 * LOAD.slo)
+    _add(group, "--burstiness", text, type=above_0, default=LOAD.burstiness)
+    _add(group, "--duration", "seconds that are measured per point", type=above_0, default=LOAD.duration)
+    _add(group, "--warm-up", "seconds of the same load before them", type=from_0, default=LOAD.warm_up)
+    _add(group, "--slo-ms", "what p99 has to stay within", type=above_0, default=1e3 * LOAD.slo)
     text = "share of the requests that has to be answered"
-    _add(group, "--answered", text, type=_share, default=LOAD.answered)
-    _add(group, "--start-rate", "where --rate auto begins", type=_above_0, default=SEARCH.start)
-    _add(group, "--max-runs", "points that --rate auto may take", type=_count, default=SEARCH.most_runs)
-    _add(group, "--seed", "of arrivals and requests", type=int, default=LOAD.seed)
+    _add(group, "--answered", text, type=share, default=LOAD.answered)
+    _add(group, "--start-rate", "where --rate auto begins", type=above_0, default=SEARCH.start)
+    _add(group, "--max-runs", "points that --rate auto may take", type=count, default=SEARCH.most_runs)
+    _add(group, "--seed", "of arrivals and requests", type=seed, default=LOAD.seed)
 
 
 def _add_traffic(group: argparse._ArgumentGroup) -> None:
     text = "random items, the histories of a file, or sessions of users who return"
     _add(group, "--traffic", text, choices=get_args(TrafficKind), default=TRAFFIC.kind)
     text = "length of random prompts; the most that sessions grow to"
-    _add(group, "--prompt-tokens", text, type=_count, default=TRAFFIC.prompt_tokens)
+    _add(group, "--prompt-tokens", text, type=count, default=TRAFFIC.prompt_tokens)
     _add(group, "--histories", "JSON lines with item ids, oldest first, in `history`", type=Path)
-    _add(group, "--users", "sessions: how many may return", type=_count, default=TRAFFIC.users)
+    _add(group, "--users", "sessions: how many may return", type=count, default=TRAFFIC.users)
     text = "sessions: how many were here before the first point; each is asked for once"
-    _add(group, "--known-users", text, type=_count, default=TRAFFIC.known)
-    _add(group, "--zipf", "sessions: exponent of their popularity", type=_from_0, default=TRAFFIC.zipf)
+    _add(group, "--known-users", text, type=count, default=TRAFFIC.known)
+    _add(group, "--zipf", "sessions: exponent of their popularity", type=from_0, default=TRAFFIC.zipf)
     text = "sessions: share of requests by users who were here before"
-    _add(group, "--returning", text, type=_share, default=TRAFFIC.returning)
+    _add(group, "--returning", text, type=share, default=TRAFFIC.returning)
     text = "sessions: items that these have taken since"
-    _add(group, "--new-items", text, type=_count, default=TRAFFIC.new_items)
+    _add(group, "--new-items", text, type=count, default=TRAFFIC.new_items)
     text = "or a mix such as 50:0.8,512:0.2"
     _add(group, "--beam-width", text, metavar="W[:SHARE,...]", default="50")
-    _add(group, "--n", "results per request; absent: the width", type=_count)
-    _add(group, "--timeout-ms", "deadline of a request; absent: the deployment's", type=_count)
+    _add(group, "--n", "results per request; absent: the width", type=count)
+    _add(group, "--timeout-ms", "deadline of a request; absent: the deployment's", type=count)
     _add(group, "--priority", "of the requests; absent: none is sent", type=int)
 
 
@@ -113,26 +114,3 @@ def load_settings(args: argparse.Namespace) -> LoadSettings:
 def _add(group: argparse._ArgumentGroup, flag: str, text: str, *names: str, **options: Any) -> None:
     default = "" if options.get("default") is None else " (default: %(default)s)"
     group.add_argument(flag, *names, help=text + default, **options)
-
-
-def _number(text: str, least: float, most: float, what: str) -> float:
-    value = float(text)
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text} is not {what}")
-    return value
-
-
-def _above_0(text: str) -> float:
-    return _number(text, 1e-9, 1e12, "a number above 0")
-
-
-def _from_0(text: str) -> float:
-    return _number(text, 0, 1e12, "a number of at least 0")
-
-
-def _share(text: str) -> float:
-    return _number(text, 0, 1, "a share between 0 and 1")
-
-
-def _count(text: str) -> int:
-    return int(_number(str(int(text)), 1, 1 << 31, "a whole number of at least 1"))

@@ -65,7 +65,7 @@ def read_reference(path: Path, catalog: Catalog) -> Reference:
             row = json.loads(line)
             prompt = row.get("prompt_ids") or prompt_of(catalog, row["history"], UNLIMITED, path)
             answers[tuple(prompt), row.get("width")] = [tuple(sid) for sid, _ in row["beams"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"--reference {path}: line {number} is not of its form: {error!r}") from None
     return Reference(answers)
 

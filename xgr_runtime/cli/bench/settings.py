@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,7 @@ from xgr_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+MOST_AT_ONCE = 1e6  # requests per second, or in flight
 TrafficKind = Literal["random", "histories", "sessions"]
 
 
@@ -31,8 +33,9 @@ class Widths:
             raise ConfigError(
                 f"--beam-width is {text!r}: write 128, or a mix such as 50:0.8,512:0.2"
             ) from None
-        if min(widths) < 1 or min(weights) <= 0:
-            raise ConfigError(f"--beam-width is {text!r}: widths and shares must be above 0")
+        sound = all(0 < weight < math.inf for weight in weights)
+        if min(widths) < 1 or max(widths) >= 1 << 31 or not sound:
+            raise ConfigError(f"--beam-width is {text!r}: widths and shares must be numbers above 0")
         return cls(widths, tuple(weight / sum(weights) for weight in weights))
 
 
@@ -83,6 +86,6 @@ def parse_numbers(text: str, name: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(0 < number < float("inf") for number in numbers):
-        raise ConfigError(f"{name} is {text!r}: write numbers above 0, such as 2,4,8")
+    if not numbers or not all(0 < number <= MOST_AT_ONCE for number in numbers):
+        raise ConfigError(f"{name} is {text!r}: write numbers above 0, such as 2,4,8, a million at most")
     return numbers

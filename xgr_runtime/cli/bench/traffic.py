@@ -117,7 +117,7 @@ def prompt_of(catalog: Catalog, history: list[Any], most_tokens: int, source: Pa
 def _read_histories(path: Path) -> list[list[Any]]:
     try:
         rows = [json.loads(line)["history"] for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"--histories {path} is not JSON lines with a `history` of item ids: {error}"
         ) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from xgr_runtime.cli.demo import measure
 from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoFiles, DemoSettings, TrainingPlan, prepare
+from xgr_runtime.cli.numbers import count, port, seconds, seed
 from xgr_runtime.config import Backend
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("demo", help=about, description=about)
     parser.add_argument("--exit", action="store_true", help="leave after the requests instead of staying up")
     parser.add_argument(
-        "--port", type=int, default=30000, help="port of the HTTP server (default: %(default)s)"
+        "--port", type=port, default=30000, help="port of the HTTP server (default: %(default)s)"
     )
     parser.add_argument(
         "--model-backend",
@@ -41,22 +42,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="library whose layers run the model (default: %(default)s)",
     )
     parser.add_argument(
-        "--items", type=int, default=shop.items, help="items in the catalog (default: %(default)s)"
+        "--items", type=count, default=shop.items, help="items in the catalog (default: %(default)s)"
     )
     parser.add_argument(
-        "--users", type=int, default=shop.users, help="histories to learn from (default: %(default)s)"
+        "--users", type=count, default=shop.users, help="histories to learn from (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=shop.seed, help="of data and training (default: %(default)s)"
+        "--seed", type=seed, default=shop.seed, help="of data and training (default: %(default)s)"
     )
     parser.add_argument(
         "--train-seconds",
-        type=float,
+        type=seconds,
         default=training.seconds,
         help="time to train in (default: %(default)s)",
     )
     parser.add_argument(
-        "--test-users", type=int, default=200, help="users behind HR@10 (default: %(default)s)"
+        "--test-users", type=count, default=200, help="users behind HR@10 (default: %(default)s)"
     )
     parser.add_argument(
         "--cache",
