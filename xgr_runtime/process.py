@@ -13,6 +13,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from xgr_runtime.config import C, parse
-from xgr_runtime.errors import Fatal, StartupError
+from xgr_runtime.errors import ConfigError, Fatal, StartupError
 from xgr_runtime.log import FLUSH_SECONDS, configure, stderr
 from xgr_runtime.watchdog import Watchdog
 
@@ -137,6 +138,7 @@ def one_line(error: BaseException) -> str:
 def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
     """`main` once the configuration is known."""
     try:
+        _check_ready_fd(config.ready_fd)
         configure(getattr(config, "name", program), config.log_level)
         _allow_many_descriptors()
         lifecycle = Lifecycle(config.ready_fd, config.stuck_timeout)
@@ -154,6 +156,15 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
         log.exception("%s failed", program)
         return 1
     return 0
+
+
+def _check_ready_fd(fd: int) -> None:
+    """Raises `ConfigError` for a descriptor that nobody gave us."""
+    try:
+        if fd >= 0 and not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise OSError
+    except OSError:
+        raise ConfigError(f"--ready-fd is {fd}, no pipe of a launcher: leave it out") from None
 
 
 def _refuse(program: str, error: StartupError) -> int:

@@ -104,11 +104,13 @@ def _check_header(file: Path) -> None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():  # reading a pipe or a device may never end
+        raise ModelError(f"{file}: no ordinary file, this is not a Hugging Face checkpoint")
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{file}: missing, this is not a Hugging Face checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file}: a JSON object was expected")
