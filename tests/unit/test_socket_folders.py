@@ -18,7 +18,7 @@ from xgr_runtime.transport import Link, Listener
 def test_any_name_of_the_temporary_folder_carries_sockets(tmp_path: Path, name: str) -> None:
     (parent := tmp_path / name).mkdir(parents=True)
     with run_folder(parent) as folder:
-        addresses = [f"ipc://{folder / worker}" for worker in ("prefill-0", "prefill-1")]
+        addresses = [f"ipc://{folder.path / worker}" for worker in ("prefill-0", "prefill-1")]
         config = RouterConfig(model_path="/m", catalog="/c", prefill=addresses, decode=addresses[:1])
         assert parse(RouterConfig, to_argv(config), {}) == config
         listener, link = Listener(addresses[0], ToDecode), Link(addresses[0], ToDecode)
@@ -39,7 +39,7 @@ def test_the_longest_folder_that_is_taken_carries_the_longest_socket(tmp_path: P
         (parent := tmp_path / ("x" * length)).mkdir()
         try:
             with run_folder(parent) as folder:
-                Listener(f"ipc://{folder}/prefill-255.data", ToDecode).close()
+                Listener(f"ipc://{folder.path}/prefill-255.data", ToDecode).close()
         except ConfigError as error:
             assert "set TMPDIR" in str(error) and length > 1
             break
