@@ -4,6 +4,7 @@ uvicorn parses and answers; this bounds it. A body's own bounds are in `inbound`
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import uuid
@@ -238,8 +239,9 @@ class BoundedHttp(CountedHttp):
         if self._half_closed:
             self.transport.close()
         elif not self.transport.is_closing():
-            self.transport.write_eof()
             self._arm("rest", self.limits.rest_seconds, self.transport.abort)
+            with contextlib.suppress(OSError):  # the client has gone, which the loop is yet to notice
+                self.transport.write_eof()
 
     def _arm(self, name: str, seconds: float, act: Callable[[], None]) -> None:
         """`act` in so many seconds, unless it is due already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -44,6 +45,20 @@ def test_a_head_has_a_time_to_be_whole(server: Server, pieces: list[bytes]) -> N
                 client.sendall(piece)
                 time.sleep(SOON / 10)
         assert "whole within 0.3 s" in check(parsed(read_all(client)), 408, "request_timeout")
+
+
+def test_a_client_that_is_gone_before_it_is_refused_is_no_error(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop learns of a reset connection later than the socket does."""
+
+    def gone(self: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+    with serving(server.app, head_seconds=SOON) as live, live.connect() as client:
+        assert parsed(read_all(client))[0] == 408
+    assert "Exception" not in caplog.text
 
 
 LARGE = {
