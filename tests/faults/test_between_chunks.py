@@ -79,7 +79,8 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
             proxies=True,
             chunk_bytes=CHUNK_BYTES,
             cache_bytes=0,
-            heartbeat=1.0,  # nobody counts as quiet, and is tried elsewhere, before the deadline
+            heartbeat=1.0,  # nobody counts as quiet, and is tried elsewhere, before the deadline;
+            hedge_after=0.0,  # nor as slow
         ) as cluster,
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
