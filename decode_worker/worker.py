@@ -32,6 +32,7 @@ from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
+    LAUNCHES,
     PROTOCOL,
     AttemptId,
     CacheFlushed,
@@ -381,6 +382,6 @@ class DecodeWorker:
             credits_out=sum(task.receiver.credits_out for task in self.tasks.values()),
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
             rows_used=self.scheduler.rows.used,
-            counters=dict(self.counters) | self.engine.counters,
+            counters=dict(self.counters) | self.engine.counters | {LAUNCHES: self.engine.costs.seen},
             cost=self.engine.costs.cost,
         )

@@ -30,6 +30,7 @@ from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.messages import (
+    LAUNCHES,
     PROTOCOL,
     AttemptId,
     CacheFlushed,
@@ -403,7 +404,7 @@ class PrefillWorker:
             credits_out=self.outbound.credits_out,
             leases=len(self.prompts),
             rows_used=0,
-            counters=dict(self.counters),
+            counters=dict(self.counters) | {LAUNCHES: self.costs.seen},
             cost=self.costs.cost,
         )
 

@@ -131,7 +131,8 @@ class Admission:
 
         Raises `NoWorkers`, `DeadlineExceeded`, `Overloaded`.
         """
-        prefill, decode = _with_costs(prefill), _with_costs(decode)
+        prefill = _with_costs(prefill, prompt_work(0, ask.tokens))
+        decode = _with_costs(decode, search_work(ask.tokens, ask.beams))
         stages = self._stages(ask, prefill, decode, now)
 
         def forecast(pair: Pair) -> Forecast:
@@ -247,10 +248,18 @@ def _promise(ask: Ask, pair: Pair, prefill: Stage, decode: Stage, now: float) ->
     return Promise(pair, prefill, decode, now, ask.deadline)
 
 
-def _with_costs(workers: Sequence[Candidate]) -> list[Candidate]:
-    """Who does not know yet what its launches cost is taken to be like another: else it would seem free."""
-    known = next((worker.cost for worker in workers if _possible(worker.cost)), None)
-    return [worker if _possible(worker.cost) else replace(worker, cost=known) for worker in workers]
+def _with_costs(workers: Sequence[Candidate], work: Work) -> list[Candidate]:
+    """Who has not proven what its launches cost is taken to be like the quickest at this work.
+
+    Without a cost it would seem free; and workers that start side by side disturb each other's trials, so
+    that one of two equals would get no request by which it could show that it is one.
+    """
+    known = [worker.cost for worker in workers if _possible(worker.cost)]
+    quickest = min(known, key=lambda cost: _seconds(cost, work), default=None)
+    return [
+        worker if worker.proven and _possible(worker.cost) else replace(worker, cost=quickest)
+        for worker in workers
+    ]
 
 
 def _possible(cost: StepCost | None) -> bool:

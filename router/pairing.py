@@ -19,6 +19,7 @@ class Candidate:
     cost: StepCost | None = None  # of its launches, if known
     reuse: int = 0  # of the request's first tokens, how many it probably holds
     turns: str = ""  # names the device that it shares with others of that name; empty: it has its own
+    proven: bool = True  # the cost was learned from requests, not tried at the start alone
 
     @property
     def device(self) -> int | str:

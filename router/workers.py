@@ -12,8 +12,9 @@ from router.sglang_server import SglangServer
 from router.worker import OnLost, OnMessage, Worker, flushed
 from xgr_runtime.addresses import check_url, is_url
 from xgr_runtime.config import RouterConfig
+from xgr_runtime.cost_model import LEAST
 from xgr_runtime.keys import read_keyring
-from xgr_runtime.messages import Limits, Role
+from xgr_runtime.messages import LAUNCHES, Limits, Role
 
 
 class Workers:
@@ -107,6 +108,7 @@ def candidates(workers: Sequence[Worker], reuse: Callable[[int], int] = lambda _
             # A worker may be started without a cache, or have lost what we remember.
             reuse(w.incarnation) if w.hello.load.pages_cached else 0,
             w.hello.turns,
+            w.hello.load.counters.get(LAUNCHES, LEAST) >= LEAST,
         )
         for w in workers
         if w.hello

@@ -24,6 +24,8 @@ MOST_CREDITS = 4096
 
 START_SECONDS = "start_seconds"
 """The counter of a worker's load that says how long its start took."""
+LAUNCHES = "launches_learned_from"
+"""The counter that says of how many launches its cost knows, besides those that were tried at the start."""
 
 MOST_TEXT = 8192
 """Characters of a reason or an error's message; `brief` cuts longer ones."""

@@ -69,6 +69,18 @@ def test_what_no_idle_pair_can_do_in_time_is_refused_for_good() -> None:
     assert admit(sure(), 2.1).after == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("proven", [False, True])
+def test_equals_that_were_only_tried_are_taken_for_equals(proven: bool) -> None:
+    """Whatever their trials gave; else the slower one would get no request that shows what it can do."""
+    slow = StepCost(0.0, 1.0, 0.0)
+    ps = [prefill(), dataclasses.replace(prefill("p1", 2, slow), proven=proven)]
+    ds = [decode(), dataclasses.replace(decode("d1", 12, slow), proven=proven)]
+    admission = sure()
+    used = [admit(admission, 99, p=ps, d=ds).pair for _ in range(4)]
+    names = {pair.prefill.name for pair in used} | {pair.decode.name for pair in used}
+    assert names == ({"p0", "d0"} if proven else {"p0", "p1", "d0", "d1"})
+
+
 def test_now_and_then_an_idle_pair_may_try_what_seems_too_much() -> None:
     admission = sure()
     admission.tried_at = 0.0
