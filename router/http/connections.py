@@ -78,8 +78,7 @@ class BoundedHttp(CountedHttp):
         except RequestError as error:
             self._refuse(error)
         else:
-            if self._part == "head" or (self._part == "none" and not self._heard):
-                self._arm("head", self.limits.head_seconds, self._head_is_late)
+            self._await_more()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more: an answer under way gets a moment, for it may be gone altogether."""
@@ -114,6 +113,8 @@ class BoundedHttp(CountedHttp):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._disarm("rest")
+        if not self._answering:
+            self.places.rest(self)
 
     # --- the application's side ---
 
@@ -150,6 +151,15 @@ class BoundedHttp(CountedHttp):
             self._arm("rest", self.limits.rest_seconds, self.transport.abort)
         else:
             self.places.rest(self)
+
+    def _await_more(self) -> None:
+        """What comes next has a time to arrive, whatever came last."""
+        if self._part == "head" or (self._part == "none" and not self._heard):
+            self._arm("head", self.limits.head_seconds, self._head_is_late)
+        elif self._part == "none" and not self._answering:  # a body ended, whose answer went out before
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.limits.idle_seconds, self.timeout_keep_alive_handler
+            )
 
     # --- bounds ---
 

@@ -192,6 +192,33 @@ def test_an_idle_connection_ends(server: Server) -> None:
         assert parsed(read_all(client))[0] == 200
 
 
+EARLY = {
+    "a probe": START,
+    "no such route": START.replace(b"liveness", b"no"),
+    "no such method": b"PUT" + START[3:],
+}
+
+
+@pytest.mark.parametrize("start", EARLY.values(), ids=EARLY)
+@pytest.mark.parametrize("after", [b"", PROBE, b"\r\n"], ids=["nothing", "a request", "a line end"])
+def test_who_is_answered_before_its_body_ends_is_idle_then(
+    server: Server, start: bytes, after: bytes
+) -> None:
+    """It ends as others do, and gives its place to who asks."""
+    limits = {"connections": 1, "idle_seconds": 1, "head_seconds": 1.0, "rest_seconds": 20.0}
+    with serving(server.app, **limits) as live:
+        for wanted in (False, True):
+            with live.connect() as client:
+                client.sendall(start + b"Content-Length: 9\r\n\r\n")
+                read_one(client)
+                client.sendall(b"a" * 9 + after)
+                assert after != PROBE or read_one(client)[0] == 200
+                if wanted:
+                    assert live.ask(START + b"Connection: close\r\n\r\n")[0] == 200
+                read_all(client)
+            live.wait_connections(0)
+
+
 def test_a_long_answer_outlives_the_bounds_of_a_head(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.hang = True
     body, end = b'{"input_ids": [1], "rid": "slow"}', b'{"rid": "slow"}'
