@@ -18,6 +18,7 @@ from xgr_runtime.errors import ForeignPage, WrongMediaType
 
 _HOST = re.compile(r"(?:(?P<name>[a-z0-9_.-]{1,253})|\[(?P<address>[0-9a-f:.]{2,45})\])(?::[0-9]*)?")
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
+_SITES = frozenset({"none", "same-origin", "same-site"})  # of who asks; whatever else it says is foreign
 _REMEDY = "ask http://127.0.0.1:PORT, or restart with --allowed-hosts and that name, or with --api-key"
 
 
@@ -51,7 +52,8 @@ class Browsers:
             if not mark or scheme.lower() not in ("http", "https") or not self._is_ours(host):
                 raise ForeignPage(f"the request comes from a page of {cut(origin)!r}: {_REMEDY}")
         followed = scope["method"] == "GET" and "navigate" in _values(scope, b"sec-fetch-mode")  # a link
-        if not origins and not followed and "cross-site" in _values(scope, b"sec-fetch-site"):
+        others = not _SITES.issuperset(_values(scope, b"sec-fetch-site"))
+        if not origins and not followed and others:
             raise ForeignPage(f"the request comes from a page of another site: {_REMEDY}")
 
     def _is_ours(self, host: str) -> bool:

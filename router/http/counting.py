@@ -3,6 +3,7 @@
 Offers of another protocol are passed over.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from router.http.offers import head_without_offer, new_parser
 from xgr_runtime.errors import BadRequest, HeadTooLarge
+
+_ABSOLUTE = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]*)")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class CountedHttp(HttpToolsProtocol):
         self._heard = True
         if self.parser.should_upgrade():  # it is read once more, without the offer
             return
+        if host := named_host(self.url):
+            self.headers.append((b"host", host))  # it counts before the header; so both are checked
         self._chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         self._chunks = self._body_size = 0
         super().on_headers_complete()
@@ -117,3 +122,9 @@ class CountedHttp(HttpToolsProtocol):
         most = self.limits.head_bytes
         if size > most:
             raise HeadTooLarge(f"request line and headers take more than {most} bytes: send less of them")
+
+
+def named_host(target: bytes) -> bytes:
+    """The host in a request's target, as proxies are asked: `http://HOST:PORT/PATH`. Empty for a path."""
+    found = _ABSOLUTE.match(target)
+    return found[1] if found else b""

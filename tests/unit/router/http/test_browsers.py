@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_http import check, read_one, serving
 
 from router.http.browsers import Browsers, host_name
 from xgr_runtime.addresses import check_host_names, is_loopback
@@ -143,6 +144,26 @@ def test_of_two_hosts_both_are_ours(server: Server) -> None:
     assert refused(server.send("GET", "/workers", headers=headers))
 
 
+TARGETS = ["http://{}/workers", "HTTP://{}/workers?a=b", "https://{}/workers", "ws://{}/workers#a"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_host_in_the_target_is_a_name_of_loopback(server: Server, target: str) -> None:
+    """It counts before the header of that name."""
+    with serving(server.app) as live:
+        for host in ("evil.example", "EVIL.example:80", "10.0.0.1", "[fe80::1]", "localhost@evil.example"):
+            head = f"GET {target.format(host)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            for offer in ("", "Upgrade: h2c\r\nConnection: Upgrade\r\n"):
+                with live.connect() as client:
+                    client.sendall(f"{head}{offer}\r\n".encode())
+                    assert "not loopback's" in check(read_one(client), 403, "foreign_page")
+        head = f"GET {target.format('localhost:80')} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert live.ask(head.encode())[0] == 200
+        assert live.ask(head.replace("http://localhost:80", "").encode())[0] == 200
+        head = "GET /docs?http://evil.example/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        assert live.ask(head.encode())[0] == 200, "a query is no host"
+
+
 NAVIGATED = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
 
 
@@ -151,6 +172,8 @@ def test_what_other_sites_embed_is_refused(server: Server) -> None:
     assert refused(ask(server, "GET", "/trace", sec_fetch_site="cross-site", sec_fetch_mode="no-cors"))
     assert refused(ask(server, "POST", "/flush_cache", **NAVIGATED))
     assert ask(server, "GET", "/docs", **NAVIGATED).status_code == 200
+    for site in ("Cross-Site", '"cross-site"', "cross-site, same-origin", "same-origin;a", "other", ""):
+        assert refused(ask(server, "GET", "/workers", sec_fetch_site=site)), site
     for site in ("none", "same-origin", "same-site"):
         assert ask(server, "GET", "/workers", sec_fetch_site=site).status_code == 200
 
