@@ -99,10 +99,13 @@ def check_media_type(header: str | None) -> None:
 
 def check_encoding(headers: Headers) -> None:
     """Raises `WrongMediaType` for a body that would have to be unpacked."""
-    given = [*headers.getlist("content-encoding"), *headers.getlist("transfer-encoding")]
-    codings = {part.strip().lower() for value in given for part in value.split(",")}
-    if packed := codings - {"", "identity", "chunked"}:
+    packed = _codings(headers, "content-encoding") | _codings(headers, "transfer-encoding") - {"chunked"}
+    if packed := packed - {"", "identity"}:
         raise WrongMediaType(f"the body is encoded as {min(packed)[:80]!r}: send it as it is")
+
+
+def _codings(headers: Headers, name: str) -> set[str]:
+    return {part.strip().lower() for value in headers.getlist(name) for part in value.split(",")}
 
 
 async def while_connected(request: Request, work: Awaitable[T], deadline: float, grace: float = GRACE) -> T:

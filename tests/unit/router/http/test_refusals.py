@@ -304,6 +304,13 @@ def test_a_body_is_sent_as_it_is(server: Server, name: str, coding: str, status:
         assert "encoded as" in check(response, 415, None, "wrong_media_type")
 
 
+def test_chunked_is_no_encoding_of_a_body(server: Server) -> None:
+    """Only of its transfer: whoever reads the header otherwise would have to unpack."""
+    headers = {"content-type": "application/json", "content-encoding": "chunked"}
+    response = server.send("POST", "/generate", content=b'{"input_ids": [1]}', headers=headers)
+    assert "encoded as" in check(response, 415, None, "wrong_media_type")
+
+
 def test_announced_body_too_large(server: Server) -> None:
     check(server.generate(text="x" * 5000), 413, None, "body_too_large")
 
