@@ -27,7 +27,7 @@ class ConnectionLimits:
     door_seconds: float = 2.0  # the same for connections beyond the limit
     chunks: int = 256  # of a body, however small; those beyond have
     chunk_bytes: int = 256  # on average
-    pipelined: int = 64  # requests that wait for the answer to one before them
+    pipelined: int = 8  # requests that wait for the answer to one before them: each takes kilobytes
     rest_bytes: int = 8 << 20  # that are taken in once a request is answered or refused
     rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
     gone_seconds: float = 0.5  # that an answer gets once the client sends no more: it reads on, or is gone

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import suppress
+import tracemalloc
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from live_http import JSON, PROBE, SOON, check, parsed, post, read_all, read_many, read_one, serving
+from until import until
+
+from router.http import ConnectionLimits
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
@@ -164,3 +168,20 @@ def test_requests_that_wait_on_one_connection_are_counted(server: Server) -> Non
         client.sendall(PROBE * 100)
         assert len(read_many(client, 5)) == 5
         assert read_all(client) == b""
+
+
+def test_requests_that_wait_take_little_memory(server: Server, dispatch: FakeDispatch) -> None:
+    """A head of 18 bytes becomes kilobytes; all connections together may take 50 MB of them."""
+    dispatch.hang = True
+    with serving(server.app) as live, ExitStack() as held:
+        tracemalloc.start()
+        try:
+            before, count = tracemalloc.get_traced_memory()[0], 20
+            for _ in range(count):
+                client = held.enter_context(live.connect())
+                client.sendall(post(GOOD, len(GOOD)) + b"GET /a HTTP/1.1\r\n\r\n" * 100)
+            until(lambda: len(dispatch.tasks) == count, "all requests are under way")
+            took = (tracemalloc.get_traced_memory()[0] - before) / count
+        finally:
+            tracemalloc.stop()
+    assert took < 50_000_000 / ConnectionLimits().connections
