@@ -28,6 +28,7 @@ from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 
+BEGIN = "xgr_runtime.begin"  # the module that runs a program's
 UNKILLABLE = 5.0  # seconds after SIGKILL
 LAST_LINES = 20  # of a child's stderr, kept to explain its end
 NO_MEMORY = (
@@ -46,7 +47,7 @@ class ChildFailed(StartupError):
 
 @dataclass(frozen=True)
 class Program:
-    """How to start a child: `python -m module argv...`."""
+    """How to start a child: as `python -m module argv...` does."""
 
     name: str
     module: str
@@ -83,7 +84,7 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        """Spawn the process in a session of its own, so that a Ctrl-C reaches the launcher alone.
+        """Spawn the process in a group of its own, so that a Ctrl-C reaches the launcher alone.
 
         Raises `StartupError` where the system has no process, memory or descriptor left.
         """
@@ -101,16 +102,18 @@ class Child:
     def _spawn(self) -> None:
         self._ready_fd, theirs = os.pipe()
         os.set_blocking(self._ready_fd, False)
-        program = self.program
+        program, last = self.program, f"{flag('ready_fd')}={theirs}"
         try:
             self._process = subprocess.Popen(
                 # -P: a folder of the same name in the working directory is not the module that is meant.
-                [sys.executable, "-P", "-m", program.module, *program.argv, f"{flag('ready_fd')}={theirs}"],
+                [sys.executable, "-P", "-m", BEGIN, str(theirs), program.module, *program.argv, last],
                 env=_environment(program.environ),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs, *self._inherits),
-                start_new_session=True,
+                # Of its own, but in our session: as we die, the kernel wakes and ends whoever is stopped in
+                # it, also a process that did not come far enough to ask for its own end.
+                process_group=0,
             )
         except BaseException:
             os.close(self._ready_fd)

@@ -5,13 +5,11 @@ other end: see `xgr_runtime.child`. Between the two is one pipe, which carries o
 """
 
 import contextlib
-import ctypes
 import gc
 import json
 import logging
 import os
 import resource
-import select
 import signal
 import stat
 import sys
@@ -30,7 +28,6 @@ from xgr_runtime.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 STARTUP_FAILED = 2  # exit code of a process that raised StartupError
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Lifecycle:
@@ -145,7 +142,6 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
         lifecycle.listen()
         if config.ready_fd >= 0:
             os.set_inheritable(config.ready_fd, False)
-            _die_with_parent(config.ready_fd)
         try:
             body(config, lifecycle)
         finally:
@@ -189,21 +185,3 @@ def _allow_many_descriptors() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # some systems name a limit that they refuse
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _die_with_parent(ready_fd: int) -> None:
-    """Have the kernel kill us when the launcher dies, however it dies. Linux; elsewhere nothing happens.
-
-    SIGTERM would wait with a process that is stopped, and stay behind with it. Haste loses nothing: workers
-    end after the forward that is under way, so that no request could be drained.
-
-    Raises SystemExit when the launcher is gone already, which the kernel would not report any more.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    poll = select.poll()
-    poll.register(ready_fd, 0)
-    # Nobody but the launcher ever holds the other end. Unlike a parent id this also works below a subreaper.
-    if any(event & select.POLLERR for _, event in poll.poll(0)):
-        raise SystemExit(1)

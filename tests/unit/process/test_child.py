@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,10 +190,10 @@ def test_child_has_all_the_descriptors_it_may_have(start: Start) -> None:
     assert soft == hard
 
 
-def test_child_has_a_session_of_its_own(start: Start) -> None:
+def test_child_has_a_group_of_its_own_and_the_launchers_session(start: Start) -> None:
     child = start()
-    child.wait_ready(soon())
-    assert os.getsid(child.pid) == child.pid
+    assert os.getpgid(child.pid) == child.pid
+    assert os.getsid(child.pid) == os.getsid(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
@@ -211,6 +212,46 @@ def test_killed_launcher_leaves_no_child(stopped: bool, launcher: tuple[Path, di
         child = int(process.stdout.readline())
         assert psutil.pid_exists(child)
         if stopped:
+            os.kill(child, signal.SIGSTOP)
+        process.kill()
+    until(lambda: not psutil.pid_exists(child), "it ends as well", 20)
+
+
+BEFORE_IT_CAN_ASK = """
+    import sys, time
+    from xgr_runtime.child import Child, Program
+
+    child = Child(Program("late", "late_imports"))
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+@pytest.mark.parametrize("when", ["at once", "stopped at once", "importing", "stopped importing"])
+def test_launcher_killed_before_a_child_has_imported_anything(
+    when: str, tmp_path: Path, launcher: tuple[Path, dict[str, str]]
+) -> None:
+    script, environ = launcher
+    script.write_text(textwrap.dedent(BEFORE_IT_CAN_ASK))
+    begun = tmp_path / "begun"
+    (tmp_path / "late_imports.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(3600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # whoever inherits the child is in another, as with a service
+    )
+    with process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        if "importing" in when:
+            until(begun.exists, "it imports", 20)
+        if "stopped" in when:
             os.kill(child, signal.SIGSTOP)
         process.kill()
     until(lambda: not psutil.pid_exists(child), "it ends as well", 20)
