@@ -1,7 +1,9 @@
 """The part of the cache folder that holds compiled kernels: one folder per version of them and per processor.
 
 Its name is made from the content of all kernels' sources, so that an edit anywhere makes a new one: numba by
-itself sees changes in a kernel's own file alone. Whoever compiles does so alone, then marks what is complete.
+itself sees changes in a kernel's own file alone. It is also made from their paths and times: numba compiles
+again where those differ, so the folder of another installation may be complete, and hold nothing for us.
+Whoever compiles does so alone, then marks what is complete.
 """
 
 import contextlib
@@ -90,7 +92,8 @@ def kernel_key() -> str:
     for part in (sys.version, *map(_version, ("numba", "llvmlite", "numpy")), *processor()):
         digest.update(part.encode() + b"\n")
     for path in _sources():
-        digest.update(path.name.encode() + b"\n" + path.read_bytes())
+        digest.update(f"{path} {path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -33,6 +33,23 @@ def test_any_edit_of_any_source_makes_another_folder(tmp_path: Path, monkeypatch
     assert len(set(keys)) == 3
 
 
+def test_other_installations_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler looks at paths and times: what is complete for one is nothing for another."""
+
+    def key(place: str, written: int) -> str:
+        file = tmp_path / place / "kernel.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x = 1\n")
+        os.utime(file, (written, written))
+        monkeypatch.setattr(kernel_folder, "_sources", lambda: [file])
+        return kernel_key()
+
+    assert key("here", 1) == key("here", 1)
+    assert len({key("here", 1), key("there", 1), key("here", 2)}) == 3
+
+
 def test_the_sources_are_those_of_the_kernels() -> None:
     names = {path.name for path in kernel_folder._sources()}
     assert {"compiled.py", "cpu_kernels.py", "tiles.py"} <= names
