@@ -17,6 +17,7 @@ CLEANINGS: dict[str, Callable[[Path], object]] = {
     "removed": lambda path: path.unlink(),
     "renamed": lambda path: path.rename(path.with_name("away")),
     "a-file-instead": lambda path: (path.unlink(), path.touch()),
+    "a-link-in-a-circle": lambda path: (path.unlink(), path.symlink_to(path)),
     "folder-made-again": lambda path: (shutil.rmtree(path.parent), path.parent.mkdir(0o700)),
 }
 

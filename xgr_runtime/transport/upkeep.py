@@ -56,7 +56,7 @@ class Upkeep:
 def _is_gone(path: Path) -> bool:
     """Whether no socket has that name. Another's is left alone: two would take it from each other."""
     try:
-        return not stat.S_ISSOCK(path.stat().st_mode)
+        return not stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
         return True
     except OSError:
