@@ -70,6 +70,16 @@ def writing_whole(path: Path, secret: bool = False, new: bool = False) -> Iterat
         _refuse(path, error)
 
 
+def open_ordinary(path: Path) -> BinaryIO:
+    """A file for reading. Raises OSError; ValueError for a pipe or a device, which may never end."""
+    # Without O_NONBLOCK a pipe is opened only once somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no ordinary file")
+    return os.fdopen(descriptor, "rb")
+
+
 def check_writable(path: Path, setting: str) -> None:
     """Before the work whose result `path` shall hold. Raises `ConfigError` that names `setting`."""
     folder = path.parent

@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 import xxhash
 
-from xgr_runtime.catalog.sealed import is_sealed, open_ordinary, sealed_copy, sealing
+from xgr_runtime.catalog.sealed import is_sealed, sealed_copy, sealing
 from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.errors import CatalogError, ConfigError
-from xgr_runtime.files import writing_whole
+from xgr_runtime.files import open_ordinary, writing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,9 +62,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def is_built_file(path: Path) -> bool:
     """Whether the file starts with the magic of a built catalog. Raises CatalogError."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-            raise CatalogError(f"{path} cannot be read, it is no ordinary file: check the path")
-        with path.open("rb") as stream:
+        with open_ordinary(path) as stream:
             return stream.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError) as error:  # a name with a zero byte
         raise CatalogError(f"{path} cannot be read ({error}): check the path") from error

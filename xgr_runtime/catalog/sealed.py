@@ -11,12 +11,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _AT_ONCE = 1 << 20  # bytes
@@ -48,16 +46,6 @@ def is_sealed(file: BinaryIO) -> bool:
         return fcntl.fcntl(file.fileno(), fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:  # a file on a disk
         return False
-
-
-def open_ordinary(path: Path) -> BinaryIO:
-    """A file for reading. Raises OSError, ValueError; for a pipe or a device, which may never end, too."""
-    # Without O_NONBLOCK a pipe is opened only once somebody writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("it is no ordinary file")
-    return os.fdopen(descriptor, "rb")
 
 
 def inherited_path(file: BinaryIO) -> str:

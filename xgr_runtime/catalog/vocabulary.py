@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.errors import CatalogError
+from xgr_runtime.files import open_ordinary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,8 +80,11 @@ def read_vocabulary(model_dir: Path | None, size: int | None = None) -> Vocabula
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, {} if there is no such file. Raises CatalogError otherwise."""
+    if _is_missing(path):
+        return {}
     try:
-        value = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
+        with open_ordinary(path) as file:
+            value = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise CatalogError(f"{path} cannot be read as JSON ({error}): correct or remove it") from error
     if not isinstance(value, dict):
@@ -88,11 +92,19 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _is_missing(path: Path) -> bool:
+    """A link that leads nowhere is a mistake, and not a file that nobody has made."""
+    return not path.exists() and not path.is_symlink()
+
+
 def _load_tokenizer(path: Path) -> Tokenizer | None:
     from tokenizers import Tokenizer
 
+    if _is_missing(path):
+        return None
     try:
-        return Tokenizer.from_file(str(path)) if path.exists() else None
+        open_ordinary(path).close()
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise CatalogError(f"{path} is not a tokenizer ({error!s:.300}): export it again") from error
 

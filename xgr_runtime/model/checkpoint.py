@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from xgr_runtime.config import Dtype
 from xgr_runtime.errors import ModelError
+from xgr_runtime.files import open_ordinary
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -104,10 +105,9 @@ def _check_header(file: Path) -> None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if file.exists() and not file.is_file():  # reading a pipe or a device may never end
-        raise ModelError(f"{file}: no ordinary file, this is not a Hugging Face checkpoint")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        with open_ordinary(file) as content:
+            value = json.loads(content.read().decode())
     except FileNotFoundError:
         raise ModelError(f"{file}: missing, this is not a Hugging Face checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog, build_fr
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SIDS = [[10, 11], [20, 21], [30, 31]]
@@ -135,3 +138,23 @@ def test_bad_templates_are_named(
         build_catalog(source(tmp_path, fields), checkpoint)
     assert message in str(caught.value)
     assert "catalog.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop", "link-to-nothing"])
+@pytest.mark.parametrize(
+    "name", ["catalog.json", "model/config.json", "model/tokenizer_config.json", "model/tokenizer.json"]
+)
+def test_files_beside_a_source_are_ordinary_files(name: str, kind: str, tmp_path: Path) -> None:
+    """What may never end is not read, and a link that leads nowhere does not pass for no file."""
+    path, model = tmp_path / name, tmp_path / "model"
+    model.mkdir()
+    make: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "loop": lambda: path.symlink_to(path),
+        "link-to-nothing": lambda: path.symlink_to("nothing"),
+    }
+    make[kind]()
+    with pytest.raises(CatalogError, match=re.escape(str(path))):
+        build_catalog(source(tmp_path, None), model)
