@@ -13,6 +13,7 @@ from xgr_runtime.child import Child, ChildFailed, Program
 from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
 from xgr_runtime.kernel_folder import KernelFolder
 from xgr_runtime.model.checkpoint import saved_dtype
+from xgr_runtime.run_folder import CACHE
 from xgr_runtime.supervisor import PULSE, StopRequest
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def cache_for_all(config: ServeConfig, run_folder: Path) -> str:
     Where nothing can be kept for the next start, kernels are at least compiled once for all of them.
     """
     found = None if config.cache_folder == NONE else cache_folder(config.cache_folder)
-    return str(found or run_folder / "cache")
+    return str(found or run_folder / CACHE)
 
 
 def compile_first(config: ServeConfig, stop: StopRequest) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -17,12 +18,15 @@ from pathlib import Path
 
 from xgr_runtime.addresses import SOCKET_PATH
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import open_ordinary
 from xgr_runtime.setting_values import is_plain
 
 log = logging.getLogger(__name__)
 
 PREFIX = "xgr-"
 PID_FILE = "launcher.pid"
+CACHE = "cache"  # the folder in it that takes the place of a cache folder where there is none
+_ASIDE = ".aside-"
 LONGEST_SOCKET = f"/{PREFIX}12345678/prefill-255.data"  # below the parent
 
 
@@ -43,7 +47,7 @@ class RunFolder:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             held.callback(os.close, descriptor)
             with contextlib.suppress(OSError):  # a file system without locks on folders
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a cleaner's is not waited for
             held.enter_context(_pid_file(self.path))
             self._held = held.pop_all()
 
@@ -55,11 +59,13 @@ class RunFolder:
         """Make again what somebody has removed. Raises `ConfigError` where that cannot be."""
         try:
             if self._is_whole():
+                self._make_way()
                 return
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_ours():
                 raise PermissionError("somebody else has put something there")
             self.path.chmod(0o700)
+            self._make_way()
             self.hold()
         except OSError as error:
             raise ConfigError(
@@ -74,10 +80,22 @@ class RunFolder:
 
     def _is_whole(self) -> bool:
         try:
-            (self.path / PID_FILE).stat()
-            return self._is_ours() and stat.S_IMODE(self.path.lstat().st_mode) == 0o700
+            private = self._is_ours() and stat.S_IMODE(self.path.lstat().st_mode) == 0o700
+            return private and stat.S_ISREG((self.path / PID_FILE).lstat().st_mode)
         except FileNotFoundError:
             return False
+
+    def _make_way(self) -> None:
+        """Rename folders in it, which nobody of us made: unlike files, sockets cannot take their places.
+
+        They are not removed before we end, for something else may be mounted there. Raises OSError.
+        """
+        with os.scandir(self.path) as entries:
+            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for name in found:
+            if name != CACHE and not name.startswith(_ASIDE):
+                log.error("somebody made the folder %s: it is renamed", self.path / name)
+                (self.path / name).rename(self.path / f"{_ASIDE}{secrets.token_hex(4)}")
 
     def _is_ours(self) -> bool:
         """Its name was free for a moment: whoever took it would hold what processes of ours connect to."""
@@ -144,7 +162,8 @@ def sweep(parent: Path) -> None:
 def _pid_file(folder: Path) -> Iterator[None]:
     """The folder's pid file, locked: the kernel drops the lock with the process, and pids come again."""
     hidden = folder / f".{PID_FILE}"
-    with hidden.open("w") as stream:
+    hidden.unlink(missing_ok=True)
+    with hidden.open("x") as stream:
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -157,8 +176,8 @@ def _is_stale(folder: Path) -> bool:
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return False
-        with (folder / PID_FILE).open() as stream:
+        with open_ordinary(folder / PID_FILE) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, without a pid file (yet), or just removed
+    except (OSError, ValueError):  # locked, without a pid file (yet), or just removed
         return False
     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.run_folder import PID_FILE, RunFolder, run_folder, sweep
+from xgr_runtime.run_folder import CACHE, PID_FILE, PREFIX, RunFolder, run_folder, sweep
 
 
 def is_locked(path: Path) -> bool:
@@ -44,6 +44,14 @@ CLEANINGS: dict[str, Callable[[Path], object]] = {
     "the-pid-file": lambda path: (path / PID_FILE).unlink(),
     "moved": lambda path: path.rename(path.with_name("away")),
     "opened-to-others": lambda path: path.chmod(0o777),
+    "closed-to-all": lambda path: path.chmod(0),
+    "a-pipe-for-the-pid-file": lambda path: ((path / PID_FILE).unlink(), os.mkfifo(path / PID_FILE)),
+    "a-pipe-for-the-hidden-one": lambda path: ((path / PID_FILE).unlink(), os.mkfifo(path / f".{PID_FILE}")),
+    "a-link-for-the-pid-file": lambda path: ((path / PID_FILE).unlink(), (path / PID_FILE).symlink_to("x")),
+    "a-link-for-the-hidden-one": lambda path: (
+        (path / PID_FILE).unlink(),
+        (path / f".{PID_FILE}").symlink_to("x"),
+    ),
 }
 
 
@@ -96,3 +104,33 @@ def test_no_descriptor_is_left_however_often_it_is_made_again(tmp_path: Path) ->
             shutil.rmtree(folder.path)
             folder.keep()
         assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_folders_in_the_place_of_sockets_are_moved_out_of_it(tmp_path: Path) -> None:
+    """They are kept, for something may be mounted there; the one that is ours stays."""
+    with run_folder(tmp_path) as folder:
+        (folder.path / CACHE).mkdir()
+        for name in ("decode-0", PID_FILE):
+            (folder.path / name).unlink(missing_ok=True)
+            (folder.path / name / "full").mkdir(parents=True)
+        folder.keep()
+        assert not (folder.path / "decode-0").exists() and (folder.path / CACHE).is_dir()
+        assert len(list(folder.path.glob(".aside-*/full"))) == 2
+        assert_whole(folder)
+
+
+def test_locks_of_others_are_not_waited_for(tmp_path: Path) -> None:
+    with run_folder(tmp_path) as folder:
+        shutil.rmtree(folder.path)
+        folder.path.mkdir(mode=0o700)
+        other = os.open(folder.path, os.O_RDONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        folder.keep()
+        os.close(other)
+        assert is_locked(folder.path / PID_FILE)
+
+
+def test_a_pipe_in_a_dead_launchers_folder_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}dead").mkdir()
+    os.mkfifo(tmp_path / f"{PREFIX}dead" / PID_FILE)
+    sweep(tmp_path)
