@@ -24,6 +24,7 @@ from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
+from xgr_runtime.errors import CatalogError
 from xgr_runtime.kernels_first import cache_for_all, compile_first
 from xgr_runtime.run_folder import run_folder
 from xgr_runtime.supervisor import StopRequest, Supervisor
@@ -108,8 +109,12 @@ class Deployment:
         Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
         """
         source = Path(self.config.catalog)
-        watch = SourceWatch(source)
-        memory, version = seal_catalog(source, self.config.model_path)
+        try:
+            watch = SourceWatch(source)
+            memory, version = seal_catalog(source, self.config.model_path)
+        except CatalogError as error:
+            setting = f"{flag('catalog')} " if str(error).startswith(str(source)) else ""
+            raise CatalogError(f"{setting}{error}") from error
         with memory, watch.looking(version):
             log.info("catalog %s is served as it is now, version %s", source, version)
             yield memory

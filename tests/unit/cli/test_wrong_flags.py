@@ -72,3 +72,14 @@ def test_widths_that_are_none(text: str) -> None:
 
     with pytest.raises(ConfigError, match="--beam-width"):
         Widths.parse(text)
+
+
+@pytest.mark.parametrize("name", ["none.json", "pipe.json", "deep", "items.json"])
+def test_a_catalog_that_cannot_be_served_is_named_with_its_flag(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("xgr_runtime.launch.check", lambda config: None)  # the model does not matter here
+    line = refusal(
+        ["serve", "--model-path", str(tmp_path), "--catalog", f"{{folder}}/{name}"], tmp_path, capsys
+    )
+    assert line.startswith(f"xgr serve: error: --catalog {tmp_path / name}")
