@@ -253,5 +253,6 @@ def test_launcher_killed_before_a_child_has_imported_anything(
             until(begun.exists, "it imports", 20)
         if "stopped" in when:
             os.kill(child, signal.SIGSTOP)
+            until(lambda: psutil.Process(child).status() == psutil.STATUS_STOPPED, "it is stopped", 20)
         process.kill()
     until(lambda: not psutil.pid_exists(child), "it ends as well", 20)
