@@ -21,6 +21,7 @@ from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process import Lifecycle, main
 
+QUEUED = 1024  # connections that wait to be accepted
 TURN_EVERY = 0.2  # seconds
 SWITCH_EVERY = 0.0005  # seconds that a thread keeps the interpreter while another waits for it
 FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
@@ -63,6 +64,9 @@ async def _serve(
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(_pair_or_stop(dispatcher, stop), FIRST_HELLOS)
     serving = asyncio.create_task(server.serve(sockets=[http]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    http.listen(QUEUED)  # asyncio listens for as many as it accepts at once
     lifecycle.ready({"port": http.getsockname()[1]})
     await stop.wait()
     await dispatcher.drain()
@@ -97,7 +101,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """The HTTP port. Raises `ConfigError` naming what to change."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=QUEUED)
         # Connections inherit it; without it an answer waits 40 ms for the client's delayed ACK.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener

@@ -27,6 +27,7 @@ log = logging.getLogger("router.http")
 
 _PROBES = {path.encode() for path in DOOR_PATHS}
 _CUT_SHORT = "the client stopped sending before its request was whole: send all of it"
+ACCEPTED_AT_ONCE = 32  # connections, in one round of the loop
 CLOSING_SECONDS = 2  # that connections get to close once all requests have ended
 
 
@@ -43,6 +44,7 @@ def server_config(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=CLOSING_SECONDS,
+        backlog=ACCEPTED_AT_ONCE,
     )
 
 

@@ -23,6 +23,7 @@ from xgr_runtime.errors import (
 
 T = TypeVar("T")
 
+LARGE = 1 << 18  # bytes
 LARGE_AT_ONCE = 32  # bodies of the largest size that memory is given to
 GRACE = 1.0  # seconds that the dispatcher gets to answer with a deadline's error itself
 
@@ -38,6 +39,7 @@ class Bodies:
         self.limit = settings.max_body_bytes
         self.seconds = settings.body_seconds
         self.room = LARGE_AT_ONCE * self.limit  # bytes that are free
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytearray]:
@@ -71,6 +73,11 @@ class Bodies:
                         raise Overloaded("the bodies of other requests fill the memory for them: try again")
                     self.room -= len(part)
                     body += part
+                    if len(body) > LARGE:
+                        async with (
+                            self._turn
+                        ):  # a part per round of the loop, whoever sends: others are served
+                            await asyncio.sleep(0)
         except TimeoutError:
             seconds = f"{self.seconds:g} s"
             raise RequestTimeout(f"the body did not arrive within {seconds}: send it at once") from None

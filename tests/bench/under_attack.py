@@ -30,6 +30,7 @@ from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
 
 MOST = 8 << 20  # bytes of a body
+ROUND = 1.0  # seconds, at least, between one caller's tries: two cores cannot bear a client that never rests
 Address = tuple[str, int]
 
 
@@ -103,8 +104,9 @@ def attack(name: str, url: str, seconds: float) -> None:
     address, end = (where.hostname or "", where.port or 0), time.monotonic() + seconds
 
     def again() -> None:
-        while time.monotonic() < end:
+        while (began := time.monotonic()) < end:
             what(address)
+            time.sleep(max(0.0, began + ROUND - time.monotonic()))
 
     threads = [threading.Thread(target=again) for _ in range(callers)]
     for thread in threads:
