@@ -15,7 +15,9 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,10 +42,15 @@ class KernelFolder:
 
     def ready(self, dtype: str) -> bool:
         """Whether every kernel is there that a model of this type needs."""
-        return self._mark(dtype).exists()
+        return self._is_sound() and self._mark(dtype).is_file()
 
     def use(self) -> None:
         """Keep it from being removed until `leave`, or the end of this process. Raises OSError."""
+        if os.path.lexists(self.path) and not self._is_sound():
+            log.warning("%s is damaged: it is made anew", self.path)
+            aside = Path(tempfile.mkdtemp(dir=self.path.parent))
+            self.path.rename(aside / "damaged")
+            shutil.rmtree(aside, ignore_errors=True)
         while True:
             self.path.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(self.path / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -72,6 +79,13 @@ class KernelFolder:
         """All that a model of this type needs is there. Raises OSError."""
         self._mark(dtype).touch()
         self._remove_old()
+
+    def _is_sound(self) -> bool:
+        """Whether it is a folder in which nothing else stands where our files should."""
+        if self.path.is_symlink() or not self.path.is_dir():
+            return False
+        ours = (self.path / _IN_USE, self.path / _ONE_COMPILES, *self.path.glob("*.complete"))
+        return all(stat.S_ISREG(path.lstat().st_mode) for path in ours if os.path.lexists(path))
 
     def _mark(self, dtype: str) -> Path:
         return self.path / f"{dtype}.complete"

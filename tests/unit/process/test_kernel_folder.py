@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,37 @@ def test_the_sources_are_those_of_the_kernels() -> None:
     names = {path.name for path in kernel_folder._sources()}
     assert {"compiled.py", "cpu_kernels.py", "tiles.py"} <= names
     assert len(processor()) > 2
+
+
+def _file_for_folder(path: Path) -> None:
+    path.write_text("no folder")
+
+
+def _link(path: Path) -> None:
+    path.symlink_to(path.parent)
+
+
+def _folders_for_files(path: Path) -> None:
+    for name in ("in-use", "compiling", "float32.complete"):
+        (path / name).mkdir(parents=True)
+
+
+def _pipe_for_mark(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "float32.complete")
+
+
+@pytest.mark.parametrize("damage", [_file_for_folder, _link, _folders_for_files, _pipe_for_mark])
+def test_a_damaged_folder_is_made_anew(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = KernelFolder(tmp_path)
+    damage(folder.path)
+    assert not folder.ready("float32")
+    folder.use()
+    with folder.compiling():
+        folder.complete("float32")
+    folder.leave()
+    assert folder.ready("float32")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.path.name]
 
 
 def test_another_process_waits_while_one_compiles(folder: KernelFolder) -> None:
