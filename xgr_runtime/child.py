@@ -4,6 +4,7 @@ The launcher holds one `Child` per process. What the process does on its side is
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -91,9 +92,13 @@ class Child:
         try:
             self._spawn()
         except OSError as error:
-            raise StartupError(
-                f"{self.name} cannot be started ({error.strerror or error}): "
+            remedy = (
                 "stop other programs, or raise the limits for processes and open files (ulimit -u, ulimit -n)"
+            )
+            if error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT):
+                remedy = f"let this user run {sys.executable}"
+            raise StartupError(
+                f"{self.name} cannot be started ({error.strerror or error}): {remedy}"
             ) from error
         self._reader = threading.Thread(target=self._read_stderr, name=f"stderr of {self.name}", daemon=True)
         self._reader.start()

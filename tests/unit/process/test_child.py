@@ -172,14 +172,17 @@ def test_launchers_own_keys_and_file_stay_with_it(start: Start, monkeypatch: pyt
     assert "sesame" not in psutil.Process(child.pid).environ().values()
 
 
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.EAGAIN, "ulimit -u"), (errno.EACCES, "let this user run .*python")]
+)
 def test_child_that_cannot_be_spawned_says_what_to_change(
-    tiny: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(StartupError, match=r"tiny cannot be started .*ulimit -u"):
+    with pytest.raises(StartupError, match=f"tiny cannot be started .*{remedy}"):
         Child(tiny()).start()
 
 
