@@ -13,6 +13,7 @@ import pytest
 from cluster import Cluster
 from trace_rules import check_trace, end_of, slices
 
+from prefill_worker.scheduler import LEAST_PIECE
 from xgr_runtime.answer import Answer
 from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.trace_facts import overlaps
@@ -36,9 +37,9 @@ def served(way: str, checkpoint: Path, catalog_source: Path) -> Iterator[Cluster
 
 @pytest.fixture(scope="module")
 def answers(served: Cluster, checkpoint: Path) -> list[Answer]:
-    """Three requests, one after the other, with prompts as long as the model takes, up to 1,000 tokens."""
+    """Three requests, one after the other, with prompts as long as one forward takes whole on any machine."""
     config = read_config(checkpoint)
-    length = min(1000, config["max_position_embeddings"] - 8)
+    length = min(LEAST_PIECE * 4 // 3, config["max_position_embeddings"] - 8)
     tokens = [[1 + (7 * n + i * i) % (config["vocab_size"] - 1) for i in range(length)] for n in range(3)]
     with served.client() as client:
         return [
