@@ -39,9 +39,8 @@ def share_the_interpreter() -> None:
     """Let the event loop have its turn soon while threads work out long bodies."""
     keep_large_apart()
     sys.setswitchinterval(SWITCH_EVERY)
-    os.environ["TOKENIZERS_PARALLELISM"] = (
-        "false"  # its threads would be shared, and a short text wait for a long one
-    )
+    # Its threads would be shared, and a short text wait for a long one.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 async def _serve(

@@ -1,8 +1,6 @@
 """Values of settings as they are written: lists and texts of a command line, and the file of `--config`."""
 
 import math
-import os
-import stat
 import tomllib
 import unicodedata
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from typing import Any
 import msgspec
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import open_ordinary
 
 MOST_TEXT = 4096  # bytes of a text, as of a path on Linux
 MOST_FILE = 1 << 20  # bytes of a file of settings
@@ -77,10 +76,11 @@ def read_file(path: str | None) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     """What is in an ordinary file. Raises `ConfigError`, OSError, UnicodeDecodeError."""
-    # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ConfigError(f"--config {path} is no ordinary file: name one")
+    try:
+        file = open_ordinary(path)
+    except ValueError:
+        raise ConfigError(f"--config {path} is no ordinary file: name one") from None
+    with file:
         content = file.read(MOST_FILE + 1)
     if len(content) > MOST_FILE:
         raise ConfigError(

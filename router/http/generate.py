@@ -38,9 +38,8 @@ class Generate:
         self.bodies = bodies
         self._readers = Readers(READERS)
         self._outliner = Readers(1)  # of its own: who waits for a reader must know the deadline
-        self._giant_reader = Readers(
-            1
-        )  # one at a time: the memory of their lists, and they hold up no others
+        # One at a time, as their lists take memory; and they hold up no others.
+        self._giant_reader = Readers(1)
 
     async def __call__(self, request: Request) -> Response:
         visit = visit_of(request)

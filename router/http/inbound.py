@@ -74,9 +74,8 @@ class Bodies:
                     self.room -= len(part)
                     body += part
                     if len(body) > LARGE:
-                        async with (
-                            self._turn
-                        ):  # a part per round of the loop, whoever sends: others are served
+                        # A part per round of the loop, whoever sends, so that others are served.
+                        async with self._turn:
                             await asyncio.sleep(0)
         except TimeoutError:
             seconds = f"{self.seconds:g} s"

@@ -172,10 +172,8 @@ class _LongList:
     def _wrong(self, entry: int, error: msgspec.DecodeError) -> BadRequest:
         if isinstance(error, msgspec.ValidationError):
             return _named(error, f"{self._name}[{entry}]", inside=False)
-        if self._between(entry, entry + 1)[1:].lstrip()[:1] in (
-            b"[",
-            b"{",
-        ):  # cut off at a comma inside of it
+        begins = self._between(entry, entry + 1)[1:].lstrip()[:1]
+        if begins in (b"[", b"{"):  # cut off at a comma inside of it
             return BadRequest(f"{self._name}[{entry}]: expected an id, got a list or object", self._name)
         return BadRequest(f"the body is not valid JSON: {error}")
 
