@@ -1,0 +1,43 @@
+"""Configuration: one frozen struct per process, and how it is read."""
+
+from xgr_runtime.config.parsing import (
+    C,
+    add_flags,
+    check_environ,
+    check_secret,
+    flag,
+    from_args,
+    parse,
+    switched_on,
+    to_argv,
+)
+from xgr_runtime.config.structs import (
+    SECRETS,
+    Backend,
+    DecodeConfig,
+    Dtype,
+    KernelsConfig,
+    PrefillConfig,
+    RouterConfig,
+    ServeConfig,
+)
+
+__all__ = [
+    "Backend",
+    "C",
+    "DecodeConfig",
+    "Dtype",
+    "KernelsConfig",
+    "PrefillConfig",
+    "RouterConfig",
+    "SECRETS",
+    "ServeConfig",
+    "add_flags",
+    "check_environ",
+    "check_secret",
+    "flag",
+    "from_args",
+    "parse",
+    "switched_on",
+    "to_argv",
+]
