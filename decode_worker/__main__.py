@@ -2,7 +2,8 @@
 
 import sys
 
-from decode_worker.engine import DecodeEngine, Engine
+from decode_worker.engines.base import Engine
+from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie

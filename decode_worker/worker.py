@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decode_worker.engine import Engine
+from decode_worker.engines.base import Engine
 from decode_worker.inbound import Inbound
 from decode_worker.launches import Launch
 from decode_worker.scheduler import DecodeScheduler

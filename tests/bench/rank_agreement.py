@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decode_worker.engine import DecodeEngine
+from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter

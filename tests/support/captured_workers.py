@@ -12,7 +12,7 @@ from planned_attention import PlannedAttention
 from decode_worker import __main__ as decode
 from decode_worker.cohort_engine import CohortEngine
 from decode_worker.cohort_steps import CohortSteps
-from decode_worker.engine import Engine
+from decode_worker.engines.base import Engine
 from prefill_worker import __main__ as prefill
 from prefill_worker.bucket_engine import BucketEngine
 from xgr_kernels.beam_select.api import Trie

@@ -161,7 +161,7 @@ class Faults:
         replace(PrefillWorker, "accept", poisoned)
 
     def decode(self) -> None:
-        from decode_worker.engine import DecodeEngine
+        from decode_worker.engines.cpu import DecodeEngine
         from decode_worker.inbound import Inbound
         from decode_worker.task import TaskFactory
         from decode_worker.worker import DecodeWorker

@@ -10,7 +10,7 @@ from read_backs import NoReadBack
 
 from decode_worker.cohort_engine import CohortEngine
 from decode_worker.cohort_steps import COHORTS, CohortSteps
-from decode_worker.engine import DecodeEngine
+from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter

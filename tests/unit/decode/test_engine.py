@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from decode_worker import trials
-from decode_worker.engine import DecodeEngine
+from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
 from prefill_worker.engine import Part, PrefillEngine

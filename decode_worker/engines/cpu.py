@@ -1,9 +1,9 @@
-"""What runs searches, as its worker sees it, and the engine of a CPU: one level of all searches at a time."""
+"""The engine of a CPU: one level of all searches at a time."""
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Protocol, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,56 +20,6 @@ from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
-
-
-class Engine(Protocol):
-    """Runs searches to their ends. A launch is one level on a CPU, and all levels of a cohort on a GPU."""
-
-    pool: KvPool
-    tail_tokens: int
-    counters: dict[str, float]
-    """Totals since start, by name."""
-
-    costs: CostModel
-    """What its steps cost, as far as it knows."""
-
-    @property
-    def row_budget(self) -> int:
-        """Beams of all searches that may be in the engine's hands or wait for it."""
-        ...
-
-    @property
-    def busy(self) -> bool:
-        """Whether a launch has not ended yet, or was not collected."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes a launch now."""
-        ...
-
-    def choose(self, waiting: Sequence[Search]) -> list[Search]:
-        """Those of the searches, the most urgent first, that the next launch takes; at least one."""
-        ...
-
-    def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
-        """Run, or begin to run. `on_layer` is called now and then: a long launch need not make anyone deaf.
-
-        Raises DeviceLost if nothing can run here again.
-        """
-        ...
-
-    def collect(self) -> list[Search]:
-        """The searches that are over and were not collected before. Never waits. Raises DeviceLost."""
-        ...
-
-    def warm_up(self, trie: Trie) -> None:
-        """Pay all first-use costs; call it once, before the first launch."""
-        ...
-
-    def try_searches(self, trie: Trie) -> list[Tried]:
-        """What steps of some searches take that nobody asked for; none where it cannot be said."""
-        ...
 
 
 class DecodeEngine:
