@@ -48,9 +48,9 @@ def make_engine(
         _check_rows(config, model, catalog, max_rows)
         return DecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
     # Imported here because they need Triton.
-    from decode_worker.cohort import MAX_REQUESTS
-    from decode_worker.cohort_engine import CohortEngine
-    from decode_worker.cohort_steps import CohortSteps
+    from decode_worker.engines.cohort import MAX_REQUESTS
+    from decode_worker.engines.cohort_engine import CohortEngine
+    from decode_worker.engines.cohort_steps import CohortSteps
     from xgr_runtime.model.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention
 

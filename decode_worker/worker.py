@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from decode_worker.engines.base import Engine
+from decode_worker.engines.launches import Launch
 from decode_worker.inbound import Inbound
-from decode_worker.launches import Launch
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
 from decode_worker.task import DecodeTask, TaskFactory

@@ -18,7 +18,7 @@ from lab import Lab
 from models import DEPTH, make
 from results import Record
 
-from decode_worker.cohort_engine import CohortEngine
+from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.search import Search
 from prefill_worker.bucket_engine import BucketEngine
 from prefill_worker.engine import Part

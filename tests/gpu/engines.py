@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from planned_attention import PlannedAttention
 from selection_checks import SMALL
 
-from decode_worker.cohort import MAX_REQUESTS
-from decode_worker.cohort_engine import CohortEngine
-from decode_worker.cohort_steps import CohortSteps
+from decode_worker.engines.cohort import MAX_REQUESTS
+from decode_worker.engines.cohort_engine import CohortEngine
+from decode_worker.engines.cohort_steps import CohortSteps
 from decode_worker.search import Floats, Question, Search
 from prefill_worker.bucket_engine import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from prefill_worker.engine import Part

@@ -10,9 +10,9 @@ import interpret_triton  # noqa: F401, before the kernels
 from planned_attention import PlannedAttention
 
 from decode_worker import __main__ as decode
-from decode_worker.cohort_engine import CohortEngine
-from decode_worker.cohort_steps import CohortSteps
 from decode_worker.engines.base import Engine
+from decode_worker.engines.cohort_engine import CohortEngine
+from decode_worker.engines.cohort_steps import CohortSteps
 from prefill_worker import __main__ as prefill
 from prefill_worker.bucket_engine import BucketEngine
 from xgr_kernels.beam_select.api import Trie

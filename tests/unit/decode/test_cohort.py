@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from decode_worker.cohort import ROW_BUCKETS, StepVectors, choose_cohort, plan_steps
+from decode_worker.engines.cohort import ROW_BUCKETS, StepVectors, choose_cohort, plan_steps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_runtime.buckets import bucket_for, buckets_up_to

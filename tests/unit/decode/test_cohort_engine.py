@@ -8,8 +8,8 @@ from checkpoints import MakeCheckpoint
 from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 
-from decode_worker.cohort_engine import CohortEngine
-from decode_worker.cohort_steps import COHORTS, CohortSteps
+from decode_worker.engines.cohort_engine import CohortEngine
+from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engine import Part, PrefillEngine

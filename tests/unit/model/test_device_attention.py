@@ -11,8 +11,8 @@ import pytest
 import torch
 from checkpoints import MakeCheckpoint
 
-from decode_worker.cohort_engine import CohortEngine
-from decode_worker.cohort_steps import CohortSteps
+from decode_worker.engines.cohort_engine import CohortEngine
+from decode_worker.engines.cohort_steps import CohortSteps
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.bucket_engine import BucketEngine

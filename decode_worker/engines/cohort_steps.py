@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from decode_worker.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
+from decode_worker.engines.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
 from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
 from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import (

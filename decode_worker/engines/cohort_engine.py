@@ -12,8 +12,8 @@ from typing import get_args
 import numpy as np
 import torch
 
-from decode_worker.cohort import choose_cohort
-from decode_worker.cohort_steps import COHORTS, Cohort, CohortSteps
+from decode_worker.engines.cohort import choose_cohort
+from decode_worker.engines.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.cost_model import CostModel, Tried, together
