@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.causal_attention import causal_attention
 from xgr_kernels.shared_attention import SharedPlan, shared_attention
 from xgr_kernels.tail_attention import tail_attention_merge
 

@@ -13,8 +13,8 @@ import torch
 from flashinfer_stand_in import MINUS_INFINITY, Stream, attend, install
 from torch import Tensor
 
+from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.causal_attention import causal_attention
 from xgr_kernels.paged_attention import AttentionSizes, PagedAttention, Workspace, choose_algorithm
 from xgr_kernels.paged_attention import cuda as paged
 from xgr_kernels.paged_attention import rules as paged_rules

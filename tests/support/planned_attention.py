@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xgr_kernels.causal_attention.api import causal_attention
+from xgr_kernels.attention.causal.api import causal_attention
 from xgr_kernels.paged_attention import PagedAttention
 from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
 

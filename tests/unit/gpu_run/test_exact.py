@@ -7,8 +7,8 @@ from beam_batches import Ask, build_batch, random_logits, random_trie
 from exact import attention, best_scores, candidates
 from inputs import make_trie, popular_batch
 
+from xgr_kernels.attention.causal import reference as causal
 from xgr_kernels.beam_select import reference as selection
-from xgr_kernels.causal_attention import reference as causal
 from xgr_kernels.shared_attention import reference as shared
 from xgr_kernels.shared_attention.api import SharedPlan
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from xgr_kernels.causal_attention.types import Partial
+from xgr_kernels.attention.causal.types import Partial
 
 
 def attend(

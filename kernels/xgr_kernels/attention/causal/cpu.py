@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels import flash
-from xgr_kernels.causal_attention.types import Partial
+from xgr_kernels.attention.causal.types import Partial
 
 
 def attend(

@@ -6,8 +6,8 @@ of `shared_attention`, is merged in by its log-sum-exp.
 
 from torch import Tensor
 
-from xgr_kernels.causal_attention import cpu, reference
-from xgr_kernels.causal_attention.types import Partial
+from xgr_kernels.attention.causal import cpu, reference
+from xgr_kernels.attention.causal.types import Partial
 
 __all__ = ["Partial", "causal_attention"]
 

@@ -1,0 +1,1 @@
+"""Attention in its parts: shared prompts, causal, tails; paged on a GPU, flash on a CPU."""
