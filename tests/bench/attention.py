@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xgr_kernels import flash
+from xgr_kernels.attention import flash
 from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.compiled import use_threads
 from xgr_kernels.shared_attention import SharedPlan, shared_attention

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from xgr_kernels import flash
+from xgr_kernels.attention import flash
 from xgr_kernels.shared_attention.types import SharedPlan
 
 FEW = 16  # rows of a KV head from which the compiled kernel is the faster one (kernels/RESULTS.md)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from xgr_kernels import flash
+from xgr_kernels.attention import flash
 from xgr_kernels.attention.causal.types import Partial
 
 

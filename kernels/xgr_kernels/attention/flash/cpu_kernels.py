@@ -12,8 +12,16 @@ Keys and values are float32, or the bits of bfloat16 as int16: numba has no such
 import numpy as np
 from numba import prange
 
+from xgr_kernels.attention.flash.tiles import (
+    LANES,
+    ROWS,
+    add_product,
+    exponentials,
+    product,
+    raise_tops,
+    scale,
+)
 from xgr_kernels.compiled import LOW_LOG, Array, F, Scalar, exp2, from_bits, kernel
-from xgr_kernels.flash.tiles import LANES, ROWS, add_product, exponentials, product, raise_tops, scale
 
 KEYS = 128  # a multiple of ROWS
 GANG = 1024  # columns of all blocks of a gang, so that they stay in the second cache: 8 blocks at D = 128
