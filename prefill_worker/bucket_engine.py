@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from prefill_worker.engine import Part
-from xgr_kernels.paged_attention import PagedAttention
+from xgr_kernels.attention.paged import PagedAttention
 from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import Device, Inputs, Progress, Work, losing_the_device

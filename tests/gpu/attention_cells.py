@@ -16,7 +16,7 @@ from lab import Lab, error
 from results import Record
 from torch import Tensor
 
-from xgr_kernels.paged_attention import AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.attention.paged import AttentionSizes, choose_algorithm, device_facts
 from xgr_kernels.tail_attention import cuda as tail_cuda
 
 SAMPLE = 8  # rows of a request that are held against float64

@@ -11,7 +11,7 @@ from inputs import PAGE, Prompts, make_prompts
 from lab import Lab, error
 from results import Record
 
-from xgr_kernels.paged_attention import AttentionSizes, PagedAttention, Workspace
+from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace
 
 ROWS, REQUESTS, PAGES = 384, 8, 700
 HEADS = (16, 8, 128)

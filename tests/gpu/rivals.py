@@ -11,8 +11,8 @@ from inputs import PAGE, Prompts
 from lab import Lab
 from torch import Tensor
 
+from xgr_kernels.attention.paged.cuda import library
 from xgr_kernels.beam_select.types import BeamBatch
-from xgr_kernels.paged_attention.cuda import library
 
 WORKSPACE = 256 << 20  # twice what the library recommends
 MOST_PADDED = 24 << 30  # bytes of a padded trie; beyond, it is said not to fit

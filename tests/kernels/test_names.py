@@ -26,7 +26,7 @@ def test_kernels_import_without_what_a_gpu_needs() -> None:
     code = (
         "import sys; sys.modules.update(triton=None, flashinfer=None); import xgr_kernels.backend; "
         "import xgr_kernels.tail_attention, xgr_kernels.shared_attention, xgr_kernels.attention.causal; "
-        "import xgr_kernels.paged_attention, xgr_kernels.beam_select; "
+        "import xgr_kernels.attention.paged, xgr_kernels.beam_select; "
         "xgr_kernels.backend.choose_backend('auto', 'cpu')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

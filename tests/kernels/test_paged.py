@@ -14,10 +14,10 @@ from flashinfer_stand_in import MINUS_INFINITY, Stream, attend, install
 from torch import Tensor
 
 from xgr_kernels.attention.causal import causal_attention
+from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace, choose_algorithm
+from xgr_kernels.attention.paged import cuda as paged
+from xgr_kernels.attention.paged import rules as paged_rules
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.paged_attention import AttentionSizes, PagedAttention, Workspace, choose_algorithm
-from xgr_kernels.paged_attention import cuda as paged
-from xgr_kernels.paged_attention import rules as paged_rules
 from xgr_kernels.shared_attention import SharedPlan, shared_attention
 
 PAGE, Hq, Hkv, D = 16, 4, 2, 64

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels.paged_attention import AttentionSizes, PagedAttention, Workspace, device_facts
+from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace, device_facts
 
 READY = torch.cuda.is_available() and importlib.util.find_spec("flashinfer") is not None
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""A stand-in for the part of FlashInfer that `xgr_kernels.paged_attention` uses, for machines without a GPU.
+"""A stand-in for the part of FlashInfer that `xgr_kernels.attention.paged` uses, for machines without a GPU.
 
 It keeps the library's contract where a mistake would show on a GPU alone: kernels read the buffers given at
 construction and the plan's bytes on the device, never the arguments of `plan`; copies from the host and
@@ -22,8 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels.paged_attention import workspace as paged_workspace
-from xgr_kernels.paged_attention.rules import AttentionSizes, device_facts, fa3_tile, float_bytes, int_bytes
+from xgr_kernels.attention.paged import workspace as paged_workspace
+from xgr_kernels.attention.paged.rules import AttentionSizes, device_facts, fa3_tile, float_bytes, int_bytes
 
 MINUS_INFINITY = -5e4  # the library's, in log-sum-exps of rows without keys
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from xgr_kernels.paged_attention import (
+from xgr_kernels.attention.paged import (
     AttentionSizes,
     PagedAttention,
     Workspace,

@@ -17,9 +17,9 @@ from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.bucket_engine import BucketEngine
 from prefill_worker.engine import Part, PrefillEngine
+from xgr_kernels.attention.paged import rules as paged_rules
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
-from xgr_kernels.paged_attention import rules as paged_rules
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import ModelBackend

@@ -3,8 +3,8 @@
 The CPU needs no such thing of its own: `shared_attention` and `causal_attention` read pages there.
 """
 
-from xgr_kernels.paged_attention.cuda import PagedAttention
-from xgr_kernels.paged_attention.rules import AttentionSizes, choose_algorithm, device_facts
-from xgr_kernels.paged_attention.workspace import Workspace
+from xgr_kernels.attention.paged.cuda import PagedAttention
+from xgr_kernels.attention.paged.rules import AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.attention.paged.workspace import Workspace
 
 __all__ = ["AttentionSizes", "PagedAttention", "Workspace", "choose_algorithm", "device_facts"]

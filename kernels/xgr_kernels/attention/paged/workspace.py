@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.paged_attention.rules import AttentionSizes, device_facts, float_bytes, int_bytes
+from xgr_kernels.attention.paged.rules import AttentionSizes, device_facts, float_bytes, int_bytes
 
 PageIds = NDArray[np.int32]
 

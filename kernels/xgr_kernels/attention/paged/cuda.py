@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.paged_attention.rules import ALGORITHMS, AttentionSizes, choose_algorithm, device_facts
-from xgr_kernels.paged_attention.workspace import PageIds, Staging, Workspace
+from xgr_kernels.attention.paged.rules import ALGORITHMS, AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.attention.paged.workspace import PageIds, Staging, Workspace
 
 __all__ = ["AttentionSizes", "PagedAttention", "Workspace", "choose_algorithm", "device_facts"]
 
