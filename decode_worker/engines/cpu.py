@@ -13,8 +13,8 @@ from decode_worker.scheduler import share_step
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
 from xgr_kernels.attention import flash
+from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
-from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.cost_model import CostModel, Tried, together
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend

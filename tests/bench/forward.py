@@ -20,8 +20,8 @@ import torch
 from floor import Shape, matmul_rate, packed_rate
 from torch import Tensor
 
+from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.compiled import use_threads
-from xgr_kernels.shared_attention.api import SharedPlan
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention.causal import causal_attention
+from xgr_kernels.attention.shared import SharedPlan, shared_attention
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.shared_attention import SharedPlan, shared_attention
 from xgr_kernels.tail_attention import tail_attention_merge
 
 # float32 sums of a few hundred terms of size 1; bfloat16 keeps 8 bits of q, k, v, probabilities and o

@@ -17,8 +17,8 @@ from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace, choose_algorithm
 from xgr_kernels.attention.paged import cuda as paged
 from xgr_kernels.attention.paged import rules as paged_rules
+from xgr_kernels.attention.shared import SharedPlan, shared_attention
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.shared_attention import SharedPlan, shared_attention
 
 PAGE, Hq, Hkv, D = 16, 4, 2, 64
 HOST = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xgr_kernels.shared_attention.api import SharedPlan
+from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kv import KvPool, PageIds, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage

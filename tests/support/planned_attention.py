@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xgr_kernels.attention.causal.api import causal_attention
 from xgr_kernels.attention.paged import PagedAttention
-from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
+from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
 
 
 class PlannedAttention(PagedAttention):

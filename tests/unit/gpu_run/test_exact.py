@@ -8,9 +8,9 @@ from exact import attention, best_scores, candidates
 from inputs import make_trie, popular_batch
 
 from xgr_kernels.attention.causal import reference as causal
+from xgr_kernels.attention.shared import reference as shared
+from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.beam_select import reference as selection
-from xgr_kernels.shared_attention import reference as shared
-from xgr_kernels.shared_attention.api import SharedPlan
 
 NEAR = 1e-12  # float64
 

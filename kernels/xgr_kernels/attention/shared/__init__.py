@@ -1,5 +1,5 @@
 """Attention of a request's beams over its one copy of prompt KV."""
 
-from xgr_kernels.shared_attention.api import SharedPlan, shared_attention
+from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
 
 __all__ = ["SharedPlan", "shared_attention"]

@@ -6,8 +6,8 @@ Every beam of a request reads the same prompt KV, so the beams are the rows of o
 from torch import Tensor
 
 from xgr_kernels.attention.paged import PagedAttention
-from xgr_kernels.shared_attention import cpu, reference
-from xgr_kernels.shared_attention.types import SharedPlan
+from xgr_kernels.attention.shared import cpu, reference
+from xgr_kernels.attention.shared.types import SharedPlan
 
 __all__ = ["SharedPlan", "shared_attention"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention import flash
-from xgr_kernels.shared_attention.types import SharedPlan
+from xgr_kernels.attention.shared.types import SharedPlan
 
 FEW = 16  # rows of a KV head from which the compiled kernel is the faster one (kernels/RESULTS.md)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from xgr_kernels.shared_attention.types import SharedPlan
+from xgr_kernels.attention.shared.types import SharedPlan
 
 
 def attend(
