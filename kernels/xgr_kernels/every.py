@@ -3,10 +3,10 @@
 import torch
 
 from xgr_kernels.attention import flash
+from xgr_kernels.attention.tail import cpu as tail_attention
 from xgr_kernels.beam_select import api as beam_select
 from xgr_kernels.compiled import compile_thread_masks
 from xgr_kernels.row_ops import cpu as row_ops
-from xgr_kernels.tail_attention import cpu as tail_attention
 
 
 def compile_all(dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from results import Record
 from torch import Tensor
 
 from xgr_kernels.attention.paged import AttentionSizes, choose_algorithm, device_facts
-from xgr_kernels.tail_attention import cuda as tail_cuda
+from xgr_kernels.attention.tail import cuda as tail_cuda
 
 SAMPLE = 8  # rows of a request that are held against float64
 LIMIT = 8e-3

@@ -12,8 +12,8 @@ from lab import Lab, error
 from results import Record
 from torch import Tensor
 
-from xgr_kernels.tail_attention import cuda as tail_cuda
-from xgr_kernels.tail_attention import reference as tail_reference
+from xgr_kernels.attention.tail import cuda as tail_cuda
+from xgr_kernels.attention.tail import reference as tail_reference
 
 NORM = {torch.bfloat16: 5e-3, torch.float16: 8e-4, torch.float32: 1e-5}
 NORM_REASON = (

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.attention.shared import SharedPlan, shared_attention
+from xgr_kernels.attention.tail import tail_attention_merge
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.tail_attention import tail_attention_merge
 
 # float32 sums of a few hundred terms of size 1; bfloat16 keeps 8 bits of q, k, v, probabilities and o
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

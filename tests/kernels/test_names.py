@@ -25,7 +25,7 @@ def test_transformers_imports_from_the_repository_root() -> None:
 def test_kernels_import_without_what_a_gpu_needs() -> None:
     code = (
         "import sys; sys.modules.update(triton=None, flashinfer=None); import xgr_kernels.backend; "
-        "import xgr_kernels.tail_attention, xgr_kernels.attention.shared, xgr_kernels.attention.causal; "
+        "import xgr_kernels.attention.tail, xgr_kernels.attention.shared, xgr_kernels.attention.causal; "
         "import xgr_kernels.attention.paged, xgr_kernels.beam_select; "
         "xgr_kernels.backend.choose_backend('auto', 'cpu')"
     )

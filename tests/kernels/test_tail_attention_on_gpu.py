@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgr_kernels.tail_attention import reference, tail_attention_merge
+from xgr_kernels.attention.tail import reference, tail_attention_merge
 
 pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

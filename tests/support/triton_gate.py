@@ -74,7 +74,7 @@ class Built:
 
 def tail_attention() -> Iterator[Case]:
     """Heads 16/8, 32/8 and 40/8, each head dimension, T of depth 3 and 4, and the most that is taken."""
-    from xgr_kernels.tail_attention.cuda import block_sizes
+    from xgr_kernels.attention.tail.cuda import block_sizes
 
     steps = ["q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "tail_token", "tail_row", "tail_head"]
     steps += ["anc_row", "anc_token", "rows_row", "tail_len_row"]
@@ -89,7 +89,7 @@ def tail_attention() -> Iterator[Case]:
         integers = dict.fromkeys(["p_anc", "p_rows", "p_tail_len"], f"*{integer}")
         BLOCK_H, BLOCK_D = block_sizes(Hq, D)
         yield Case(
-            kernel="xgr_kernels.tail_attention.cuda:tail_attention_kernel",
+            kernel="xgr_kernels.attention.tail.cuda:tail_attention_kernel",
             types={
                 **tensors,
                 **integers,

@@ -12,7 +12,7 @@ from torch import Tensor
 from xgr_kernels.attention.causal.api import causal_attention
 from xgr_kernels.attention.paged import PagedAttention
 from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
-from xgr_kernels.tail_attention.api import tail_attention_merge
+from xgr_kernels.attention.tail.api import tail_attention_merge
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.pages import PageIds
 

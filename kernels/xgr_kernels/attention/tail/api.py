@@ -5,7 +5,7 @@ Tail KV never moves: a beam finds its tokens through its ancestor table, and sto
 
 from torch import Tensor
 
-from xgr_kernels.tail_attention import cpu, reference
+from xgr_kernels.attention.tail import cpu, reference
 
 
 def tail_attention_merge(
@@ -37,7 +37,7 @@ def tail_attention_merge(
     if backend == "reference":
         return reference.attend(q, k, v, tail_k, tail_v, anc, rows, tail_len, o, lse2, scale)
     if backend == "cuda":
-        from xgr_kernels.tail_attention import cuda  # only where Triton is installed
+        from xgr_kernels.attention.tail import cuda
 
         return cuda.attend(q, k, v, tail_k, tail_v, anc, rows, tail_len, o, lse2, scale)
     raise ValueError(f"unknown tail_attention backend {backend!r}: use cpu, cuda or reference")

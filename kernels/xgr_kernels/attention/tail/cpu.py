@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xgr_kernels.attention.tail import cpu_kernels
 from xgr_kernels.compiled import one_caller
-from xgr_kernels.tail_attention import cpu_kernels
 
 LOG2_E = 1.0 / math.log(2.0)
 
