@@ -7,7 +7,7 @@ from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
-from xgr_kernels.compiled import spread_threads
+from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError

@@ -4,7 +4,7 @@ import sys
 
 from prefill_worker.engine import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
-from xgr_kernels.compiled import spread_threads
+from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.keys import read_keyring
 from xgr_runtime.messages import START_SECONDS

@@ -5,7 +5,7 @@ import torch
 from xgr_kernels.attention import flash
 from xgr_kernels.attention.tail import cpu as tail_attention
 from xgr_kernels.beam_select import api as beam_select
-from xgr_kernels.compiled import compile_thread_masks
+from xgr_kernels.cpu.compiled import compile_thread_masks
 from xgr_kernels.row_ops import cpu as row_ops
 
 

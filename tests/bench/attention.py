@@ -17,7 +17,7 @@ from torch import Tensor
 from xgr_kernels.attention import flash
 from xgr_kernels.attention.causal import causal_attention
 from xgr_kernels.attention.shared import SharedPlan, shared_attention
-from xgr_kernels.compiled import use_threads
+from xgr_kernels.cpu.compiled import use_threads
 
 SMALL, LARGE = (6, 2, 32), (16, 8, 128)  # query heads, KV heads, head dimension
 DECODE = [  # rows, prompt tokens

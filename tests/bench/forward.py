@@ -21,7 +21,7 @@ from floor import Shape, matmul_rate, packed_rate
 from torch import Tensor
 
 from xgr_kernels.attention.shared.api import SharedPlan
-from xgr_kernels.compiled import use_threads
+from xgr_kernels.cpu.compiled import use_threads
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool, TailKv

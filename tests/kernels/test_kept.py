@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-from xgr_kernels.compiled import keep_compiled_in, kernel
+from xgr_kernels.cpu.compiled import keep_compiled_in, kernel
 from xgr_kernels import every
 from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
 

@@ -11,7 +11,7 @@ ONE = """
 import numba, torch
 torch.set_num_threads(1)
 from xgr_kernels.beam_select.api import warm_up
-from xgr_kernels.compiled import use_threads
+from xgr_kernels.cpu.compiled import use_threads
 use_threads(1)
 warm_up()
 print(torch.get_num_threads(), numba.get_num_threads())
@@ -19,7 +19,7 @@ print(torch.get_num_threads(), numba.get_num_threads())
 
 SPREAD = """
 import os, sys, torch
-from xgr_kernels.compiled import spread_threads, use_threads
+from xgr_kernels.cpu.compiled import spread_threads, use_threads
 use_threads(int(sys.argv[1]))
 torch.randn(500, 500) @ torch.randn(500, 500)  # by the threads of a library
 told = spread_threads(backwards=len(sys.argv) > 2)

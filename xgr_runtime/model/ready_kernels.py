@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xgr_kernels.compiled import keep_compiled_in
+from xgr_kernels.cpu.compiled import keep_compiled_in
 from xgr_runtime.cache_folder import cache_folder
 from xgr_runtime.config import KernelsConfig
 from xgr_runtime.errors import ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from xgr_kernels.backend import choose_backend
-from xgr_kernels.compiled import keep_freed_memory, use_threads
+from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.machine import check_memory, check_threads

@@ -1,6 +1,6 @@
 """The compiled half of beam selection on CPU: row statistics, threshold, exact choice.
 
-One file on purpose: see `xgr_kernels.compiled` for what numba's cache notices.
+One file on purpose: see `xgr_kernels.cpu.compiled` for what numba's cache notices.
 Arrays of a catalog enter as addresses, so that one compilation serves every catalog, memory-mapped or not.
 
 The story, from the bottom: `select` finds each row's children, takes their statistics row by row, then
@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from xgr_kernels.compiled import (
+from xgr_kernels.cpu.compiled import (
     Array,
     F,
     Scalar,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xgr_kernels.compiled import one_caller
+from xgr_kernels.cpu.compiled import one_caller
 from xgr_kernels.row_ops import cpu_kernels
 
 _NOTHING = np.empty((0, 0), np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from xgr_kernels.compiled import Array, F, Scalar, exp, kernel
+from xgr_kernels.cpu.compiled import Array, F, Scalar, exp, kernel
 
 
 @kernel(fastmath={"reassoc", "nsz", "contract"})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention.flash import cpu_kernels
-from xgr_kernels.compiled import one_caller
+from xgr_kernels.cpu.compiled import one_caller
 
 LOG2_E = 1.0 / math.log(2.0)
 _ONE_PAGE = np.zeros(1, np.int32)

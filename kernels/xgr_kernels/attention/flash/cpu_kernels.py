@@ -21,7 +21,7 @@ from xgr_kernels.attention.flash.tiles import (
     raise_tops,
     scale,
 )
-from xgr_kernels.compiled import LOW_LOG, Array, F, Scalar, exp2, from_bits, kernel
+from xgr_kernels.cpu.compiled import LOW_LOG, Array, F, Scalar, exp2, from_bits, kernel
 
 KEYS = 128  # a multiple of ROWS
 GANG = 1024  # columns of all blocks of a gang, so that they stay in the second cache: 8 blocks at D = 128

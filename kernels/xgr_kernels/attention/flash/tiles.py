@@ -15,8 +15,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 
-from xgr_kernels import compiled
-from xgr_kernels.compiled import Build, Scalar, intrinsic
+from xgr_kernels.cpu import compiled
+from xgr_kernels.cpu.compiled import Build, Scalar, intrinsic
 
 _AVX512 = bool(llvm.get_host_cpu_features().get("avx512f"))
 _WIDTH = 16 if _AVX512 else 8  # of a vector; where registers are narrower it takes several

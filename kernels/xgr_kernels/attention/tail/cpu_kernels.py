@@ -6,7 +6,7 @@ Keys and values are float32, or the bits of bfloat16 as int16: numba has no such
 import numpy as np
 from numba import prange
 
-from xgr_kernels.compiled import Array, F, Scalar, exp2, from_bits, kernel
+from xgr_kernels.cpu.compiled import Array, F, Scalar, exp2, from_bits, kernel
 
 
 @kernel(fastmath={"contract"})

@@ -1,0 +1,1 @@
+"""What all kernels for a CPU share: how they are compiled, and their threads."""
