@@ -2,7 +2,7 @@
 
 import sys
 
-from prefill_worker.engine import Engine, PrefillEngine
+from prefill_worker.engines.cpu import Engine, PrefillEngine
 from prefill_worker.worker import PrefillWorker
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.config import PrefillConfig
@@ -48,7 +48,7 @@ def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engi
     """The engine for `kernels`; on a GPU its forwards are captured in buckets. Raises `ConfigError`."""
     if kernels != "cuda":
         return PrefillEngine(model.backend, model.pool)
-    from prefill_worker.bucket_engine import MAX_PROMPTS, BucketEngine
+    from prefill_worker.engines.cuda import MAX_PROMPTS, BucketEngine
     from xgr_runtime.model.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention
 

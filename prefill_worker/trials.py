@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefill_worker.engine import Engine, Part
+from prefill_worker.engines.cpu import Engine, Part
 from xgr_runtime.cost_model import Tried, prompt_work
 
 SIZES = (32, 256, 1024, 2048)  # tokens of a prompt

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefill_worker.engine import Engine, Part
+from prefill_worker.engines.cpu import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig

@@ -19,7 +19,7 @@ import torch
 
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.model.base import ModelBackend

@@ -20,8 +20,8 @@ from results import Record
 
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.search import Search
-from prefill_worker.bucket_engine import BucketEngine
-from prefill_worker.engine import Part
+from prefill_worker.engines.cpu import Part
+from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.beam_select import cuda_kernels
 
 ROUNDS = 15

@@ -16,8 +16,8 @@ from decode_worker.engines.cohort import MAX_REQUESTS
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from decode_worker.search import Floats, Question, Search
-from prefill_worker.bucket_engine import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
-from prefill_worker.engine import Part
+from prefill_worker.engines.cpu import Part
+from prefill_worker.engines.cuda import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from xgr_kernels.beam_select.types import ScoreMode, no_filter
 from xgr_runtime.model.device_attention import MakeAttention, device_attention
 from xgr_runtime.model.kv import KvPool

@@ -16,7 +16,7 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.models import qwen2
 from torch import Tensor, nn
 
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend

@@ -14,7 +14,7 @@ from decode_worker.engines.base import Engine
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from prefill_worker import __main__ as prefill
-from prefill_worker.bucket_engine import BucketEngine
+from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import Catalog

@@ -136,7 +136,7 @@ class Faults:
         replace(owner, method, wrapper)
 
     def prefill(self) -> None:
-        from prefill_worker.engine import PrefillEngine
+        from prefill_worker.engines.cpu import PrefillEngine
         from prefill_worker.worker import PrefillWorker
 
         self.after(PrefillWorker, "accept", "queued")

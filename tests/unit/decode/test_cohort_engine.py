@@ -12,7 +12,7 @@ from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import build_from_arrays, leaf_filter

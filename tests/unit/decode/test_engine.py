@@ -11,7 +11,7 @@ from decode_worker import trials
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.cost_model import CostModel

@@ -15,8 +15,8 @@ from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from decode_worker.engines.cpu import DecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.bucket_engine import BucketEngine
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.attention.paged import rules as paged_rules
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning

@@ -8,7 +8,7 @@ import torch
 from checkpoints import MakeCheckpoint
 from transformers.models.qwen3 import modeling_qwen3
 
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.last_layer import prunes

@@ -10,8 +10,8 @@ from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 from torch import Tensor
 
-from prefill_worker.bucket_engine import BucketEngine
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.cuda import BucketEngine
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device import HostDevice

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefill_worker.engine import Part, PrefillEngine
+from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.model.base import ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefill_worker.engine import Part
+from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime import decode_links
 from xgr_runtime.config import PrefillConfig

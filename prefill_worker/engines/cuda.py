@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefill_worker.engine import Part
+from prefill_worker.engines.cpu import Part
 from xgr_kernels.attention.paged import PagedAttention
 from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.base import ModelBackend
