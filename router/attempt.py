@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from router.admission import Promise
+from router.admission.admission import Promise
 from router.job import Job
 from router.worker import Worker
 from xgr_runtime.errors import RequestError

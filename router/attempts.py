@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Collection, Sequence
 
-from router.admission import Admission, Ask
+from router.admission.admission import Admission, Ask
+from router.admission.reuse import ReuseIndex
 from router.attempt import Attempt, Retry, Wanted
 from router.job import Job
-from router.reuse import ReuseIndex
 from router.soundness import unsound
 from router.worker import Worker
 from router.workers import Workers, candidates

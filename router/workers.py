@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from router.admission.pairing import Candidate, pairs_by_finish
 from router.breaker import Breaker
 from router.job import Flush, WorkerState
 from router.links import WorkerLink
-from router.pairing import Candidate, pairs_by_finish
 from router.sglang_server import SglangServer
 from router.worker import OnLost, OnMessage, Worker, flushed
 from xgr_runtime.addresses import check_url, is_url

@@ -18,8 +18,8 @@ import numpy as np
 
 from decode_worker.scheduler import DecodeScheduler, share_step
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
-from router.admission import Admission, Ask, Promise
-from router.pairing import Candidate
+from router.admission.admission import Admission, Ask, Promise
+from router.admission.pairing import Candidate
 from xgr_runtime.cost_model import CostModel, Tried, Work, alone, prompt_work, search_work, together
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.messages import AttemptId, ModelIdentity, StepCost

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import TRIAL, Admission, Ask, Promise
-from router.backlog import Backlog, Share
-from router.margins import Margin
-from router.pairing import Candidate
+from router.admission.admission import TRIAL, Admission, Ask, Promise
+from router.admission.backlog import Backlog, Share
+from router.admission.margins import Margin
+from router.admission.pairing import Candidate
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
 from xgr_runtime.messages import ModelIdentity, StepCost
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import msgspec
 
-from router.pairing import Candidate, Pair, pairs_by_finish
+from router.admission.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.messages import ModelIdentity
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)

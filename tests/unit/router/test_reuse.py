@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.reuse import ReuseIndex, Tokens
+from router.admission.reuse import ReuseIndex, Tokens
 
 
 def ramp(count: int, start: int = 0) -> Tokens:

@@ -17,9 +17,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from router.backlog import Backlog, Rank, Share
-from router.margins import Margin
-from router.pairing import Candidate, Pair, pairs_by_finish
+from router.admission.backlog import Backlog, Rank, Share
+from router.admission.margins import Margin
+from router.admission.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.cost_model import Work, alone, prompt_work, search_work, shared
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
 from xgr_runtime.messages import StepCost

@@ -1,0 +1,1 @@
+"""Who is let in, and which pair serves: forecasts, backlogs, margins."""
