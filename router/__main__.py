@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 from tokenizers import Tokenizer
 
-from router.dispatch import Dispatcher
+from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.memory import keep_large_apart
 from xgr_runtime.addresses import check_host_names, is_loopback

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from router.dispatch import Dispatcher
+from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.messages import (

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from played_workers import LEAVES, LOAD, MODEL, job_of, result_of
 
-from router.attempt import Attempt
-from router.dispatch import Dispatcher
-from router.hedge import hedge
+from router.dispatch.attempt import Attempt
+from router.dispatch.dispatcher import Dispatcher
+from router.dispatch.hedge import hedge
 from router.job import Outcome
 from router.worker import Worker
 from xgr_runtime.config import RouterConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from played_workers import TIMING, job_of
 
+from router.dispatch.validation import unsound
 from router.job import Job
-from router.soundness import unsound
 from xgr_runtime.messages import AttemptId, Result
 
 ID = AttemptId(1, 2, 3, 4, 5)

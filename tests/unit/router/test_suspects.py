@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from played_workers import job_of
 
+from router.dispatch.poison import TOGETHER, Suspects
 from router.job import Job
-from router.suspects import TOGETHER, Suspects
 from xgr_runtime.errors import CrashedWorkers
 
 

@@ -11,7 +11,7 @@ import pytest
 from played_workers import LOAD, MODEL, PlayedWorker, Stage, play, result_of, stage, until
 
 from router.breaker import FIRST
-from router.hedge import hedge
+from router.dispatch.hedge import hedge
 from router.job import Outcome
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, WorkerLost
 from xgr_runtime.messages import Cancel, Committed, DecodeRequest, Failed, PrefillRequest, Result, StepCost
@@ -151,7 +151,7 @@ async def test_a_request_that_workers_die_of_is_given_up_and_the_same_content_re
     async with stage(folder, 1, 5, max_attempts=5, crash_budget=2) as s:
         left = await those_left_of(s, s.decode, s.ask())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("router.suspects.TOGETHER", 0.0)  # it is a while later
+            patch.setattr("router.dispatch.poison.TOGETHER", 0.0)  # it is a while later
             (last,) = await those_left_of(s, left, s.ask("the client tries again"))
         with pytest.raises(CrashedWorkers, match="refused for"):
             await s.ask("and again")

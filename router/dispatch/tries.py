@@ -6,11 +6,11 @@ import time
 
 import msgspec
 
-from router.attempt import Attempt, Retry, Wanted
-from router.attempts import Attempts
+from router.dispatch.attempt import Attempt, Retry, Wanted
+from router.dispatch.attempts import Attempts
+from router.dispatch.poison import Suspects
+from router.dispatch.validation import found_in
 from router.job import Job, Outcome
-from router.soundness import found_in
-from router.suspects import Suspects
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, RequestError
 from xgr_runtime.messages import Result, Timing

@@ -9,8 +9,8 @@ The policy:
 
 from collections.abc import Collection
 
-from router.attempt import Attempt
-from router.tries import Tries
+from router.dispatch.attempt import Attempt
+from router.dispatch.tries import Tries
 
 LEAST = 0.5
 SHARE = 10  # live requests for each that has two tries

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 
 from router.admission.admission import Admission, Ask
 from router.admission.reuse import ReuseIndex
-from router.attempt import Attempt, Retry, Wanted
+from router.dispatch.attempt import Attempt, Retry, Wanted
+from router.dispatch.validation import unsound
 from router.job import Job
-from router.soundness import unsound
 from router.worker import Worker
 from router.workers import Workers, candidates
 from xgr_runtime.chrome_trace import ATTEMPT

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from router.attempts import Attempts
-from router.hedge import hedge
+from router.dispatch.attempts import Attempts
+from router.dispatch.hedge import hedge
+from router.dispatch.poison import Suspects
+from router.dispatch.tries import Tries
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.returns import seconds_to_a_pair, seconds_to_start
-from router.suspects import Suspects
 from router.tracing import Tracer
-from router.tries import Tries
 from router.worker import Worker
 from router.workers import Workers
 from xgr_runtime.config import RouterConfig
