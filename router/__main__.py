@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
-from router.memory import keep_large_apart
+from router.http.memory import keep_large_apart
 from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig

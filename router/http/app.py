@@ -16,12 +16,12 @@ from router.http.edge import Edge, http_exception
 from router.http.generate import Generate
 from router.http.inbound import Bodies
 from router.http.intake import Intake
+from router.http.metrics import RequestMetrics
 from router.http.openapi import openapi
 from router.http.routes import Handler, RouteSpec, described, route_table
 from router.http.settings import HttpSettings
 from router.job import Dispatch
 from xgr_runtime.catalog import Catalog
-from xgr_runtime.metrics import RequestMetrics
 
 
 def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings) -> Starlette:

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from router.http.generate import checked_rid
 from router.http.inbound import Bodies, while_connected
 from router.http.intake import Intake
+from router.http.metrics import CONTENT_TYPE, RequestMetrics
+from router.http.probe import Probe
 from router.http.problems import decode, from_query
 from router.http.prompts import UNLIMITED
 from router.http.schema import AbortRequest, TraceQuery
 from router.job import Dispatch, WorkerState
-from router.probe import Probe
 from router.returns import seconds_to_a_pair, seconds_to_start
 from xgr_runtime.answer import (
     Aborted,
@@ -34,7 +35,6 @@ from xgr_runtime.answer import (
 )
 from xgr_runtime.chrome_trace import chrome_trace
 from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
-from xgr_runtime.metrics import CONTENT_TYPE, RequestMetrics
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router.http.browsers import Browsers
 from router.http.inbound import ClientGone
 from router.http.keys import Keys
+from router.http.metrics import RequestMetrics
 from router.http.problems import cut, error_response
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
@@ -24,7 +25,6 @@ from xgr_runtime.errors import (
     NotFound,
     RequestError,
 )
-from xgr_runtime.metrics import RequestMetrics
 from xgr_runtime.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")

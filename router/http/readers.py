@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any, TypeVar
 
-from router.memory import give_back_memory
+from router.http.memory import give_back_memory
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from router.probe import FRESH, Probe
+from router.http.probe import FRESH, Probe
 from xgr_runtime.errors import Unhealthy, WorkerLost
 
 
