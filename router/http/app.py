@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from router.http.answers import Composer
 from router.http.control import Control
 from router.http.docs import docs_page
-from router.http.edge import Edge, http_exception
 from router.http.generate import Generate
-from router.http.inbound import Bodies
 from router.http.intake import Intake
 from router.http.metrics import RequestMetrics
 from router.http.openapi import openapi
 from router.http.routes import Handler, RouteSpec, described, route_table
+from router.http.server.edge import Edge, http_exception
+from router.http.server.inbound import Bodies
 from router.http.settings import HttpSettings
 from router.job import Dispatch
 from xgr_runtime.catalog import Catalog

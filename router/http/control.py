@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.generate import checked_rid
-from router.http.inbound import Bodies, while_connected
 from router.http.intake import Intake
 from router.http.metrics import CONTENT_TYPE, RequestMetrics
 from router.http.probe import Probe
-from router.http.problems import decode, from_query
 from router.http.prompts import UNLIMITED
 from router.http.schema import AbortRequest, TraceQuery
+from router.http.server.inbound import Bodies, while_connected
+from router.http.server.problems import decode, from_query
 from router.job import Dispatch, WorkerState
 from router.returns import seconds_to_a_pair, seconds_to_start
 from xgr_runtime.answer import (

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.answers import Composer
-from router.http.edge import Visit, visit_of
-from router.http.inbound import Bodies, while_connected
 from router.http.intake import Intake, Ticket
 from router.http.long_body import decode_long, outline
-from router.http.problems import Body, decode
 from router.http.readers import Readers
 from router.http.schema import GenerateRequest
+from router.http.server.edge import Visit, visit_of
+from router.http.server.inbound import Bodies, while_connected
+from router.http.server.problems import Body, decode
 from router.job import Dispatch, Outcome
 from xgr_runtime.errors import BadRequest, Draining, NoWorkers
 from xgr_runtime.timeline import REQUEST

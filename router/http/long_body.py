@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.http.problems import Body, decode, field_error
 from router.http.prompts import check_length
 from router.http.schema import (
     MOST_FILTERED,
@@ -22,6 +21,7 @@ from router.http.schema import (
     Timeout,
     TokenId,
 )
+from router.http.server.problems import Body, decode, field_error
 from xgr_runtime.errors import BadRequest
 
 E = TypeVar("E")

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from router.http.control import Control
 from router.http.generate import Generate
-from router.http.keys import ADMIN_PATHS, PUBLIC_PATHS
 from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
+from router.http.server.keys import ADMIN_PATHS, PUBLIC_PATHS
 from xgr_runtime import answer
 from xgr_runtime.errors import (
     BadRequest,

@@ -17,7 +17,7 @@ from router.http import ConnectionLimits
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
 
-    from router.http.connections import BoundedHttp
+    from router.http.server.connections import BoundedHttp
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: xgr\r\n" + JSON
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

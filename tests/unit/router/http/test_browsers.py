@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_http import check, read_one, serving
 
-from router.http.browsers import Browsers, host_name
+from router.http.server.browsers import Browsers, host_name
 from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.errors import ConfigError
 

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from until import until
 
-from router.http.places import DOOR
+from router.http.server.places import DOOR
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
-from router.http.problems import field_error
 from router.http.routes import route_table
+from router.http.server.problems import field_error
 from xgr_runtime.messages import Limits
 
 if TYPE_CHECKING:

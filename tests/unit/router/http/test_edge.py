@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 
 from router.http import HttpSettings
-from router.http.inbound import LARGE_AT_ONCE, Bodies
+from router.http.server.inbound import LARGE_AT_ONCE, Bodies
 from xgr_runtime.errors import Overloaded, RequestTimeout
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_abort_by_rid(server: Server, dispatch: FakeDispatch) -> None:
 def test_late_dispatcher_is_cut_off(
     server: Server, dispatch: FakeDispatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.http.inbound.GRACE", 0.0)
+    monkeypatch.setattr("router.http.server.inbound.GRACE", 0.0)
     dispatch.hang = True
 
     async def exchange() -> Talk:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from router.http import keys
-from router.http.keys import ADMIN_PATHS, PUBLIC_PATHS
+from router.http.server import keys
+from router.http.server.keys import ADMIN_PATHS, PUBLIC_PATHS
 
 if TYPE_CHECKING:
     import httpx

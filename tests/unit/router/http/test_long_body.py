@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.http import long_body
-from router.http.problems import decode
 from router.http.schema import MOST_FILTERED, MOST_HISTORY, GenerateRequest
+from router.http.server.problems import decode
 from xgr_runtime.errors import BadRequest
 
 ENOUGH = 1 << 30  # tokens

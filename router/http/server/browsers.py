@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from starlette.types import Scope
 
-from router.http.inbound import check_media_type
-from router.http.problems import cut
+from router.http.server.inbound import check_media_type
+from router.http.server.problems import cut
 from router.http.settings import HttpSettings
 from xgr_runtime.addresses import is_loopback
 from xgr_runtime.errors import ForeignPage, WrongMediaType

@@ -17,10 +17,10 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from router.http.counting import ConnectionLimits, CountedHttp
-from router.http.keys import DOOR_PATHS
-from router.http.places import Places
-from router.http.problems import error_response
+from router.http.server.counting import ConnectionLimits, CountedHttp
+from router.http.server.keys import DOOR_PATHS
+from router.http.server.places import Places
+from router.http.server.problems import error_response
 from xgr_runtime.errors import BadRequest, Overloaded, RequestError, RequestTimeout
 
 log = logging.getLogger("router.http")

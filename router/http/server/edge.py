@@ -11,11 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.http.browsers import Browsers
-from router.http.inbound import ClientGone
-from router.http.keys import Keys
 from router.http.metrics import RequestMetrics
-from router.http.problems import cut, error_response
+from router.http.server.browsers import Browsers
+from router.http.server.inbound import ClientGone
+from router.http.server.keys import Keys
+from router.http.server.problems import cut, error_response
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
     BadRequest,

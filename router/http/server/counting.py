@@ -10,7 +10,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from router.http.offers import head_without_offer, new_parser
+from router.http.server.offers import head_without_offer, new_parser
 from xgr_runtime.errors import BadRequest, HeadTooLarge
 
 _ABSOLUTE = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]*)")
