@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from router.admission.admission import Promise
 from router.job import Job
-from router.worker import Worker
+from router.workers.worker import Worker
 from xgr_runtime.errors import RequestError
 from xgr_runtime.messages import AttemptId, Result
 

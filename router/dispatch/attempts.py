@@ -9,8 +9,8 @@ from router.admission.reuse import ReuseIndex
 from router.dispatch.attempt import Attempt, Retry, Wanted
 from router.dispatch.validation import unsound
 from router.job import Job
-from router.worker import Worker
-from router.workers import Workers, candidates
+from router.workers.roster import Workers, candidates
+from router.workers.worker import Worker
 from xgr_runtime.chrome_trace import ATTEMPT
 from xgr_runtime.errors import (
     DeadlineExceeded,

@@ -11,10 +11,10 @@ from router.dispatch.hedge import hedge
 from router.dispatch.poison import Suspects
 from router.dispatch.tries import Tries
 from router.job import Flush, Job, Outcome, Traced, WorkerState
-from router.returns import seconds_to_a_pair, seconds_to_start
-from router.tracing import Tracer
-from router.worker import Worker
-from router.workers import Workers
+from router.workers.returns import seconds_to_a_pair, seconds_to_start
+from router.workers.roster import Workers
+from router.workers.tracing import Tracer
+from router.workers.worker import Worker
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import (

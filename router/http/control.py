@@ -20,7 +20,7 @@ from router.http.schema import AbortRequest, TraceQuery
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import decode, from_query
 from router.job import Dispatch, WorkerState
-from router.returns import seconds_to_a_pair, seconds_to_start
+from router.workers.returns import seconds_to_a_pair, seconds_to_start
 from xgr_runtime.answer import (
     Aborted,
     Flushed,

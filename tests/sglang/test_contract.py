@@ -356,7 +356,7 @@ def test_a_senders_address_is_the_clients_bootstrap_host() -> None:
     request = srt("managers.io_struct", TRANSFER).GenerateReqInput
     fields = {"rid", "input_ids", "sampling_params", "bootstrap_host", "bootstrap_room"}
     missing = fields - set(inspect.signature(request).parameters)
-    promise(not missing, f"/generate takes no {missing}", "router/sglang_server.py")
+    promise(not missing, f"/generate takes no {missing}", "router/workers/sglang_worker.py")
 
 
 def test_the_pool_is_described_as_we_read_it() -> None:

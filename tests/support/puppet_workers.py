@@ -12,7 +12,7 @@ from router.dispatch.attempt import Attempt
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.hedge import hedge
 from router.job import Outcome
-from router.worker import Worker
+from router.workers.worker import Worker
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.messages import PROTOCOL, Committed, Failed, Limits, Message, Role, WorkerHello
 

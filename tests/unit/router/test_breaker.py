@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from router.breaker import FIRST, LONGEST, Breaker
+from router.workers.breaker import FIRST, LONGEST, Breaker
 from xgr_runtime.messages import AttemptId
 
 
@@ -106,7 +106,7 @@ def test_failures_of_older_attempts_do_not_end_a_trial() -> None:
 
 
 def test_every_change_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "router.breaker"):
+    with caplog.at_level(logging.INFO, "router.workers.breaker"):
         breaker, clock = opened()
         clock.now += FIRST
         breaker.began(id_of(1))

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from puppet_workers import POISON, Puppet, Theatre
 
-from router import workers
-from router.breaker import LONGEST
+from router.workers.breaker import LONGEST
+from router.workers.roster import roster
 from xgr_runtime.errors import Cancelled, CrashedWorkers, RequestError
 
 REQUESTS = 40
@@ -16,10 +16,10 @@ EVENTS = ("commit", "answer", "unsound", "fail", "die", "revive", "quiet", "hedg
 
 @pytest.fixture(autouse=True)
 def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def puppet(self: workers.Workers, address: str, role: workers.Role) -> Puppet:
+    def puppet(self: roster.Workers, address: str, role: roster.Role) -> Puppet:
         return Puppet(address, role, *self._told)
 
-    monkeypatch.setattr(workers.Workers, "_worker", puppet)
+    monkeypatch.setattr(roster.Workers, "_worker", puppet)
 
 
 def happen(t: Theatre) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.links import WorkerLink
+from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.messages import (
     PROTOCOL,
     Hello,

@@ -8,9 +8,9 @@ import pytest
 from played_workers import LOAD, MODEL
 from puppet_workers import Puppet, Theatre
 
-from router import workers
 from router.job import WorkerState
-from router.returns import seconds_to_a_pair, seconds_to_start
+from router.workers.returns import seconds_to_a_pair, seconds_to_start
+from router.workers.roster import roster
 from xgr_runtime.errors import Draining, NoWorkers
 from xgr_runtime.messages import PROTOCOL, START_SECONDS, Limits, Role, WorkerHello
 
@@ -24,10 +24,10 @@ HERE = state("prefill")
 
 @pytest.fixture(autouse=True)
 def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def puppet(self: workers.Workers, address: str, role: Role) -> Puppet:
+    def puppet(self: roster.Workers, address: str, role: Role) -> Puppet:
         return Puppet(address, role, *self._told)
 
-    monkeypatch.setattr(workers.Workers, "_worker", puppet)
+    monkeypatch.setattr(roster.Workers, "_worker", puppet)
 
 
 @pytest.mark.parametrize(

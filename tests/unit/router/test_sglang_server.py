@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from router.job import Flush
-from router.sglang_server import SglangServer
-from router.worker import Worker, flushed
+from router.workers.sglang_worker import SglangServer
+from router.workers.worker import Worker, flushed
 from xgr_runtime.errors import BadRequest, WorkerLost
 from xgr_runtime.messages import (
     PROTOCOL,

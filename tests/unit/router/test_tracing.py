@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from router.tracing import Tracer
-from router.worker import Worker
+from router.workers.tracing import Tracer
+from router.workers.worker import Worker
 from xgr_runtime.messages import Message, Span, Spans, TraceAsk
 
 

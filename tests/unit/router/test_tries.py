@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from played_workers import LOAD, MODEL, PlayedWorker, Stage, play, result_of, stage, until
 
-from router.breaker import FIRST
 from router.dispatch.hedge import hedge
 from router.job import Outcome
+from router.workers.breaker import FIRST
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, WorkerLost
 from xgr_runtime.messages import Cancel, Committed, DecodeRequest, Failed, PrefillRequest, Result, StepCost
 

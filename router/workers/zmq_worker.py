@@ -5,7 +5,7 @@ import logging
 from itertools import count
 from typing import Any
 
-from router.worker import OnLost, OnMessage, Worker
+from router.workers.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
 from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (

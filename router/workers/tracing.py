@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import count
 
 from router.job import Traced
-from router.worker import Worker
+from router.workers.worker import Worker
 from xgr_runtime.chrome_trace import ProcessSpans
 from xgr_runtime.messages import Spans, TraceAsk
 from xgr_runtime.timeline import Timeline

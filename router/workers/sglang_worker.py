@@ -17,7 +17,7 @@ import httpx
 import msgspec
 import numpy as np
 
-from router.worker import QUIET, OnLost, OnMessage, Worker
+from router.workers.worker import QUIET, OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
 from xgr_runtime.messages import (
     PROTOCOL,

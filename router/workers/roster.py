@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from router.admission.pairing import Candidate, pairs_by_finish
-from router.breaker import Breaker
 from router.job import Flush, WorkerState
-from router.links import WorkerLink
-from router.sglang_server import SglangServer
-from router.worker import OnLost, OnMessage, Worker, flushed
+from router.workers.breaker import Breaker
+from router.workers.sglang_worker import SglangServer
+from router.workers.worker import OnLost, OnMessage, Worker, flushed
+from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.addresses import check_url, is_url
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.cost_model import LEAST
