@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from xgr_runtime.checkpoint import weight_files
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.checkpoint import weight_files
 from xgr_runtime.model.packed_linear import PackedLinear
 
 

@@ -21,10 +21,10 @@ from traffic import make_prompts, timed
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from xgr_runtime.catalog import load_catalog
+from xgr_runtime.checkpoint import read_config
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launch import Deployment
-from xgr_runtime.model.checkpoint import read_config
 
 WAYS: dict[str, dict[str, Any]] = {
     "frames": {"kv_transfer": "frames"},

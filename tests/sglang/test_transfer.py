@@ -17,6 +17,7 @@ from sglang.srt.disaggregation.base import KVArgs, KVPoll
 from sglang.srt.disaggregation.utils import DisaggregationMode
 
 from decode_worker.links import PrefillLinks
+from xgr_runtime.checkpoint import read_config
 from xgr_runtime.errors import ConfigError, ModelError, XgrError
 from xgr_runtime.handover import Receiver
 from xgr_runtime.messages import (
@@ -31,7 +32,6 @@ from xgr_runtime.messages import (
     Open,
     ToDecodeData,
 )
-from xgr_runtime.model.checkpoint import read_config
 from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
 from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, tell_cached_tokens, with_ours
 from xgr_runtime.pages import pages_for

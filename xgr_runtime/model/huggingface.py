@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import DTYPES, Geometry
-from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.model.refusals import describe, refuse_unsupported
 from xgr_runtime.model.sglang import shims
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import PROTOCOL, Limits, Load, ModelIdentity, WorkerHello
 from xgr_runtime.model.base import DTYPES
-from xgr_runtime.model.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.model.sglang.transfer.memory import SglangKv
 
 # Flags of SGLang with which a checkpoint's files do not say what is computed, and their plain values.
