@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoSettings, TrainingPlan, prepare
-from xgr_runtime.model.demo_training import Progress, TrainSettings, learning_rate_share, planned_steps, train
+from xgr_runtime.cli.demo.training import Progress, TrainSettings, learning_rate_share, planned_steps, train
 
 TINY = DemoSettings(
     ShopSettings(items=120, users=40, codebook=16),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from xgr_runtime.model.demo_training import Progress
+    from xgr_runtime.cli.demo.training import Progress
 
     Report: TypeAlias = Callable[[Progress], None]
 
@@ -118,7 +118,7 @@ def training_sequences(shop: Shop, codebook: int) -> list[npt.NDArray[np.int64]]
 
 
 def _build(settings: DemoSettings, made: DemoFiles, report: Report) -> None:
-    from xgr_runtime.model.demo_training import TrainSettings, train  # torch loads only where a model is made
+    from xgr_runtime.cli.demo.training import TrainSettings, train  # torch loads only where a model is made
 
     shop, codebook = generate(settings.shop), settings.shop.codebook
     made.model.mkdir()

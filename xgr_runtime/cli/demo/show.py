@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xgr_runtime.cli.demo.measure import Item, Recommendation, User
-    from xgr_runtime.model.demo_training import Progress as Training
+    from xgr_runtime.cli.demo.training import Progress as Training
 
 RECENT = 6  # items of a history that are shown
 
