@@ -27,6 +27,7 @@ from xgr_runtime.errors import (
     WorkerLost,
 )
 from xgr_runtime.handover import Chunk, PromptPages
+from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.messages import (
@@ -48,7 +49,6 @@ from xgr_runtime.messages import (
     brief,
 )
 from xgr_runtime.model.device import losing_the_device
-from xgr_runtime.outbound import Outbound
 from xgr_runtime.pages import PageIds, PagePool
 from xgr_runtime.prompt_cache import PromptCache, Tier
 from xgr_runtime.timeline import FORWARD, REQUEST, Timeline

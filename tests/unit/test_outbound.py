@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import zmq
 
-from xgr_runtime import decode_links
-from xgr_runtime.decode_links import IDLE
 from xgr_runtime.errors import DeadlineExceeded, Fatal, InternalError, Overloaded, WorkerLost
-from xgr_runtime.handover import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState
+from xgr_runtime.handover import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState, decode_links
+from xgr_runtime.handover.decode_links import IDLE
+from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.messages import (
     MOST_CREDITS,
     Ack,
@@ -36,7 +36,6 @@ from xgr_runtime.messages import (
     ToDecodeData,
     Way,
 )
-from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.transport import Listener, Poller, Received
 
 MODEL = ModelIdentity("hash", "bfloat16", 2, 1, 4, 8, 100, 1)

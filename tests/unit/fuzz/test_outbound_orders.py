@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
 from xgr_runtime.handover import Chunk, PromptPages, SenderState
+from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.messages import (
     MOST_CREDITS,
     Ack,
@@ -29,7 +30,6 @@ from xgr_runtime.messages import (
     ToPrefillData,
     Way,
 )
-from xgr_runtime.outbound import Outbound, Transfer
 from xgr_runtime.transport.sockets import _decoded
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

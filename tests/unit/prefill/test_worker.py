@@ -10,9 +10,10 @@ import pytest
 
 from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
-from xgr_runtime import decode_links
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.device_turns import PATIENCE
+from xgr_runtime.handover import decode_links
+from xgr_runtime.handover.outbound import Transfer
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -26,7 +27,6 @@ from xgr_runtime.messages import (
     ToRouter,
 )
 from xgr_runtime.model.device import DeviceLost
-from xgr_runtime.outbound import Transfer
 from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import Link, Poller
 

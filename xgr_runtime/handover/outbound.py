@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from xgr_runtime.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from xgr_runtime.handover import (
     chunk_checksum,
     range_checksum,
 )
+from xgr_runtime.handover.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     Ack,
