@@ -15,7 +15,7 @@ from decode_worker.scheduler import DecodeScheduler
 from decode_worker.task import Arrival, DecodeTask, EarlyOpen
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import RequestError, WorkerLost
-from xgr_runtime.handover import FIRST_LEASE, ReceiverState
+from xgr_runtime.handover.protocol import FIRST_LEASE, ReceiverState
 from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     AttemptId,

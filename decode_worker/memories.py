@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from xgr_runtime.handover import PromptPages, pages_named
+from xgr_runtime.handover.protocol import PromptPages, pages_named
 from xgr_runtime.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import mapped_memory

@@ -11,7 +11,7 @@ from xgr_kernels.beam_select.api import LeafFilter, Trie
 from xgr_runtime.catalog import Catalog, leaf_filter
 from xgr_runtime.cost_model import Work
 from xgr_runtime.errors import BadRequest, CatalogError
-from xgr_runtime.handover import Receiver
+from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 from xgr_runtime.model.kv_copies import Copied
 from xgr_runtime.pages import PageIds

@@ -26,8 +26,8 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.handover import Chunk, PromptPages
 from xgr_runtime.handover.outbound import Outbound
+from xgr_runtime.handover.protocol import Chunk, PromptPages
 from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.messages import (

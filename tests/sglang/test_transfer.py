@@ -19,7 +19,7 @@ from sglang.srt.disaggregation.utils import DisaggregationMode
 from decode_worker.links import PrefillLinks
 from xgr_runtime.checkpoint import read_config
 from xgr_runtime.errors import ConfigError, ModelError, XgrError
-from xgr_runtime.handover import Receiver
+from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.messages import (
     Ack,
     AttemptId,

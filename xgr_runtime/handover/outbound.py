@@ -18,7 +18,8 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.handover import (
+from xgr_runtime.handover.decode_links import DecodeLink, DecodeLinks
+from xgr_runtime.handover.protocol import (
     Chunk,
     ChunkPlan,
     PromptPages,
@@ -27,7 +28,6 @@ from xgr_runtime.handover import (
     chunk_checksum,
     range_checksum,
 )
-from xgr_runtime.handover.decode_links import DecodeLink, DecodeLinks
 from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     Ack,

@@ -18,7 +18,7 @@ from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import LISTEN_EVERY
-from xgr_runtime.handover import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
+from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,

@@ -18,7 +18,7 @@ from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.handover import chunk_checksum, digest_of
+from xgr_runtime.handover.protocol import chunk_checksum, digest_of
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
-from xgr_runtime.handover import Chunk, PromptPages, SenderState
 from xgr_runtime.handover.outbound import Outbound, Transfer
+from xgr_runtime.handover.protocol import Chunk, PromptPages, SenderState
 from xgr_runtime.messages import (
     MOST_CREDITS,
     Ack,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xgr_runtime.handover import (
+from xgr_runtime.handover.protocol import (
     ChunkPlan,
     PromptPages,
     Receiver,

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from xgr_runtime.handover import (
+from xgr_runtime.handover.protocol import (
     ASK_EVERY,
     Chunk,
     ChunkPlan,

@@ -12,8 +12,8 @@ from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.device_turns import PATIENCE
-from xgr_runtime.handover import decode_links
 from xgr_runtime.handover.outbound import Transfer
+from xgr_runtime.handover.protocol import decode_links
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,

@@ -1,7 +1,7 @@
 """The classes of a KV transfer backend, as SGLang names them: manager, sender and bootstrap server.
 
 A sender is one prompt's hand-over. SGLang asks it for its state once per turn (`poll`) and tells it which
-pages have been computed (`send`). The protocol is `xgr_runtime.handover`, the sending `xgr_runtime.handover.outbound`.
+pages have been computed (`send`). The protocol is `xgr_runtime.handover.protocol`, the sending `xgr_runtime.handover.outbound`.
 """
 
 import time
@@ -22,8 +22,8 @@ from sglang.srt.distributed import get_tp_group
 from xgr_runtime.config import switched_on
 from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import BadRequest, RequestError
-from xgr_runtime.handover import FIRST_LEASE, SenderState
 from xgr_runtime.handover.outbound import Outbound, Transfer
+from xgr_runtime.handover.protocol import FIRST_LEASE, SenderState
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.model.sglang.versions import check_version, installed_version

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xgr_runtime.handover import Chunk
+from xgr_runtime.handover.protocol import Chunk
 from xgr_runtime.pages import PageIds, slots_of
 
 

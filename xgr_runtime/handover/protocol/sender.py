@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from xgr_runtime.handover.chunks import Chunk, ChunkPlan, PromptPages, digest_of
+from xgr_runtime.handover.protocol.chunks import Chunk, ChunkPlan, PromptPages, digest_of
 from xgr_runtime.messages import (
     MOST_CREDITS,
     AttemptId,
