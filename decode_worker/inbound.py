@@ -17,6 +17,8 @@ from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.handover.protocol import FIRST_LEASE, ReceiverState
 from xgr_runtime.keys import Keyring
+from xgr_runtime.kv.pages import PageIds
+from xgr_runtime.kv.shared_memory import CannotMap, this_process
 from xgr_runtime.messages import (
     AttemptId,
     Cancel,
@@ -34,8 +36,6 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device import losing_the_device
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copied, Copies
-from xgr_runtime.pages import PageIds
-from xgr_runtime.shared_memory import CannotMap, this_process
 from xgr_runtime.timeline import KV_IN, Timeline
 from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
 

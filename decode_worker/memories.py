@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from xgr_runtime.handover.protocol import PromptPages, pages_named
+from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import mapped_memory
-from xgr_runtime.shared_memory import CannotMap, lives
 
 log = logging.getLogger(__name__)
 

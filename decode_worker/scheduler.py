@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from xgr_runtime.cost_model import Work, alone, marginal, worthwhile
+from xgr_runtime.kv.pages import PageIds, PagePool
+from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
 from xgr_runtime.line import Line, Waiter
 from xgr_runtime.messages import AttemptId, StepCost
-from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.prompt_cache import HeldPrompt, PromptCache, Tokens
 
 
 class Task(Waiter, Protocol):

@@ -30,6 +30,8 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
+from xgr_runtime.kv.pages import PagePool
+from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
     LAUNCHES,
@@ -50,8 +52,6 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.pages import PagePool
-from xgr_runtime.prompt_cache import PromptCache
 from xgr_runtime.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller, told_address
 

@@ -30,6 +30,8 @@ from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import Chunk, PromptPages
 from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
+from xgr_runtime.kv.pages import PageIds, PagePool
+from xgr_runtime.kv.prompt_cache import PromptCache, Tier
 from xgr_runtime.messages import (
     LAUNCHES,
     PROTOCOL,
@@ -49,8 +51,6 @@ from xgr_runtime.messages import (
     brief,
 )
 from xgr_runtime.model.device import losing_the_device
-from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.prompt_cache import PromptCache, Tier
 from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 

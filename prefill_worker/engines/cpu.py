@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import Device, HostDevice
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.stages import PrefillStage
-from xgr_runtime.pages import PageIds
 
 
 class Part(NamedTuple):

@@ -20,6 +20,7 @@ from decode_worker.links import PrefillLinks
 from xgr_runtime.checkpoint import read_config
 from xgr_runtime.errors import ConfigError, ModelError, XgrError
 from xgr_runtime.handover.protocol import Receiver
+from xgr_runtime.kv.pages import pages_for
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -34,7 +35,6 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
 from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, tell_cached_tokens, with_ours
-from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
 from xgr_runtime.transport import Listener
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.pages import PageIds, PagePool, pages_for
+from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 
 CAPACITY = 12
 

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.prompt_cache import HeldPrompt, PromptCache, Tokens
+from xgr_runtime.kv.pages import PageIds, PagePool
+from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
 
 SIZE = 4
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from xgr_runtime.kv.shared_memory import CannotMap, Segment, lives, map_region, this_process
 from xgr_runtime.messages import HostRegion, ProcessId
-from xgr_runtime.shared_memory import CannotMap, Segment, lives, map_region, this_process
 
 SIZE = 3 * mmap.PAGESIZE + 5
 
 # Holds a segment that says "mine" and prints where it is; "later" in a line changes what it says.
 OWNER = f"""
 import sys
-from xgr_runtime.shared_memory import Segment
+from xgr_runtime.kv.shared_memory import Segment
 segment = Segment("test", {SIZE})
 segment.memory[:4] = b"mine"
 region = segment.region

@@ -22,6 +22,7 @@ from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig, PrefillConfig
+from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -36,7 +37,6 @@ from xgr_runtime.messages import (
     ToRouter,
     WorkerHello,
 )
-from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import Link, Listener, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -29,6 +29,7 @@ from xgr_runtime.handover.protocol import (
     range_checksum,
 )
 from xgr_runtime.keys import Keyring
+from xgr_runtime.kv.shared_memory import lives
 from xgr_runtime.messages import (
     Ack,
     AttemptId,
@@ -44,7 +45,6 @@ from xgr_runtime.messages import (
     SharedKv,
     brief,
 )
-from xgr_runtime.shared_memory import lives
 from xgr_runtime.timeline import KV_OUT, Timeline
 from xgr_runtime.transport import Frame, OutOfSockets, Poller
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.shared_memory import Segment, map_region
 from xgr_runtime.messages import HostRegion, Region
 from xgr_runtime.model import cuda_ipc
-from xgr_runtime.shared_memory import Segment, map_region
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.device import Device
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.pages import PageIds
 
 
 class HostTier:
-    """A `Tier` of `xgr_runtime.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
+    """A `Tier` of `xgr_runtime.kv.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
 
     Raises `ConfigError` when there is less memory than that.
     """

@@ -1,6 +1,6 @@
 """KV memory of a worker: prompt keys and values in pages, with a hard bound.
 
-Which page belongs to whom is decided elsewhere (`xgr_runtime.pages`); this module only reads and writes
+Which page belongs to whom is decided elsewhere (`xgr_runtime.kv.pages`); this module only reads and writes
 tokens of a list of pages, as tensors for attention and as bytes for the wire. Consecutive pages are one view.
 """
 
@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from xgr_runtime.kv.pages import PageIds, slots_of
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device_memory import reading
 from xgr_runtime.model.kv_memory import KvMemory, private_memory
-from xgr_runtime.pages import PageIds, slots_of
 
 
 class KvPool:

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import torch
 
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.messages import KvChunk, KvReady
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.pages import PageIds
 from xgr_runtime.transport import Frame
 
 

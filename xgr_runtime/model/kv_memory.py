@@ -1,6 +1,6 @@
 """The memory that a KV pool lies in: a worker's own, its own and open to readers, or another worker's.
 
-Beside the keys and values there is a number for every page, its generation: see `xgr_runtime.pages`.
+Beside the keys and values there is a number for every page, its generation: see `xgr_runtime.kv.pages`.
 """
 
 import secrets
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.pages import Generations
+from xgr_runtime.kv.shared_memory import CannotMap, Segment, map_region
 from xgr_runtime.messages import SharedKv
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device_memory import allocate, open_region
-from xgr_runtime.pages import Generations
-from xgr_runtime.shared_memory import CannotMap, Segment, map_region
 
 SCRATCH = 1  # pages that belong to no prompt: rows of padding may write there
 _ID = 8  # bytes in front of the generations

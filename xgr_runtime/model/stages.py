@@ -13,8 +13,8 @@ from xgr_kernels.attention.causal.api import causal_attention
 from xgr_kernels.attention.paged import PagedAttention
 from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
 from xgr_kernels.attention.tail.api import tail_attention_merge
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.pages import PageIds
 
 
 class PrefillStage:

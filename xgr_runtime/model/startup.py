@@ -14,6 +14,8 @@ from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
 from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.published import Publication, Published, wait_for
+from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.machine import check_memory, check_threads
 from xgr_runtime.messages import ModelIdentity
 from xgr_runtime.model.base import Geometry, ModelBackend
@@ -22,8 +24,6 @@ from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
 from xgr_runtime.model.shared_weights import WeightSharing
-from xgr_runtime.published import Publication, Published, wait_for
-from xgr_runtime.shared_memory import CannotMap, lives
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ import torch
 
 from decode_worker import memories as decode_memories
 from decode_worker.memories import PrefillMemories
+from xgr_runtime.kv.pages import PagePool
+from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -24,8 +26,6 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.pages import PagePool
-from xgr_runtime.shared_memory import CannotMap
 
 GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from decode_worker.scheduler import DecodeScheduler, share_step
 from xgr_runtime.cost_model import Work, worthwhile
+from xgr_runtime.kv.pages import PagePool
+from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
 from xgr_runtime.line import PASSES
 from xgr_runtime.messages import AttemptId, StepCost
-from xgr_runtime.pages import PagePool
-from xgr_runtime.prompt_cache import PromptCache, Tokens
 
 THREE_STEPS = Work(3, 100, 0)
 

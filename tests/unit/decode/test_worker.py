@@ -19,6 +19,8 @@ from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.control import LISTEN_EVERY
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
+from xgr_runtime.kv.pages import PageIds, PagePool
+from xgr_runtime.kv.shared_memory import this_process
 from xgr_runtime.messages import (
     PROTOCOL,
     Ack,
@@ -47,8 +49,6 @@ from xgr_runtime.model.device import DeviceLost
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copies
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.pages import PageIds, PagePool
-from xgr_runtime.shared_memory import this_process
 from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.pages import PagePool
+from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.messages import HostRegion, SharedKv
 from xgr_runtime.model import kv_memory
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.kv import KvPool, PageIds
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.pages import PagePool
-from xgr_runtime.shared_memory import CannotMap
 
 CPU = torch.device("cpu")
 PAGES, PAGE = 9, 4

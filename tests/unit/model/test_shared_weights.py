@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.kv.published import SharedTensor, SharedWeights
 from xgr_runtime.model.shared_weights import WeightSharing, adopt_weights, export_weights
-from xgr_runtime.published import SharedTensor, SharedWeights
 
 MIB = 1 << 20
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from prefill_worker.engines.cpu import Part, PrefillEngine
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.pages import PageIds
 
 PAGE, PAGES, LENGTH = 16, 24, 150
 # float32: sums in another order move a hidden state, and the KV of later layers, by about 1e-5.

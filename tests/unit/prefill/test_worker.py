@@ -14,6 +14,7 @@ from xgr_runtime.config import PrefillConfig
 from xgr_runtime.device_turns import PATIENCE
 from xgr_runtime.handover.outbound import Transfer
 from xgr_runtime.handover.protocol import decode_links
+from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.messages import (
     PROTOCOL,
     AttemptId,
@@ -27,7 +28,6 @@ from xgr_runtime.messages import (
     ToRouter,
 )
 from xgr_runtime.model.device import DeviceLost
-from xgr_runtime.pages import PagePool
 from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from xgr_runtime.kv.pages import Generations, PageIds, pages_for
 from xgr_runtime.messages import KvReady, Open, SharedKv
-from xgr_runtime.pages import Generations, PageIds, pages_for
 
 Buffer = bytes | memoryview
 

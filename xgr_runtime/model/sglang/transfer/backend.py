@@ -24,10 +24,10 @@ from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import BadRequest, RequestError
 from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.handover.protocol import FIRST_LEASE, SenderState
+from xgr_runtime.kv.pages import pages_for
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.model.sglang.versions import check_version, installed_version
-from xgr_runtime.pages import pages_for
 from xgr_runtime.ticket import Ticket
 
 CHUNK_BYTES = 1 << 20

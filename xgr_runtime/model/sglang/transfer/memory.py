@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from xgr_runtime.handover.protocol import Chunk
-from xgr_runtime.pages import PageIds, slots_of
+from xgr_runtime.kv.pages import PageIds, slots_of
 
 
 class SglangKv:

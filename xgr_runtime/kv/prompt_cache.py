@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_runtime.pages import PageIds, PagePool, pages_for
+from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 
 Tokens = NDArray[np.int32]
 
