@@ -21,7 +21,7 @@ from traffic import make_prompts
 from xgr_runtime.catalog import load_catalog
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.trace_facts import Overlap, overlaps
 
 WAYS = ("frames", "auto")

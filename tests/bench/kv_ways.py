@@ -24,7 +24,7 @@ from xgr_runtime.catalog import load_catalog
 from xgr_runtime.checkpoint import read_config
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 WAYS: dict[str, dict[str, Any]] = {
     "frames": {"kv_transfer": "frames"},

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 MOST = 8 << 20  # bytes of a body
 ROUND = 1.0  # seconds, at least, between one caller's tries: two cores cannot bear a client that never rests

@@ -21,7 +21,7 @@ from xgr_runtime.cli.bench.settings import LoadSettings, TrafficSettings
 from xgr_runtime.cli.bench.target import Target
 from xgr_runtime.cli.bench.traffic import UNLIMITED, calls
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 T = TypeVar("T")
 CONSOLE = Console(highlight=False, width=None if sys.stdout.isatty() else 150)

@@ -18,7 +18,7 @@ from results import Record
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "colocated": {"layout": "colocated"},

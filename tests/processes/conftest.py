@@ -8,7 +8,7 @@ from freed import assert_all_freed
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from lying_deployment import Done, finish, start
 
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 BUDGET = 48  # tokens per forward
 LONG = 1_900  # tokens: forty forwards

@@ -24,7 +24,7 @@ from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import NoWorkers, RequestError, WorkerLost
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 WIDTH = 64
 LEASE = 1.0  # seconds

@@ -12,7 +12,7 @@ from sameness import assert_items, assert_same, ranked
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 MODES: list[ScoreMode] = ["vocab", "legal"]
 

@@ -10,7 +10,7 @@ import pytest
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 Deploy = Callable[..., Deployment]
 WIDTHS = (1, 7, 20, 50, 128)

@@ -10,7 +10,7 @@ from sameness import assert_identical
 
 from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.client import Query, XgrClient
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from references import Reference, check_all
 from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids="workers={0}+{0}".format)

@@ -22,7 +22,7 @@ from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, WorkerLost
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 CHUNK = 16  # tokens that SGLang prefills at a time: most prompts arrive in several pieces
 

@@ -22,9 +22,9 @@ from kv_proxy import KvProxy
 from until import PATIENCE, until
 
 from xgr_runtime.answer import WorkerStatus
-from xgr_runtime.child import Child, Program
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
+from xgr_runtime.launcher.child import Child, Program
 
 
 class Cluster(AbstractContextManager["Cluster"]):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from link_proxy import LinkProxy
 
-from xgr_runtime import launch
-from xgr_runtime.child import Program
 from xgr_runtime.cli import main
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.supervisor import StartGroup
-from xgr_runtime.topology import plan
+from xgr_runtime.launcher import deployment
+from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.supervisor import StartGroup
+from xgr_runtime.launcher.topology import plan
 
 REMOTE = [name for name in os.environ.get("REMOTE", "").split(",") if name]
 
@@ -58,7 +58,7 @@ def elsewhere(arg: str) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    launch.plan = faulty_plan
+    deployment.plan = faulty_plan
     return main(["serve", *argv])
 
 

@@ -23,10 +23,10 @@ from xgr_runtime.config import (
     to_argv,
 )
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.launcher.topology import check
 from xgr_runtime.log import configure
 from xgr_runtime.machine import check_memory, check_threads, check_workers
 from xgr_runtime.setting_values import MOST_FILE
-from xgr_runtime.topology import check
 from xgr_runtime.variables import variable
 
 KINDS: dict[type[Any], dict[str, str]] = {

@@ -17,7 +17,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def serve(args: argparse.Namespace) -> int:
     """0 after a drained stop. Raises `StartupError` when the deployment cannot start."""
-    from xgr_runtime.launch import Deployment  # loads the catalog code, which `xgr --help` can do without
+    from xgr_runtime.launcher.deployment import (
+        Deployment,  # loads the catalog code, which `xgr --help` can do without
+    )
 
     config = from_args(ServeConfig, args)
     configure("xgr", config.log_level)

@@ -13,7 +13,7 @@ from caller import Caller
 from speak import Beams, Prompts, talk, versions
 
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launch import Deployment
+from xgr_runtime.launcher.deployment import Deployment
 
 
 @dataclass

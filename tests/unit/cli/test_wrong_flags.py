@@ -78,7 +78,9 @@ def test_widths_that_are_none(text: str) -> None:
 def test_a_catalog_that_cannot_be_served_is_named_with_its_flag(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("xgr_runtime.launch.check", lambda config: None)  # the model does not matter here
+    monkeypatch.setattr(
+        "xgr_runtime.launcher.deployment.check", lambda config: None
+    )  # the model does not matter here
     line = refusal(
         ["serve", "--model-path", str(tmp_path), "--catalog", f"{{folder}}/{name}"], tmp_path, capsys
     )

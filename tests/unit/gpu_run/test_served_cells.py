@@ -9,7 +9,7 @@ import served_cells
 from models import shape_of
 
 from xgr_runtime.config import ServeConfig, parse, to_argv
-from xgr_runtime.topology import layout_of
+from xgr_runtime.launcher.topology import layout_of
 
 LAB: Any = SimpleNamespace(cuda=True, toy=False)
 MADE: Any = SimpleNamespace(folder=Path("/model"), catalog_path=Path("/catalog.xgr"))

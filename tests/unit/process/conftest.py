@@ -9,7 +9,7 @@ import psutil
 import pytest
 from until import until
 
-from xgr_runtime.child import Child, Program
+from xgr_runtime.launcher.child import Child, Program
 
 BODY = """
     import ctypes, logging, os, signal, sys, time
@@ -79,8 +79,8 @@ BODY = """
 
 LAUNCHER = """
     import sys, time
-    from xgr_runtime.child import Program
-    from xgr_runtime.supervisor import StartGroup, StopRequest, Supervisor
+    from xgr_runtime.launcher.child import Program
+    from xgr_runtime.launcher.supervisor import StartGroup, StopRequest, Supervisor
 
     def missing(infos):
         print(infos["tiny"]["pid"], flush=True)

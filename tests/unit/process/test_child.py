@@ -15,9 +15,9 @@ import psutil
 import pytest
 from until import until
 
-from xgr_runtime import child as module
-from xgr_runtime.child import Child, ChildFailed, Program
 from xgr_runtime.errors import StartupError
+from xgr_runtime.launcher import child as module
+from xgr_runtime.launcher.child import Child, ChildFailed, Program
 from xgr_runtime.log import stderr
 from xgr_runtime.process import Lifecycle
 
@@ -222,7 +222,7 @@ def test_killed_launcher_leaves_no_child(stopped: bool, launcher: tuple[Path, di
 
 BEFORE_IT_CAN_ASK = """
     import sys, time
-    from xgr_runtime.child import Child, Program
+    from xgr_runtime.launcher.child import Child, Program
 
     child = Child(Program("late", "late_imports"))
     child.start()

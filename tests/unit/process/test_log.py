@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from until import until
 
-from xgr_runtime.child import Child
+from xgr_runtime.launcher.child import Child
 from xgr_runtime.log import LineSink
 
 LOUD = """
@@ -150,7 +150,7 @@ def test_a_launcher_that_is_not_read_goes_on_reading_its_children(
     monkeypatch: pytest.MonkeyPatch,
     pipe: Pipe,
 ) -> None:
-    monkeypatch.setattr("xgr_runtime.child.stderr", sink := LineSink(pipe.write, room=1))
+    monkeypatch.setattr("xgr_runtime.launcher.child.stderr", sink := LineSink(pipe.write, room=1))
     child = start(act="talkative")
     child.wait_ready(time.monotonic() + 20.0)
     until(lambda: sink.dropped > 0, "lines are dropped", 20)

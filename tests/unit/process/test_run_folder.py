@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.run_folder import CACHE, PID_FILE, PREFIX, RunFolder, run_folder, sweep
+from xgr_runtime.launcher.run_folder import CACHE, PID_FILE, PREFIX, RunFolder, run_folder, sweep
 
 
 def is_locked(path: Path) -> bool:

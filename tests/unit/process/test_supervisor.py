@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from until import until
 
-from xgr_runtime import supervisor as module
-from xgr_runtime.child import Program
 from xgr_runtime.errors import StartupError
-from xgr_runtime.supervisor import (
+from xgr_runtime.launcher import supervisor as module
+from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.supervisor import (
     Phase,
     StartGroup,
     State,

@@ -12,8 +12,8 @@ import pytest
 from xgr_runtime.cli import main
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.run_folder import PID_FILE, run_folder, sweep
-from xgr_runtime.topology import check, count_gpus, plan
+from xgr_runtime.launcher.run_folder import PID_FILE, run_folder, sweep
+from xgr_runtime.launcher.topology import check, count_gpus, plan
 
 SERVE = ServeConfig(
     model_path="model",
@@ -153,7 +153,9 @@ def test_no_place_for_a_run_folder_names_what_to_change(tmp_path: Path) -> None:
 
 
 def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from xgr_runtime.run_folder import run_folder\n"
+    code = (
+        "import os, sys; from pathlib import Path; from xgr_runtime.launcher.run_folder import run_folder\n"
+    )
     code += "with run_folder(Path(sys.argv[1])) as f: os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
     (dead,) = tmp_path.iterdir()

@@ -81,7 +81,7 @@ def _demo(args: argparse.Namespace, console: Console) -> int:
     from xgr_runtime.cli.demo import show
     from xgr_runtime.cli.demo.servers import start_servers
     from xgr_runtime.client import XgrClient
-    from xgr_runtime.topology import check_port
+    from xgr_runtime.launcher.topology import check_port
 
     check_port(HOST, args.port)  # before the minute of training, not after it
     made = _prepare(args, console)

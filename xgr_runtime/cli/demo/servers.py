@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def start_servers(made: DemoFiles, host: str, port: int, backend: Backend = "auto") -> Iterator[str]:
     """The base URL of a running deployment; everything it started is gone afterwards."""
     from xgr_runtime.config import ServeConfig
-    from xgr_runtime.launch import Deployment
+    from xgr_runtime.launcher.deployment import Deployment
 
     config = ServeConfig(
         model_path=str(made.model),

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from xgr_runtime.child import Child, ChildFailed, Program
 from xgr_runtime.errors import StartupError
-from xgr_runtime.memory_kills import MemoryKills
+from xgr_runtime.launcher.child import Child, ChildFailed, Program
+from xgr_runtime.launcher.memory_kills import MemoryKills
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.errors import CatalogError
-from xgr_runtime.kernels_first import cache_for_all, compile_first
-from xgr_runtime.run_folder import run_folder
-from xgr_runtime.supervisor import StopRequest, Supervisor
-from xgr_runtime.topology import ROUTER, check, layout_of, plan
+from xgr_runtime.launcher.kernels_first import cache_for_all, compile_first
+from xgr_runtime.launcher.run_folder import run_folder
+from xgr_runtime.launcher.supervisor import StopRequest, Supervisor
+from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
+from xgr_runtime.launcher.memory_kills import MemoryKills
 from xgr_runtime.log import stderr
-from xgr_runtime.memory_kills import MemoryKills
 from xgr_runtime.process import STARTUP_FAILED
 from xgr_runtime.variables import variable
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from xgr_runtime.cache_folder import NONE, cache_folder
 from xgr_runtime.checkpoint import saved_dtype
-from xgr_runtime.child import Child, ChildFailed, Program
 from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
 from xgr_runtime.kernel_folder import KernelFolder
-from xgr_runtime.run_folder import CACHE
-from xgr_runtime.supervisor import PULSE, StopRequest
+from xgr_runtime.launcher.child import Child, ChildFailed, Program
+from xgr_runtime.launcher.run_folder import CACHE
+from xgr_runtime.launcher.supervisor import PULSE, StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The launcher: what a deployment consists of, and how its processes live."""
