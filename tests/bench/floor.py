@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xgr_runtime.checkpoint import weight_files
+from xgr_runtime.model.backends.packed_linear import PackedLinear
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.packed_linear import PackedLinear
 
 
 @dataclass(frozen=True)

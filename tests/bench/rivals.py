@@ -36,7 +36,7 @@ from rival_table import result, show
 from traffic import make_prompts
 
 from xgr_runtime.catalog import Catalog, load_catalog
-from xgr_runtime.model.huggingface import open_checkpoint
+from xgr_runtime.model.backends.huggingface import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 600.0  # seconds until a rival is up

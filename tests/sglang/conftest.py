@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from xgr_runtime.model.sglang import shims, versions
+from xgr_runtime.model.backends import shims
+from xgr_runtime.model.sglang import versions
 
 if versions.installed_version() is None:
     raise pytest.UsageError(

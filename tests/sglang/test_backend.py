@@ -339,7 +339,7 @@ import json, os, sys, tempfile
 from pathlib import Path
 import psutil, torch
 torch.set_num_threads(1)
-import xgr_runtime.model.huggingface  # transformers has torch set a variable of its own
+import xgr_runtime.model.backends.huggingface  # transformers has torch set a variable of its own
 environ, scratch = dict(os.environ), set(os.listdir(tempfile.gettempdir()))
 from xgr_runtime.model.choice import load_backend
 backend = load_backend("sglang", Path(sys.argv[1]), "float32")

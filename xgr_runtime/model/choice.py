@@ -41,7 +41,7 @@ def load_backend(
     # Imported here because both libraries take seconds to import and refusals above should not.
     if name == "transformers" or obstacle:
         log.info("model backend: transformers, %s", obstacle if name == "auto" else "as asked for")
-        from xgr_runtime.model.transformers_backend import load_transformers
+        from xgr_runtime.model.backends.transformers import load_transformers
 
         return load_transformers(model_path, dtype, device, place)
     found = installed_version()

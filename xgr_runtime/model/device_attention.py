@@ -10,10 +10,10 @@ from xgr_kernels.attention.paged import (
     device_facts,
 )
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.model.backends.selfcheck import attention_scale
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device import Device
 from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.selfcheck import attention_scale
 
 MakeAttention = Callable[[int, int], PagedAttention]
 """(rows, requests) -> attention of at most so many, over one stream's workspace."""

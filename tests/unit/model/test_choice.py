@@ -11,8 +11,9 @@ import torch
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import choice
+from xgr_runtime.model.backends import shims
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.sglang import shims, versions
+from xgr_runtime.model.sglang import versions
 
 FOLDER = Path("/nowhere")
 Installed = Callable[[str | None], list[tuple[object, ...]]]

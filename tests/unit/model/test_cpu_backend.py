@@ -8,10 +8,10 @@ import torch
 from checkpoints import MakeCheckpoint
 from torch import Tensor
 
-from xgr_runtime.model import cpu_backend
+from xgr_runtime.model.backends import cpu
+from xgr_runtime.model.backends.cpu import FAMILY, CpuBackend
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.cpu_backend import FAMILY, CpuBackend
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.stages import PrefillStage
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xgr_runtime.model.sglang import shims
+from xgr_runtime.model.backends import shims
 
 shims.install()
 # After the shims: where SGLang is installed, transformers may not import without them.

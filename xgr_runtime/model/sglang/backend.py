@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ConfigError, ModelError
+from xgr_runtime.model.backends.head import Head
+from xgr_runtime.model.backends.huggingface import Checkpoint, load_eager, open_checkpoint
+from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
+from xgr_runtime.model.backends.refusals import describe
+from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.base import Geometry, Place, Stage
-from xgr_runtime.model.head import Head
-from xgr_runtime.model.huggingface import Checkpoint, load_eager, open_checkpoint
-from xgr_runtime.model.last_layer import KeptRows, prune, prunes
-from xgr_runtime.model.refusals import describe
-from xgr_runtime.model.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.sglang.startup import start_model, undisturbed
 from xgr_runtime.model.sglang.versions import check_version, installed_version
 

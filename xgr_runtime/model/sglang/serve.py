@@ -7,7 +7,7 @@ are installed where they have to be, at the top. With a GPU it changes nothing.
 
 import runpy
 
-from xgr_runtime.model.sglang import shims
+from xgr_runtime.model.backends import shims
 
 shims.install()
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import distributed, nn
 
-from xgr_runtime.model.sglang import shims
+from xgr_runtime.model.backends import shims
 
 shims.install()
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from xgr_kernels.row_ops import gated_silu, norm_and_rotate, residual_norm
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends.head import Head
+from xgr_runtime.model.backends.packed_linear import PackedLinear
+from xgr_runtime.model.backends.selfcheck import check_backend
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
-from xgr_runtime.model.head import Head
-from xgr_runtime.model.packed_linear import PackedLinear
-from xgr_runtime.model.selfcheck import check_backend
 
 log = logging.getLogger(__name__)
 

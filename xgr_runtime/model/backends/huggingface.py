@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends import shims
+from xgr_runtime.model.backends.refusals import describe, refuse_unsupported
 from xgr_runtime.model.base import DTYPES, Geometry
-from xgr_runtime.model.refusals import describe, refuse_unsupported
-from xgr_runtime.model.sglang import shims
 
 shims.install()
 # After the shims: where SGLang is installed, transformers may not import without them.

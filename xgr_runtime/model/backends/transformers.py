@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends import shims
+from xgr_runtime.model.backends.cpu import own_way
+from xgr_runtime.model.backends.head import Head
+from xgr_runtime.model.backends.huggingface import HfModel, load_eager, open_checkpoint
+from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
+from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.base import Geometry, ModelBackend, Place, Stage
-from xgr_runtime.model.cpu_backend import own_way
-from xgr_runtime.model.head import Head
-from xgr_runtime.model.huggingface import HfModel, load_eager, open_checkpoint
-from xgr_runtime.model.last_layer import KeptRows, prune, prunes
-from xgr_runtime.model.selfcheck import check_backend, reference_logits
-from xgr_runtime.model.sglang import shims
 
 shims.install()
 from transformers import AttentionInterface  # noqa: E402, after the shims

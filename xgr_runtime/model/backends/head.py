@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from xgr_runtime.model.packed_linear import PackedLinear
+from xgr_runtime.model.backends.packed_linear import PackedLinear
 
 _PACKED = 256 << 20
 """Bytes of the largest head that a CPU lays out for its fastest products: the embedding may still need it."""

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends.refusals import describe
 from xgr_runtime.model.base import Geometry, ModelBackend
-from xgr_runtime.model.refusals import describe
 
 _SEQUENCES, _LENGTH = 2, 8
 

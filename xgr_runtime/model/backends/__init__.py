@@ -1,0 +1,1 @@
+"""The layers that a checkpoint runs in, and what they are checked against."""
