@@ -51,7 +51,7 @@ def make_engine(
     from decode_worker.engines.cohort import MAX_REQUESTS
     from decode_worker.engines.cohort_engine import CohortEngine
     from decode_worker.engines.cohort_steps import CohortSteps
-    from xgr_runtime.model.device import CudaDevice
+    from xgr_runtime.model.device.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention
 
     device = CudaDevice(model.backend.device.index or 0)

@@ -33,7 +33,7 @@ from xgr_runtime.messages import (
     ProcessId,
     ToDecodeData,
 )
-from xgr_runtime.model.device import losing_the_device
+from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copied, Copies
 from xgr_runtime.timeline import KV_IN, Timeline

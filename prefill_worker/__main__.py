@@ -49,7 +49,7 @@ def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engi
     if kernels != "cuda":
         return PrefillEngine(model.backend, model.pool)
     from prefill_worker.engines.cuda import MAX_PROMPTS, BucketEngine
-    from xgr_runtime.model.device import CudaDevice
+    from xgr_runtime.model.device.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention
 
     device = CudaDevice(model.backend.device.index or 0)

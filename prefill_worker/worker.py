@@ -50,7 +50,7 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.model.device import losing_the_device
+from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 

@@ -18,7 +18,7 @@ from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.cost_model import CostModel, Tried, together
 from xgr_runtime.messages import ScoreMode
-from xgr_runtime.model.device import losing_the_device
+from xgr_runtime.model.device.device import losing_the_device
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ from xgr_kernels.beam_select.cuda import (
     request_row,
     splits_for,
 )
-from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device, Event, Inputs, Work
+from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
+from xgr_runtime.model.device.device import Device, Event, Inputs, Work
 from xgr_runtime.model.device_attention import MakeAttention
 from xgr_runtime.model.kv import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from prefill_worker.engines.cpu import Part
 from xgr_kernels.attention.paged import PagedAttention
-from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.kv.pages import slots_of
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device, Inputs, Progress, Work, losing_the_device
+from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
+from xgr_runtime.model.device.device import Device, Inputs, Progress, Work, losing_the_device
 from xgr_runtime.model.device_attention import MakeAttention
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.stages import PagedPrefillStage

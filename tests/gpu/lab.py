@@ -17,7 +17,7 @@ from floors import Work
 from torch import Tensor
 
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import CudaDevice, Device, HostDevice
+from xgr_runtime.model.device.device import CudaDevice, Device, HostDevice
 
 SECONDS = 0.3  # that one figure is measured for, about
 WARM = 3  # replays that do not count

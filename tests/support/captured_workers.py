@@ -19,7 +19,7 @@ from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig, PrefillConfig
-from xgr_runtime.model.device import HostDevice
+from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.startup import LoadedModel
 from xgr_runtime.process import main
 

@@ -12,7 +12,7 @@ from xgr_kernels.attention.paged import (
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.backends.selfcheck import attention_scale
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.device import Device
+from xgr_runtime.model.device.device import Device
 from xgr_runtime.model.kv import KvPool
 
 MakeAttention = Callable[[int, int], PagedAttention]

@@ -11,7 +11,7 @@ import torch
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.pages import PageIds
-from xgr_runtime.model.device import Device
+from xgr_runtime.model.device.device import Device
 from xgr_runtime.model.kv import KvPool
 
 

@@ -8,8 +8,8 @@ import pytest
 from decode_worker.engines.cohort import ROW_BUCKETS, StepVectors, choose_cohort, plan_steps
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
-from xgr_runtime.buckets import bucket_for, buckets_up_to
 from xgr_runtime.catalog import build_from_arrays, leaf_filter
+from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 
 SIDS = np.array([[a, b, c] for a in range(2) for b in range(3) for c in range(4)], np.int32)
 CATALOG = build_from_arrays([str(n) for n in range(len(SIDS))], SIDS)

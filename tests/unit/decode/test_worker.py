@@ -45,7 +45,7 @@ from xgr_runtime.messages import (
     WorkerHello,
 )
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.device import DeviceLost
+from xgr_runtime.model.device.device import DeviceLost
 from xgr_runtime.model.kv import KvPool
 from xgr_runtime.model.kv_copies import Copies
 from xgr_runtime.model.kv_memory import exported_memory, mapped_memory

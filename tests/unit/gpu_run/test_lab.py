@@ -9,7 +9,7 @@ import torch
 from floors import Work
 from lab import Lab, error
 
-from xgr_runtime.model.device import HostDevice
+from xgr_runtime.model.device.device import HostDevice
 
 
 class FakeEvent:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xgr_runtime.model.device import DeviceLost, HostDevice, Inputs, Progress, losing_the_device
+from xgr_runtime.model.device.device import DeviceLost, HostDevice, Inputs, Progress, losing_the_device
 
 
 @pytest.mark.parametrize("alive", [True, False])

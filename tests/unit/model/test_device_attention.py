@@ -24,7 +24,7 @@ from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.device import HostDevice
+from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.device_attention import device_attention
 from xgr_runtime.model.kv import KvPool
 

@@ -7,7 +7,7 @@ import torch
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.device import HostDevice
+from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.host_tier import HostTier
 from xgr_runtime.model.kv import KvPool
 

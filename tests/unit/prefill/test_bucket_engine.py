@@ -14,7 +14,7 @@ from prefill_worker.engines.cpu import Part, PrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.device import HostDevice
+from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.kv import KvPool
 
 PAGE, PAGES, TOKENS = 4, 30, 300

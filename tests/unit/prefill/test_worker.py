@@ -27,7 +27,7 @@ from xgr_runtime.messages import (
     PrefillRequest,
     ToRouter,
 )
-from xgr_runtime.model.device import DeviceLost
+from xgr_runtime.model.device.device import DeviceLost
 from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

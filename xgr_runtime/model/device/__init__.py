@@ -1,0 +1,1 @@
+"""Streams, graphs and buckets of a GPU."""
