@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from xgr_runtime.handover.protocol import PromptPages, pages_named
 from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
-from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_memory import mapped_memory
+from xgr_runtime.model.memory.kv_memory import mapped_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 log = logging.getLogger(__name__)
 

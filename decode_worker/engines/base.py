@@ -6,7 +6,7 @@ from typing import Protocol
 from decode_worker.search import Search
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.cost_model import CostModel, Tried
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 
 class Engine(Protocol):

@@ -31,7 +31,7 @@ from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Event, Inputs, Work
 from xgr_runtime.model.device_attention import MakeAttention
-from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 
 COHORTS = 2  # in flight: one runs, the next waits behind it

@@ -18,7 +18,7 @@ from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select,
 from xgr_runtime.cost_model import CostModel, Tried, together
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.device import Device, HostDevice
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.stages import PrefillStage
 
 

@@ -20,7 +20,7 @@ from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Inputs, Progress, Work, losing_the_device
 from xgr_runtime.model.device_attention import MakeAttention
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.stages import PagedPrefillStage
 
 log = logging.getLogger(__name__)

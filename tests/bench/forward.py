@@ -24,7 +24,7 @@ from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.cpu.compiled import use_threads
 from xgr_runtime.model.base import Geometry, ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
 
 PAGE, TAIL = 16, 2

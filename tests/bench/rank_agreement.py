@@ -24,7 +24,7 @@ from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.sglang.versions import installed_version
 
 PAGE, BEST = 16, 10

@@ -21,8 +21,8 @@ from prefill_worker.engines.cuda import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from xgr_kernels.beam_select.types import ScoreMode, no_filter
 from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 from xgr_runtime.model.device_attention import MakeAttention, device_attention
-from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_memory import private_memory
+from xgr_runtime.model.memory.kv_memory import private_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE = 16  # tokens
 

@@ -20,7 +20,7 @@ from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.sglang.backend import SGLangBackend, _StageAttention
 from xgr_runtime.model.sglang.startup import start_model
 from xgr_runtime.model.stages import PrefillStage

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.kv import KvPool, PageIds, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, PageIds, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
 
 PAGE, TAIL = 8, 2  # tokens

@@ -13,7 +13,7 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.backends.selfcheck import attention_scale
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.device import Device
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 MakeAttention = Callable[[int, int], PagedAttention]
 """(rows, requests) -> attention of at most so many, over one stream's workspace."""

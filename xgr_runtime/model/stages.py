@@ -14,7 +14,7 @@ from xgr_kernels.attention.paged import PagedAttention
 from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
 from xgr_kernels.attention.tail.api import tail_attention_merge
 from xgr_runtime.kv.pages import PageIds
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 
 class PrefillStage:

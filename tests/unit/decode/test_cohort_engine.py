@@ -20,7 +20,7 @@ from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import Event, HostDevice
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, ROWS, WIDTH, REQUESTS, DEPTH = 4, 40, 20, 8, 4, 4
 LENGTHS = [7, 1, 20, 13]

@@ -18,7 +18,7 @@ from xgr_runtime.cost_model import CostModel
 from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4
 # float32 as everywhere: the last token alone or among its prompt moves a log-probability by about 1e-5.

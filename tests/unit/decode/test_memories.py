@@ -24,8 +24,8 @@ from xgr_runtime.messages import (
     SharedKv,
 )
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -46,9 +46,9 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device.device import DeviceLost
-from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_copies import Copies
-from xgr_runtime.model.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_copies import Copies
+from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

@@ -37,8 +37,8 @@ from xgr_runtime.messages import (
     ToDecodeData,
 )
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.kv import KvPool
-from xgr_runtime.model.kv_copies import Copies
+from xgr_runtime.model.memory.kv_copies import Copies
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Received
 from xgr_runtime.transport.sockets import _decoded
 

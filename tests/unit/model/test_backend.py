@@ -18,7 +18,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.stages import PrefillStage
 
 MakeCheckpoint = Callable[..., Path]

@@ -12,7 +12,7 @@ from xgr_runtime.model.backends import cpu
 from xgr_runtime.model.backends.cpu import FAMILY, CpuBackend
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.stages import PrefillStage
 
 # float32: the same sums in another order, over three layers whose logits are of several units

@@ -26,7 +26,7 @@ from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.device_attention import device_attention
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, DEPTH, WIDTH, ROWS = 4, 40, 3, 5, 12
 LENGTHS = [9, 22, 1]

@@ -8,8 +8,8 @@ from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device.device import HostDevice
-from xgr_runtime.model.host_tier import HostTier
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.host_tier import HostTier
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 SIZE = 4

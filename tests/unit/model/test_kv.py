@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.kv import KvPool, PageIds, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, PageIds, TailKv
 
 PAGE = 4
 CONSECUTIVE = np.array([2, 3, 4], dtype=np.int32)

@@ -11,7 +11,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.model.backends.last_layer import prunes
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 FAMILIES = ["qwen3", "qwen2", "llama", "phi3", "olmo2", "granite", "mixtral"]
 PAGE = 4

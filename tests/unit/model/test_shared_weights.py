@@ -12,7 +12,7 @@ from torch import nn
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import SharedTensor, SharedWeights
-from xgr_runtime.model.shared_weights import WeightSharing, adopt_weights, export_weights
+from xgr_runtime.model.memory.shared_weights import WeightSharing, adopt_weights, export_weights
 
 MIB = 1 << 20
 

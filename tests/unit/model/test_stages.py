@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import PrefillStage
 
 DEPTH = TAIL + 2

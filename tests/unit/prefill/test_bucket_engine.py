@@ -15,7 +15,7 @@ from prefill_worker.engines.cuda import BucketEngine
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import HostDevice
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, TOKENS = 4, 30, 300
 # float32: sums in another order move a hidden state, and the KV of later layers, by about 1e-5.

@@ -12,7 +12,7 @@ from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, LENGTH = 16, 24, 150
 # float32: sums in another order move a hidden state, and the KV of later layers, by about 1e-5.

@@ -12,7 +12,7 @@ from torch import Tensor
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.shared_memory import Segment, map_region
 from xgr_runtime.messages import HostRegion, Region
-from xgr_runtime.model import cuda_ipc
+from xgr_runtime.model.memory import cuda_ipc
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Published, SharedTensor, SharedWeights, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.model.device_memory import Block, allocate, open_region
+from xgr_runtime.model.memory.device_memory import Block, allocate, open_region
 
 _ALIGNED = 256  # bytes: kernels may ask for it
 

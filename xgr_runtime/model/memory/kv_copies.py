@@ -12,7 +12,7 @@ import torch
 
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.messages import KvChunk, KvReady
-from xgr_runtime.model.kv import KvPool
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Frame
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from xgr_runtime.kv.pages import PageIds, slots_of
 from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.device_memory import reading
-from xgr_runtime.model.kv_memory import KvMemory, private_memory
+from xgr_runtime.model.memory.device_memory import reading
+from xgr_runtime.model.memory.kv_memory import KvMemory, private_memory
 
 
 class KvPool:

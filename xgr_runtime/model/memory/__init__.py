@@ -1,0 +1,1 @@
+"""KV and weights as tensors, on a device or shared between processes."""
