@@ -15,7 +15,7 @@ from xgr_runtime.keys import read_keyring
 from xgr_runtime.machine import check_memory
 from xgr_runtime.messages import START_SECONDS, Limits
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
-from xgr_runtime.process import Lifecycle, age, main
+from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener, told_address
 
 

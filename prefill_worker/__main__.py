@@ -11,7 +11,7 @@ from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.messages import START_SECONDS
 from xgr_runtime.model.memory.host_tier import HostTier
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
-from xgr_runtime.process import Lifecycle, age, main
+from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener
 
 

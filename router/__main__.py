@@ -19,7 +19,7 @@ from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
-from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.process.lifecycle import Lifecycle, main
 
 QUEUED = 1024  # connections that wait to be accepted
 TURN_EVERY = 0.2  # seconds

@@ -21,7 +21,7 @@ from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.startup import LoadedModel
-from xgr_runtime.process import main
+from xgr_runtime.process.lifecycle import main
 
 # The interpreter takes a millisecond a program; sizes change no answer.
 SMALL = Tuning(block=1024, tile=256, programs=2, maxima=64, capacity=128)

@@ -24,8 +24,8 @@ from xgr_runtime.config import (
 )
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.launcher.topology import check
-from xgr_runtime.log import configure
 from xgr_runtime.machine import check_memory, check_threads, check_workers
+from xgr_runtime.process.log import configure
 from xgr_runtime.setting_values import MOST_FILE
 from xgr_runtime.variables import variable
 
@@ -224,7 +224,7 @@ def test_a_name_with_signs_of_formats_logs(name: str, monkeypatch: pytest.Monkey
     before, level = root.handlers[:], root.level
     try:
         configure(name)
-        monkeypatch.setattr("xgr_runtime.log.stderr.put", lines.append)
+        monkeypatch.setattr("xgr_runtime.process.log.stderr.put", lines.append)
         logging.getLogger("test").warning("hello")
     finally:
         root.handlers[:], root.level = before, level

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from xgr_runtime.cli import bench, catalog, demo, keys, serve, trace
 from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
-from xgr_runtime.process import one_line
+from xgr_runtime.process.lifecycle import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

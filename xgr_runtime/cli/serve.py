@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from xgr_runtime.config import ServeConfig, add_flags, from_args
-from xgr_runtime.log import configure
+from xgr_runtime.process.log import configure
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:

@@ -1,6 +1,6 @@
 """A process of ours from the outside: spawn it, hear that it is ready, learn why it ended, stop it.
 
-The launcher holds one `Child` per process. What the process does on its side is in `xgr_runtime.process`.
+The launcher holds one `Child` per process. What the process does on its side is in `xgr_runtime.process.lifecycle`.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from typing import Any
 from xgr_runtime.config import SECRETS, flag
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher.memory_kills import MemoryKills
-from xgr_runtime.log import stderr
-from xgr_runtime.process import STARTUP_FAILED
+from xgr_runtime.process.lifecycle import STARTUP_FAILED
+from xgr_runtime.process.log import stderr
 from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 
-BEGIN = "xgr_runtime.begin"  # the module that runs a program's
+BEGIN = "xgr_runtime.process.begin"  # the module that runs a program's
 UNKILLABLE = 5.0  # seconds after SIGKILL
 LAST_LINES = 20  # of a child's stderr, kept to explain its end
 NO_MEMORY = (

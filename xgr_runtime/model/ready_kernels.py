@@ -15,7 +15,7 @@ from xgr_runtime.config import KernelsConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kernel_folder import KernelFolder
 from xgr_runtime.model.base import DTYPES
-from xgr_runtime.process import Lifecycle, main
+from xgr_runtime.process.lifecycle import Lifecycle, main
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ BODY = """
     import ctypes, logging, os, signal, sys, time
     import msgspec
     from xgr_runtime.errors import ModelError
-    from xgr_runtime.process import main
+    from xgr_runtime.process.lifecycle import main
 
     class Config(msgspec.Struct, frozen=True, kw_only=True):
         log_level: str = "INFO"

@@ -18,8 +18,8 @@ from until import until
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher import child as module
 from xgr_runtime.launcher.child import Child, ChildFailed, Program
-from xgr_runtime.log import stderr
-from xgr_runtime.process import Lifecycle
+from xgr_runtime.process.lifecycle import Lifecycle
+from xgr_runtime.process.log import stderr
 
 Start = Callable[..., Child]
 

@@ -14,12 +14,12 @@ import pytest
 from until import until
 
 from xgr_runtime.launcher.child import Child
-from xgr_runtime.log import LineSink
+from xgr_runtime.process.log import LineSink
 
 LOUD = """
     import logging, os, signal, sys, time
     import msgspec
-    from xgr_runtime.process import main
+    from xgr_runtime.process.lifecycle import main
 
     class Config(msgspec.Struct, frozen=True, kw_only=True):
         log_level: str = "INFO"
@@ -161,6 +161,6 @@ def test_a_launcher_that_is_not_read_goes_on_reading_its_children(
 
 
 def test_a_record_that_cannot_be_formatted_ends_nothing() -> None:
-    from xgr_runtime.log import _Handler
+    from xgr_runtime.process.log import _Handler
 
     _Handler().emit(logging.LogRecord("x", logging.INFO, "x", 1, "%d", ("no number",), None))

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.log import stderr
-from xgr_runtime.process import main
+from xgr_runtime.process.lifecycle import main
+from xgr_runtime.process.log import stderr
 
 
 @pytest.mark.parametrize("fd", [999_999, 0], ids=["none", "no pipe"])

@@ -22,8 +22,8 @@ from typing import Any
 
 from xgr_runtime.config import C, parse
 from xgr_runtime.errors import ConfigError, Fatal, StartupError
-from xgr_runtime.log import FLUSH_SECONDS, configure, stderr
-from xgr_runtime.watchdog import Watchdog
+from xgr_runtime.process.log import FLUSH_SECONDS, configure, stderr
+from xgr_runtime.process.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

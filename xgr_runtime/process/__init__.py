@@ -1,0 +1,1 @@
+"""A process from the inside: its life, its watchdog, its log."""
