@@ -2,7 +2,7 @@
 
 The policy, in five lines:
 - Higher priority first, then the earliest deadline: for pages, for rows, and for the next step.
-- Whoever waits for more pages or rows than are free may be passed, as `xgr_runtime.line` says.
+- Whoever waits for more pages or rows than are free may be passed, as `xgr_runtime.scheduling.line` says.
 - A request holds pages from GRANT and rows from its first step to its end: no pool is ever exceeded.
 - A step on a CPU takes so many searches that its fixed cost is a small share of it: all in it wait for all.
 - A request that cannot be in time any more is given up at once.
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from xgr_runtime.cost_model import Work, alone, marginal, worthwhile
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
-from xgr_runtime.line import Line, Waiter
 from xgr_runtime.messages import AttemptId, StepCost
+from xgr_runtime.scheduling.cost_model import Work, alone, marginal, worthwhile
+from xgr_runtime.scheduling.line import Line, Waiter
 
 
 class Task(Waiter, Protocol):

@@ -9,13 +9,13 @@ from decode_worker.memories import Source
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie
 from xgr_runtime.catalog import Catalog, leaf_filter
-from xgr_runtime.cost_model import Work
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import Tokens
 from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 from xgr_runtime.model.memory.kv_copies import Copied
+from xgr_runtime.scheduling.cost_model import Work
 from xgr_runtime.timeline import REQUEST, Timeline
 
 _PHASES = ("wait for prefill", "wait for pages", "receive KV", "wait for rows", "search")

@@ -8,9 +8,9 @@ import numpy as np
 
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import Selection, Trie, no_filter
-from xgr_runtime.cost_model import Tried
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.scheduling.cost_model import Tried
 
 SIZES = ((64, 256), (256, 1024))  # beams and tokens of the prompt
 SECONDS = 1.0  # after which nothing more is tried: a large model gets through a few steps

@@ -32,7 +32,6 @@ from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
-from xgr_runtime.line import urgency
 from xgr_runtime.messages import (
     LAUNCHES,
     PROTOCOL,
@@ -52,6 +51,7 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
+from xgr_runtime.scheduling.line import urgency
 from xgr_runtime.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller, told_address
 

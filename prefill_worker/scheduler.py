@@ -15,11 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_runtime.cost_model import CostModel, alone, marginal, prompt_work, tokens_within, worthwhile
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache
-from xgr_runtime.line import Line, urgency
 from xgr_runtime.messages import AttemptId
+from xgr_runtime.scheduling.cost_model import (
+    CostModel,
+    alone,
+    marginal,
+    prompt_work,
+    tokens_within,
+    worthwhile,
+)
+from xgr_runtime.scheduling.line import Line, urgency
 
 LEAST_PIECE = 256  # tokens: whoever is urgent can wait for so few
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from prefill_worker.engines.cpu import Engine, Part
-from xgr_runtime.cost_model import Tried, prompt_work
+from xgr_runtime.scheduling.cost_model import Tried, prompt_work
 
 SIZES = (32, 256, 1024, 2048)  # tokens of a prompt
 SECONDS = 1.0  # after which nothing more is tried: a large model gets through a few of them

@@ -16,7 +16,6 @@ from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
-from xgr_runtime.cost_model import CostModel, prompt_work, together
 from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
 from xgr_runtime.errors import (
     BadRequest,
@@ -51,6 +50,7 @@ from xgr_runtime.messages import (
     brief,
 )
 from xgr_runtime.model.device.device import losing_the_device
+from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
 from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 

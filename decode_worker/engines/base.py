@@ -5,8 +5,8 @@ from typing import Protocol
 
 from decode_worker.search import Search
 from xgr_kernels.beam_select.api import Trie
-from xgr_runtime.cost_model import CostModel, Tried
 from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.scheduling.cost_model import CostModel, Tried
 
 
 class Engine(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xgr_runtime.cost_model import CostModel
+from xgr_runtime.scheduling.cost_model import CostModel
 
 
 class PlayedEngine:

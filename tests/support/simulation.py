@@ -20,11 +20,19 @@ from decode_worker.scheduler import DecodeScheduler, share_step
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from router.admission.admission import Admission, Ask, Promise
 from router.admission.pairing import Candidate
-from xgr_runtime.cost_model import CostModel, Tried, Work, alone, prompt_work, search_work, together
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
 from xgr_runtime.messages import AttemptId, ModelIdentity, StepCost
+from xgr_runtime.scheduling.cost_model import (
+    CostModel,
+    Tried,
+    Work,
+    alone,
+    prompt_work,
+    search_work,
+    together,
+)
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 PAGE = 16

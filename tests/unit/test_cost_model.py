@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.cost_model import (
+from xgr_runtime.messages import StepCost
+from xgr_runtime.scheduling.cost_model import (
     FIXED_SHARE,
     LEAST,
     CostModel,
@@ -21,7 +22,6 @@ from xgr_runtime.cost_model import (
     shared,
     worthwhile,
 )
-from xgr_runtime.messages import StepCost
 
 TRUTH = StepCost(fixed=4e-3, per_token=5e-5, per_pair=2e-8)
 

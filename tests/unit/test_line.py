@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.line import PASSES, Line
+from xgr_runtime.scheduling.line import PASSES, Line
 
 
 @dataclass(eq=False)

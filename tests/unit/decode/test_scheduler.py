@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decode_worker.scheduler import DecodeScheduler, share_step
-from xgr_runtime.cost_model import Work, worthwhile
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
-from xgr_runtime.line import PASSES
 from xgr_runtime.messages import AttemptId, StepCost
+from xgr_runtime.scheduling.cost_model import Work, worthwhile
+from xgr_runtime.scheduling.line import PASSES
 
 THREE_STEPS = Work(3, 100, 0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from prefill_worker import trials
 from prefill_worker.trials import SIZES, try_forwards
-from xgr_runtime.cost_model import CostModel, alone, prompt_work
+from xgr_runtime.scheduling.cost_model import CostModel, alone, prompt_work
 
 
 class Played:

@@ -1,0 +1,1 @@
+"""What launches cost, and who waits for what they need: plain numbers."""
