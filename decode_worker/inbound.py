@@ -36,7 +36,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.model.memory.kv_copies import Copied, Copies
 from xgr_runtime.model.memory.kv_pool import KvPool
-from xgr_runtime.timeline import KV_IN, Timeline
+from xgr_runtime.trace.timeline import KV_IN, Timeline
 from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
 
 log = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ from xgr_runtime.messages import (
     brief,
 )
 from xgr_runtime.scheduling.line import urgency
-from xgr_runtime.timeline import Timeline
+from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller, told_address
 
 log = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
-from xgr_runtime.timeline import FORWARD, REQUEST, Timeline
+from xgr_runtime.trace.timeline import FORWARD, REQUEST, Timeline
 from xgr_runtime.transport import Frame, Listener, Poller
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xgr_runtime.messages import PROTOCOL, Hello, Message, OtherProtocol, TraceAsk, WorkerHello
-from xgr_runtime.timeline import Timeline
+from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener
 
 log = logging.getLogger(__name__)

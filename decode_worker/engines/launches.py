@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from decode_worker.search import Search
-from xgr_runtime.timeline import LAUNCH, Timeline
+from xgr_runtime.trace.timeline import LAUNCH, Timeline
 
 
 class Launch:

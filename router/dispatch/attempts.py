@@ -11,7 +11,6 @@ from router.dispatch.validation import unsound
 from router.job import Job
 from router.workers.roster import Workers, candidates
 from router.workers.worker import Worker
-from xgr_runtime.chrome_trace import ATTEMPT
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -29,7 +28,8 @@ from xgr_runtime.messages import (
     PrefillRequest,
     Result,
 )
-from xgr_runtime.timeline import REQUEST, Timeline
+from xgr_runtime.trace.chrome import ATTEMPT
+from xgr_runtime.trace.timeline import REQUEST, Timeline
 
 
 class Attempts:

@@ -27,7 +27,7 @@ from xgr_runtime.errors import (
     RequestError,
 )
 from xgr_runtime.messages import Limits, Message, Spans
-from xgr_runtime.timeline import Timeline
+from xgr_runtime.trace.timeline import Timeline
 
 log = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from xgr_runtime.answer import (
     WorkerList,
     WorkerStatus,
 )
-from xgr_runtime.chrome_trace import chrome_trace
 from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
+from xgr_runtime.trace.chrome import chrome_trace
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
 

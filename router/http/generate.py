@@ -17,7 +17,7 @@ from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
 from router.job import Dispatch, Outcome
 from xgr_runtime.errors import BadRequest, Draining, NoWorkers
-from xgr_runtime.timeline import REQUEST
+from xgr_runtime.trace.timeline import REQUEST
 
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
 LONG_TEXT = 2048  # characters, the same: a tokenizer takes about a millisecond for them

@@ -22,7 +22,7 @@ from xgr_runtime.catalog import load_catalog
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
-from xgr_runtime.trace_facts import Overlap, overlaps
+from xgr_runtime.trace.facts import Overlap, overlaps
 
 WAYS = ("frames", "auto")
 

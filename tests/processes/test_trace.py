@@ -16,7 +16,7 @@ from trace_rules import check_trace, end_of, slices
 from prefill_worker.scheduler import LEAST_PIECE
 from xgr_runtime.answer import Answer
 from xgr_runtime.checkpoint import read_config
-from xgr_runtime.trace_facts import overlaps
+from xgr_runtime.trace.facts import overlaps
 
 Json = dict[str, Any]
 

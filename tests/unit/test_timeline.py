@@ -4,10 +4,10 @@ import msgspec
 import pytest
 from trace_rules import check_trace, end_of, slices
 
-from xgr_runtime.chrome_trace import ATTEMPT, ProcessSpans, chrome_trace
 from xgr_runtime.messages import AttemptId, Span, Spans, ToRouter, TraceAsk
-from xgr_runtime.timeline import CAPACITY, FORWARD, KV_IN, LAUNCH, REQUEST, Timeline
-from xgr_runtime.trace_facts import last_request, overlaps, process_uses
+from xgr_runtime.trace.chrome import ATTEMPT, ProcessSpans, chrome_trace
+from xgr_runtime.trace.facts import last_request, overlaps, process_uses
+from xgr_runtime.trace.timeline import CAPACITY, FORWARD, KV_IN, LAUNCH, REQUEST, Timeline
 from xgr_runtime.transport import CONTROL_MAX_BYTES
 
 BIG = (1 << 62) - 1

@@ -12,7 +12,7 @@ from xgr_runtime.errors import ConfigError, InternalError, NotFound, RequestErro
 from xgr_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from xgr_runtime.trace_facts import Overlap, ProcessUse, RequestLife
+    from xgr_runtime.trace.facts import Overlap, ProcessUse, RequestLife
 
 MOST_SECONDS = 600.0  # that a router tells of
 ROOM = 30.0  # seconds that a busy router gets to answer, beyond its own patience with workers
@@ -100,7 +100,7 @@ def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
 
 def report(trace: dict[str, Any]) -> list[str]:
     """What the trace shows, in a few lines."""
-    from xgr_runtime.trace_facts import last_request, overlaps, process_uses
+    from xgr_runtime.trace.facts import last_request, overlaps, process_uses
 
     return [
         *use_lines(process_uses(trace)),

@@ -45,7 +45,7 @@ from xgr_runtime.messages import (
     SharedKv,
     brief,
 )
-from xgr_runtime.timeline import KV_OUT, Timeline
+from xgr_runtime.trace.timeline import KV_OUT, Timeline
 from xgr_runtime.transport import Frame, OutOfSockets, Poller
 
 log = logging.getLogger(__name__)

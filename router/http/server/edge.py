@@ -25,7 +25,7 @@ from xgr_runtime.errors import (
     NotFound,
     RequestError,
 )
-from xgr_runtime.timeline import REQUEST, Timeline
+from xgr_runtime.trace.timeline import REQUEST, Timeline
 
 log = logging.getLogger("router.http")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from xgr_runtime.messages import AttemptId, Span
-from xgr_runtime.timeline import REQUEST
+from xgr_runtime.trace.timeline import REQUEST
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from xgr_runtime.chrome_trace import ATTEMPT
-from xgr_runtime.timeline import KV_IN, REQUEST
+from xgr_runtime.trace.chrome import ATTEMPT
+from xgr_runtime.trace.timeline import KV_IN, REQUEST
 
 Json = dict[str, Any]
 Interval = tuple[float, float]

@@ -1,0 +1,1 @@
+"""What happened when: kept in rings, shown as a Chrome trace."""
