@@ -28,7 +28,6 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.keys import Keyring
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
@@ -54,6 +53,7 @@ from xgr_runtime.messages import (
 from xgr_runtime.scheduling.line import urgency
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller, told_address
+from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.http.memory import keep_large_apart
-from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
+from xgr_runtime.transport.addresses import check_host_names, is_loopback
 
 QUEUED = 1024  # connections that wait to be accepted
 TURN_EVERY = 0.2  # seconds

@@ -7,7 +7,6 @@ from typing import Any
 
 from router.workers.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
-from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     CacheFlushed,
@@ -20,6 +19,7 @@ from xgr_runtime.messages import (
     WorkerHello,
 )
 from xgr_runtime.transport import AsyncLink
+from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from until import until
 
 from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.client import XgrClient
-from xgr_runtime.keys import read_key, write_key
 from xgr_runtime.launcher.child import Child
 from xgr_runtime.messages import PROTOCOL, FlushCache, Hello
 from xgr_runtime.transport import new_key_pair
+from xgr_runtime.transport.keyring import read_key, write_key
 
 NAMES = ("prefill-0", "decode-0", "router")
 

@@ -13,9 +13,7 @@ import pytest
 import zmq
 from throw import throw
 
-from xgr_runtime.addresses import is_wildcard
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import AttemptId, Grant, Hello, ToPrefill, ToPrefillData, ToRouter
 from xgr_runtime.transport import (
     AsyncLink,
@@ -27,6 +25,8 @@ from xgr_runtime.transport import (
     new_key_pair,
     told_address,
 )
+from xgr_runtime.transport.addresses import is_wildcard
+from xgr_runtime.transport.keyring import Keyring
 
 BEAT = Hello(1, 2, "router-0")
 GRANT = Grant(AttemptId(1, 2, 3, 4, 5), 1, 2.0, 0)

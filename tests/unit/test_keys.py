@@ -8,8 +8,8 @@ import pytest
 
 from xgr_runtime.cli import main
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.keys import Keyring, is_key, read_allowed, read_key, read_keyring, write_key
 from xgr_runtime.transport import new_key_pair, public_key
+from xgr_runtime.transport.keyring import Keyring, is_key, read_allowed, read_key, read_keyring, write_key
 
 
 @pytest.fixture

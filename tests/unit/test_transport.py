@@ -16,7 +16,6 @@ import msgspec
 import pytest
 import zmq
 
-from xgr_runtime.addresses import check_address
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.messages import (
     PROTOCOL,
@@ -33,6 +32,7 @@ from xgr_runtime.messages import (
     ToRouter,
 )
 from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
+from xgr_runtime.transport.addresses import check_address
 
 FEW_DESCRIPTORS = """
 import os, resource, time

@@ -38,8 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def new(args: argparse.Namespace) -> int:
     """0 with the file written and its public line on stdout. Raises `ConfigError`."""
-    from xgr_runtime.keys import check_name, write_key
     from xgr_runtime.transport import new_key_pair
+    from xgr_runtime.transport.keyring import check_name, write_key
 
     check_name(args.name)
     public, secret = new_key_pair()
@@ -51,8 +51,8 @@ def new(args: argparse.Namespace) -> int:
 
 def public(args: argparse.Namespace) -> int:
     """0 with a line of name and public key for each file. Raises `ConfigError`."""
-    from xgr_runtime.keys import read_key
     from xgr_runtime.transport import public_key
+    from xgr_runtime.transport.keyring import read_key
 
     lines = [(name, public_key(secret)) for name, secret in map(read_key, args.file)]
     for name, key in lines:

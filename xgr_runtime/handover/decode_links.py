@@ -6,7 +6,6 @@ more is closed.
 
 from collections.abc import Collection, Iterator
 
-from xgr_runtime.keys import Keyring
 from xgr_runtime.messages import (
     PROTOCOL,
     LinkHello,
@@ -19,6 +18,7 @@ from xgr_runtime.messages import (
     ToPrefillData,
 )
 from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Frame, Link, OutOfSockets, Poller
+from xgr_runtime.transport.keyring import Keyring
 
 IDLE = 300.0  # seconds without a transfer after which a link is closed
 MOST_LINKS = 256  # requests name the addresses: they must not take all sockets

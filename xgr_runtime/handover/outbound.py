@@ -28,7 +28,6 @@ from xgr_runtime.handover.protocol import (
     chunk_checksum,
     range_checksum,
 )
-from xgr_runtime.keys import Keyring
 from xgr_runtime.kv.shared_memory import lives
 from xgr_runtime.messages import (
     Ack,
@@ -47,6 +46,7 @@ from xgr_runtime.messages import (
 )
 from xgr_runtime.trace.timeline import KV_OUT, Timeline
 from xgr_runtime.transport import Frame, OutOfSockets, Poller
+from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

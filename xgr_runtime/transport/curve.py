@@ -14,9 +14,9 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
-from xgr_runtime.addresses import check_address, is_guarded, is_wildcard, split_peer
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.keys import Keyring
+from xgr_runtime.transport.addresses import check_address, is_guarded, is_wildcard, split_peer
+from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

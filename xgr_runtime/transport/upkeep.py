@@ -11,8 +11,8 @@ from typing import Any
 
 import zmq
 
-from xgr_runtime.addresses import check_address, is_guarded
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.transport.addresses import check_address, is_guarded
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from starlette.types import Scope
 from router.http.server.inbound import check_media_type
 from router.http.server.problems import cut
 from router.http.settings import HttpSettings
-from xgr_runtime.addresses import is_loopback
 from xgr_runtime.errors import ForeignPage, WrongMediaType
+from xgr_runtime.transport.addresses import is_loopback
 
 _HOST = re.compile(r"(?:(?P<name>[a-z0-9_.-]{1,253})|\[(?P<address>[0-9a-f:.]{2,45})\])(?::[0-9]*)?")
 _HARMLESS = ("GET", "HEAD", "OPTIONS")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from live_http import check, read_one, serving
 
 from router.http.server.browsers import Browsers, host_name
-from xgr_runtime.addresses import check_host_names, is_loopback
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.transport.addresses import check_host_names, is_loopback
 
 if TYPE_CHECKING:
     import httpx
