@@ -12,11 +12,11 @@ from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.machine import check_memory
-from xgr_runtime.messages import START_SECONDS, Limits
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener, told_address
 from xgr_runtime.transport.keyring import read_keyring
+from xgr_runtime.wire.messages import START_SECONDS, Limits
 
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:

@@ -18,7 +18,13 @@ from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.handover.protocol import FIRST_LEASE, ReceiverState
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.shared_memory import CannotMap, this_process
-from xgr_runtime.messages import (
+from xgr_runtime.model.device.device import losing_the_device
+from xgr_runtime.model.memory.kv_copies import Copied, Copies
+from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.trace.timeline import KV_IN, Timeline
+from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     AttemptId,
     Cancel,
     Commit,
@@ -32,12 +38,6 @@ from xgr_runtime.messages import (
     ProcessId,
     ToDecodeData,
 )
-from xgr_runtime.model.device.device import losing_the_device
-from xgr_runtime.model.memory.kv_copies import Copied, Copies
-from xgr_runtime.model.memory.kv_pool import KvPool
-from xgr_runtime.trace.timeline import KV_IN, Timeline
-from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
-from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator
 
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Listener, Received
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     LinkHello,
     LinkRefused,
@@ -13,7 +14,6 @@ from xgr_runtime.messages import (
     OtherProtocol,
     brief,
 )
-from xgr_runtime.transport import Listener, Received
 
 log = logging.getLogger(__name__)
 

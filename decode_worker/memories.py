@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from xgr_runtime.handover.protocol import PromptPages, pages_named
 from xgr_runtime.kv.shared_memory import CannotMap, lives
-from xgr_runtime.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
 from xgr_runtime.model.memory.kv_memory import mapped_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.wire.messages import HostRegion, LinkHello, Open, ProcessId, SharedKv, Way
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Generic, Protocol, TypeVar
 
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
-from xgr_runtime.messages import AttemptId, StepCost
 from xgr_runtime.scheduling.cost_model import Work, alone, marginal, worthwhile
 from xgr_runtime.scheduling.line import Line, Waiter
+from xgr_runtime.wire.messages import AttemptId, StepCost
 
 
 class Task(Waiter, Protocol):

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from xgr_kernels.beam_select.api import LeafFilter, Trie
 from xgr_runtime.kv.pages import PageIds
-from xgr_runtime.messages import ScoreMode
 from xgr_runtime.scheduling.cost_model import Work, search_work
+from xgr_runtime.wire.messages import ScoreMode
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -13,10 +13,10 @@ from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import Tokens
-from xgr_runtime.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 from xgr_runtime.model.memory.kv_copies import Copied
 from xgr_runtime.scheduling.cost_model import Work
 from xgr_runtime.trace.timeline import REQUEST, Timeline
+from xgr_runtime.wire.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 
 _PHASES = ("wait for prefill", "wait for pages", "receive KV", "wait for rows", "search")
 

@@ -31,7 +31,11 @@ from xgr_runtime.errors import (
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
-from xgr_runtime.messages import (
+from xgr_runtime.scheduling.line import urgency
+from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.transport import Listener, Poller, told_address
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
     AttemptId,
@@ -50,10 +54,6 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.scheduling.line import urgency
-from xgr_runtime.trace.timeline import Timeline
-from xgr_runtime.transport import Listener, Poller, told_address
-from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

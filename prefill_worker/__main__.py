@@ -7,12 +7,12 @@ from prefill_worker.worker import PrefillWorker
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.kv.pages import PagePool
-from xgr_runtime.messages import START_SECONDS
 from xgr_runtime.model.memory.host_tier import HostTier
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener
 from xgr_runtime.transport.keyring import read_keyring
+from xgr_runtime.wire.messages import START_SECONDS
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:

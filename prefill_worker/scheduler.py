@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache
-from xgr_runtime.messages import AttemptId
 from xgr_runtime.scheduling.cost_model import (
     CostModel,
     alone,
@@ -27,6 +26,7 @@ from xgr_runtime.scheduling.cost_model import (
     worthwhile,
 )
 from xgr_runtime.scheduling.line import Line, urgency
+from xgr_runtime.wire.messages import AttemptId
 
 LEAST_PIECE = 256  # tokens: whoever is urgent can wait for so few
 

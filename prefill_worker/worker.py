@@ -30,7 +30,12 @@ from xgr_runtime.handover.protocol import Chunk, PromptPages
 from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
-from xgr_runtime.messages import (
+from xgr_runtime.model.device.device import losing_the_device
+from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
+from xgr_runtime.trace.timeline import FORWARD, REQUEST, Timeline
+from xgr_runtime.transport import Frame, Listener, Poller
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
     AttemptId,
@@ -48,11 +53,6 @@ from xgr_runtime.messages import (
     WorkerHello,
     brief,
 )
-from xgr_runtime.model.device.device import losing_the_device
-from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
-from xgr_runtime.trace.timeline import FORWARD, REQUEST, Timeline
-from xgr_runtime.transport import Frame, Listener, Poller
-from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

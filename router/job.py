@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_runtime.messages import Limits, Role, ScoreMode, Timing, WorkerHello
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.wire.messages import Limits, Role, ScoreMode, Timing, WorkerHello
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 import httpx
 import msgspec
 
-from xgr_runtime.answer import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
 from xgr_runtime.errors import InternalError, RequestError, request_error
-from xgr_runtime.messages import ScoreMode
+from xgr_runtime.wire.answers import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
+from xgr_runtime.wire.messages import ScoreMode
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgr_runtime.messages import PROTOCOL, Hello, Message, OtherProtocol, TraceAsk, WorkerHello
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener
+from xgr_runtime.wire.messages import PROTOCOL, Hello, Message, OtherProtocol, TraceAsk, WorkerHello
 
 log = logging.getLogger(__name__)
 

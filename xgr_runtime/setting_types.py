@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from xgr_runtime.messages import MOST_CREDITS
+from xgr_runtime.wire.messages import MOST_CREDITS
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]

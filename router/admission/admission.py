@@ -21,8 +21,8 @@ from router.admission.backlog import Backlog, Rank, Share
 from router.admission.margins import Margin
 from router.admission.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
-from xgr_runtime.messages import StepCost
 from xgr_runtime.scheduling.cost_model import Work, alone, prompt_work, search_work, shared
+from xgr_runtime.wire.messages import StepCost
 
 TRIAL = 1.0
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from xgr_runtime.messages import ModelIdentity, StepCost
+from xgr_runtime.wire.messages import ModelIdentity, StepCost
 
 
 @dataclass(frozen=True)

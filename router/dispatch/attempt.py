@@ -7,7 +7,7 @@ from router.admission.admission import Promise
 from router.job import Job
 from router.workers.worker import Worker
 from xgr_runtime.errors import RequestError
-from xgr_runtime.messages import AttemptId, Result
+from xgr_runtime.wire.messages import AttemptId, Result
 
 
 class Retry(Exception):

@@ -18,7 +18,9 @@ from xgr_runtime.errors import (
     WorkerLost,
     request_error,
 )
-from xgr_runtime.messages import (
+from xgr_runtime.trace.chrome import ATTEMPT
+from xgr_runtime.trace.timeline import REQUEST, Timeline
+from xgr_runtime.wire.messages import (
     AttemptId,
     Cancel,
     Committed,
@@ -28,8 +30,6 @@ from xgr_runtime.messages import (
     PrefillRequest,
     Result,
 )
-from xgr_runtime.trace.chrome import ATTEMPT
-from xgr_runtime.trace.timeline import REQUEST, Timeline
 
 
 class Attempts:

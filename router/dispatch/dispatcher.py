@@ -26,8 +26,8 @@ from xgr_runtime.errors import (
     Overloaded,
     RequestError,
 )
-from xgr_runtime.messages import Limits, Message, Spans
 from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.wire.messages import Limits, Message, Spans
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from router.dispatch.validation import found_in
 from router.job import Job, Outcome
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, RequestError
-from xgr_runtime.messages import Result, Timing
+from xgr_runtime.wire.messages import Result, Timing
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.job import Job
-from xgr_runtime.messages import Result
+from xgr_runtime.wire.messages import Result
 
 Leaves = NDArray[np.int32]
 Scores = NDArray[np.float32]

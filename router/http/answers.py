@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 
 from router.http.intake import Ticket
 from router.job import Outcome
-from xgr_runtime.answer import Answer, BeamMeta, BeamResult, FinishReason, MetaInfo, UnknownItems
 from xgr_runtime.catalog import Catalog, FilterSpec
+from xgr_runtime.wire.answers import Answer, BeamMeta, BeamResult, FinishReason, MetaInfo, UnknownItems
 
 
 class Composer:

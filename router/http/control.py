@@ -21,7 +21,9 @@ from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import decode, from_query
 from router.job import Dispatch, WorkerState
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
-from xgr_runtime.answer import (
+from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
+from xgr_runtime.trace.chrome import chrome_trace
+from xgr_runtime.wire.answers import (
     Aborted,
     Flushed,
     ModelCard,
@@ -33,8 +35,6 @@ from xgr_runtime.answer import (
     WorkerList,
     WorkerStatus,
 )
-from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
-from xgr_runtime.trace.chrome import chrome_trace
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
 

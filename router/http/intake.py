@@ -20,7 +20,7 @@ from router.http.settings import HttpSettings
 from router.job import Job
 from xgr_runtime.catalog import Catalog, FilterSpec, resolve_items
 from xgr_runtime.errors import BadRequest, CatalogError
-from xgr_runtime.messages import Limits
+from xgr_runtime.wire.messages import Limits
 
 _ONE_OF = "send exactly one of input_ids, history and text"
 

@@ -8,8 +8,8 @@ import msgspec
 from router.http.intake import Intake
 from router.http.routes import RouteSpec
 from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
-from xgr_runtime.answer import ErrorBody
 from xgr_runtime.errors import RequestError
+from xgr_runtime.wire.answers import ErrorBody
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"

@@ -12,7 +12,6 @@ from router.http.control import Control
 from router.http.generate import Generate
 from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
 from router.http.server.keys import ADMIN_PATHS, PUBLIC_PATHS
-from xgr_runtime import answer
 from xgr_runtime.errors import (
     BadRequest,
     BodyTooLarge,
@@ -36,6 +35,7 @@ from xgr_runtime.errors import (
     WrongKey,
     WrongMediaType,
 )
+from xgr_runtime.wire import answers
 
 Handler = Callable[[Request], Awaitable[Response]]
 Errors = tuple[type[RequestError], ...]
@@ -94,7 +94,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             "/generate",
             "Rank items for one user",
             generate.__call__,
-            answer.Answer,
+            answers.Answer,
             GenerateRequest,
             (*_BODY, DuplicateRequest, *_WORK),
             streams=True,
@@ -103,7 +103,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             "/abort_request",
             "Cancel a live request",
             control.abort_request,
-            answer.Aborted,
+            answers.Aborted,
             AbortRequest,
             (*_BODY, NotFound),
         ),
@@ -111,35 +111,35 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             "/flush_cache",
             "Drop cached prompts",
             control.flush_cache,
-            answer.Flushed,
+            answers.Flushed,
             errors=(WrongMediaType,),
         ),
-        get("/liveness", "Is the router up?", control.liveness, answer.Status),
+        get("/liveness", "Is the router up?", control.liveness, answers.Status),
         get(
             "/readiness",
             "Are new requests taken?",
             control.readiness,
-            answer.Status,
+            answers.Status,
             errors=(NoWorkers, Draining),
         ),
         get(
             "/health",
             "Is there a pair of workers?",
             control.health,
-            answer.Status,
+            answers.Status,
             errors=(NoWorkers,),
         ),
         get(
             "/health_generate",
             "Does a small request get an answer?",
             control.health_generate,
-            answer.Status,
+            answers.Status,
             errors=(Cancelled, NoWorkers, Unhealthy, DeadlineExceeded),
         ),
-        get("/workers", "State and load of every worker", control.workers, answer.WorkerList),
-        get("/model_info", "The checkpoint and the catalog", control.model_info, answer.ModelInfo),
-        get("/server_info", "Limits and state of the router", control.server_info, answer.ServerInfo),
-        get("/v1/models", "The served model", control.models, answer.ModelList),
+        get("/workers", "State and load of every worker", control.workers, answers.WorkerList),
+        get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
+        get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),
+        get("/v1/models", "The served model", control.models, answers.ModelList),
         get(
             "/trace",
             "What all processes did lately, as a Chrome trace",

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.messages import ScoreMode
+from xgr_runtime.wire.messages import ScoreMode
 
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from xgr_runtime.messages import AttemptId
+from xgr_runtime.wire.messages import AttemptId
 
 log = logging.getLogger(__name__)
 

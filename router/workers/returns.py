@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from router.job import WorkerState
-from xgr_runtime.messages import Role
+from xgr_runtime.wire.messages import Role
 
 
 def seconds_to_a_pair(states: Sequence[WorkerState]) -> float:

@@ -11,10 +11,10 @@ from router.workers.sglang_worker import SglangServer
 from router.workers.worker import OnLost, OnMessage, Worker, flushed
 from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.messages import LAUNCHES, Limits, Role
 from xgr_runtime.scheduling.cost_model import LEAST
 from xgr_runtime.transport.addresses import check_url, is_url
 from xgr_runtime.transport.keyring import read_keyring
+from xgr_runtime.wire.messages import LAUNCHES, Limits, Role
 
 
 class Workers:

@@ -19,7 +19,7 @@ import numpy as np
 
 from router.workers.worker import QUIET, OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     Cancel,
@@ -29,7 +29,7 @@ from xgr_runtime.messages import (
     PrefillRequest,
     WorkerHello,
 )
-from xgr_runtime.ticket import Ticket, request_id
+from xgr_runtime.wire.sglang_ticket import Ticket, request_id
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from itertools import count
 
 from router.job import Traced
 from router.workers.worker import Worker
-from xgr_runtime.messages import Spans, TraceAsk
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.wire.messages import Spans, TraceAsk
 
 PATIENCE = 3.0
 """Seconds that workers have to answer. They do so between the layers of a forward, or between two steps."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
-from xgr_runtime.messages import PROTOCOL, START_SECONDS, Message, OtherProtocol, Role, WorkerHello
+from xgr_runtime.wire.messages import PROTOCOL, START_SECONDS, Message, OtherProtocol, Role, WorkerHello
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from router.workers.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
-from xgr_runtime.messages import (
+from xgr_runtime.transport import AsyncLink
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     CacheFlushed,
     FlushCache,
@@ -18,8 +20,6 @@ from xgr_runtime.messages import (
     ToRouter,
     WorkerHello,
 )
-from xgr_runtime.transport import AsyncLink
-from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import pytest
 from cluster import Cluster
 from sameness import assert_identical
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, WorkerLost
+from xgr_runtime.wire.answers import Answer
 
 CHUNK_BYTES = 8192  # and nothing is cached, so that every prompt takes many of them
 WIDTH = 64

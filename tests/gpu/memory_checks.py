@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.published import SharedWeights
-from xgr_runtime.messages import AttemptId, KvReady, SharedKv
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_copies import Copies
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.memory.shared_weights import adopt_weights, export_weights
+from xgr_runtime.wire.messages import AttemptId, KvReady, SharedKv
 
 PAGE = 16
 PATIENCE = 120.0  # seconds for a child to start, or to answer

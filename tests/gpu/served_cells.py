@@ -15,10 +15,10 @@ from lab import Lab
 from models import Made, make
 from results import Record
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "colocated": {"layout": "colocated"},

@@ -21,9 +21,9 @@ from items import Items
 from sameness import assert_identical
 
 from xgr_runtime import errors
-from xgr_runtime.answer import ServerInfo
 from xgr_runtime.client import XgrClient, read
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import ServerInfo
 
 LONG = 6000  # tokens: hundreds of milliseconds of work on any machine that runs tests
 Body = dict[str, Any]

@@ -13,11 +13,11 @@ import pytest
 from freed import assert_all_freed, fresh_workers
 from sameness import assert_identical
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 BUDGET = 48  # tokens per forward
 LONG = 1_900  # tokens: forty forwards

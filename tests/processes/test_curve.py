@@ -19,12 +19,12 @@ from sameness import assert_identical
 from throw import throw
 from until import until
 
-from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.client import XgrClient
 from xgr_runtime.launcher.child import Child
-from xgr_runtime.messages import PROTOCOL, FlushCache, Hello
 from xgr_runtime.transport import new_key_pair
 from xgr_runtime.transport.keyring import read_key, write_key
+from xgr_runtime.wire.answers import Answer, WorkerStatus
+from xgr_runtime.wire.messages import PROTOCOL, FlushCache, Hello
 
 NAMES = ("prefill-0", "decode-0", "router")
 

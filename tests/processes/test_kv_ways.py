@@ -20,11 +20,11 @@ from references import Reference, check_all
 from sameness import assert_identical
 from until import until
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import NoWorkers, RequestError, WorkerLost
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 WIDTH = 64
 LEASE = 1.0  # seconds

@@ -10,8 +10,8 @@ from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical, difference, ranked
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
+from xgr_runtime.wire.answers import Answer
 
 Ask = Callable[[], Answer]
 

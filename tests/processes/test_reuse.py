@@ -15,8 +15,8 @@ from cluster import Cluster
 from freed import assert_all_freed, fresh_workers
 from sameness import assert_identical
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
+from xgr_runtime.wire.answers import Answer
 
 PAGE = 8
 WIDTH = 32

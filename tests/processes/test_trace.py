@@ -14,9 +14,9 @@ from cluster import Cluster
 from trace_rules import check_trace, end_of, slices
 
 from prefill_worker.scheduler import LEAST_PIECE
-from xgr_runtime.answer import Answer
 from xgr_runtime.checkpoint import read_config
 from xgr_runtime.trace.facts import overlaps
+from xgr_runtime.wire.answers import Answer
 
 Json = dict[str, Any]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 Deploy = Callable[..., Deployment]
 WIDTHS = (1, 7, 20, 50, 128)

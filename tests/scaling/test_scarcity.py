@@ -10,10 +10,10 @@ import pytest
 from freed import assert_all_freed
 from sameness import assert_identical
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 LONGEST = 257  # tokens: 64 items of four tokens and the begin token
 

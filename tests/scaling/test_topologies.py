@@ -8,9 +8,9 @@ import pytest
 from freed import assert_all_freed, fresh_workers
 from sameness import assert_identical
 
-from xgr_runtime.answer import Answer, WorkerStatus
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer, WorkerStatus
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from items import Items
 from oracle import Oracle
 from references import Reference, check_all
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids="workers={0}+{0}".format)

@@ -18,11 +18,11 @@ from sameness import assert_identical
 from stock_server import StockServer
 from until import until
 
-from xgr_runtime.answer import Answer
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, WorkerLost
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.wire.answers import Answer
 
 CHUNK = 16  # tokens that SGLang prefills at a time: most prompts arrive in several pieces
 

@@ -21,7 +21,10 @@ from xgr_runtime.checkpoint import read_config
 from xgr_runtime.errors import ConfigError, ModelError, XgrError
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import pages_for
-from xgr_runtime.messages import (
+from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
+from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, tell_cached_tokens, with_ours
+from xgr_runtime.transport import Listener
+from xgr_runtime.wire.messages import (
     Ack,
     AttemptId,
     Cancel,
@@ -33,10 +36,7 @@ from xgr_runtime.messages import (
     Open,
     ToDecodeData,
 )
-from xgr_runtime.model.sglang.transfer.backend import ZmqKVManager, ZmqKVSender
-from xgr_runtime.model.sglang.transfer.plugin import BACKEND, our_class_or, tell_cached_tokens, with_ours
-from xgr_runtime.ticket import Ticket
-from xgr_runtime.transport import Listener
+from xgr_runtime.wire.sglang_ticket import Ticket
 
 SLOTS = 96
 PAGE_SIZES = (1, 16)

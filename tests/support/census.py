@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 from fleet import TIMES, Fleet
 
-from xgr_runtime.answer import ServerInfo, WorkerStatus
 from xgr_runtime.client import XgrClient, read
+from xgr_runtime.wire.answers import ServerInfo, WorkerStatus
 
 SHARED_MEMORY = Path("/dev/shm")
 

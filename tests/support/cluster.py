@@ -21,10 +21,10 @@ from freed import assert_all_freed
 from kv_proxy import KvProxy
 from until import PATIENCE, until
 
-from xgr_runtime.answer import WorkerStatus
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
 from xgr_runtime.launcher.child import Child, Program
+from xgr_runtime.wire.answers import WorkerStatus
 
 
 class Cluster(AbstractContextManager["Cluster"]):

@@ -16,9 +16,9 @@ import httpx
 import msgspec
 from sameness import TIE, difference, ranked
 
-from xgr_runtime.answer import Answer, ErrorBody
 from xgr_runtime.client import XgrClient, encode
 from xgr_runtime.errors import BY_CODE, Cancelled, InternalError
+from xgr_runtime.wire.answers import Answer, ErrorBody
 
 GRACE = 5.0  # seconds beyond its deadline in which a request must have ended
 _AGAIN = 0.1  # seconds until a caller whose connection broke asks again

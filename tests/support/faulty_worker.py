@@ -185,7 +185,7 @@ class Faults:
 
     def another_protocol(self) -> None:
         """Every module that knows the version is told another one."""
-        from xgr_runtime.messages import PROTOCOL
+        from xgr_runtime.wire.messages import PROTOCOL
 
         for module in list(sys.modules.values()):
             if getattr(module, "PROTOCOL", None) == PROTOCOL:

@@ -2,8 +2,8 @@
 
 import time
 
-from xgr_runtime.answer import WorkerStatus
 from xgr_runtime.client import XgrClient
+from xgr_runtime.wire.answers import WorkerStatus
 
 HEARTBEATS = 1.5  # seconds: what /workers says is up to a heartbeat old, so an old zero proves nothing
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from xgr_runtime.messages import Ack, Commit, KvChunk, KvReady, Message, ToDecodeData, ToPrefillData
+from xgr_runtime.wire.messages import Ack, Commit, KvChunk, KvReady, Message, ToDecodeData, ToPrefillData
 
 FromPrefill = msgspec.msgpack.Decoder(ToDecodeData)
 FromDecode = msgspec.msgpack.Decoder(ToPrefillData)

@@ -12,7 +12,8 @@ import numpy as np
 from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Listener
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     DecodeRequest,
     Hello,
@@ -27,7 +28,6 @@ from xgr_runtime.messages import (
     ToPrefill,
     WorkerHello,
 )
-from xgr_runtime.transport import Listener
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TIMING = Timing(0.0, 0.0, 0.0, 0.0, 0.0)

@@ -14,7 +14,7 @@ from router.dispatch.hedge import hedge
 from router.job import Outcome
 from router.workers.worker import Worker
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.messages import PROTOCOL, Committed, Failed, Limits, Message, Role, WorkerHello
+from xgr_runtime.wire.messages import PROTOCOL, Committed, Failed, Limits, Message, Role, WorkerHello
 
 POISON = (6, 6, 6)
 

@@ -10,7 +10,7 @@ from items import Items
 from oracle import Oracle, Ranked
 from sameness import TIE, difference, ranked
 
-from xgr_runtime.answer import Answer
+from xgr_runtime.wire.answers import Answer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from items import Items
 from oracle import Ranked
 
-from xgr_runtime.answer import Answer
+from xgr_runtime.wire.answers import Answer
 
 # float32: another batch composition moves a log-probability by about 1e-5, and a score sums a few of them.
 TIE = 5e-5

@@ -23,7 +23,6 @@ from router.admission.pairing import Candidate
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
-from xgr_runtime.messages import AttemptId, ModelIdentity, StepCost
 from xgr_runtime.scheduling.cost_model import (
     CostModel,
     Tried,
@@ -33,6 +32,7 @@ from xgr_runtime.scheduling.cost_model import (
     search_work,
     together,
 )
+from xgr_runtime.wire.messages import AttemptId, ModelIdentity, StepCost
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 PAGE = 16

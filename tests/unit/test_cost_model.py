@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.messages import StepCost
 from xgr_runtime.scheduling.cost_model import (
     FIXED_SHARE,
     LEAST,
@@ -22,6 +21,7 @@ from xgr_runtime.scheduling.cost_model import (
     shared,
     worthwhile,
 )
+from xgr_runtime.wire.messages import StepCost
 
 TRUTH = StepCost(fixed=4e-3, per_token=5e-5, per_pair=2e-8)
 

@@ -14,7 +14,6 @@ import zmq
 from throw import throw
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import AttemptId, Grant, Hello, ToPrefill, ToPrefillData, ToRouter
 from xgr_runtime.transport import (
     AsyncLink,
     Link,
@@ -27,6 +26,7 @@ from xgr_runtime.transport import (
 )
 from xgr_runtime.transport.addresses import is_wildcard
 from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import AttemptId, Grant, Hello, ToPrefill, ToPrefillData, ToRouter
 
 BEAT = Hello(1, 2, "router-0")
 GRANT = Grant(AttemptId(1, 2, 3, 4, 5), 1, 2.0, 0)

@@ -13,7 +13,8 @@ from xgr_runtime.errors import DeadlineExceeded, Fatal, InternalError, Overloade
 from xgr_runtime.handover.decode_links import IDLE
 from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.handover.protocol import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState, decode_links
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Listener, Poller, Received
+from xgr_runtime.wire.messages import (
     MOST_CREDITS,
     Ack,
     AttemptId,
@@ -36,7 +37,6 @@ from xgr_runtime.messages import (
     ToDecodeData,
     Way,
 )
-from xgr_runtime.transport import Listener, Poller, Received
 
 MODEL = ModelIdentity("hash", "bfloat16", 2, 1, 4, 8, 100, 1)
 TOKENS, LEASE = 5, 10.0

@@ -15,7 +15,7 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv import published as module
 from xgr_runtime.kv.published import Publication, Published, publish, wait_for
 from xgr_runtime.kv.shared_memory import this_process
-from xgr_runtime.messages import HostRegion, ModelIdentity, ProcessId, SharedKv
+from xgr_runtime.wire.messages import HostRegion, ModelIdentity, ProcessId, SharedKv
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from xgr_runtime.kv.shared_memory import CannotMap, Segment, lives, map_region, this_process
-from xgr_runtime.messages import HostRegion, ProcessId
+from xgr_runtime.wire.messages import HostRegion, ProcessId
 
 SIZE = 3 * mmap.PAGESIZE + 5
 

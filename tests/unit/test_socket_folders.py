@@ -9,9 +9,9 @@ from xgr_runtime.config import RouterConfig, parse, to_argv
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.launcher.run_folder import run_folder
 from xgr_runtime.launcher.topology import check_port
-from xgr_runtime.messages import ToDecode
 from xgr_runtime.transport import Link, Listener
 from xgr_runtime.transport.addresses import check_address, check_url
+from xgr_runtime.wire.messages import ToDecode
 
 
 @pytest.mark.parametrize("name", ["a,b", "a b", "a:b", "a#b", "a%b", "*", "a@b", "ü", "[a", "a'\"b", "a//b"])

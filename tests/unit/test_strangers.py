@@ -23,7 +23,8 @@ from prefill_worker.worker import PrefillWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.kv.pages import PagePool
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Link, Listener, Poller
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     Hello,
@@ -37,7 +38,6 @@ from xgr_runtime.messages import (
     ToRouter,
     WorkerHello,
 )
-from xgr_runtime.transport import Link, Listener, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 NESTED = b"\x91" * 100_000 + b"\xc0"

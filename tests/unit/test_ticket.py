@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.messages import AttemptId
-from xgr_runtime.ticket import Ticket, request_id
+from xgr_runtime.wire.messages import AttemptId
+from xgr_runtime.wire.sglang_ticket import Ticket, request_id
 
 numbers = st.integers(0, 2**62 - 1)
 counts = st.integers(1, 2**31 - 1)

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 from trace_rules import check_trace, end_of, slices
 
-from xgr_runtime.messages import AttemptId, Span, Spans, ToRouter, TraceAsk
 from xgr_runtime.trace.chrome import ATTEMPT, ProcessSpans, chrome_trace
 from xgr_runtime.trace.facts import last_request, overlaps, process_uses
 from xgr_runtime.trace.timeline import CAPACITY, FORWARD, KV_IN, LAUNCH, REQUEST, Timeline
 from xgr_runtime.transport import CONTROL_MAX_BYTES
+from xgr_runtime.wire.messages import AttemptId, Span, Spans, ToRouter, TraceAsk
 
 BIG = (1 << 62) - 1
 

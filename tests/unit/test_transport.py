@@ -17,7 +17,9 @@ import pytest
 import zmq
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import (
+from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
+from xgr_runtime.transport.addresses import check_address
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     Committed,
@@ -31,12 +33,10 @@ from xgr_runtime.messages import (
     ToPrefillData,
     ToRouter,
 )
-from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
-from xgr_runtime.transport.addresses import check_address
 
 FEW_DESCRIPTORS = """
 import os, resource, time
-from xgr_runtime.messages import AttemptId, Ack, ToDecodeData, ToPrefillData
+from xgr_runtime.wire.messages import AttemptId, Ack, ToDecodeData, ToPrefillData
 from xgr_runtime.transport import Link, Listener, OutOfSockets, Poller
 
 listener = Listener("tcp://127.0.0.1:*", ToDecodeData)

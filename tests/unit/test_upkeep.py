@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from until import until
 
-from xgr_runtime.messages import PROTOCOL, Hello, ToPrefill, ToRouter
 from xgr_runtime.transport import Link, Listener
 from xgr_runtime.transport import upkeep as module
+from xgr_runtime.wire.messages import PROTOCOL, Hello, ToPrefill, ToRouter
 
 CLEANINGS: dict[str, Callable[[Path], object]] = {
     "removed": lambda path: path.unlink(),

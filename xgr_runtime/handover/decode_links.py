@@ -6,7 +6,9 @@ more is closed.
 
 from collections.abc import Collection, Iterator
 
-from xgr_runtime.messages import (
+from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Frame, Link, OutOfSockets, Poller
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     LinkHello,
     LinkRefused,
@@ -17,8 +19,6 @@ from xgr_runtime.messages import (
     SharedKv,
     ToPrefillData,
 )
-from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Frame, Link, OutOfSockets, Poller
-from xgr_runtime.transport.keyring import Keyring
 
 IDLE = 300.0  # seconds without a transfer after which a link is closed
 MOST_LINKS = 256  # requests name the addresses: they must not take all sockets

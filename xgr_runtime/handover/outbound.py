@@ -29,7 +29,10 @@ from xgr_runtime.handover.protocol import (
     range_checksum,
 )
 from xgr_runtime.kv.shared_memory import lives
-from xgr_runtime.messages import (
+from xgr_runtime.trace.timeline import KV_OUT, Timeline
+from xgr_runtime.transport import Frame, OutOfSockets, Poller
+from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.messages import (
     Ack,
     AttemptId,
     Cancel,
@@ -44,9 +47,6 @@ from xgr_runtime.messages import (
     SharedKv,
     brief,
 )
-from xgr_runtime.trace.timeline import KV_OUT, Timeline
-from xgr_runtime.transport import Frame, OutOfSockets, Poller
-from xgr_runtime.transport.keyring import Keyring
 
 log = logging.getLogger(__name__)
 

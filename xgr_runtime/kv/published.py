@@ -15,7 +15,7 @@ import msgspec
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import write_whole
 from xgr_runtime.kv.shared_memory import lives
-from xgr_runtime.messages import ModelIdentity, Region, SharedKv
+from xgr_runtime.wire.messages import ModelIdentity, Region, SharedKv
 
 log = logging.getLogger(__name__)
 

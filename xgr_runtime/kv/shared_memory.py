@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from xgr_runtime.messages import HostRegion, ProcessId
+from xgr_runtime.wire.messages import HostRegion, ProcessId
 
 MADV_POPULATE_WRITE = 23  # linux/mman.h, since 5.14; Python has no name for it
 _STATE, _THREADS, _STARTED = 0, 17, 19  # fields of /proc/PID/stat behind the command's name

@@ -17,13 +17,13 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.machine import check_memory, check_threads
-from xgr_runtime.messages import ModelIdentity
 from xgr_runtime.model.base import Geometry, ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.memory.shared_weights import WeightSharing
 from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
+from xgr_runtime.wire.messages import ModelIdentity
 
 log = logging.getLogger(__name__)
 

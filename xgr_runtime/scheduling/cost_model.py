@@ -24,7 +24,7 @@ from itertools import combinations
 from statistics import median, median_low
 from typing import NamedTuple
 
-from xgr_runtime.messages import StepCost
+from xgr_runtime.wire.messages import StepCost
 
 LEAST = 8  # launches before the cost is known
 FIXED_SHARE = 0.08  # of a launch that may be its fixed cost: where filling it further gains little

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from xgr_runtime.messages import AttemptId, Span
 from xgr_runtime.trace.timeline import REQUEST
+from xgr_runtime.wire.messages import AttemptId, Span
 
 Json = dict[str, Any]
 

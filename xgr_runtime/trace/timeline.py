@@ -7,7 +7,7 @@ span is recorded when it ends; what is under way is not in the ring yet.
 import time
 from collections import deque
 
-from xgr_runtime.messages import AttemptId, Span, Spans, TraceAsk
+from xgr_runtime.wire.messages import AttemptId, Span, Spans, TraceAsk
 
 CAPACITY = 32_768
 """Spans that a process keeps: some 12 MB, a few seconds of a busy one, and 5 MB on the wire."""

@@ -16,12 +16,12 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import PROTOCOL, Message, Number, OtherProtocol
 from xgr_runtime.transport.addresses import is_guarded
 from xgr_runtime.transport.curve import check_link, check_listener, guard_link, guard_listener
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.transport.redial import PAUSE, REFUSALS, Redial, redial
 from xgr_runtime.transport.upkeep import Upkeep
+from xgr_runtime.wire.messages import PROTOCOL, Message, Number, OtherProtocol
 
 In = TypeVar("In")
 Frame = bytes | memoryview

@@ -8,8 +8,8 @@ from typing import TypeVar
 import msgspec
 from starlette.responses import Response
 
-from xgr_runtime.answer import ErrorBody, ErrorDetail
 from xgr_runtime.errors import BadRequest, InternalError, RequestError
+from xgr_runtime.wire.answers import ErrorBody, ErrorDetail
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)

@@ -16,11 +16,11 @@ from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import build_from_arrays, leaf_filter
-from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import Event, HostDevice
 from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.wire.messages import ScoreMode
 
 PAGE, PAGES, ROWS, WIDTH, REQUESTS, DEPTH = 4, 40, 20, 8, 4, 4
 LENGTHS = [7, 1, 20, 13]

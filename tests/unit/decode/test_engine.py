@@ -14,11 +14,11 @@ from decode_worker.trials import try_searches
 from prefill_worker.engines.cpu import Part, PrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
-from xgr_runtime.messages import ScoreMode
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import CostModel
+from xgr_runtime.wire.messages import ScoreMode
 
 PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4
 # float32 as everywhere: the last token alone or among its prompt moves a log-probability by about 1e-5.

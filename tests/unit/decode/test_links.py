@@ -9,7 +9,8 @@ import pytest
 
 from decode_worker import links
 from decode_worker.links import PrefillLinks, incompatibility
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Link, Listener, Poller
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     LinkHello,
@@ -20,7 +21,6 @@ from xgr_runtime.messages import (
     ToDecodeData,
     ToPrefillData,
 )
-from xgr_runtime.transport import Link, Listener, Poller
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 HELLO = LinkHello(PROTOCOL, "prefill-0", incarnation=3, model=MODEL)

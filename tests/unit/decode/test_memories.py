@@ -12,7 +12,10 @@ from decode_worker import memories as decode_memories
 from decode_worker.memories import PrefillMemories
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.messages import (
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     DeviceRegion,
@@ -23,9 +26,6 @@ from xgr_runtime.messages import (
     ProcessId,
     SharedKv,
 )
-from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.model.memory.kv_pool import KvPool
 
 GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

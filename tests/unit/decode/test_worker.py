@@ -21,7 +21,13 @@ from xgr_runtime.control import LISTEN_EVERY
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.shared_memory import this_process
-from xgr_runtime.messages import (
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.device.device import DeviceLost
+from xgr_runtime.model.memory.kv_copies import Copies
+from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
+from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.transport import Link, Poller, Received
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     Ack,
     AttemptId,
@@ -44,12 +50,6 @@ from xgr_runtime.messages import (
     ToRouter,
     WorkerHello,
 )
-from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.device.device import DeviceLost
-from xgr_runtime.model.memory.kv_copies import Copies
-from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.model.memory.kv_pool import KvPool
-from xgr_runtime.transport import Link, Poller, Received
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TOKENS = np.arange(90, 100, dtype=np.int32).tobytes()  # a prompt

@@ -10,7 +10,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from xgr_runtime.answer import (
+from xgr_runtime.cli.demo import measure, show
+from xgr_runtime.cli.demo.measure import Item, Recommendation, User
+from xgr_runtime.client import XgrClient
+from xgr_runtime.errors import NoWorkers
+from xgr_runtime.wire.answers import (
     Answer,
     BeamMeta,
     BeamResult,
@@ -20,11 +24,7 @@ from xgr_runtime.answer import (
     MetaInfo,
     UnknownItems,
 )
-from xgr_runtime.cli.demo import measure, show
-from xgr_runtime.cli.demo.measure import Item, Recommendation, User
-from xgr_runtime.client import XgrClient
-from xgr_runtime.errors import NoWorkers
-from xgr_runtime.messages import Timing
+from xgr_runtime.wire.messages import Timing
 
 ITEMS = {f"p{number}": Item(f"thing {number}", popularity=number) for number in range(15)}
 USERS = [User("0", ["p0", "p1"], "p2"), User("1", ["p3"], "p14"), User("2", ["p4"], "p9")]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from msgspec import inspect
 from wire_fuzz import HOSTILE, SETTINGS, leaves, values
 
-from xgr_runtime.messages import (
+from xgr_runtime.transport.sockets import _decoded
+from xgr_runtime.wire.messages import (
     MOST_TEXT,
     Message,
     OtherProtocol,
@@ -24,7 +25,6 @@ from xgr_runtime.messages import (
     ToPrefillData,
     ToRouter,
 )
-from xgr_runtime.transport.sockets import _decoded
 
 UNIONS = {
     "to prefill": ToPrefill,

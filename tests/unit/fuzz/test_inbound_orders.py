@@ -19,7 +19,12 @@ from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.handover.protocol import chunk_checksum, digest_of
-from xgr_runtime.messages import (
+from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.memory.kv_copies import Copies
+from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.transport import Received
+from xgr_runtime.transport.sockets import _decoded
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     Cancel,
@@ -36,11 +41,6 @@ from xgr_runtime.messages import (
     ToDecode,
     ToDecodeData,
 )
-from xgr_runtime.model.base import Geometry
-from xgr_runtime.model.memory.kv_copies import Copies
-from xgr_runtime.model.memory.kv_pool import KvPool
-from xgr_runtime.transport import Received
-from xgr_runtime.transport.sockets import _decoded
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 HIDDEN = bytes(4 * IDENTITY.hidden)

@@ -15,7 +15,8 @@ from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
 from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.handover.protocol import Chunk, PromptPages, SenderState
-from xgr_runtime.messages import (
+from xgr_runtime.transport.sockets import _decoded
+from xgr_runtime.wire.messages import (
     MOST_CREDITS,
     Ack,
     AttemptId,
@@ -30,7 +31,6 @@ from xgr_runtime.messages import (
     ToPrefillData,
     Way,
 )
-from xgr_runtime.transport.sockets import _decoded
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TOKENS, LEASE = 6, 10.0

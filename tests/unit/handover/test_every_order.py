@@ -25,7 +25,7 @@ from xgr_runtime.handover.protocol import (
     chunk_checksum,
     range_checksum,
 )
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     Ack,
     AttemptId,
     Cancel,

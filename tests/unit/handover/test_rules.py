@@ -20,7 +20,7 @@ from xgr_runtime.handover.protocol import (
     pages_named,
     range_checksum,
 )
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     MOST_CREDITS,
     MOST_TEXT,
     Ack,

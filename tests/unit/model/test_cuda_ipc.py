@@ -9,10 +9,10 @@ import torch
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.messages import DeviceRegion, HostRegion, ProcessId, Region
 from xgr_runtime.model.memory import cuda_ipc
 from xgr_runtime.model.memory.cuda_ipc import HANDLE_BYTES, Driver, DriverError
 from xgr_runtime.model.memory.device_memory import allocate, open_region
+from xgr_runtime.wire.messages import DeviceRegion, HostRegion, ProcessId, Region
 
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 HANDLE = bytes(range(HANDLE_BYTES))

@@ -13,11 +13,11 @@ from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Published, publish
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.messages import ModelIdentity
 from xgr_runtime.model import startup
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_memory import KvMemory, exported_memory
 from xgr_runtime.model.memory.shared_weights import export_weights
+from xgr_runtime.wire.messages import ModelIdentity
 
 GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)

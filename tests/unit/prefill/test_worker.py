@@ -15,7 +15,9 @@ from xgr_runtime.device_turns import PATIENCE
 from xgr_runtime.handover.outbound import Transfer
 from xgr_runtime.handover.protocol import decode_links
 from xgr_runtime.kv.pages import PagePool
-from xgr_runtime.messages import (
+from xgr_runtime.model.device.device import DeviceLost
+from xgr_runtime.transport import Link, Poller
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     CacheFlushed,
@@ -27,8 +29,6 @@ from xgr_runtime.messages import (
     PrefillRequest,
     ToRouter,
 )
-from xgr_runtime.model.device.device import DeviceLost
-from xgr_runtime.transport import Link, Poller
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 NAN = 77  # a token from which the played model makes NaN

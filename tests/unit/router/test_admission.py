@@ -13,7 +13,7 @@ from router.admission.backlog import Backlog, Share
 from router.admission.margins import Margin
 from router.admission.pairing import Candidate
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
-from xgr_runtime.messages import ModelIdentity, StepCost
+from xgr_runtime.wire.messages import ModelIdentity, StepCost
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 PER_TOKEN = StepCost(

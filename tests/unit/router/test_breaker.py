@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from router.workers.breaker import FIRST, LONGEST, Breaker
-from xgr_runtime.messages import AttemptId
+from xgr_runtime.wire.messages import AttemptId
 
 
 class Clock:

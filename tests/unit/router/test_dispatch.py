@@ -21,7 +21,7 @@ from xgr_runtime.errors import (
     Overloaded,
     WorkerLost,
 )
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     CacheFlushed,
     Cancel,

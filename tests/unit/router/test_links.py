@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from played_workers import PlayedWorker, play, result_of, stage, until
 
-from xgr_runtime.messages import Cancel, Committed, DecodeRequest
 from xgr_runtime.transport import AsyncLink
+from xgr_runtime.wire.messages import Cancel, Committed, DecodeRequest
 
 
 class Once:

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from router.workers.zmq_worker import WorkerLink
-from xgr_runtime.messages import (
+from xgr_runtime.transport import Listener
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     Hello,
     Limits,
@@ -19,7 +20,6 @@ from xgr_runtime.messages import (
     ToDecode,
     WorkerHello,
 )
-from xgr_runtime.transport import Listener
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 HELLO = WorkerHello(PROTOCOL, "decode", "d", 4, MODEL, "", [], Limits(8), Load(0, 0, 0, 1, 0, 0, 0, {}))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 
 from router.admission.pairing import Candidate, Pair, pairs_by_finish
-from xgr_runtime.messages import ModelIdentity
+from xgr_runtime.wire.messages import ModelIdentity
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 OTHER = msgspec.structs.replace(MODEL, weights_hash="other")

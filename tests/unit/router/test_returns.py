@@ -12,7 +12,7 @@ from router.job import WorkerState
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
 from router.workers.roster import roster
 from xgr_runtime.errors import Draining, NoWorkers
-from xgr_runtime.messages import PROTOCOL, START_SECONDS, Limits, Role, WorkerHello
+from xgr_runtime.wire.messages import PROTOCOL, START_SECONDS, Limits, Role, WorkerHello
 
 
 def state(role: Role, here: bool = True, away: float = 0.0, start: float = 20.0) -> WorkerState:

@@ -20,7 +20,7 @@ from router.job import Flush
 from router.workers.sglang_worker import SglangServer
 from router.workers.worker import Worker, flushed
 from xgr_runtime.errors import BadRequest, WorkerLost
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
     Cancel,
@@ -32,7 +32,7 @@ from xgr_runtime.messages import (
     PrefillRequest,
     WorkerHello,
 )
-from xgr_runtime.ticket import Ticket
+from xgr_runtime.wire.sglang_ticket import Ticket
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})

@@ -10,7 +10,7 @@ from played_workers import TIMING, job_of
 
 from router.dispatch.validation import unsound
 from router.job import Job
-from xgr_runtime.messages import AttemptId, Result
+from xgr_runtime.wire.messages import AttemptId, Result
 
 ID = AttemptId(1, 2, 3, 4, 5)
 LEAVES = 10

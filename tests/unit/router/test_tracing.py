@@ -5,7 +5,7 @@ from typing import Any
 
 from router.workers.tracing import Tracer
 from router.workers.worker import Worker
-from xgr_runtime.messages import Message, Span, Spans, TraceAsk
+from xgr_runtime.wire.messages import Message, Span, Spans, TraceAsk
 
 
 class AskedWorker(Worker):

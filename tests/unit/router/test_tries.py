@@ -14,7 +14,15 @@ from router.dispatch.hedge import hedge
 from router.job import Outcome
 from router.workers.breaker import FIRST
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, WorkerLost
-from xgr_runtime.messages import Cancel, Committed, DecodeRequest, Failed, PrefillRequest, Result, StepCost
+from xgr_runtime.wire.messages import (
+    Cancel,
+    Committed,
+    DecodeRequest,
+    Failed,
+    PrefillRequest,
+    Result,
+    StepCost,
+)
 
 
 def nonsense(request: DecodeRequest) -> Result:

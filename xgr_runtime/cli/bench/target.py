@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
-from xgr_runtime.answer import ErrorBody, ModelInfo, ServerInfo
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.wire.answers import ErrorBody, ModelInfo, ServerInfo
 
 if TYPE_CHECKING:
     import aiohttp

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from xgr_runtime.answer import BeamResult
     from xgr_runtime.client import XgrClient
+    from xgr_runtime.wire.answers import BeamResult
 
 TOP = 10
 BEAM_WIDTH = 64

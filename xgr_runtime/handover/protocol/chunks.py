@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.kv.pages import Generations, PageIds, pages_for
-from xgr_runtime.messages import KvReady, Open, SharedKv
+from xgr_runtime.wire.messages import KvReady, Open, SharedKv
 
 Buffer = bytes | memoryview
 

@@ -3,7 +3,7 @@
 from enum import Enum
 
 from xgr_runtime.handover.protocol.chunks import Buffer, chunk_checksum, digest_of, range_checksum
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     Ack,
     AttemptId,
     Commit,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import Enum
 
 from xgr_runtime.handover.protocol.chunks import Chunk, ChunkPlan, PromptPages, digest_of
-from xgr_runtime.messages import (
+from xgr_runtime.wire.messages import (
     MOST_CREDITS,
     AttemptId,
     Cancel,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xgr_runtime.kv.shared_memory import CannotMap, this_process
-from xgr_runtime.messages import DeviceRegion
+from xgr_runtime.wire.messages import DeviceRegion
 
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE, cuda.h
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.shared_memory import Segment, map_region
-from xgr_runtime.messages import HostRegion, Region
 from xgr_runtime.model.memory import cuda_ipc
+from xgr_runtime.wire.messages import HostRegion, Region
 
 
 @dataclass(frozen=True)

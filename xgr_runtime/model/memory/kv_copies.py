@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 
 from xgr_runtime.kv.pages import PageIds
-from xgr_runtime.messages import KvChunk, KvReady
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Frame
+from xgr_runtime.wire.messages import KvChunk, KvReady
 
 
 class Copied(Protocol):

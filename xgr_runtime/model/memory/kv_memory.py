@@ -13,9 +13,9 @@ from torch import Tensor
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.pages import Generations
 from xgr_runtime.kv.shared_memory import CannotMap, Segment, map_region
-from xgr_runtime.messages import SharedKv
 from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.device_memory import allocate, open_region
+from xgr_runtime.wire.messages import SharedKv
 
 SCRATCH = 1  # pages that belong to no prompt: rows of padding may write there
 _ID = 8  # bytes in front of the generations

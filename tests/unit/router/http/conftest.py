@@ -17,9 +17,9 @@ from router.http import HttpSettings, make_app
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
 from xgr_runtime.errors import Cancelled, DuplicateRequest
-from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.wire.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
 
 CODES, DEPTH, ITEMS = 8, 3, 40
 VOCAB = 3 + DEPTH * CODES

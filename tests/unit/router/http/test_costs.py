@@ -16,7 +16,7 @@ import pytest
 
 from router.http.routes import route_table
 from router.http.server.problems import field_error
-from xgr_runtime.messages import Limits
+from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from xgr_runtime.messages import Limits
+from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server

@@ -12,7 +12,7 @@ import pytest
 from router.http.generate import READERS
 from router.http.intake import Intake
 from router.http.readers import Readers
-from xgr_runtime.messages import Limits
+from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,7 +11,7 @@ import pytest
 from router.http.schema import MOST_FILTERED, MOST_HISTORY
 from xgr_runtime import errors
 from xgr_runtime.catalog import PromptTemplate, build_from_arrays
-from xgr_runtime.messages import Limits
+from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server

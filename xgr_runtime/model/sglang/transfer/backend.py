@@ -28,7 +28,7 @@ from xgr_runtime.kv.pages import pages_for
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.model.sglang.versions import check_version, installed_version
-from xgr_runtime.ticket import Ticket
+from xgr_runtime.wire.sglang_ticket import Ticket
 
 CHUNK_BYTES = 1 << 20
 

@@ -10,9 +10,9 @@ import msgspec
 
 from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.messages import PROTOCOL, Limits, Load, ModelIdentity, WorkerHello
 from xgr_runtime.model.base import DTYPES
 from xgr_runtime.model.sglang.transfer.memory import SglangKv
+from xgr_runtime.wire.messages import PROTOCOL, Limits, Load, ModelIdentity, WorkerHello
 
 # Flags of SGLang with which a checkpoint's files do not say what is computed, and their plain values.
 _PLAIN = {"quantization": None, "rl_quant_profile": None, "json_model_override_args": "{}"}

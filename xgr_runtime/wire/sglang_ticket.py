@@ -10,7 +10,7 @@ import binascii
 import msgspec
 
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.messages import AttemptId, Name, PromptTokens, Seconds
+from xgr_runtime.wire.messages import AttemptId, Name, PromptTokens, Seconds
 
 _PREFIX = "xgr1."
 _MAX_CHARS = 4096

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from xgr_runtime.messages import Limits, Load, ModelIdentity, Role, Timing
+from xgr_runtime.wire.messages import Limits, Load, ModelIdentity, Role, Timing
 
 
 class BeamMeta(msgspec.Struct, frozen=True, gc=False):
