@@ -18,8 +18,6 @@ from decode_worker.task import DecodeTask, TaskFactory
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
-from xgr_runtime.device_turns import DECODE_SEAT, LOOK_EVERY, turn_for_trials, turns_of
 from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
@@ -28,7 +26,6 @@ from xgr_runtime.errors import (
     RequestError,
     WorkerLost,
 )
-from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.line import urgency
@@ -54,6 +51,9 @@ from xgr_runtime.wire.messages import (
     WorkerHello,
     brief,
 )
+from xgr_runtime.worker.control import LISTEN_EVERY, ControlServer, new_incarnation
+from xgr_runtime.worker.device_turns import DECODE_SEAT, LOOK_EVERY, turn_for_trials, turns_of
+from xgr_runtime.worker.known_costs import KnownCosts
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from prefill_worker.engines.cpu import Engine, Part
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.control import LISTEN_EVERY, ControlServer, new_incarnation
-from xgr_runtime.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
 from xgr_runtime.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -27,7 +25,6 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import Chunk, PromptPages
-from xgr_runtime.known_costs import KnownCosts
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
 from xgr_runtime.model.device.device import losing_the_device
@@ -53,6 +50,9 @@ from xgr_runtime.wire.messages import (
     WorkerHello,
     brief,
 )
+from xgr_runtime.worker.control import LISTEN_EVERY, ControlServer, new_incarnation
+from xgr_runtime.worker.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
+from xgr_runtime.worker.known_costs import KnownCosts
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from router.workers.roster import Workers
 from router.workers.tracing import Tracer
 from router.workers.worker import Worker
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -28,6 +27,7 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Message, Spans
+from xgr_runtime.worker.control import new_incarnation
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from xgr_runtime.control import MOST_ROUTERS, ROUTER_REPLACED, ROUTER_SILENT, ControlServer
 from xgr_runtime.transport import A_TURN, Link, Listener, Poller
 from xgr_runtime.wire.messages import (
     PROTOCOL,
@@ -22,6 +21,7 @@ from xgr_runtime.wire.messages import (
     ToRouter,
     WorkerHello,
 )
+from xgr_runtime.worker.control import MOST_ROUTERS, ROUTER_REPLACED, ROUTER_SILENT, ControlServer
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 ME = WorkerHello(PROTOCOL, "decode", "d", 4, MODEL, "", [], Limits(8), Load(0, 0, 0, 1, 0, 0, 0, {}))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from xgr_runtime.device_turns import (
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.worker.device_turns import (
     DECODE_SEAT,
     KEEP_EVERY,
     OVERDUE,
@@ -22,13 +23,12 @@ from xgr_runtime.device_turns import (
     NoTurns,
     turns_of,
 )
-from xgr_runtime.errors import ConfigError
 
 # Answers each line: take, give, forget, or play N (take N turns as fast as they come, 1 ms each).
 PLAYER = """
 import sys, time
 from pathlib import Path
-from xgr_runtime.device_turns import FileTurns
+from xgr_runtime.worker.device_turns import FileTurns
 turns = FileTurns(Path(sys.argv[1]), int(sys.argv[2]))
 log = Path(sys.argv[1] + ".log")
 print("here", flush=True)

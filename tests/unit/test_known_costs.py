@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from xgr_runtime import known_costs
 from xgr_runtime.config import DecodeConfig, PrefillConfig
-from xgr_runtime.known_costs import KEEP_EVERY, KnownCosts
 from xgr_runtime.scheduling.cost_model import LEAST, CostModel, alone, prompt_work
 from xgr_runtime.wire.messages import ModelIdentity, StepCost
+from xgr_runtime.worker import known_costs
+from xgr_runtime.worker.known_costs import KEEP_EVERY, KnownCosts
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
 TRUTH = StepCost(4e-3, 5e-5, 0.0)

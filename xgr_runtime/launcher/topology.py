@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 ROUTER = "router"
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 MEMORY_FILE = "memory.json"  # see `xgr_runtime.kv.published`
-TURNS_FILE = "gpu.turns"  # see `xgr_runtime.device_turns`
+TURNS_FILE = "gpu.turns"  # see `xgr_runtime.worker.device_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
 
 C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)

@@ -17,7 +17,6 @@ from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.control import LISTEN_EVERY
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.shared_memory import this_process
@@ -50,6 +49,7 @@ from xgr_runtime.wire.messages import (
     ToRouter,
     WorkerHello,
 )
+from xgr_runtime.worker.control import LISTEN_EVERY
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TOKENS = np.arange(90, 100, dtype=np.int32).tobytes()  # a prompt

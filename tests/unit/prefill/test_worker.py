@@ -11,7 +11,6 @@ import pytest
 from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.device_turns import PATIENCE
 from xgr_runtime.handover.outbound import Transfer
 from xgr_runtime.handover.protocol import decode_links
 from xgr_runtime.kv.pages import PagePool
@@ -29,6 +28,7 @@ from xgr_runtime.wire.messages import (
     PrefillRequest,
     ToRouter,
 )
+from xgr_runtime.worker.device_turns import PATIENCE
 
 IDENTITY = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 NAN = 77  # a token from which the played model makes NaN

@@ -20,7 +20,6 @@ from sglang.srt.disaggregation.base.conn import KVTransferMetric
 from sglang.srt.distributed import get_tp_group
 
 from xgr_runtime.config import switched_on
-from xgr_runtime.control import new_incarnation
 from xgr_runtime.errors import BadRequest, RequestError
 from xgr_runtime.handover.outbound import Outbound, Transfer
 from xgr_runtime.handover.protocol import FIRST_LEASE, SenderState
@@ -29,6 +28,7 @@ from xgr_runtime.model.sglang.transfer.introduction import model_identity, refus
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.model.sglang.versions import check_version, installed_version
 from xgr_runtime.wire.sglang_ticket import Ticket
+from xgr_runtime.worker.control import new_incarnation
 
 CHUNK_BYTES = 1 << 20
 

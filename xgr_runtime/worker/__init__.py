@@ -1,0 +1,1 @@
+"""What both workers are made of."""
