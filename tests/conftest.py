@@ -18,8 +18,8 @@ from items import Items, read_items
 from oracle import Oracle
 from references import Reference, stored_references
 
-from xgr_runtime.cache_folder import cache_folder
-from xgr_runtime.kernel_folder import KernelFolder
+from xgr_runtime.cache.folder import cache_folder
+from xgr_runtime.cache.kernels import KernelFolder
 
 # Kernels compile once for the tests and for the processes that they start.
 if (_cache := cache_folder()) is not None:

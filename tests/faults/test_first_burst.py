@@ -13,8 +13,8 @@ from fault_table import FaultTable, Row
 from fleet import Fleet
 from instruments import TestData
 
-from xgr_runtime.cache_folder import cache_folder
-from xgr_runtime.kernel_folder import KernelFolder
+from xgr_runtime.cache.folder import cache_folder
+from xgr_runtime.cache.kernels import KernelFolder
 
 BURST, PROMPTS, WIDTH, LONGEST = 160, 8, 50, 2000
 SECONDS = 6.0  # deadline

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xgr_runtime.cache_folder import NONE, cache_folder
+from xgr_runtime.cache.folder import NONE, cache_folder
+from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
-from xgr_runtime.kernel_folder import KernelFolder
 from xgr_runtime.launcher.child import Child, ChildFailed, Program
 from xgr_runtime.launcher.run_folder import CACHE
 from xgr_runtime.launcher.supervisor import PULSE, StopRequest

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from xgr_kernels.cpu.compiled import keep_compiled_in
-from xgr_runtime.cache_folder import cache_folder
+from xgr_runtime.cache.folder import cache_folder
+from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.config import KernelsConfig
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.kernel_folder import KernelFolder
 from xgr_runtime.model.base import DTYPES
 from xgr_runtime.process.lifecycle import Lifecycle, main
 

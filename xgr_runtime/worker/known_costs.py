@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from xgr_runtime.cache.kernels import processor
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import write_whole
-from xgr_runtime.kernel_folder import processor
 from xgr_runtime.scheduling.cost_model import LEAST, CostModel, Tried, seed_of
 from xgr_runtime.wire.messages import ModelIdentity, StepCost
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xgr_runtime.cache_folder import cache_folder
+from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from xgr_runtime import kernel_folder
-from xgr_runtime.kernel_folder import KEPT, KernelFolder, kernel_key, processor
+from xgr_runtime.cache import kernels
+from xgr_runtime.cache.kernels import KEPT, KernelFolder, kernel_key, processor
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_other_installations_have_folders_of_their_own(
 
 
 def test_the_sources_are_those_of_the_kernels() -> None:
-    names = {path.name for path in kernel_folder._sources()}
+    names = {path.name for path in kernels._sources()}
     assert {"compiled.py", "cpu_kernels.py", "tiles.py"} <= names
     assert len(processor()) > 2
 

@@ -1,0 +1,1 @@
+"""What is made once on a machine and used again at later starts."""
