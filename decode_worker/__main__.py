@@ -10,8 +10,8 @@ from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.config import DecodeConfig
+from xgr_runtime.config.machine import check_memory
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.machine import check_memory
 from xgr_runtime.model.startup import LoadedModel, choose_kernels, load_model, prompt_limit
 from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener, told_address

@@ -22,12 +22,12 @@ from xgr_runtime.config import (
     parse,
     to_argv,
 )
+from xgr_runtime.config.machine import check_memory, check_threads, check_workers
+from xgr_runtime.config.values import MOST_FILE
+from xgr_runtime.config.variables import variable
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.launcher.topology import check
-from xgr_runtime.machine import check_memory, check_threads, check_workers
 from xgr_runtime.process.log import configure
-from xgr_runtime.setting_values import MOST_FILE
-from xgr_runtime.variables import variable
 
 KINDS: dict[type[Any], dict[str, str]] = {
     PrefillConfig: {"model_path": "/m", "control_address": "ipc:///p"},

@@ -10,8 +10,8 @@ import pytest
 
 from xgr_runtime.cli import main
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, check_environ, parse
+from xgr_runtime.config.variables import ELSEWHERE, variable
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.variables import ELSEWHERE, variable
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = (PrefillConfig, DecodeConfig, RouterConfig, ServeConfig)

@@ -18,9 +18,9 @@ from xgr_runtime.config.structs import (
     _Model,
     _Process,
 )
+from xgr_runtime.config.values import MOST_TEXT, brief, check_value, joined, listed, read_file
+from xgr_runtime.config.variables import check_variables, variable
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.setting_values import MOST_TEXT, brief, check_value, joined, listed, read_file
-from xgr_runtime.variables import check_variables, variable
 
 LEAST_STUCK = 0.1  # seconds
 

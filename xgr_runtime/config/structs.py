@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from xgr_runtime.setting_types import (
+from xgr_runtime.config.types import (
     Beat,
     Bytes,
     Count,

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from xgr_runtime.config import SECRETS, flag
+from xgr_runtime.config.variables import variable
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher.memory_kills import MemoryKills
 from xgr_runtime.process.lifecycle import STARTUP_FAILED
 from xgr_runtime.process.log import stderr
-from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xgr_runtime.machine import memory_files
+from xgr_runtime.config.machine import memory_files
 
 LOOK_EVERY = 0.25  # seconds between looks at a process's group: it may be moved
 RECENT = 10.0  # seconds that a killed process, with all its memory, has at least to be gone

@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from xgr_runtime.config.values import is_plain
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import open_ordinary
-from xgr_runtime.setting_values import is_plain
 from xgr_runtime.transport.addresses import SOCKET_PATH
 
 log = logging.getLogger(__name__)

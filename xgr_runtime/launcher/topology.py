@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeVar
 
 from xgr_runtime.checkpoint import read_config
 from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
+from xgr_runtime.config.machine import check_memory, check_threads, check_workers
+from xgr_runtime.config.variables import variable
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.launcher.child import Program
 from xgr_runtime.launcher.supervisor import StartGroup
-from xgr_runtime.machine import check_memory, check_threads, check_workers
 from xgr_runtime.transport.addresses import check_host_names, check_url, is_loopback
-from xgr_runtime.variables import variable
 
 log = logging.getLogger(__name__)
 

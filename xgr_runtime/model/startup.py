@@ -13,10 +13,10 @@ from xgr_kernels.backend import choose_backend
 from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
 from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import DecodeConfig, PrefillConfig
+from xgr_runtime.config.machine import check_memory, check_threads
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
-from xgr_runtime.machine import check_memory, check_threads
 from xgr_runtime.model.base import Geometry, ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory

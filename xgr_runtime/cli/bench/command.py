@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from xgr_runtime.cli.bench.flags import add_flags, load_settings, traffic_settings
 from xgr_runtime.cli.bench.settings import SearchSettings, parse_numbers
 from xgr_runtime.config import check_secret
+from xgr_runtime.config.variables import variable
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import check_writable
-from xgr_runtime.variables import variable
 
 if TYPE_CHECKING:
     import argparse
