@@ -5,12 +5,11 @@ All of it runs before any weight is loaded, so that a wrong path costs milliseco
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from xgr_runtime.config import Dtype
 from xgr_runtime.errors import ModelError
 from xgr_runtime.files import open_ordinary
 
@@ -19,6 +18,7 @@ SINGLE = "model.safetensors"
 
 _BLOCK = 64 * 1024
 _BLOCKS = 256  # 16 MiB per file: smaller files are read whole, larger ones at even distances
+_RUN = ("float32", "bfloat16")  # the number types that weights are run in; others are made float32
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def saved_dtype(folder: Path) -> str:
     """What the checkpoint was saved in, where we run that; float32 otherwise. Raises ModelError."""
     raw = read_config(folder)
     saved = str(raw.get("dtype") or raw.get("torch_dtype") or "")
-    return saved if saved in get_args(Dtype) and saved != "auto" else "float32"
+    return saved if saved in _RUN else "float32"
 
 
 def weight_files(folder: Path) -> list[Path]:

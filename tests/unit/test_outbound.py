@@ -10,9 +10,10 @@ import pytest
 import zmq
 
 from xgr_runtime.errors import DeadlineExceeded, Fatal, InternalError, Overloaded, WorkerLost
+from xgr_runtime.handover import decode_links
 from xgr_runtime.handover.decode_links import IDLE
 from xgr_runtime.handover.outbound import Outbound, Transfer
-from xgr_runtime.handover.protocol import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState, decode_links
+from xgr_runtime.handover.protocol import ASK_EVERY, Chunk, PromptPages, Receiver, ReceiverState
 from xgr_runtime.transport import Listener, Poller, Received
 from xgr_runtime.wire.messages import (
     MOST_CREDITS,

@@ -23,6 +23,7 @@ from xgr_runtime.config.structs import (
 )
 
 __all__ = [
+    "SECRETS",
     "Backend",
     "C",
     "DecodeConfig",
@@ -30,7 +31,6 @@ __all__ = [
     "KernelsConfig",
     "PrefillConfig",
     "RouterConfig",
-    "SECRETS",
     "ServeConfig",
     "add_flags",
     "check_environ",

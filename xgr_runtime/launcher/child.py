@@ -1,6 +1,7 @@
 """A process of ours from the outside: spawn it, hear that it is ready, learn why it ended, stop it.
 
-The launcher holds one `Child` per process. What the process does on its side is in `xgr_runtime.process.lifecycle`.
+The launcher holds one `Child` per process. What the process does on its side is in
+`xgr_runtime.process.lifecycle`.
 """
 
 import contextlib

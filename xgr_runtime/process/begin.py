@@ -1,7 +1,7 @@
 """Run a module as `python -m` does, in a process that dies with its launcher.
 
-`python -m xgr_runtime.process.begin FD MODULE ARG...`, where FD is the pipe to the launcher. It comes before all that
-the module imports, which takes seconds: meanwhile a launcher may be killed, or the process be stopped.
+`python -m xgr_runtime.process.begin FD MODULE ARG...`, where FD is the pipe to the launcher. It comes before
+all that the module imports, which takes seconds: meanwhile a launcher may be killed, or the process stopped.
 """
 
 import ctypes

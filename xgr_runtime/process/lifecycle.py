@@ -1,7 +1,8 @@
 """A process of ours from the inside: how it starts, says that it is ready, and is asked to stop.
 
 `main` gives a body its parsed configuration and a `Lifecycle`. A launcher, where there is one, holds the
-other end: see `xgr_runtime.launcher.child`. Between the two is one pipe, which carries one JSON line and then beats.
+other end: see `xgr_runtime.launcher.child`. Between the two is one pipe, which carries one JSON line and
+then beats.
 """
 
 import contextlib

@@ -24,7 +24,7 @@ import attention_checks  # noqa: E402
 import replay_checks  # noqa: E402
 import selection_checks  # noqa: E402
 
-from xgr_kernels.attention.tail import reference as tail_reference
+from xgr_kernels.attention.tail import reference as tail_reference  # noqa: E402
 
 Check = Callable[[Record, Lab], None]
 

@@ -11,8 +11,8 @@ import pytest
 from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
+from xgr_runtime.handover import decode_links
 from xgr_runtime.handover.outbound import Transfer
-from xgr_runtime.handover.protocol import decode_links
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.model.device.device import DeviceLost
 from xgr_runtime.transport import Link, Poller

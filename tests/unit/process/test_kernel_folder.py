@@ -25,7 +25,7 @@ def test_any_edit_of_any_source_makes_another_folder(tmp_path: Path, monkeypatch
     files = [tmp_path / name for name in ("called.py", "caller.py")]
     for file in files:
         file.write_text("x = 1\n")
-    monkeypatch.setattr(kernel_folder, "_sources", lambda: files)
+    monkeypatch.setattr(kernels, "_sources", lambda: files)
     keys = [kernel_key()]
     for file in files:
         file.write_text("x = 2\n")
@@ -43,7 +43,7 @@ def test_other_installations_have_folders_of_their_own(
         file.parent.mkdir(exist_ok=True)
         file.write_text("x = 1\n")
         os.utime(file, (written, written))
-        monkeypatch.setattr(kernel_folder, "_sources", lambda: [file])
+        monkeypatch.setattr(kernels, "_sources", lambda: [file])
         return kernel_key()
 
     assert key("here", 1) == key("here", 1)

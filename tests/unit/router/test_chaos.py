@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from puppet_workers import POISON, Puppet, Theatre
 
+from router.workers import roster
 from router.workers.breaker import LONGEST
-from router.workers.roster import roster
 from xgr_runtime.errors import Cancelled, CrashedWorkers, RequestError
 
 REQUESTS = 40

@@ -9,8 +9,8 @@ from played_workers import LOAD, MODEL
 from puppet_workers import Puppet, Theatre
 
 from router.job import WorkerState
+from router.workers import roster
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
-from router.workers.roster import roster
 from xgr_runtime.errors import Draining, NoWorkers
 from xgr_runtime.wire.messages import PROTOCOL, START_SECONDS, Limits, Role, WorkerHello
 

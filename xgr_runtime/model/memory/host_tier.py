@@ -16,7 +16,7 @@ from xgr_runtime.model.memory.kv_pool import KvPool
 
 
 class HostTier:
-    """A `Tier` of `xgr_runtime.kv.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
+    """A `Tier` of `kv.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
 
     Raises `ConfigError` when there is less memory than that.
     """

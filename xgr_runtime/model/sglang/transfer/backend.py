@@ -1,7 +1,8 @@
 """The classes of a KV transfer backend, as SGLang names them: manager, sender and bootstrap server.
 
 A sender is one prompt's hand-over. SGLang asks it for its state once per turn (`poll`) and tells it which
-pages have been computed (`send`). The protocol is `xgr_runtime.handover.protocol`, the sending `xgr_runtime.handover.outbound`.
+pages have been computed (`send`). The protocol is `xgr_runtime.handover.protocol`, the sending
+`xgr_runtime.handover.outbound`.
 """
 
 import time
