@@ -186,7 +186,7 @@ class DecodeWorker:
                 self.engine.launch([task.search])
             except Exception:
                 log.exception("request %d failed", task.id.request)
-                self.fail(task, InternalError("the decode worker failed on this request"), retry=False)
+                self.fail(task, InternalError("the decode worker failed on this request"))
             self.answer_finished()
 
     def answer_finished(self) -> None:
@@ -204,7 +204,7 @@ class DecodeWorker:
         """Send the result of a search that is over, or the error that ended it."""
         assert task.search is not None
         if task.search.invalid:
-            self.fail(task, InvalidLogits("the model returned NaN or infinity for this request"), retry=False)
+            self.fail(task, InvalidLogits("the model returned NaN or infinity for this request"))
             return
         leaves, scores = task.search.answer()
         result = Result(
@@ -247,9 +247,9 @@ class DecodeWorker:
         id = getattr(message, "id", None)
         error = InternalError("the decode worker failed on this request")
         if id in self.tasks:
-            self.fail(self.tasks[id], error, retry=False)
+            self.fail(self.tasks[id], error)
         elif isinstance(message, DecodeRequest):
-            self.report(message.id, error, retry=False)
+            self.report(message.id, error)
 
     def take_request(self, message: Message, now: float) -> None:
         match message:
@@ -257,7 +257,7 @@ class DecodeWorker:
                 try:
                     self.tasks[id] = self.accept(message, now)
                 except RequestError as error:
-                    self.report(id, error, retry=isinstance(error, Overloaded))
+                    self.report(id, error)
                     return
                 self.inbound.expect(self.tasks[id])
             case Cancel(id=id):
@@ -297,13 +297,13 @@ class DecodeWorker:
 
     # --- ends ---
 
-    def fail(self, task: DecodeTask, error: RequestError, retry: bool) -> None:
+    def fail(self, task: DecodeTask, error: RequestError) -> None:
         self.end(task, tell_prefill=error.message)
-        self.report(task.id, error, retry)
+        self.report(task.id, error)
 
-    def report(self, id: AttemptId, error: RequestError, retry: bool) -> None:
+    def report(self, id: AttemptId, error: RequestError) -> None:
         self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "decode", error.code, brief(error.message), retry))
+        self.control.send(id.router, Failed(id, "decode", error.code, brief(error.message)))
 
     def end(self, task: DecodeTask, tell_prefill: str = "") -> None:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
@@ -333,10 +333,10 @@ class DecodeWorker:
             flying = task.search is not None and task.search.launched
             if not self.scheduler.hopeless(task, now, others and not flying):
                 continue
-            self.fail(task, DeadlineExceeded("the deadline could not be met by the search"), retry=False)
+            self.fail(task, DeadlineExceeded("the deadline could not be met by the search"))
         for router, reason in self.control.gone(now):
             for task in [t for t in self.tasks.values() if t.id.router == router]:
-                self.fail(task, WorkerLost(reason), retry=True)
+                self.fail(task, WorkerLost(reason))
             self.control.forget(router)
         self.inbound.expire(now)
 

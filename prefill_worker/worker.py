@@ -19,7 +19,6 @@ from xgr_runtime.errors import (
     BadRequest,
     DeadlineExceeded,
     InternalError,
-    Overloaded,
     RequestError,
     WorkerLost,
 )
@@ -56,7 +55,6 @@ from xgr_runtime.worker.known_costs import KnownCosts
 
 log = logging.getLogger(__name__)
 
-_ELSEWHERE = (Overloaded, WorkerLost)  # errors that a request may not meet on another pair
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
@@ -234,7 +232,7 @@ class PrefillWorker:
             self.outbound.transfers[id].give_up(error)
         elif isinstance(message, PrefillRequest):
             self.scheduler.drop(message.id)
-            self.fail(message.id, error, retry=False)
+            self.fail(message.id, error)
 
     def take(self, message: Message, now: float) -> None:
         match message:
@@ -242,7 +240,7 @@ class PrefillWorker:
                 try:
                     self.scheduler.add(self.accept(message, now))
                 except RequestError as error:
-                    self.fail(id, error, retry=isinstance(error, _ELSEWHERE))
+                    self.fail(id, error)
             case Cancel(id=id):
                 self.scheduler.drop(id)
                 if id in self.prompts:
@@ -297,7 +295,7 @@ class PrefillWorker:
             return
         self.prompts.pop(prompt.id, None)
         self.scheduler.end(prompt)
-        self.fail(prompt.id, error, retry=isinstance(error, _ELSEWHERE))
+        self.fail(prompt.id, error)
 
     def begin(self, prompt: Prompt) -> None:
         """Say OPEN and offer what is cached."""
@@ -328,9 +326,7 @@ class PrefillWorker:
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
-            self.fail(
-                prompt.id, DeadlineExceeded("the deadline could not be met in the prefill queue"), retry=False
-            )
+            self.fail(prompt.id, DeadlineExceeded("the deadline could not be met in the prefill queue"))
         for prompt in self.scheduler.late(now):
             error = DeadlineExceeded("the deadline could not be met by the rest of the prompt")
             self.outbound.transfers[prompt.id].give_up(error)
@@ -338,7 +334,7 @@ class PrefillWorker:
         for router, reason in self.control.gone(now):
             for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
                 self.scheduler.drop(prompt.id)
-                self.fail(prompt.id, WorkerLost(reason), retry=True)
+                self.fail(prompt.id, WorkerLost(reason))
             for transfer in self.outbound.transfers.values():
                 if transfer.id.router == router:
                     transfer.fail(reason)
@@ -354,12 +350,12 @@ class PrefillWorker:
                 REQUEST, "prompt", prompt.arrived, self.clock(), prompt.id, tokens=len(prompt.tokens)
             )
             if transfer.failure:
-                self.fail(transfer.id, transfer.failure, retry=transfer.error is None)
+                self.fail(transfer.id, transfer.failure)
 
-    def fail(self, id: AttemptId, error: RequestError, retry: bool) -> None:
+    def fail(self, id: AttemptId, error: RequestError) -> None:
         """Tell the router that this attempt is over; it ignores what it has cancelled itself."""
         self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "prefill", error.code, brief(error.message), retry))
+        self.control.send(id.router, Failed(id, "prefill", error.code, brief(error.message)))
 
     # --- state ---
 

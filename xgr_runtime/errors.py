@@ -35,12 +35,17 @@ class Fatal(BaseException):
 
 
 class RequestError(XgrError):
-    """A request ended without a result. `status` is its HTTP status, `code` its name on the wire."""
+    """A request ended without a result. `status` is its HTTP status, `code` its name on the wire.
+
+    `retryable` tells a client that the same request may succeed later, `elsewhere` the router that it may
+    succeed now, on another pair of workers.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"
     retryable: ClassVar[bool] = False
+    elsewhere: ClassVar[bool] = False
     retry_after: float  # seconds after which a retry may succeed; zero if that is not known
 
     def __init__(self, message: str, param: str | None = None, retry_after: float = 0.0) -> None:
@@ -141,13 +146,13 @@ class CrashedWorkers(RequestError):
 class WorkerLost(RequestError):
     """HTTP 502. A worker died or failed and no retry was left; `param` names the stage."""
 
-    status, code, retryable = 502, "worker_lost", True
+    status, code, retryable, elsewhere = 502, "worker_lost", True, True
 
 
 class Overloaded(RequestError):
     """HTTP 503 with Retry-After. A queue is full, or what waits leaves no time for this request."""
 
-    status, code, kind, retryable = 503, "overloaded", "overloaded_error", True
+    status, code, kind, retryable, elsewhere = 503, "overloaded", "overloaded_error", True, True
 
 
 class NoWorkers(RequestError):

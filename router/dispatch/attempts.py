@@ -188,7 +188,7 @@ class Attempts:
             both = isinstance(error, WorkerLost) and not tried.committed
             for to_blame in (tried.prefill, tried.decode) if both else (worker,):
                 self._workers.breakers[to_blame].failed(tried.id, tried.started)
-        tried.finish(Retry(error) if message.retry else error)
+        tried.finish(Retry(error) if error.elsewhere else error)
 
     # --- what a pair gets ---
 

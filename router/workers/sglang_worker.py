@@ -128,7 +128,7 @@ class SglangServer(Worker):
             self._fail(request.id, problem)
 
     def _fail(self, id: AttemptId, error: RequestError) -> None:
-        self._on_message(self, Failed(id, "prefill", error.code, error.message, error.retryable))
+        self._on_message(self, Failed(id, "prefill", error.code, error.message))
 
     async def _abort(self, id: AttemptId) -> None:
         try:

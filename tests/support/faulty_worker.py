@@ -179,7 +179,7 @@ class Faults:
         def refusing(original: Wrapper, inbound: Any, task: Any, *args: Any) -> None:
             original(task, *args)
             if self.file.read("refuse") and task.id in inbound.tasks:
-                inbound.fail(task, WorkerLost("refused after the grant", "decode"), True)
+                inbound.fail(task, WorkerLost("refused after the grant", "decode"))
 
         replace(Inbound, "grant", refusing)
 

@@ -82,7 +82,7 @@ class Theatre:
     def fail(self, tried: Attempt) -> None:
         worker = self.chance.choice((tried.prefill, tried.decode))
         code = self.chance.choice(("worker_lost", "overloaded"))
-        worker._on_message(worker, Failed(tried.id, worker.role, code, "broken", retry=True))
+        worker._on_message(worker, Failed(tried.id, worker.role, code, "broken"))
 
     def hedge(self) -> None:
         hedge(self.dispatcher._tries.values(), 3.0, time.monotonic())

@@ -258,13 +258,15 @@ class Result(Message, frozen=True, tag="result"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
-    """Worker to router: this attempt is over without a result."""
+    """Worker to router: this attempt is over without a result.
+
+    What `code` names also says whether another pair may succeed: see `RequestError.elsewhere`.
+    """
 
     id: AttemptId
     stage: Role
     code: Name  # of errors.BY_CODE
     message: Text
-    retry: bool  # another pair may succeed
 
 
 class FlushCache(Message, frozen=True, tag="flush_cache"):

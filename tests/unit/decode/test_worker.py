@@ -694,7 +694,7 @@ def test_a_request_that_cannot_be_handled_ends_alone(
         message = DecodeRequest(searching_id, TOKENS, 4, 2, "vocab", version, None, b"", 60.0)
         worker.handle_request(message, 0.0)
     (failed,) = told
-    assert failed.id == searching_id and failed.code == "internal_error" and not failed.retry
+    assert failed.id == searching_id and failed.code == "internal_error"
     assert "nobody had thought" in caplog.text and list(worker.tasks) == [kept]
 
 
@@ -716,7 +716,7 @@ def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
     elif what == "Commit":
         say(pooled, Commit(id, 0, digest_of([]), None, 0.1))
     assert list(pooled.tasks) == [other] and pooled.load().pages_used == 0
-    assert told[-1].id == id and told[-1].retry and pooled.counters["broken_transfers"] == 1
+    assert told[-1].id == id and told[-1].code == "worker_lost" and pooled.counters["broken_transfers"] == 1
 
 
 def test_a_lost_device_is_not_one_hand_overs_fault(pooled: DecodeWorker, heard: Heard) -> None:

@@ -240,7 +240,7 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     poller.add(router)
     while not router.send(Hello(PROTOCOL, 1, "router-0")):
         pass
-    while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m", retry=False)):
+    while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m")):
         list(worker.control.receive(10.0))
     for number in (1, 2):
         worker.handle_control(request(worker, [1] * 20, number, timeout=60.0), 10.0)
@@ -374,7 +374,7 @@ def test_a_message_that_cannot_be_handled_ends_its_request_alone(
         worker.handle_control(request(worker, [1, 2, 3]), 10.0)
     worker.handle_control(request(worker, [1, 2, 3], 2), 10.0)
     (failed,) = said
-    assert failed.id.request == 1 and failed.code == "internal_error" and not failed.retry
+    assert failed.id.request == 1 and failed.code == "internal_error"
     assert "nobody had thought" not in failed.message and "nobody had thought" in caplog.text
     assert [prompt.id.request for prompt in worker.scheduler.waiting] == [2]
 
@@ -409,7 +409,7 @@ def test_a_prompt_that_cannot_be_opened_holds_nothing(
     assert not worker.prompts and not worker.cache.used and not worker.outbound.transfers
     assert not worker.scheduler.begun and not worker.outbound.credits_out
     (failed,) = said
-    assert failed.code == "internal_error" and not failed.retry
+    assert failed.code == "internal_error"
     worker.handle_control(request(worker, [1] * 4, 2), 10.0)
     one_turn(worker)
     assert worker.counters["prompts"] == 1, "and the next one runs"
@@ -421,7 +421,7 @@ def test_a_decode_worker_for_whom_there_is_no_socket_is_tried_elsewhere(
     said = spoil(worker, monkeypatch)
     monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
     worker.handle_control(request(worker, [1, 2, 3]), 10.0)
-    assert said[0].retry and said[0].code == "overloaded" and not worker.scheduler.waiting
+    assert said[0].code == "overloaded" and not worker.scheduler.waiting
 
 
 def test_a_request_whose_decode_worker_has_a_refused_address_is_tried_elsewhere(
@@ -429,7 +429,7 @@ def test_a_request_whose_decode_worker_has_a_refused_address_is_tried_elsewhere(
 ) -> None:
     said = spoil(worker, monkeypatch)
     worker.handle_control(request(worker, [1, 2, 3], address="tcp://10.0.0.1:5"), 10.0)
-    assert said[0].retry and said[0].code == "worker_lost" and not worker.scheduler.waiting
+    assert said[0].code == "worker_lost" and not worker.scheduler.waiting
 
 
 def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
@@ -440,7 +440,7 @@ def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
     worker.outbound._links._links.clear()  # it was idle for too long
     monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
     assert not worker.opened(worker.scheduler.next_turns(10.0))
-    assert said[0].retry and said[0].code == "overloaded" and not caplog.text
+    assert said[0].code == "overloaded" and not caplog.text
     assert not worker.prompts and not worker.cache.used and not worker.scheduler.begun
 
 

@@ -16,6 +16,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    InternalError,
     InvalidLogits,
     NoWorkers,
     Overloaded,
@@ -61,7 +62,7 @@ async def test_a_retry_has_a_new_number_and_another_pair(folder: Path) -> None:
     async with stage(folder, 2, 2) as s:
         answer = s.ask()
         first = await s.decode[0].next(DecodeRequest)
-        s.decode[0].send(Failed(first.id, "decode", "worker_lost", "broken", retry=True))
+        s.decode[0].send(Failed(first.id, "decode", "worker_lost", "broken"))
         await s.decode[0].next(Cancel)
         second = await s.decode[1].next(DecodeRequest)
         assert (first.id.attempt, second.id.attempt) == (1, 2) and first.id.request == second.id.request
@@ -79,7 +80,7 @@ async def test_retries_end(folder: Path) -> None:
         answer = s.ask()
         for _ in range(2):
             request = await s.decode[0].next(DecodeRequest)
-            s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken", retry=True))
+            s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken"))
             await s.decode[0].next(Cancel)
         with pytest.raises(WorkerLost, match="broken"):
             await answer
@@ -89,10 +90,15 @@ async def test_retries_end(folder: Path) -> None:
 @play
 async def test_a_final_error_is_not_retried(folder: Path) -> None:
     async with stage(folder, 2, 2) as s:
-        for code, kind in (("invalid_value", BadRequest), ("invalid_logits", InvalidLogits)):
+        finals = [
+            ("invalid_value", BadRequest),
+            ("invalid_logits", InvalidLogits),
+            ("unheard_of", InternalError),
+        ]
+        for code, kind in finals:
             answer = s.ask()
             request = await s.decode[0].next(DecodeRequest)
-            s.decode[0].send(Failed(request.id, "decode", code, "no use", retry=False))
+            s.decode[0].send(Failed(request.id, "decode", code, "no use"))
             with pytest.raises(kind, match="no use"):
                 await answer
             await s.decode[0].next(Cancel)
@@ -191,7 +197,7 @@ async def test_after_commit_the_prefill_worker_may_fail(folder: Path) -> None:
         request = await s.decode[0].next(DecodeRequest)
         s.decode[0].send(Committed(request.id))
         await until(lambda: not s.dispatcher.workers()[0].in_flight)
-        s.prefill[0].send(Failed(request.id, "prefill", "worker_lost", "it broke off", retry=True))
+        s.prefill[0].send(Failed(request.id, "prefill", "worker_lost", "it broke off"))
         await asyncio.sleep(0.05)
         s.decode[0].send(result_of(request))
         assert (await answer).attempts == 1
@@ -347,7 +353,7 @@ async def test_lost_workers_aborts_and_gone_clients_leave_nothing_in_the_books(f
             elif end == "gone":
                 answer.cancel()
             elif end == "failed":
-                s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken", retry=True))
+                s.decode[0].send(Failed(request.id, "decode", "worker_lost", "broken"))
             with pytest.raises((Cancelled, asyncio.CancelledError, WorkerLost, DeadlineExceeded)):
                 await answer
             await s.decode[0].next(Cancel)

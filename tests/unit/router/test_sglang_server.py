@@ -169,20 +169,20 @@ def test_introduces_itself_and_takes_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    "status, body, error, retry",
+    "status, body, error",
     [
-        (500, {"error": {"message": "Prefill transfer failed"}}, WorkerLost, True),
-        (500, {"object": "error", "message": "Prefill transfer failed"}, WorkerLost, True),
-        (503, "busy", WorkerLost, True),
-        (400, {"error": {"message": "too long"}}, BadRequest, False),
-        (200, {"meta_info": {"finish_reason": {"type": "abort", "message": "x"}}}, WorkerLost, True),
-        (200, "no answer of SGLang's", WorkerLost, True),
-        (200, Response("not gzip", headers={"Content-Encoding": "gzip"}), WorkerLost, True),
-        (200, Response(DEEP), WorkerLost, True),
+        (500, {"error": {"message": "Prefill transfer failed"}}, WorkerLost),
+        (500, {"object": "error", "message": "Prefill transfer failed"}, WorkerLost),
+        (503, "busy", WorkerLost),
+        (400, {"error": {"message": "too long"}}, BadRequest),
+        (200, {"meta_info": {"finish_reason": {"type": "abort", "message": "x"}}}, WorkerLost),
+        (200, "no answer of SGLang's", WorkerLost),
+        (200, Response("not gzip", headers={"Content-Encoding": "gzip"}), WorkerLost),
+        (200, Response(DEEP), WorkerLost),
     ],
     ids=["failed", "failed, other form", "overloaded", "refused", "aborted", "strange", "no gzip", "deep"],
 )
-def test_a_failure_is_reported_with_its_reason(status: int, body: Any, error: type[Any], retry: bool) -> None:
+def test_a_failure_is_reported_with_its_reason(status: int, body: Any, error: type[Any]) -> None:
     async def play() -> None:
         async with served() as (server, link, told):
             await until(lambda: link.alive)
@@ -192,7 +192,6 @@ def test_a_failure_is_reported_with_its_reason(status: int, body: Any, error: ty
             (failed,) = told.messages
             assert isinstance(failed, Failed)
             assert (failed.id, failed.stage, failed.code) == (ID, "prefill", error.code)
-            assert failed.retry is retry
             assert "SGLang" in failed.message
             if status == 500:
                 assert "Prefill transfer failed" in failed.message
@@ -244,7 +243,7 @@ def test_a_server_that_dies_loses_its_prompts() -> None:
             await server.close()
             await until(lambda: told.messages and told.losses)
             (failed,) = told.messages
-            assert isinstance(failed, Failed) and failed.retry and failed.code == WorkerLost.code
+            assert isinstance(failed, Failed) and failed.code == WorkerLost.code
             assert told.losses == [(33, "its connection broke")]
             assert link.problem == "it is gone"
 
@@ -264,7 +263,7 @@ def test_a_broken_connection_costs_only_its_own_prompts() -> None:
             server.break_connections()
             await until(lambda: told.messages)
             (failed,) = told.messages
-            assert isinstance(failed, Failed) and failed.retry and failed.code == WorkerLost.code
+            assert isinstance(failed, Failed) and failed.code == WorkerLost.code
             await until(lambda: link.hello and link.hello.worker == "asked again")
             assert link.alive and not told.losses
 

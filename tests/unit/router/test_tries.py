@@ -70,7 +70,7 @@ async def test_only_the_worker_that_searches_can_answer(folder: Path) -> None:
     async with stage(folder, 1, 2) as s:
         answer = s.ask()
         request = await s.decode[0].next(DecodeRequest)
-        failure = Failed(request.id, "decode", "worker_lost", "a lie", retry=True)
+        failure = Failed(request.id, "decode", "worker_lost", "a lie")
         s.prefill[0].send(nonsense(request))
         for message in (Committed(request.id), nonsense(request), failure):
             s.decode[1].send(message)
@@ -137,7 +137,7 @@ async def test_a_hand_over_that_breaks_many_at_once_opens_no_breaker(folder: Pat
         asked = [s.ask(f"r{number}") for number in range(5)]
         requests = [await s.decode[0].next(DecodeRequest) for _ in asked]
         for request in requests:
-            s.decode[0].send(Failed(request.id, "decode", "worker_lost", "the prefill worker died", True))
+            s.decode[0].send(Failed(request.id, "decode", "worker_lost", "the prefill worker died"))
         for answer in asked:
             with pytest.raises(WorkerLost):
                 await answer
@@ -308,7 +308,7 @@ async def test_when_the_second_try_fails_the_first_is_still_waited_for(folder: P
         first = await s.decode[0].next(DecodeRequest)
         s.decode[0].mute = True
         second = await s.decode[1].next(DecodeRequest)
-        s.decode[1].send(Failed(second.id, "decode", "worker_lost", "broken", retry=True))
+        s.decode[1].send(Failed(second.id, "decode", "worker_lost", "broken"))
         await s.decode[1].next(Cancel)
         s.decode[0].send(result_of(first))
         await answer
