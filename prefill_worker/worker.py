@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefill_worker.engines.cpu import Engine, Part
+from prefill_worker.kv_source import PooledPrompt
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
@@ -23,13 +24,12 @@ from xgr_runtime.errors import (
     WorkerLost,
 )
 from xgr_runtime.handover.outbound import Outbound
-from xgr_runtime.handover.protocol import Chunk, PromptPages
-from xgr_runtime.kv.pages import PageIds, PagePool
+from xgr_runtime.handover.protocol import PromptPages
+from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
-from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
 from xgr_runtime.trace.timeline import FORWARD, REQUEST, Timeline
-from xgr_runtime.transport import Frame, Listener, Poller
+from xgr_runtime.transport import Listener, Poller
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.messages import (
     LAUNCHES,
@@ -309,19 +309,17 @@ class PrefillWorker:
             prompt.data_address,
             prompt.deadline,
             now - prompt.arrived,
-            partial(self.read, prompt.pages),
+            self.source_of(prompt),
             now,
-            PromptPages(prompt.pages, self.pool.generations[prompt.pages]) if self.memory else None,
         )
         for layer in range(self.identity.layers):
             transfer.layer_ready(layer, prompt.cached_tokens)
 
-    def read(self, pages: PageIds, chunk: Chunk) -> tuple[Frame, Frame]:
-        """The keys and the values of a chunk of the prompt that `pages` hold."""
-        with losing_the_device():
-            return self.engine.pool.read_bytes(
-                chunk.first_layer, chunk.last_layer, pages, chunk.start, chunk.count
-            )
+    def source_of(self, prompt: Prompt) -> PooledPrompt:
+        """Where a prompt's transfer finds its KV."""
+        pages = prompt.pages
+        shared = PromptPages(pages, self.pool.generations[pages]) if self.memory else None
+        return PooledPrompt(self.engine.pool, pages, shared)
 
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""

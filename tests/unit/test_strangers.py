@@ -71,7 +71,7 @@ def frames() -> list[list[bytes]]:
 @pytest.fixture
 def prefill() -> Iterator[PrefillWorker]:
     config = PrefillConfig(model_path="m", control_address="tcp://127.0.0.1:*", heartbeat=0.02)
-    engine: Any = SimpleNamespace(max_prompts=None)
+    engine: Any = SimpleNamespace(max_prompts=None, pool=None)
     worker = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32)
     yield from running(worker, [worker.control.listener])
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
-from xgr_runtime.handover.outbound import Outbound, Transfer
+from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import Chunk, PromptPages, SenderState
+from xgr_runtime.handover.transfer import Transfer
 from xgr_runtime.transport.sockets import _decoded
 from xgr_runtime.wire.messages import (
     MOST_CREDITS,
@@ -40,6 +41,14 @@ WAYS: st.SearchStrategy[Way] = st.sampled_from(["frames", "pull", "in place"])
 REQUESTS = st.integers(0, 2)
 ANSWERS = msgspec.msgpack.Decoder(ToPrefillData)
 WRONG = st.sampled_from(HOSTILE_INTS)
+
+
+class PlayedKv:
+    shared: PromptPages | None = PAGES
+
+    def read(self, chunk: Chunk) -> tuple[bytes, bytes]:
+        size = chunk.count * MODEL.layer_token_bytes // 2
+        return bytes(size), bytes(size)
 
 
 class PlayedLinks:
@@ -90,10 +99,6 @@ class DecodeWorkersSayAnything(RuleBasedStateMachine):
     def transfer(self, request: int) -> Transfer | None:
         return self.out.transfers.get(self.id(request))
 
-    def read(self, chunk: Chunk) -> tuple[bytes, bytes]:
-        size = chunk.count * MODEL.layer_token_bytes // 2
-        return bytes(size), bytes(size)
-
     @rule(request=REQUESTS, steps=st.integers(2, 10), way=WAYS)
     def go_on(self, request: int, steps: int, way: Way) -> None:
         """What should come next, so many times."""
@@ -119,7 +124,7 @@ class DecodeWorkersSayAnything(RuleBasedStateMachine):
     def open(self, request: int) -> None:
         id = self.id(request)
         if id not in self.out.transfers:
-            self.out.open(id, TOKENS, "ipc:///d", self.now + 60.0, 0.0, self.read, self.now, PAGES)
+            self.out.open(id, TOKENS, "ipc:///d", self.now + 60.0, 0.0, PlayedKv(), self.now)
             self.computed[id] = 0
 
     @rule(request=REQUESTS)

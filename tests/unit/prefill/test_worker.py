@@ -12,7 +12,7 @@ from prefill_worker.engines.cpu import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.handover import decode_links
-from xgr_runtime.handover.outbound import Transfer
+from xgr_runtime.handover.transfer import Transfer
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.model.device.device import DeviceLost
 from xgr_runtime.transport import Link, Poller
@@ -38,7 +38,7 @@ NAN = 77  # a token from which the played model makes NaN
 def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     tmp_path.chmod(0o700)
     config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=12)
-    engine: Any = SimpleNamespace(max_prompts=None)
+    engine: Any = SimpleNamespace(max_prompts=None, pool=None)
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
     made.control.listener.close()
@@ -343,7 +343,7 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
         config = PrefillConfig(
             model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=40, cache_bytes=cache_bytes
         )
-        engine: Any = SimpleNamespace(max_prompts=None)
+        engine: Any = SimpleNamespace(max_prompts=None, pool=None)
         made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=40, clock=lambda: 10.0)
         play(made, lambda parts, on_layer: None)
         asked(made, [1] * 40, 1)

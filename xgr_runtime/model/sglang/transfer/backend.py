@@ -22,8 +22,9 @@ from sglang.srt.distributed import get_tp_group
 
 from xgr_runtime.config import switched_on
 from xgr_runtime.errors import BadRequest, RequestError
-from xgr_runtime.handover.outbound import Outbound, Transfer
+from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import FIRST_LEASE, SenderState
+from xgr_runtime.handover.transfer import Transfer
 from xgr_runtime.kv.pages import pages_for
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
@@ -78,7 +79,7 @@ class ZmqKVManager(BaseKVManager):
             raise BadRequest("the ticket in bootstrap_host is of another time: ask the router for a new one")
         now = time.monotonic()
         return self.outbound.open(
-            ticket.id, ticket.prompt_tokens, ticket.data_address, now + ticket.timeout, 0.0, kv.read, now
+            ticket.id, ticket.prompt_tokens, ticket.data_address, now + ticket.timeout, 0.0, kv, now
         )
 
 

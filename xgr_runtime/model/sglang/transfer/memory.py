@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xgr_runtime.handover.protocol import Chunk
+from xgr_runtime.handover.protocol import Chunk, PromptPages
+from xgr_runtime.handover.transfer import KvSource
 from xgr_runtime.kv.pages import PageIds, slots_of
 
 
@@ -40,20 +41,18 @@ class SglangKv:
         )
 
 
-class PromptKv(Protocol):
-    """The KV of one prompt, as far as SGLang has computed it."""
+class PromptKv(KvSource, Protocol):
+    """The KV of one prompt, as far as SGLang has computed it. Chunks of one layer are read, all KV heads."""
 
     def extend(self, pages: PageIds, start: int, count: int) -> None:
         """Tokens [start, start + count) are now in the prompt's `pages`."""
         ...
 
-    def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
-        """Keys and values of a chunk of one layer, all KV heads."""
-        ...
-
 
 class PagedPromptKv:
     """Read from the pool when a chunk may leave; the pages stay the prompt's until then."""
+
+    shared: PromptPages | None = None
 
     def __init__(self, kv: SglangKv) -> None:
         self._kv = kv
@@ -64,7 +63,7 @@ class PagedPromptKv:
         self._pages = pages
 
     def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
-        """See `PromptKv.read`."""
+        """See `KvSource.read`."""
         keys, values = self._kv.read(chunk.first_layer, self._pages, chunk.start, chunk.count)
         return keys.flatten().numpy().data, values.flatten().numpy().data
 
@@ -75,6 +74,8 @@ class GatheredPromptKv:
     Every rank must call `extend` for the same prompts in the same order, as SGLang's schedulers do; only the
     first rank's can be read.
     """
+
+    shared: PromptPages | None = None
 
     def __init__(self, kv: SglangKv, tokens: int, group: dist.ProcessGroup) -> None:
         self._kv = kv
@@ -93,7 +94,7 @@ class GatheredPromptKv:
             self._all[:, :, start : start + count] = torch.stack(parts, dim=3)
 
     def read(self, chunk: Chunk) -> tuple[memoryview, memoryview]:
-        """See `PromptKv.read`."""
+        """See `KvSource.read`."""
         assert self._all is not None, "the first rank sends"
         part = self._all[:, chunk.first_layer, chunk.start : chunk.start + chunk.count]
         return part[0].flatten().numpy().data, part[1].flatten().numpy().data
