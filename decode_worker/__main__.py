@@ -36,7 +36,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         spread_threads(backwards=True)  # prefill workers do it forwards
     worker.learn_costs(model.cache, [model.backend.name, kernels])
     worker.counters[START_SECONDS] = age()
-    lifecycle.ready({"incarnation": worker.incarnation})
+    lifecycle.ready({"incarnation": worker.desk.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)
 
 

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _EARLY_OPENS = 1024  # most OPENs kept for requests that the router has not sent yet
 _EARLY_BYTES = 64 << 20  # most bytes of pages that these name
 
-Fail = Callable[[DecodeTask, RequestError], None]
+Fail = Callable[[AttemptId, RequestError], None]
 """Ends a task with an error."""
 
 
@@ -131,7 +131,7 @@ class Inbound:
                 case Commit():
                     self.take_commit(task, message, received.frames, now)
                 case Cancel(reason=reason) if not task.committed_at:
-                    self.fail(task, WorkerLost(f"prefill gave up: {reason}", "prefill"))
+                    self.fail(task.id, WorkerLost(f"prefill gave up: {reason}", "prefill"))
 
     def drop_hasty(self, batch: list[Received[Message]]) -> None:
         """More chunks than a hand-over has credits were under way at once: none of these was credited yet."""
@@ -244,7 +244,7 @@ class Inbound:
             self.config.chunk_credits, self.config.lease, held_tokens, way=way, reader=reader
         )
         if not self.data.send(task.peer, grant):
-            self.fail(task, WorkerLost("the prefill worker is gone", "prefill"))
+            self.fail(task.id, WorkerLost("the prefill worker is gone", "prefill"))
 
     def take_chunk(self, task: DecodeTask, message: KvChunk, frames: list[memoryview]) -> None:
         """Copy a checked chunk, keys and values in a frame each, into the task's pages."""
@@ -341,7 +341,7 @@ class Inbound:
         """The hand-over broke a rule: that attempt fails, nothing else."""
         self.counters["broken_transfers"] += 1
         log.warning("request %d attempt %d: %s", task.id.request, task.id.attempt, nack.reason)
-        self.fail(task, WorkerLost(f"KV hand-over failed: {nack.reason}", "transfer"))
+        self.fail(task.id, WorkerLost(f"KV hand-over failed: {nack.reason}", "transfer"))
 
     # --- time passes ---
 
@@ -366,4 +366,4 @@ class Inbound:
         if self.memories.orphaned:
             for task in list(self.tasks.values()):
                 if not task.committed_at or not self.memories.outlives_owner:
-                    self.fail(task, WorkerLost("the prefill worker died", "prefill"))
+                    self.fail(task.id, WorkerLost("the prefill worker died", "prefill"))

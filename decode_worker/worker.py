@@ -1,9 +1,7 @@
 """The decode worker's loop: take requests, step all beams together, answer. KV comes in by `Inbound`."""
 
 import logging
-import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,30 +16,18 @@ from decode_worker.task import DecodeTask, TaskFactory
 from xgr_kernels.beam_select.api import Trie
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.errors import (
-    DeadlineExceeded,
-    InternalError,
-    InvalidLogits,
-    Overloaded,
-    RequestError,
-    WorkerLost,
-)
+from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.line import urgency
-from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener, Poller, told_address
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
     AttemptId,
-    CacheFlushed,
-    Cancel,
     Committed,
     DecodeRequest,
-    Failed,
-    FlushCache,
     Limits,
     Load,
     Message,
@@ -49,9 +35,8 @@ from xgr_runtime.wire.messages import (
     Result,
     ToDecode,
     WorkerHello,
-    brief,
 )
-from xgr_runtime.worker.control import LISTEN_EVERY, ControlServer, new_incarnation
+from xgr_runtime.worker.desk import Desk
 from xgr_runtime.worker.device_turns import DECODE_SEAT, LOOK_EVERY, turn_for_trials, turns_of
 from xgr_runtime.worker.known_costs import KnownCosts
 
@@ -86,26 +71,22 @@ class DecodeWorker:
         self.known_costs = KnownCosts(engine.costs)
         self.device_turns = turns_of(config.turns_file, DECODE_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
-        self.incarnation = new_incarnation()
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
-        self.counters: dict[str, float] = defaultdict(float)
         self.ended_at = 0.0  # the last task
         self.worked = (
             False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
         )
-        self.listened = -math.inf  # when we did last
-        self.inbox: list[Message] = []  # requests and cancels that came in during a launch
         pages = PagePool(0 if config.memory_of else engine.pool.pages)
         self.cache = PromptCache.bounded(pages, config.page_size, config.cache_bytes, identity.token_bytes)
         self.scheduler: DecodeScheduler[DecodeTask] = DecodeScheduler(self.cache, PagePool(engine.row_budget))
         control: Listener[Message] = Listener(config.control_address, ToDecode, keys=keys)
-        self.timeline = Timeline()
-        self.control = ControlServer(control, self.introduce, config.silence, self.timeline)
+        self.desk = Desk(self, "decode", DecodeRequest, control, config.silence)
+        self.timeline, self.counters = self.desk.timeline, self.desk.counters
         self.inbound = Inbound(
             config,
             identity,
-            self.incarnation,
+            self.desk.incarnation,
             engine.pool,
             self.scheduler,
             self.tasks,
@@ -138,8 +119,8 @@ class DecodeWorker:
         while not stopping():
             self.poller.wait(self.idle_seconds())
             now = self.clock()
-            self.listen()
-            self.handle_control(now)
+            self.desk.listen(now)
+            self.desk.handle(now)
             self.inbound.receive()
             self.expire(now)
             self.inbound.grant_pages(now)
@@ -186,7 +167,7 @@ class DecodeWorker:
                 self.engine.launch([task.search])
             except Exception:
                 log.exception("request %d failed", task.id.request)
-                self.fail(task, InternalError("the decode worker failed on this request"))
+                self.fail(task.id, self.desk.bug())
             self.answer_finished()
 
     def answer_finished(self) -> None:
@@ -204,7 +185,7 @@ class DecodeWorker:
         """Send the result of a search that is over, or the error that ended it."""
         assert task.search is not None
         if task.search.invalid:
-            self.fail(task, InvalidLogits("the model returned NaN or infinity for this request"))
+            self.fail(task.id, InvalidLogits("the model returned NaN or infinity for this request"))
             return
         leaves, scores = task.search.answer()
         result = Result(
@@ -213,69 +194,46 @@ class DecodeWorker:
         self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1
-        self.control.send(task.id.router, result)
+        self.desk.control.send(task.id.router, result)
 
-    # --- messages ---
+    # --- requests, as they come in at the desk ---
 
     def between_layers(self) -> None:
         """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it."""
-        if self.clock() - self.listened >= LISTEN_EVERY:
-            self.listen()
+        if self.desk.deaf(self.clock()):
+            self.desk.listen(self.clock())
             self.inbound.receive()
 
-    def listen(self) -> None:
-        """Answer heartbeats and keep the rest for later."""
-        self.listened = self.clock()
-        self.inbox.extend(self.control.receive(self.listened))
+    def holds(self, id: AttemptId) -> bool:
+        """See `Holder`."""
+        return id in self.tasks
 
-    def handle_control(self, now: float) -> None:
-        """What routers sent since the last step."""
-        messages, self.inbox = self.inbox, []
-        for message in messages:
-            self.handle_request(message, now)
-
-    def handle_request(self, message: Message, now: float) -> None:
-        """A message of a router. What goes wrong with it ends its request and nothing else."""
-        try:
-            self.take_request(message, now)
-        except Exception:
-            log.exception("a message of a router could not be handled")
-            self.give_up(message)
-
-    def give_up(self, message: Message) -> None:
-        """Answer a message that we failed on."""
-        id = getattr(message, "id", None)
-        error = InternalError("the decode worker failed on this request")
-        if id in self.tasks:
-            self.fail(self.tasks[id], error)
-        elif isinstance(message, DecodeRequest):
-            self.report(message.id, error)
-
-    def take_request(self, message: Message, now: float) -> None:
-        match message:
-            case DecodeRequest(id=id) if id.decode == self.incarnation and id not in self.tasks:
-                try:
-                    self.tasks[id] = self.accept(message, now)
-                except RequestError as error:
-                    self.report(id, error)
-                    return
-                self.inbound.expect(self.tasks[id])
-            case Cancel(id=id):
-                self.inbound.forget(id)
-                if id in self.tasks:
-                    self.end(self.tasks[id], tell_prefill="cancelled by the router")
-            case FlushCache(router=router, number=number):
-                self.control.send(router, CacheFlushed(number, self.cache.flush()))
-            case _:
-                self.counters["stale_messages"] += 1
-
-    def accept(self, request: DecodeRequest, now: float) -> DecodeTask:
-        """The task of a request. Raises `Overloaded`, `BadRequest`."""
+    def accept(self, request: DecodeRequest, now: float) -> None:
+        """See `Holder`. Raises `Overloaded`, `BadRequest`."""
         if len(self.tasks) >= self.config.max_queued:
             raise Overloaded(f"decode worker {self.config.name} holds {len(self.tasks)} requests")
         if self.inbound.memories.orphaned:
             raise Overloaded(f"decode worker {self.config.name} starts again")
-        return self.factory.make(request, now)
+        task = self.tasks[request.id] = self.factory.make(request, now)
+        self.inbound.expect(task)
+
+    def cancel(self, id: AttemptId) -> None:
+        """See `Holder`."""
+        self.inbound.forget(id)
+        if id in self.tasks:
+            self.end(self.tasks[id], tell_prefill="cancelled by the router")
+
+    def fail(self, id: AttemptId, error: RequestError) -> None:
+        """See `Holder`."""
+        self.end(self.tasks[id], tell_prefill=error.message)
+        self.desk.report(id, error)
+
+    def part_with(self, router: int, error: RequestError) -> None:
+        """See `Holder`."""
+        for id in [id for id in self.tasks if id.router == router]:
+            self.fail(id, error)
+
+    # --- searches ---
 
     def arrived(self, task: DecodeTask) -> None:
         """A prompt is here: its search may start.
@@ -284,7 +242,7 @@ class DecodeWorker:
         """
         if task.hidden is not None and np.isfinite(np.frombuffer(task.hidden, np.float32)).all():
             self.scheduler.keep(task)
-        self.control.send(task.id.router, Committed(task.id))
+        self.desk.control.send(task.id.router, Committed(task.id))
         self.scheduler.ready.add(task)
 
     def start_searches(self, now: float) -> None:
@@ -296,14 +254,6 @@ class DecodeWorker:
             self.running.append(task)
 
     # --- ends ---
-
-    def fail(self, task: DecodeTask, error: RequestError) -> None:
-        self.end(task, tell_prefill=error.message)
-        self.report(task.id, error)
-
-    def report(self, id: AttemptId, error: RequestError) -> None:
-        self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "decode", error.code, brief(error.message)))
 
     def end(self, task: DecodeTask, tell_prefill: str = "") -> None:
         """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
@@ -333,11 +283,8 @@ class DecodeWorker:
             flying = task.search is not None and task.search.launched
             if not self.scheduler.hopeless(task, now, others and not flying):
                 continue
-            self.fail(task, DeadlineExceeded("the deadline could not be met by the search"))
-        for router, reason in self.control.gone(now):
-            for task in [t for t in self.tasks.values() if t.id.router == router]:
-                self.fail(task, WorkerLost(reason))
-            self.control.forget(router)
+            self.fail(task.id, DeadlineExceeded("the deadline could not be met by the search"))
+        self.desk.dismiss_gone(now)
         self.inbound.expire(now)
 
     @property
@@ -361,7 +308,7 @@ class DecodeWorker:
             protocol=PROTOCOL,
             role="decode",
             worker=self.config.name,
-            incarnation=self.incarnation,
+            incarnation=self.desk.incarnation,
             model=self.identity,
             data_address=self.data_address,
             catalogs=[self.catalog.version],
@@ -371,9 +318,13 @@ class DecodeWorker:
         )
 
     def load(self) -> Load:
-        bad = self.control.listener.bad_messages + self.inbound.data.listener.bad_messages
-        self.counters["bad_messages"] = bad
-        self.counters["evicted_pages"] = self.cache.evicted
+        bad = self.desk.control.listener.bad_messages + self.inbound.data.listener.bad_messages
+        counters = self.counters | self.engine.counters
+        counters |= {
+            "bad_messages": bad,
+            "evicted_pages": self.cache.evicted,
+            LAUNCHES: self.engine.costs.seen,
+        }
         return Load(
             requests=len(self.tasks),
             pages_used=self.cache.used,
@@ -382,6 +333,6 @@ class DecodeWorker:
             credits_out=sum(task.receiver.credits_out for task in self.tasks.values()),
             leases=sum(task.receiver.renewable for task in self.tasks.values()),
             rows_used=self.scheduler.rows.used,
-            counters=dict(self.counters) | self.engine.counters | {LAUNCHES: self.engine.costs.seen},
+            counters=counters,
             cost=self.engine.costs.cost,
         )

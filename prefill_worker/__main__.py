@@ -34,7 +34,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
         spread_threads()
     worker.learn_costs(model.cache, [model.backend.name, kernels])
     worker.counters[START_SECONDS] = age()
-    lifecycle.ready({"incarnation": worker.incarnation})
+    lifecycle.ready({"incarnation": worker.desk.incarnation})
 
     def turn() -> bool:
         if model.publication:

@@ -1,9 +1,7 @@
 """The prefill worker's loop: take prompts, run them, stream their KV, free it once it has arrived."""
 
 import logging
-import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,29 +14,19 @@ from prefill_worker.kv_source import PooledPrompt
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.errors import (
-    BadRequest,
-    DeadlineExceeded,
-    InternalError,
-    RequestError,
-    WorkerLost,
-)
+from xgr_runtime.errors import BadRequest, DeadlineExceeded, RequestError
 from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import PromptPages
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
 from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
-from xgr_runtime.trace.timeline import FORWARD, REQUEST, Timeline
+from xgr_runtime.trace.timeline import FORWARD, REQUEST
 from xgr_runtime.transport import Listener, Poller
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
     AttemptId,
-    CacheFlushed,
-    Cancel,
-    Failed,
-    FlushCache,
     Limits,
     Load,
     Message,
@@ -47,9 +35,8 @@ from xgr_runtime.wire.messages import (
     SharedKv,
     ToPrefill,
     WorkerHello,
-    brief,
 )
-from xgr_runtime.worker.control import LISTEN_EVERY, ControlServer, new_incarnation
+from xgr_runtime.worker.desk import Desk
 from xgr_runtime.worker.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
 from xgr_runtime.worker.known_costs import KnownCosts
 
@@ -83,7 +70,6 @@ class PrefillWorker:
         self.device_turns = turns_of(config.turns_file, PREFILL_SEAT, config.device)
         self.turn_taken = False  # by another worker, when we asked last
         self.held = 0.0  # seconds for which the next forward waits for more prompts
-        self.incarnation = new_incarnation()
         self.cache = PromptCache.bounded(
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
         )
@@ -93,22 +79,19 @@ class PrefillWorker:
             self.cache, config.batch_tokens, engine.max_prompts, self.costs, config.batch_window_ms / 1000
         )
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
-        self.counters: dict[str, float] = defaultdict(float)
-        self.stale_messages = 0
         self.layer_began = 0.0  # in the forward that runs
-        self.exchanged = -math.inf  # when we listened last
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
         listener: Listener[Message] = Listener(config.control_address, ToPrefill, keys=keys)
-        self.timeline = Timeline()
-        self.control = ControlServer(listener, self.introduce, config.silence, self.timeline)
+        self.desk = Desk(self, "prefill", PrefillRequest, listener, config.silence)
+        self.timeline, self.counters = self.desk.timeline, self.desk.counters
         self.poller = Poller()
         self.poller.add(listener)
         if self.device_turns.bell is not None:
             self.poller.add(self.device_turns.bell)
         self.outbound = Outbound(
             config.name,
-            self.incarnation,
+            self.desk.incarnation,
             identity,
             config.chunk_bytes,
             config.lease,
@@ -153,9 +136,9 @@ class PrefillWorker:
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
-        self.exchanged = now = self.clock()
-        for message in self.control.receive(now):
-            self.handle_control(message, now)
+        now = self.clock()
+        self.desk.listen(now)
+        self.desk.handle(now)
         self.stalled = not self.outbound.exchange(now)
 
     def prefill(self, turns: list[Turn]) -> None:
@@ -186,7 +169,7 @@ class PrefillWorker:
             transfer = self.outbound.transfers[turn.prompt.id]
             transfer.layer_ready(layer, turn.end)
             self.outbound.flush(transfer)
-        if self.clock() - self.exchanged >= LISTEN_EVERY:
+        if self.desk.deaf(self.clock()):
             self.exchange()
         began, self.layer_began = self.layer_began, self.clock()
         self.timeline.add(FORWARD, f"layer {layer}", began, self.layer_began)
@@ -208,50 +191,23 @@ class PrefillWorker:
     def prefill_alone(self, turns: list[Turn]) -> None:
         """Find out whose forward fails: only that request ends."""
         if len(turns) == 1:
-            error = InternalError("the prefill worker failed on this request")
-            self.outbound.transfers[turns[0].prompt.id].give_up(error)
+            self.fail(turns[0].prompt.id, self.desk.bug())
         else:
             for turn in turns:
                 self.prefill([turn])
 
-    # --- messages ---
+    # --- requests, as they come in at the desk ---
 
-    def handle_control(self, message: Message, now: float) -> None:
-        """A message of a router. What goes wrong with it ends its request and nothing else."""
-        try:
-            self.take(message, now)
-        except Exception:
-            log.exception("a message of a router could not be handled")
-            self.give_up(message)
+    def holds(self, id: AttemptId) -> bool:
+        """See `Holder`."""
+        return id in self.prompts or any(prompt.id == id for prompt in self.scheduler.waiting)
 
-    def give_up(self, message: Message) -> None:
-        """Answer a message that we failed on."""
-        id = getattr(message, "id", None)
-        error = InternalError("the prefill worker failed on this request")
-        if id in self.outbound.transfers:
-            self.outbound.transfers[id].give_up(error)
-        elif isinstance(message, PrefillRequest):
-            self.scheduler.drop(message.id)
-            self.fail(message.id, error)
+    def accept(self, request: PrefillRequest, now: float) -> None:
+        """See `Holder`. Raises `BadRequest`, and as `Outbound.connect`."""
+        self.scheduler.add(self.prompt_of(request, now))
 
-    def take(self, message: Message, now: float) -> None:
-        match message:
-            case PrefillRequest(id=id) if id.prefill == self.incarnation and not self.holds(id):
-                try:
-                    self.scheduler.add(self.accept(message, now))
-                except RequestError as error:
-                    self.fail(id, error)
-            case Cancel(id=id):
-                self.scheduler.drop(id)
-                if id in self.prompts:
-                    self.outbound.transfers[id].fail("cancelled by the router")
-            case FlushCache(router=router, number=number):
-                self.control.send(router, CacheFlushed(number, self.cache.flush()))
-            case _:
-                self.stale_messages += 1
-
-    def accept(self, request: PrefillRequest, now: float) -> Prompt:
-        """The prompt of a request, checked. Raises `BadRequest`, and as `Outbound.connect`."""
+    def prompt_of(self, request: PrefillRequest, now: float) -> Prompt:
+        """The prompt of a request, checked. Raises as `accept`."""
         whole = len(request.tokens) // 4 * 4
         tokens = np.frombuffer(request.tokens[:whole], np.int32)
         if not 0 < len(tokens) <= self.max_prompt_tokens:
@@ -269,6 +225,30 @@ class PrefillWorker:
             request.after,
         )
 
+    def cancel(self, id: AttemptId) -> None:
+        """See `Holder`."""
+        self.scheduler.drop(id)
+        if id in self.prompts:
+            self.outbound.transfers[id].fail("cancelled by the router")
+
+    def fail(self, id: AttemptId, error: RequestError) -> None:
+        """See `Holder`. What is handed over already is reported once it holds no page any more."""
+        if (transfer := self.outbound.transfers.get(id)) is not None:
+            transfer.give_up(error)  # `retire` does the rest
+            return
+        self.scheduler.drop(id)
+        if (prompt := self.prompts.pop(id, None)) is not None:
+            self.scheduler.end(prompt)
+        self.desk.report(id, error)
+
+    def part_with(self, router: int, error: RequestError) -> None:
+        """See `Holder`."""
+        held = [*(prompt.id for prompt in self.scheduler.waiting), *self.prompts]
+        for id in held:
+            if id.router == router:
+                self.fail(id, error)
+        self.retire()
+
     # --- hand-overs ---
 
     def opened(self, turns: list[Turn]) -> list[Turn]:
@@ -283,19 +263,10 @@ class PrefillWorker:
         try:
             self.begin(prompt)
         except RequestError as error:
-            self.end_unopened(prompt, error)
+            self.fail(prompt.id, error)
         except Exception:
             log.exception("request %d could not be opened", prompt.id.request)
-            self.end_unopened(prompt, InternalError("the prefill worker failed on this request"))
-
-    def end_unopened(self, prompt: Prompt, error: RequestError) -> None:
-        """Give back what a prompt holds that cannot be handed over."""
-        if (transfer := self.outbound.transfers.get(prompt.id)) is not None:
-            transfer.give_up(error)  # `retire` does the rest
-            return
-        self.prompts.pop(prompt.id, None)
-        self.scheduler.end(prompt)
-        self.fail(prompt.id, error)
+            self.fail(prompt.id, self.desk.bug())
 
     def begin(self, prompt: Prompt) -> None:
         """Say OPEN and offer what is cached."""
@@ -324,20 +295,13 @@ class PrefillWorker:
     def expire(self, now: float) -> None:
         """Deadlines, leases and routers that passed away."""
         for prompt in self.scheduler.drop_late(now):
-            self.fail(prompt.id, DeadlineExceeded("the deadline could not be met in the prefill queue"))
+            error = DeadlineExceeded("the deadline could not be met in the prefill queue")
+            self.desk.report(prompt.id, error)
         for prompt in self.scheduler.late(now):
             error = DeadlineExceeded("the deadline could not be met by the rest of the prompt")
-            self.outbound.transfers[prompt.id].give_up(error)
+            self.fail(prompt.id, error)
         self.outbound.expire(now)
-        for router, reason in self.control.gone(now):
-            for prompt in [p for p in self.scheduler.waiting if p.id.router == router]:
-                self.scheduler.drop(prompt.id)
-                self.fail(prompt.id, WorkerLost(reason))
-            for transfer in self.outbound.transfers.values():
-                if transfer.id.router == router:
-                    transfer.fail(reason)
-            self.retire()  # which tells the router; so forget it afterwards
-            self.control.forget(router)
+        self.desk.dismiss_gone(now)
 
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""
@@ -348,18 +312,9 @@ class PrefillWorker:
                 REQUEST, "prompt", prompt.arrived, self.clock(), prompt.id, tokens=len(prompt.tokens)
             )
             if transfer.failure:
-                self.fail(transfer.id, transfer.failure)
-
-    def fail(self, id: AttemptId, error: RequestError) -> None:
-        """Tell the router that this attempt is over; it ignores what it has cancelled itself."""
-        self.counters["failed"] += 1
-        self.control.send(id.router, Failed(id, "prefill", error.code, brief(error.message)))
+                self.desk.report(transfer.id, transfer.failure)
 
     # --- state ---
-
-    def holds(self, id: AttemptId) -> bool:
-        """Whether this attempt waits or is under way here."""
-        return id in self.prompts or any(prompt.id == id for prompt in self.scheduler.waiting)
 
     def idle_seconds(self) -> float:
         """How long the loop may sleep if nothing arrives."""
@@ -375,7 +330,7 @@ class PrefillWorker:
             protocol=PROTOCOL,
             role="prefill",
             worker=self.config.name,
-            incarnation=self.incarnation,
+            incarnation=self.desk.incarnation,
             model=self.identity,
             data_address="",
             catalogs=[],
@@ -385,11 +340,14 @@ class PrefillWorker:
         )
 
     def load(self) -> Load:
-        self.counters["bad_messages"] = self.control.listener.bad_messages + self.outbound.bad_messages
-        self.counters["stale_messages"] = self.stale_messages + self.outbound.stale_messages
-        self.counters["outlived_leases"] = self.outbound.outlived_leases
-        self.counters["evicted_pages"] = self.cache.evicted
-        self.counters["restored_pages"] = self.cache.restored
+        counters = self.counters | {
+            "bad_messages": self.desk.control.listener.bad_messages + self.outbound.bad_messages,
+            "stale_messages": self.counters["stale_messages"] + self.outbound.stale_messages,
+            "outlived_leases": self.outbound.outlived_leases,
+            "evicted_pages": self.cache.evicted,
+            "restored_pages": self.cache.restored,
+            LAUNCHES: self.costs.seen,
+        }
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),
             pages_used=self.cache.used,
@@ -398,7 +356,7 @@ class PrefillWorker:
             credits_out=self.outbound.credits_out,
             leases=len(self.prompts),
             rows_used=0,
-            counters=dict(self.counters) | {LAUNCHES: self.costs.seen},
+            counters=counters,
             cost=self.costs.cost,
         )
 

@@ -158,7 +158,7 @@ class Faults:
             return prompt
 
         replace(PrefillEngine, "run", invalid)
-        replace(PrefillWorker, "accept", poisoned)
+        replace(PrefillWorker, "prompt_of", poisoned)
 
     def decode(self) -> None:
         from decode_worker.engines.cpu import DecodeEngine
@@ -179,7 +179,7 @@ class Faults:
         def refusing(original: Wrapper, inbound: Any, task: Any, *args: Any) -> None:
             original(task, *args)
             if self.file.read("refuse") and task.id in inbound.tasks:
-                inbound.fail(task, WorkerLost("refused after the grant", "decode"))
+                inbound.fail(task.id, WorkerLost("refused after the grant", "decode"))
 
         replace(Inbound, "grant", refusing)
 

@@ -73,7 +73,7 @@ def prefill() -> Iterator[PrefillWorker]:
     config = PrefillConfig(model_path="m", control_address="tcp://127.0.0.1:*", heartbeat=0.02)
     engine: Any = SimpleNamespace(max_prompts=None, pool=None)
     worker = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32)
-    yield from running(worker, [worker.control.listener])
+    yield from running(worker, [worker.desk.control.listener])
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def decode() -> Iterator[DecodeWorker]:
     catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))
     engine: Any = PlayedEngine()
     worker = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
-    yield from running(worker, [worker.control.listener, worker.inbound.data.listener])
+    yield from running(worker, [worker.desk.control.listener, worker.inbound.data.listener])
 
 
 def running(worker: Any, listeners: list[Listener[Any]]) -> Iterator[Any]:
@@ -144,7 +144,7 @@ def bad(worker: Any, address: str) -> float:
     link: Link[Any] = Link(address, ToRouter)
     hello = heard(link, Hello(PROTOCOL, 7, "router-0"))
     link.close()
-    assert isinstance(hello, WorkerHello) and hello.incarnation == worker.incarnation
+    assert isinstance(hello, WorkerHello) and hello.incarnation == worker.desk.incarnation
     return hello.load.counters["bad_messages"]
 
 
@@ -156,21 +156,21 @@ def expect_bad(worker: Any, address: str, least: int) -> None:
 
 
 def test_a_prefill_worker_lives_on(prefill: PrefillWorker) -> None:
-    address = prefill.control.listener.address
+    address = prefill.desk.control.listener.address
     intrude(address)
     expect_bad(prefill, address, len(frames()))
     assert UNPICKLED not in os.environ
 
 
 def test_a_decode_worker_lives_on(decode: DecodeWorker) -> None:
-    control, data = decode.control.listener.address, decode.inbound.data.listener.address
+    control, data = decode.desk.control.listener.address, decode.inbound.data.listener.address
     intrude(control)
     intrude(data)
     expect_bad(decode, control, 2 * len(frames()))
     link: Link[Any] = Link(data, ToPrefillData)
-    stale = Open(AttemptId(1, 1, 1, 3, decode.incarnation), 4, 0.0)
+    stale = Open(AttemptId(1, 1, 1, 3, decode.desk.incarnation), 4, 0.0)
     assert isinstance(heard(link, stale), LinkRefused)
-    assert heard(link, LinkHello(PROTOCOL, "p", 3, IDENTITY)) == LinkWelcome(decode.incarnation)
+    assert heard(link, LinkHello(PROTOCOL, "p", 3, IDENTITY)) == LinkWelcome(decode.desk.incarnation)
     link.close()
     assert UNPICKLED not in os.environ
 

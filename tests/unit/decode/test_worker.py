@@ -68,7 +68,7 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
     engine: Any = PlayedEngine()
     made = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
     yield made
-    made.control.listener.close()
+    made.desk.control.listener.close()
     made.inbound.data.listener.close()
 
 
@@ -85,9 +85,9 @@ class PlayedSearch:
 
 def searching(worker: DecodeWorker, number: int) -> Any:
     """A request whose search runs."""
-    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     search: Any = PlayedSearch()
     worker.tasks[id].search = search
     worker.running.append(worker.tasks[id])
@@ -98,7 +98,7 @@ def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWo
     router: Link[Any] = Link(worker.config.control_address, ToRouter)
     incoming, outgoing = Poller(), Poller()
     incoming.add(router)
-    outgoing.add(worker.control.listener)
+    outgoing.add(worker.desk.control.listener)
     answers: list[Any] = []
 
     def beat() -> None:
@@ -116,7 +116,7 @@ def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWo
         assert received is not None, "no answer during the launch"
         answers.append(received.message)
     assert all(isinstance(answer, WorkerHello) for answer in answers)
-    assert answers[0].incarnation == worker.incarnation
+    assert answers[0].incarnation == worker.desk.incarnation
     router.close()
 
 
@@ -165,7 +165,7 @@ def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: 
     worker.scheduler.waiting.add(first)
     assert [len(held.pages) for _, held in worker.scheduler.next_grants(0.0)] == [1]
     worker.launch()
-    worker.handle_request(Cancel(first.id, "gone"), 0.0)
+    worker.desk.take(Cancel(first.id, "gone"), 0.0)
     assert [id.request for id in worker.tasks] == [1]
     assert worker.cache.used == 1, "the launch still reads them"
     engine.finished = [search]
@@ -254,7 +254,7 @@ def test_the_loop_does_not_sleep_while_a_launch_flies_for_nobody(worker: DecodeW
     engine, _ = kept(worker, 1)
     worker.launch()
     engine.busy = True
-    worker.handle_request(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
+    worker.desk.take(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
     assert not worker.running and worker.idle_seconds() == 0
     engine.busy = False
     assert worker.idle_seconds() > 0
@@ -268,20 +268,20 @@ def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> No
 
 def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
     """A request whose prefill worker, the peer b"p", has begun."""
-    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     return id
 
 
 @pytest.mark.parametrize("tokens", [(1, -1), (1, 100), ()], ids=str)
 def test_a_request_out_of_range_is_refused(worker: DecodeWorker, tokens: tuple[int, ...]) -> None:
-    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(msgspec.structs.replace(request, tokens=np.array(tokens, np.int32).tobytes()), 0.0)
+    worker.desk.take(msgspec.structs.replace(request, tokens=np.array(tokens, np.int32).tobytes()), 0.0)
     assert not worker.tasks and worker.counters["failed"] == 1
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     assert id in worker.tasks
 
 
@@ -347,7 +347,7 @@ def test_a_commit_without_a_hidden_state_is_taken(worker: DecodeWorker) -> None:
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:
-    id = AttemptId(1, 2, 1, 3, worker.incarnation)
+    id = AttemptId(1, 2, 1, 3, worker.desk.incarnation)
     worker.inbound.keep_early(b"peer", Open(id, 10, 0.0), now=100.0)
     worker.expire(100.0 + worker.config.lease)
     assert id in worker.inbound.early_opens
@@ -398,9 +398,9 @@ def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageI
     """A prompt of 10 tokens in three of their pages."""
     pages = theirs.allocate(3)
     assert pages is not None
-    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     named = (pages.tobytes(), theirs.generations[pages].tobytes())
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
     return worker.tasks[id], pages
@@ -464,7 +464,7 @@ def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWork
     say(worker, whole(task))
     task.copied = SimpleNamespace(done=lambda: False)
     say(worker, commit_of(task, whole(task)))
-    worker.handle_request(Cancel(task.id, "not wanted"), 2.0)
+    worker.desk.take(Cancel(task.id, "not wanted"), 2.0)
     worker.inbound.take_arrivals(3.0)
     assert not worker.inbound.arrivals and isinstance(heard[-1], Nack) and not worker.cache.used
 
@@ -504,7 +504,7 @@ def test_in_place_a_cancelled_prompt_is_let_go(worker: DecodeWorker, heard: Hear
     task, _ = opened_in(worker, offered_by(worker, in_place=True))
     if when == "committed":
         say(worker, commit_of(task))
-    worker.handle_request(Cancel(task.id, "not wanted"), 2.0)
+    worker.desk.take(Cancel(task.id, "not wanted"), 2.0)
     assert isinstance(heard[-1], Ack if when == "committed" else Nack)
 
 
@@ -514,7 +514,7 @@ def test_a_question_for_a_prompt_that_is_not_here_is_answered(
 ) -> None:
     """Our ACK may have been lost, and then nothing else would free the pages."""
     offered_by(worker, in_place)
-    id = AttemptId(1, 8, 1, 3, worker.incarnation)
+    id = AttemptId(1, 8, 1, 3, worker.desk.incarnation)
     for question in (Commit(id, 0, 0, None, 0.0), Cancel(id, "it is over")):
         say(worker, question)
     assert heard == [Nack(id, "the prompt is not read here")] * 2 * in_place
@@ -526,9 +526,9 @@ def test_pages_that_cannot_be_the_prompts_fail_the_attempt(
 ) -> None:
     theirs = offered_by(worker, in_place)
     theirs.allocate(3)
-    id = AttemptId(1, 1, 1, 3, worker.incarnation)
+    id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
     assert isinstance(heard[-1], Nack) and not worker.tasks and worker.counters["broken_transfers"] == 1
 
@@ -543,7 +543,7 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     worker.inbound.memories._alive = lambda process: False
     worker.expire(5.0)
     assert waiting not in worker.tasks and list(worker.tasks) == [read.id] and not worker.finished
-    worker.handle_request(
+    worker.desk.take(
         DecodeRequest(waiting, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
     )
     assert waiting not in worker.tasks, "nothing new begins"
@@ -569,10 +569,10 @@ def handed_over(
     worker: DecodeWorker, number: int, tokens: int, hidden: float | None = 0.0, cached: int = 0
 ) -> DecodeTask:
     """A prompt of so many tokens, all of whose chunks are here, and its COMMIT."""
-    id = AttemptId(1, number, 1, 3, worker.incarnation)
+    id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     prompt = np.arange(tokens, dtype=np.int32).tobytes()
     request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
-    worker.handle_request(request, 0.0)
+    worker.desk.take(request, 0.0)
     task = worker.tasks[id]
     worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
     worker.inbound.grant_pages(0.0)
@@ -614,7 +614,7 @@ def test_of_a_prompt_that_was_here_only_the_rest_is_sent(pooled: DecodeWorker, h
 def test_nothing_is_shared_before_all_of_it_was_verified(pooled: DecodeWorker, heard: Heard) -> None:
     id = opened(pooled, 1)
     pooled.inbound.grant_pages(0.0)
-    pooled.handle_request(Cancel(id, "not wanted"), 1.0)
+    pooled.desk.take(Cancel(id, "not wanted"), 1.0)
     assert pooled.load().pages_cached == 0 and pooled.load().pages_used == 0
 
 
@@ -627,7 +627,7 @@ def test_kv_that_may_not_be_finite_is_shared_only_once_beams_have_read_it(
     assert grants(heard) == [0, 0]
     ended(pooled, task, invalid=True)
     assert pooled.load().pages_cached == 0 and pooled.counters["failed"] == 1
-    ended(pooled, pooled.tasks[AttemptId(1, 2, 1, 3, pooled.incarnation)])
+    ended(pooled, pooled.tasks[AttemptId(1, 2, 1, 3, pooled.desk.incarnation)])
     assert pooled.load().pages_cached == 1
 
 
@@ -635,7 +635,7 @@ def test_the_result_tells_what_prefill_did_not_compute(
     pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Any] = []
-    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append(message))
+    monkeypatch.setattr(pooled.desk.control, "send", lambda router, message: said.append(message))
     ended(pooled, handed_over(pooled, 1, 20, cached=12))
     assert said[-1].cached_tokens == 12
 
@@ -644,10 +644,10 @@ def test_a_flush_drops_what_no_request_holds(
     pooled: DecodeWorker, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Any] = []
-    monkeypatch.setattr(pooled.control, "send", lambda router, message: said.append((router, message)))
+    monkeypatch.setattr(pooled.desk.control, "send", lambda router, message: said.append((router, message)))
     ended(pooled, handed_over(pooled, 1, 33))
     handed_over(pooled, 2, 20)
-    pooled.handle_request(FlushCache(7, 4), 0.0)
+    pooled.desk.take(FlushCache(7, 4), 0.0)
     assert said[-1] == (7, CacheFlushed(4, 1)), "the other page is held"
     assert pooled.load().pages_used == 2 and pooled.load().pages_cached == 0
 
@@ -671,7 +671,7 @@ def broken(*_: Any, **__: Any) -> Any:
 def told(worker: DecodeWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What routers are told."""
     said: list[Any] = []
-    monkeypatch.setattr(worker.control, "send", lambda router, message: said.append(message))
+    monkeypatch.setattr(worker.desk.control, "send", lambda router, message: said.append(message))
     return said
 
 
@@ -689,10 +689,10 @@ def test_a_request_that_cannot_be_handled_ends_alone(
             patched.setattr(worker, "accept", broken)
         else:
             patched.setattr(worker.inbound, "expect", broken)
-        searching_id = AttemptId(1, 1, 1, 3, worker.incarnation)
+        searching_id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
         version = worker.catalog.version
         message = DecodeRequest(searching_id, TOKENS, 4, 2, "vocab", version, None, b"", 60.0)
-        worker.handle_request(message, 0.0)
+        worker.desk.take(message, 0.0)
     (failed,) = told
     assert failed.id == searching_id and failed.code == "internal_error"
     assert "nobody had thought" in caplog.text and list(worker.tasks) == [kept]
@@ -702,11 +702,11 @@ def test_a_request_that_cannot_be_handled_ends_alone(
 def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
     pooled: DecodeWorker, heard: Heard, told: list[Any], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    id = AttemptId(1, 1, 1, 3, pooled.incarnation)
+    id = AttemptId(1, 1, 1, 3, pooled.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", pooled.catalog.version, None, b"", 60.0)
-    pooled.handle_request(request, 0.0)
-    other = AttemptId(1, 2, 1, 3, pooled.incarnation)
-    pooled.handle_request(msgspec.structs.replace(request, id=other), 0.0)
+    pooled.desk.take(request, 0.0)
+    other = AttemptId(1, 2, 1, 3, pooled.desk.incarnation)
+    pooled.desk.take(msgspec.structs.replace(request, id=other), 0.0)
     receiver, step = pooled.tasks[id].receiver, {"Open": "open", "KvChunk": "chunk", "Commit": "commit"}[what]
     monkeypatch.setattr(receiver, step, broken)
     say(pooled, Open(id, 10, 0.0))
@@ -754,7 +754,7 @@ def test_more_chunks_at_once_than_credits_break_the_protocol(
 
 def test_opens_that_come_before_their_requests_are_bounded(worker: DecodeWorker, heard: Heard) -> None:
     def ids(first: int, count: int) -> list[AttemptId]:
-        return [AttemptId(1, first + n, 1, 3, worker.incarnation) for n in range(count)]
+        return [AttemptId(1, first + n, 1, 3, worker.desk.incarnation) for n in range(count)]
 
     for id in ids(0, 1024):
         worker.inbound.keep_early(b"p", Open(id, 10, 0.0), 1.0)
@@ -771,6 +771,6 @@ def test_opens_that_come_before_their_requests_are_bounded(worker: DecodeWorker,
 def test_the_next_run_of_a_router_ends_what_the_one_before_asked_for(worker: DecodeWorker) -> None:
     opened(worker, 1)
     for router in (1, 5):
-        worker.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 0.0)
+        worker.desk.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 0.0)
     worker.expire(0.0)
     assert not worker.tasks

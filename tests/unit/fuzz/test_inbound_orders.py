@@ -79,7 +79,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         self.nacks: list[Nack] = []
         self.failed: list[Failed] = []
         self.inbound.data.send = self.hear  # type: ignore[method-assign]
-        self.worker.control.send = self.hear_router  # type: ignore[method-assign]
+        self.worker.desk.control.send = self.hear_router  # type: ignore[method-assign]
         for peer, incarnation in PEERS.items():
             self.inbound.data._greet(peer, LinkHello(PROTOCOL, peer.decode(), incarnation, IDENTITY))
 
@@ -94,7 +94,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         return True
 
     def id(self, request: int, prefill: int = 3) -> AttemptId:
-        return AttemptId(1, request, 1, prefill, self.worker.incarnation)
+        return AttemptId(1, request, 1, prefill, self.worker.desk.incarnation)
 
     def say(self, peer: bytes, *messages: Any, frames: tuple[bytes, ...] = ()) -> None:
         """As it goes over the wire, where the codec has its say, too."""
@@ -148,7 +148,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         tokens = (np.arange(TOKENS, dtype=np.int32) + request).tobytes()
         version = self.worker.catalog.version
         message = DecodeRequest(self.id(request), tokens, 4, 2, "vocab", version, None, b"", timeout)
-        self.worker.handle_request(message, self.now)
+        self.worker.desk.take(message, self.now)
 
     @rule(
         request=REQUESTS,
@@ -163,11 +163,11 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         )
         message = _decoded(CONTROL, msgspec.msgpack.encode(plain | {field: value}))
         if message is not None:
-            self.worker.handle_request(message, self.now)
+            self.worker.desk.take(message, self.now)
 
     @rule(request=REQUESTS)
     def cancel(self, request: int) -> None:
-        self.worker.handle_request(Cancel(self.id(request), "no longer wanted"), self.now)
+        self.worker.desk.take(Cancel(self.id(request), "no longer wanted"), self.now)
 
     # --- prefill workers ---
 
@@ -262,14 +262,14 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
             self.now += 1000.0
             self.worker.expire(self.now)
             for id in list(self.worker.tasks):  # whose deadline is in a million years
-                self.worker.handle_request(Cancel(id, "no longer wanted"), self.now)
+                self.worker.desk.take(Cancel(id, "no longer wanted"), self.now)
             load = self.worker.load()
             assert not load.requests and not load.pages_used and not load.credits_out and not load.leases
             assert not load.rows_used and not self.inbound.early_opens and not self.inbound.arrivals
             assert self.worker.scheduler.rows.used == 0 and not self.errors.said
         finally:
             self.errors.remove()
-            self.worker.control.listener.close()
+            self.worker.desk.control.listener.close()
             self.inbound.data.listener.close()
             self.folder.cleanup()
 

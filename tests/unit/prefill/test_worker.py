@@ -41,25 +41,25 @@ def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     engine: Any = SimpleNamespace(max_prompts=None, pool=None)
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
-    made.control.listener.close()
+    made.desk.control.listener.close()
 
 
 def request(
     worker: PrefillWorker, tokens: list[int], number: int = 1, address: str = "", timeout: float = 5.0
 ) -> PrefillRequest:
-    id = AttemptId(1, number, 1, worker.incarnation, 2)
+    id = AttemptId(1, number, 1, worker.desk.incarnation, 2)
     address = address or worker.config.control_address + ".data"
     return PrefillRequest(id, address, np.array(tokens, np.int32).tobytes(), timeout)
 
 
 def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
     message = request(worker, [1, 2, 3])
-    worker.handle_control(message, 10.0)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
+    worker.desk.take(message, 10.0)
     assert len(worker.scheduler.waiting) == 1
     (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     assert not worker.scheduler.waiting and worker.cache.used == 1
 
 
@@ -71,23 +71,23 @@ def test_a_request_that_comes_twice_runs_once(worker: PrefillWorker) -> None:
 def test_a_bad_request_is_refused_and_holds_nothing(
     worker: PrefillWorker, tokens: list[int], address: str
 ) -> None:
-    worker.handle_control(request(worker, tokens, address=address), 10.0)
+    worker.desk.take(request(worker, tokens, address=address), 10.0)
     assert not worker.scheduler.waiting and not worker.cache.used
     assert worker.counters["failed"] == 1
 
 
 def test_a_request_for_another_incarnation_is_ignored(worker: PrefillWorker) -> None:
-    message = PrefillRequest(AttemptId(1, 1, 1, worker.incarnation + 1, 2), "ipc:///x", b"\0\0\0\0", 5.0)
-    worker.handle_control(message, 10.0)
+    message = PrefillRequest(AttemptId(1, 1, 1, worker.desk.incarnation + 1, 2), "ipc:///x", b"\0\0\0\0", 5.0)
+    worker.desk.take(message, 10.0)
     assert not worker.scheduler.waiting and worker.load().counters["stale_messages"] == 1
 
 
 def test_cancel_frees_pages_at_the_next_retirement(worker: PrefillWorker) -> None:
     message = request(worker, [1] * 20)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
-    worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+    worker.desk.take(Cancel(message.id, "no longer wanted"), 10.0)
     assert worker.cache.used == 2, "a forward may still write to these pages"
     worker.retire()
     assert not worker.cache.used and not worker.prompts
@@ -127,7 +127,7 @@ def refuse(token: int) -> Callable[[list[Part], Callable[[int], None]], None]:
 def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWorker) -> None:
     play(worker, refuse(66))
     for number, token in enumerate([1, 66, 2]):
-        worker.handle_control(request(worker, [token] * 4, number), 10.0)
+        worker.desk.take(request(worker, [token] * 4, number), 10.0)
     one_turn(worker)
     worker.retire()
     assert [id.request for id in worker.prompts] == [0, 2] and worker.cache.used == 2
@@ -136,8 +136,8 @@ def test_a_forward_that_fails_ends_only_the_request_at_fault(worker: PrefillWork
 
 def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> None:
     forwards = play(worker, lambda parts, on_layer: None)
-    worker.handle_control(request(worker, [1] * 30), 10.0)
-    worker.handle_control(request(worker, [2] * 5, 2), 10.0)
+    worker.desk.take(request(worker, [1] * 30), 10.0)
+    worker.desk.take(request(worker, [2] * 5, 2), 10.0)
     senders = []
     for _ in range(3):
         one_turn(worker)
@@ -151,8 +151,8 @@ def test_a_long_prompt_runs_in_turns_and_streams_each(worker: PrefillWorker) -> 
 
 def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -> None:
     forwards = play(worker, refuse(66))
-    worker.handle_control(request(worker, [1] * 20 + [66] * 10), 10.0)
-    worker.handle_control(request(worker, [2] * 11, 2), 10.0)
+    worker.desk.take(request(worker, [1] * 20 + [66] * 10), 10.0)
+    worker.desk.take(request(worker, [2] * 11, 2), 10.0)
     for _ in range(3):
         one_turn(worker)
     assert forwards == [[12], [11]], "the second turn of the first prompt failed"
@@ -164,11 +164,11 @@ def test_a_turn_that_fails_ends_its_prompt_and_no_other(worker: PrefillWorker) -
 def test_what_ends_between_two_turns_is_not_computed_further(worker: PrefillWorker, end: str) -> None:
     forwards = play(worker, lambda parts, on_layer: None)
     message = request(worker, [1] * 30)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     one_turn(worker)
     assert worker.cache.used == 2
     if end == "cancel":
-        worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+        worker.desk.take(Cancel(message.id, "no longer wanted"), 10.0)
     else:
         worker.clock = lambda: 15.0
     one_turn(worker)
@@ -180,11 +180,11 @@ def test_a_cancel_during_a_turn_frees_the_pages_after_it(worker: PrefillWorker) 
     held = []
 
     def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
-        worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+        worker.desk.take(Cancel(message.id, "no longer wanted"), 10.0)
         held.append(worker.cache.used)
 
     forwards = play(worker, run)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     one_turn(worker)
     one_turn(worker)
     assert held == [2] and forwards == [[12]] and not worker.cache.used and not worker.scheduler.begun
@@ -197,7 +197,7 @@ def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_do
     turns: Any = SimpleNamespace(try_take=lambda: False, forget=lambda: said.append("forget"))
     worker.device_turns = turns
     assert not worker.may_launch() and said == ["forget"]
-    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3]), 10.0)
     assert not worker.may_launch() and worker.idle_seconds() < PATIENCE, "or until the bell rings"
     turns.try_take = lambda: True
     assert worker.may_launch() and worker.idle_seconds() > PATIENCE
@@ -210,7 +210,7 @@ def test_prompts_that_wait_for_pages_leave_a_shared_gpu_to_the_one_who_frees_the
     worker.device_turns = SimpleNamespace(try_take=lambda: True, forget=lambda: said.append("forget"))
     held = worker.pool.allocate(worker.pool.free)  # by prompts that are read in place
     assert held is not None
-    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3]), 10.0)
     assert not worker.may_launch() and said == ["forget"] and worker.idle_seconds() > 0.001
     worker.pool.release(held)
     assert worker.may_launch()
@@ -224,7 +224,7 @@ def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> No
 
 def test_a_lapsed_lease_and_a_passed_deadline_free_everything(worker: PrefillWorker) -> None:
     for number in (1, 2):
-        worker.handle_control(request(worker, [1] * 20, number), 10.0)
+        worker.desk.take(request(worker, [1] * 20, number), 10.0)
     (turn,) = worker.scheduler.next_turns(
         worker.clock()
     )  # the first prompt fills it; the other goes on waiting
@@ -240,10 +240,10 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
     poller.add(router)
     while not router.send(Hello(PROTOCOL, 1, "router-0")):
         pass
-    while not worker.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m")):
-        list(worker.control.receive(10.0))
+    while not worker.desk.control.send(1, Failed(request(worker, [1], 9).id, "prefill", "c", "m")):
+        list(worker.desk.control.receive(10.0))
     for number in (1, 2):
-        worker.handle_control(request(worker, [1] * 20, number, timeout=60.0), 10.0)
+        worker.desk.take(request(worker, [1] * 20, number, timeout=60.0), 10.0)
     (turn,) = worker.scheduler.next_turns(
         worker.clock()
     )  # the first prompt fills it; the other goes on waiting
@@ -268,7 +268,7 @@ def test_a_silent_router_hears_of_each_of_its_requests_once(worker: PrefillWorke
 def asked(worker: PrefillWorker, tokens: list[int], number: int, end: bool = True) -> Any:
     """A prompt that has run to its end, and whose hand-over is over."""
     message = request(worker, tokens, number)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     while worker.scheduler.runnable(worker.clock()):
         one_turn(worker)
     transfer = worker.outbound.transfers[message.id]
@@ -283,7 +283,7 @@ def test_a_beginning_that_is_cached_is_offered_at_once_and_not_computed(worker: 
     asked(worker, [*range(20)], 1)
     assert worker.load().pages_cached == 1 and worker.load().pages_used == 0
     message = request(worker, [*range(30)], 2)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     (turn,) = worker.scheduler.next_turns(worker.clock())
     worker.open(turn.prompt)
     sender = worker.outbound.transfers[message.id].sender
@@ -305,12 +305,12 @@ def test_kv_of_a_forward_that_was_not_finite_is_never_shared(worker: PrefillWork
 def test_kv_of_a_forward_that_failed_is_never_shared(worker: PrefillWorker) -> None:
     play(worker, refuse(66))
     tokens = [1] * 16 + [66] * 8  # the first page is whole after the second forward, which fails
-    worker.handle_control(request(worker, tokens, 1), 10.0)
+    worker.desk.take(request(worker, tokens, 1), 10.0)
     one_turn(worker)
     one_turn(worker)
     worker.retire()
     assert worker.load().pages_cached == worker.load().pages_used == 0
-    worker.handle_control(request(worker, [1] * 20, 2), 10.0)
+    worker.desk.take(request(worker, [1] * 20, 2), 10.0)
     (turn,) = worker.scheduler.next_turns(worker.clock())
     assert turn.start == 0
 
@@ -318,10 +318,10 @@ def test_kv_of_a_forward_that_failed_is_never_shared(worker: PrefillWorker) -> N
 def test_a_prompt_that_is_cancelled_between_its_turns_leaves_what_it_computed(worker: PrefillWorker) -> None:
     play(worker, lambda parts, on_layer: None)
     message = request(worker, [1] * 30)
-    worker.handle_control(message, 10.0)
+    worker.desk.take(message, 10.0)
     one_turn(worker)
     one_turn(worker)
-    worker.handle_control(Cancel(message.id, "no longer wanted"), 10.0)
+    worker.desk.take(Cancel(message.id, "no longer wanted"), 10.0)
     worker.retire()
     assert worker.load().pages_used == 0 and worker.load().pages_cached == 1
 
@@ -331,8 +331,8 @@ def test_a_flush_drops_what_no_request_holds_and_says_how_much(worker: PrefillWo
     asked(worker, [1] * 20, 1)
     asked(worker, [2] * 20, 2, end=False)
     said: list[Any] = []
-    worker.control.send = lambda router, message: said.append((router, message))  # type: ignore[method-assign, assignment, func-returns-value]
-    worker.handle_control(FlushCache(7, 3), 10.0)
+    worker.desk.control.send = lambda router, message: said.append((router, message))  # type: ignore[method-assign, assignment, func-returns-value]
+    worker.desk.take(FlushCache(7, 3), 10.0)
     assert said == [(7, CacheFlushed(3, 1))] and worker.load().pages_cached == 0
     assert worker.load().pages_used == 2 and worker.load().counters["evicted_pages"] == 1
 
@@ -348,7 +348,7 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
         play(made, lambda parts, on_layer: None)
         asked(made, [1] * 40, 1)
         assert made.load().pages_cached == pages
-        made.control.listener.close()
+        made.desk.control.listener.close()
 
 
 # --- what nobody had thought of ---
@@ -357,7 +357,7 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
 def spoil(worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What routers are told."""
     said: list[Any] = []
-    monkeypatch.setattr(worker.control, "send", lambda router, message: said.append(message))
+    monkeypatch.setattr(worker.desk.control, "send", lambda router, message: said.append(message))
     return said
 
 
@@ -371,8 +371,8 @@ def test_a_message_that_cannot_be_handled_ends_its_request_alone(
     said = spoil(worker, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(worker.scheduler, "add", broken)
-        worker.handle_control(request(worker, [1, 2, 3]), 10.0)
-    worker.handle_control(request(worker, [1, 2, 3], 2), 10.0)
+        worker.desk.take(request(worker, [1, 2, 3]), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3], 2), 10.0)
     (failed,) = said
     assert failed.id.request == 1 and failed.code == "internal_error"
     assert "nobody had thought" not in failed.message and "nobody had thought" in caplog.text
@@ -387,7 +387,7 @@ def test_a_lost_device_is_not_one_messages_fault(
 
     monkeypatch.setattr(worker.scheduler, "add", lose)
     with pytest.raises(DeviceLost):
-        worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+        worker.desk.take(request(worker, [1, 2, 3]), 10.0)
 
 
 @pytest.mark.parametrize("where", ["outbound.open", "timeline.add", "a layer"])
@@ -396,7 +396,7 @@ def test_a_prompt_that_cannot_be_opened_holds_nothing(
 ) -> None:
     said = spoil(worker, monkeypatch)
     play(worker, lambda parts, on_layer: None)
-    worker.handle_control(request(worker, [1] * 4), 10.0)
+    worker.desk.take(request(worker, [1] * 4), 10.0)
     with monkeypatch.context() as patched:
         if where == "outbound.open":
             patched.setattr(worker.outbound, "open", broken)
@@ -410,7 +410,7 @@ def test_a_prompt_that_cannot_be_opened_holds_nothing(
     assert not worker.scheduler.begun and not worker.outbound.credits_out
     (failed,) = said
     assert failed.code == "internal_error"
-    worker.handle_control(request(worker, [1] * 4, 2), 10.0)
+    worker.desk.take(request(worker, [1] * 4, 2), 10.0)
     one_turn(worker)
     assert worker.counters["prompts"] == 1, "and the next one runs"
 
@@ -420,7 +420,7 @@ def test_a_decode_worker_for_whom_there_is_no_socket_is_tried_elsewhere(
 ) -> None:
     said = spoil(worker, monkeypatch)
     monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
-    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3]), 10.0)
     assert said[0].code == "overloaded" and not worker.scheduler.waiting
 
 
@@ -428,7 +428,7 @@ def test_a_request_whose_decode_worker_has_a_refused_address_is_tried_elsewhere(
     worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = spoil(worker, monkeypatch)
-    worker.handle_control(request(worker, [1, 2, 3], address="tcp://10.0.0.1:5"), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3], address="tcp://10.0.0.1:5"), 10.0)
     assert said[0].code == "worker_lost" and not worker.scheduler.waiting
 
 
@@ -436,7 +436,7 @@ def test_a_link_that_is_gone_when_a_prompt_opens_and_cannot_be_had_again(
     worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = spoil(worker, monkeypatch)
-    worker.handle_control(request(worker, [1, 2, 3]), 10.0)
+    worker.desk.take(request(worker, [1, 2, 3]), 10.0)
     worker.outbound._links._links.clear()  # it was idle for too long
     monkeypatch.setattr(decode_links, "MOST_LINKS", 0)
     assert not worker.opened(worker.scheduler.next_turns(10.0))
@@ -448,9 +448,9 @@ def test_the_next_run_of_a_router_ends_what_the_one_before_asked_for(
     worker: PrefillWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (1, 2):
-        worker.handle_control(request(worker, [1] * 12, number, timeout=60.0), 10.0)
+        worker.desk.take(request(worker, [1] * 12, number, timeout=60.0), 10.0)
     worker.opened(worker.scheduler.next_turns(10.0))
     for router in (1, 5):
-        worker.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 10.0)
+        worker.desk.control._greet(Hello(PROTOCOL, router, "router-0"), b"peer", 10.0)
     worker.expire(10.0)
     assert not worker.prompts and not worker.scheduler.waiting and not worker.cache.used
