@@ -16,11 +16,15 @@ from xgr_runtime.catalog.load import load_catalog, seal_catalog
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.catalog.verify import verify, verify_file
+from xgr_runtime.catalog.views import Catalogs, CatalogView, Lease
 
 __all__ = [
     "Catalog",
+    "CatalogView",
+    "Catalogs",
     "FilterSpec",
     "LeafFilter",
+    "Lease",
     "PromptTemplate",
     "build_catalog",
     "build_from_arrays",

@@ -1,0 +1,92 @@
+"""The versions of a catalog that a process holds: the newest, and older ones that are still read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from xgr_runtime.catalog.snapshot import Catalog
+
+
+@dataclass(frozen=True, eq=False)
+class CatalogView:
+    """One version, as a request sees it from its first check to its answer."""
+
+    catalog: Catalog
+
+    @property
+    def version(self) -> str:
+        return self.catalog.version
+
+    @property
+    def leaves(self) -> int:
+        return len(self.catalog.sids)
+
+    @property
+    def depth(self) -> int:
+        return len(self.catalog.tokens)
+
+    @property
+    def nodes(self) -> list[int]:
+        """Of the trie at each level, so many beams there can be; leaves last."""
+        return [len(tokens) for tokens in self.catalog.tokens]
+
+
+class Lease:
+    """A version that is kept until `end`. Once is enough; a `with` block ends it too."""
+
+    def __init__(self, view: CatalogView, catalogs: Catalogs) -> None:
+        self.view = view
+        self._catalogs = catalogs
+
+    def end(self) -> None:
+        """Its holder reads the version no more."""
+        self._catalogs.ended(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+class Catalogs:
+    """By version. For one thread: whoever works for a lease's holder elsewhere is given the view."""
+
+    def __init__(self, first: CatalogView) -> None:
+        self.newest = first
+        self._views = {first.version: first}
+        self._leases: set[Lease] = set()
+
+    @property
+    def versions(self) -> list[str]:
+        """All that are held, the newest last."""
+        return list(self._views)
+
+    def add(self, view: CatalogView) -> None:
+        """The newest from now on; the one before it goes once its last lease has ended."""
+        self._views.pop(view.version, None)
+        self._views[view.version] = self.newest = view
+        self._let_go()
+
+    def lease(self, version: str | None = None) -> Lease:
+        """Hold that version, or the newest. Raises `KeyError` for one that is not here."""
+        view = self.newest if version is None else self._views[version]
+        lease = Lease(view, self)
+        self._leases.add(lease)
+        return lease
+
+    def ended(self, lease: Lease) -> None:
+        """See `Lease.end`."""
+        self._leases.discard(lease)
+        if lease.view is not self.newest:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        read = {self.newest.version, *(lease.view.version for lease in self._leases)}
+        self._views = {version: view for version, view in self._views.items() if version in read}
