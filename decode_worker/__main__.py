@@ -8,7 +8,7 @@ from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.cpu.compiled import spread_threads
-from xgr_runtime.catalog import Catalog, load_catalog
+from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, load_catalog
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.config.machine import check_memory
 from xgr_runtime.errors import ConfigError
@@ -30,7 +30,8 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     model = load_model(config, lambda: lifecycle.stopping)
     engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
-    worker = DecodeWorker(config, engine, catalog, model.identity, limits, keys=keys)
+    catalogs = Catalogs(CatalogView(catalog))
+    worker = DecodeWorker(config, engine, catalogs, model.identity, limits, keys=keys)
     worker.warm_up()
     if kernels == "cpu":
         spread_threads(backwards=True)  # prefill workers do it forwards

@@ -8,7 +8,7 @@ import numpy as np
 from decode_worker.memories import Source
 from decode_worker.search import Question, Search
 from xgr_kernels.beam_select.api import LeafFilter, Trie
-from xgr_runtime.catalog import Catalog, leaf_filter
+from xgr_runtime.catalog import Catalogs, CatalogView, Lease, leaf_filter
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
@@ -29,6 +29,7 @@ class DecodeTask:
     tokens: Tokens  # [L], the prompt
     question: Question
     receiver: Receiver
+    lease: Lease  # of the version of the catalog that its search reads
     deadline: float
     priority: int = 0  # higher first
     peer: bytes = b""  # of the prefill worker, once it opened
@@ -101,15 +102,14 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskFactory:
-    """Makes tasks for one catalog and one model."""
+    """Makes tasks for one model and the versions of its catalog."""
 
-    catalog: Catalog
-    trie: Trie  # the catalog's, as the kernels take it
+    catalogs: Catalogs
     model: ModelIdentity
     limits: Limits
 
     def make(self, request: DecodeRequest, now: float) -> DecodeTask:
-        """The task of a request, checked. Raises `BadRequest`."""
+        """The task of a request, checked. Whoever ends the task ends its lease. Raises `BadRequest`."""
         tokens = np.frombuffer(request.tokens[: len(request.tokens) // 4 * 4], np.int32)
         if not 0 < len(tokens) <= self.limits.max_prompt_tokens:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, see the limits announced")
@@ -117,27 +117,47 @@ class TaskFactory:
             raise BadRequest(f"the prompt's last token is outside of the vocabulary of {self.model.vocab}")
         if not 0 < request.results <= request.width <= self.limits.max_beam_width:
             raise BadRequest(f"width {request.width} or results {request.results} out of range")
-        if request.catalog != self.catalog.version:
-            raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog")
+        lease = self.lease_for(request)
+        try:
+            return self.task_of(request, tokens, lease, now)
+        except BaseException:
+            lease.end()
+            raise
+
+    def lease_for(self, request: DecodeRequest) -> Lease:
+        try:
+            return self.catalogs.lease(request.catalog)
+        except KeyError:
+            raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog") from None
+
+    def task_of(self, request: DecodeRequest, tokens: Tokens, lease: Lease, now: float) -> DecodeTask:
         question = Question(
             len(tokens),
             int(tokens[-1]),
             request.width,
             request.results,
             request.score_mode,
-            self.trie,
-            self.filter_of(request),
+            trie_of(lease.view),
+            filter_of(request, lease.view),
         )
         model = self.model
         receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
         deadline = now + request.timeout
-        return DecodeTask(request.id, tokens, question, receiver, deadline, request.priority, arrived_at=now)
+        return DecodeTask(
+            request.id, tokens, question, receiver, lease, deadline, request.priority, arrived_at=now
+        )
 
-    def filter_of(self, request: DecodeRequest) -> LeafFilter:
-        """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
-        try:
-            allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
-            deny = np.frombuffer(request.deny, np.int32)
-            return LeafFilter(*leaf_filter(self.catalog.leaves, allow, deny))
-        except (CatalogError, ValueError) as error:
-            raise BadRequest(f"filter: {error}", "filters") from None
+
+def trie_of(view: CatalogView) -> Trie:
+    """The catalog's, as the kernels take it."""
+    return Trie(view.catalog.leaves, view.catalog.tokens, view.catalog.lo)
+
+
+def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
+    """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
+    try:
+        allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
+        deny = np.frombuffer(request.deny, np.int32)
+        return LeafFilter(*leaf_filter(view.leaves, allow, deny))
+    except (CatalogError, ValueError) as error:
+        raise BadRequest(f"filter: {error}", "filters") from None

@@ -12,9 +12,8 @@ from decode_worker.engines.launches import Launch
 from decode_worker.inbound import Inbound
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
-from decode_worker.task import DecodeTask, TaskFactory
-from xgr_kernels.beam_select.api import Trie
-from xgr_runtime.catalog import Catalog
+from decode_worker.task import DecodeTask, TaskFactory, trie_of
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError
 from xgr_runtime.kv.pages import PagePool
@@ -53,7 +52,7 @@ class DecodeWorker:
         self,
         config: DecodeConfig,
         engine: Engine,
-        catalog: Catalog,
+        catalogs: Catalogs,
         identity: ModelIdentity,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
@@ -61,10 +60,9 @@ class DecodeWorker:
     ) -> None:
         self.config = config
         self.engine = engine
-        self.catalog = catalog
+        self.catalogs = catalogs
         self.identity = identity
-        trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
-        self.factory = TaskFactory(catalog, trie, identity, limits)
+        self.factory = TaskFactory(catalogs, identity, limits)
         self.limits = limits
         self.data_address = told_address(config.advertise_data_address or config.data_address, keys)
         self.clock = clock
@@ -105,13 +103,13 @@ class DecodeWorker:
 
     def warm_up(self) -> None:
         """Pay all first-use costs before the first request."""
-        self.engine.warm_up(self.factory.trie)
+        self.engine.warm_up(trie_of(self.catalogs.newest))
 
     def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
         """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`."""
         self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, cache, how)
         with turn_for_trials(self.device_turns):
-            tried = self.engine.try_searches(self.factory.trie)
+            tried = self.engine.try_searches(trie_of(self.catalogs.newest))
         self.known_costs.begin(tried)
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -269,7 +267,8 @@ class DecodeWorker:
             self.give_back(task)
 
     def give_back(self, task: DecodeTask) -> None:
-        """Nothing reads its pages any more, nor those in which it was read in place."""
+        """Nothing reads its catalog and its pages any more, nor those in which it was read in place."""
+        task.lease.end()
         self.scheduler.end(task)
         if task.committed_at:
             self.inbound.release(task)
@@ -311,7 +310,7 @@ class DecodeWorker:
             incarnation=self.desk.incarnation,
             model=self.identity,
             data_address=self.data_address,
-            catalogs=[self.catalog.version],
+            catalogs=self.catalogs.versions,
             limits=self.limits,
             load=self.load(),
             turns=self.config.turns_file,

@@ -20,7 +20,7 @@ from played_engine import PlayedEngine
 
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
-from xgr_runtime.catalog import build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.transport import Link, Listener, Poller
@@ -88,7 +88,7 @@ def decode() -> Iterator[DecodeWorker]:
     )
     catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))
     engine: Any = PlayedEngine()
-    worker = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
+    worker = DecodeWorker(config, engine, Catalogs(CatalogView(catalog)), IDENTITY, Limits(64, 8))
     yield from running(worker, [worker.desk.control.listener, worker.inbound.data.listener])
 
 

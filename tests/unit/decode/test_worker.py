@@ -15,8 +15,9 @@ from played_engine import PlayedEngine
 from decode_worker.memories import PrefillMemories
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
-from xgr_runtime.catalog import build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
 from xgr_runtime.config import DecodeConfig
+from xgr_runtime.errors import DeadlineExceeded
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.shared_memory import this_process
@@ -66,7 +67,7 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
     )
     catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))
     engine: Any = PlayedEngine()
-    made = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8))
+    made = DecodeWorker(config, engine, Catalogs(CatalogView(catalog)), IDENTITY, Limits(64, 8))
     yield made
     made.desk.control.listener.close()
     made.inbound.data.listener.close()
@@ -86,7 +87,7 @@ class PlayedSearch:
 def searching(worker: DecodeWorker, number: int) -> Any:
     """A request whose search runs."""
     id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     search: Any = PlayedSearch()
     worker.tasks[id].search = search
@@ -174,6 +175,57 @@ def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: 
     engine.finished = [other]
     worker.answer_finished()
     assert not worker.tasks and worker.counters["answered"] == 1
+
+
+NEWER = CatalogView(build_from_arrays(["a", "b"], np.array([[1, 2], [1, 4]], np.int32)))
+
+
+def test_a_version_is_held_until_its_last_search_is_over(worker: DecodeWorker) -> None:
+    engine, (search, other) = kept(worker, 2)
+    old = worker.catalogs.newest.version
+    first, second = worker.tasks.values()
+    worker.launch()
+    worker.catalogs.add(NEWER)
+    worker.fail(first, DeadlineExceeded("late"))
+    worker.desk.take(Cancel(second.id, "gone"), 0.0)
+    assert not worker.tasks and worker.introduce().catalogs == [old, NEWER.version], "a launch reads it"
+    engine.finished = [search]
+    worker.answer_finished()
+    assert worker.introduce().catalogs == [old, NEWER.version]
+    engine.finished = [other]
+    worker.answer_finished()
+    assert worker.introduce().catalogs == [NEWER.version]
+
+
+def test_a_request_gets_the_version_that_it_names(worker: DecodeWorker) -> None:
+    searching(worker, 0)
+    (old,) = worker.tasks.values()
+    worker.catalogs.add(NEWER)
+    searching(worker, 1)
+    request = DecodeRequest(
+        AttemptId(1, 2, 1, 3, worker.desk.incarnation),
+        TOKENS,
+        4,
+        2,
+        "vocab",
+        old.lease.view.version,
+        None,
+        b"",
+        9.0,
+    )
+    worker.desk.take(request, 0.0)
+    levels = [task.question.trie.tokens[-1].tolist() for task in worker.tasks.values()]
+    assert levels == [[2, 3], [2, 4], [2, 3]]
+
+
+@pytest.mark.parametrize(("version", "deny"), [("gone", b""), (None, np.array([7], np.int32).tobytes())])
+def test_a_refused_request_holds_no_version(worker: DecodeWorker, version: str | None, deny: bytes) -> None:
+    id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
+    named = version or worker.catalogs.newest.version
+    worker.desk.take(DecodeRequest(id, TOKENS, 4, 2, "vocab", named, None, deny, 9.0), 0.0)
+    assert not worker.tasks and worker.counters["failed"] == 1
+    worker.catalogs.add(NEWER)
+    assert worker.catalogs.versions == [NEWER.version]
 
 
 class PlayedTurns:
@@ -269,7 +321,7 @@ def test_after_a_launch_the_loop_looks_again_at_once(worker: DecodeWorker) -> No
 def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
     """A request whose prefill worker, the peer b"p", has begun."""
     id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
     return id
@@ -278,7 +330,7 @@ def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
 @pytest.mark.parametrize("tokens", [(1, -1), (1, 100), ()], ids=str)
 def test_a_request_out_of_range_is_refused(worker: DecodeWorker, tokens: tuple[int, ...]) -> None:
     id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(msgspec.structs.replace(request, tokens=np.array(tokens, np.int32).tobytes()), 0.0)
     assert not worker.tasks and worker.counters["failed"] == 1
     worker.desk.take(request, 0.0)
@@ -399,7 +451,7 @@ def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageI
     pages = theirs.allocate(3)
     assert pages is not None
     id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     named = (pages.tobytes(), theirs.generations[pages].tobytes())
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
@@ -527,7 +579,7 @@ def test_pages_that_cannot_be_the_prompts_fail_the_attempt(
     theirs = offered_by(worker, in_place)
     theirs.allocate(3)
     id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
     assert isinstance(heard[-1], Nack) and not worker.tasks and worker.counters["broken_transfers"] == 1
@@ -544,7 +596,7 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     worker.expire(5.0)
     assert waiting not in worker.tasks and list(worker.tasks) == [read.id] and not worker.finished
     worker.desk.take(
-        DecodeRequest(waiting, TOKENS, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0), 6.0
+        DecodeRequest(waiting, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0), 6.0
     )
     assert waiting not in worker.tasks, "nothing new begins"
     worker.clock = lambda: 7.0
@@ -571,7 +623,7 @@ def handed_over(
     """A prompt of so many tokens, all of whose chunks are here, and its COMMIT."""
     id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     prompt = np.arange(tokens, dtype=np.int32).tobytes()
-    request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     task = worker.tasks[id]
     worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
@@ -690,7 +742,7 @@ def test_a_request_that_cannot_be_handled_ends_alone(
         else:
             patched.setattr(worker.inbound, "expect", broken)
         searching_id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
-        version = worker.catalog.version
+        version = worker.catalogs.newest.version
         message = DecodeRequest(searching_id, TOKENS, 4, 2, "vocab", version, None, b"", 60.0)
         worker.desk.take(message, 0.0)
     (failed,) = told

@@ -16,7 +16,7 @@ from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
-from xgr_runtime.catalog import build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.handover.protocol import chunk_checksum, digest_of
 from xgr_runtime.model.base import Geometry
@@ -73,7 +73,9 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
             chunk_credits=2,
         )
         catalog = build_from_arrays(["a", "b"], np.array([[1, 2], [1, 3]], np.int32))
-        self.worker = DecodeWorker(config, engine, catalog, IDENTITY, Limits(64, 8), clock=lambda: self.now)
+        self.worker = DecodeWorker(
+            config, engine, Catalogs(CatalogView(catalog)), IDENTITY, Limits(64, 8), clock=lambda: self.now
+        )
         self.inbound = self.worker.inbound
         self.inbound.copies = Copies(engine.pool)
         self.nacks: list[Nack] = []
@@ -146,7 +148,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
     @rule(request=REQUESTS, timeout=st.sampled_from([5.0, 60.0]))
     def ask(self, request: int, timeout: float) -> None:
         tokens = (np.arange(TOKENS, dtype=np.int32) + request).tobytes()
-        version = self.worker.catalog.version
+        version = self.worker.catalogs.newest.version
         message = DecodeRequest(self.id(request), tokens, 4, 2, "vocab", version, None, b"", timeout)
         self.worker.desk.take(message, self.now)
 
@@ -156,7 +158,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         value=st.sampled_from(HOSTILE_INTS),
     )
     def ask_nonsense(self, request: int, field: str, value: int) -> None:
-        version = self.worker.catalog.version
+        version = self.worker.catalogs.newest.version
         plain = msgspec.to_builtins(
             DecodeRequest(self.id(request), b"\x01\0\0\0", 4, 2, "vocab", version, None, b"\xff", 9.0),
             builtin_types=(bytes,),
