@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.http.memory import keep_large_apart
-from xgr_runtime.catalog import Catalog, load_catalog
+from router.query.models import Model, Models
+from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
@@ -29,10 +30,10 @@ FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     share_the_interpreter()
-    catalog = load_catalog(config.catalog, config.model_path)
+    catalogs = Catalogs(CatalogView(load_catalog(config.catalog, config.model_path)))
     tokenizer = _tokenizer(Path(config.model_path))
     with _listen(config.host, config.port) as http:
-        asyncio.run(_serve(config, lifecycle, catalog, tokenizer, http))
+        asyncio.run(_serve(config, lifecycle, catalogs, tokenizer, http))
 
 
 def share_the_interpreter() -> None:
@@ -44,13 +45,16 @@ def share_the_interpreter() -> None:
 
 
 async def _serve(
-    config: RouterConfig, lifecycle: Lifecycle, catalog: Catalog, tokenizer: Tokenizer, http: socket.socket
+    config: RouterConfig,
+    lifecycle: Lifecycle,
+    catalogs: Catalogs,
+    tokenizer: Tokenizer,
+    http: socket.socket,
 ) -> None:
-    nodes = [len(tokens) for tokens in catalog.tokens]
-    dispatcher = Dispatcher(config, catalog.version, nodes)
+    dispatcher = Dispatcher(config, catalogs)
     dispatcher.start()
-    settings = _settings(config, catalog.vocab_size, http.getsockname()[0])
-    app = make_app(dispatcher, catalog, tokenizer, settings)
+    models = Models([_model(config, catalogs, tokenizer, dispatcher)])
+    app = make_app(dispatcher, models, _settings(config, http.getsockname()[0]))
     server = _Server(server_config(app, ConnectionLimits(connections=config.max_connections)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -121,13 +125,16 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _settings(config: RouterConfig, vocab_size: int, address: str) -> HttpSettings:
-    check_host_names(config.allowed_hosts)
+def _model(config: RouterConfig, catalogs: Catalogs, tokenizer: Tokenizer, dispatcher: Dispatcher) -> Model:
     name = config.served_model_name or Path(config.model_path).resolve().name
+    vocab_size = catalogs.newest.catalog.vocab_size
+    return Model(name, config.model_path, tokenizer, vocab_size, catalogs, dispatcher.limits)
+
+
+def _settings(config: RouterConfig, address: str) -> HttpSettings:
+    check_host_names(config.allowed_hosts)
     return HttpSettings(
-        model_name=name,
         version=version("xgr-runtime"),
-        model_info={"model_path": config.model_path},
         api_key=config.api_key or None,
         admin_api_key=config.admin_api_key or None,
         guarded=is_loopback(address) and not config.api_key,
@@ -135,7 +142,6 @@ def _settings(config: RouterConfig, vocab_size: int, address: str) -> HttpSettin
         timeout_ms=config.timeout_ms,
         max_body_bytes=config.max_body_bytes,
         max_beam_width=config.max_beam_width,
-        vocab_size=vocab_size,
     )
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_runtime.catalog import CatalogView, FilterSpec
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Role, ScoreMode, Timing, WorkerHello
@@ -13,19 +14,37 @@ from xgr_runtime.wire.messages import Limits, Role, ScoreMode, Timing, WorkerHel
 
 @dataclass(frozen=True)
 class Job:
-    """A request after validation: ids only, no strings of the client but `rid`."""
+    """A query bound to one version of a catalog: ids only, no strings of the client but `rid`.
+
+    Whoever made it holds a lease of its view until the job is answered; all attempts at it use that version.
+    """
 
     rid: str
     tokens: NDArray[np.int32]  # [L]
     width: int
     results: int
     score_mode: ScoreMode
-    catalog: str  # version
-    allow: NDArray[np.int32] | None  # leaves that live; None: all
-    deny: NDArray[np.int32]  # leaves that do not
+    view: CatalogView
+    filter: FilterSpec
     deadline: float  # time.monotonic()
     priority: int = 0  # higher first
+    dropped_items: int = 0  # of the history, which did not fit
     probe: bool = False  # the router's own, to see whether all is well
+
+    @property
+    def allow(self) -> NDArray[np.int32] | None:
+        """Leaves that live; None: all."""
+        return self.filter.allow_leaves
+
+    @property
+    def deny(self) -> NDArray[np.int32]:
+        """Leaves that do not."""
+        return self.filter.deny_leaves
+
+    @property
+    def live_leaves(self) -> int:
+        """How many leaves its filters let live."""
+        return self.view.leaves - len(self.deny) if self.allow is None else len(self.allow)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,12 @@ class NotFound(RequestError):
     status, code, kind = 404, "not_found", "invalid_request_error"
 
 
+class UnknownModel(RequestError):
+    """HTTP 404. No model of that name is served here."""
+
+    status, code, kind = 404, "model_not_found", "invalid_request_error"
+
+
 class MethodNotAllowed(RequestError):
     """HTTP 405. The route exists, for another method."""
 

@@ -35,17 +35,13 @@ from xgr_runtime.wire.messages import (
 class Attempts:
     """All that are under way, and what of the workers' time is promised to them."""
 
-    def __init__(
-        self, workers: Workers, router: int, catalog: str, nodes: Sequence[int], timeline: Timeline
-    ) -> None:
-        """`router`: its incarnation; `nodes`: of the catalog's trie at each level, leaves last."""
+    def __init__(self, workers: Workers, router: int, timeline: Timeline) -> None:
+        """`router`: its incarnation."""
         self.admission = Admission()
         self.reuse = ReuseIndex()
         self._timeline = timeline
         self._workers = workers
         self._router = router
-        self._catalog = catalog
-        self._nodes = nodes
         self._live: dict[AttemptId, Attempt] = {}
         self._alone: set[Attempt] = set()
         self._turns = asyncio.Lock()  # whoever has it is the next to be alone
@@ -71,10 +67,10 @@ class Attempts:
         decode = self._choice(self._workers.decode, without)
         quiet = (w.incarnation for w in [*prefill, *decode] if w.quiet)
         promise = self.admission.admit(
-            Ask(len(job.tokens), self._beams(job), job.deadline, job.priority),
+            Ask(len(job.tokens), _beams(job), job.deadline, job.priority),
             candidates(prefill, lambda worker: self.reuse.expected(worker, job.tokens)),
             candidates(decode, lambda worker: self.reuse.expected(worker, job.tokens)),
-            self._catalog,
+            job.view.version,
             time.monotonic(),
             {*avoid, *quiet, *self._taken()},
             accepted,
@@ -171,7 +167,7 @@ class Attempts:
 
     def _answered(self, tried: Attempt, result: Result) -> None:
         breaker = self._workers.breakers[tried.decode]
-        problem = unsound(result, tried.wanted.job, self._nodes[-1])
+        problem = unsound(result, tried.wanted.job)
         if problem:
             breaker.failed(tried.id, tried.started)
             error = WorkerLost(f"the decode worker's answer is unsound: {problem}", "decode")
@@ -225,7 +221,7 @@ class Attempts:
             width=job.width,
             results=job.results,
             score_mode=job.score_mode,
-            catalog=job.catalog,
+            catalog=job.view.version,
             allow=None if job.allow is None else job.allow.tobytes(),
             deny=job.deny.tobytes(),
             timeout=left,
@@ -243,7 +239,8 @@ class Attempts:
         if not tried.committed:
             tried.prefill.send(Cancel(tried.id, "no longer wanted"))
 
-    def _beams(self, job: Job) -> list[int]:
-        """That each level of the search starts from, at most: one, then what the level before can hold."""
-        most = job.width if job.allow is None else min(job.width, len(job.allow))
-        return [1, *(min(most, nodes) for nodes in self._nodes[:-1])]
+
+def _beams(job: Job) -> list[int]:
+    """That each level of the search starts from, at most: one, then what the level before can hold."""
+    most = job.width if job.allow is None else min(job.width, len(job.allow))
+    return [1, *(min(most, nodes) for nodes in job.view.nodes[:-1])]

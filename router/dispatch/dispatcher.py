@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from itertools import count
 
 from router.dispatch.attempts import Attempts
@@ -15,6 +14,7 @@ from router.workers.returns import seconds_to_a_pair, seconds_to_start
 from router.workers.roster import Workers
 from router.workers.tracing import Tracer
 from router.workers.worker import Worker
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import (
     Cancelled,
@@ -35,13 +35,12 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """Owns every live request, from admission to its one end."""
 
-    def __init__(self, config: RouterConfig, catalog: str, nodes: Sequence[int]) -> None:
-        """`nodes`: how many the catalog's trie has at each level, so many beams there can be."""
+    def __init__(self, config: RouterConfig, catalogs: Catalogs) -> None:
         router = new_incarnation()
         self._config = config
-        self._workers = Workers(config, router, catalog, self._on_message, self._on_lost)
+        self._workers = Workers(config, router, catalogs, self._on_message, self._on_lost)
         self._tracer = Tracer()
-        self._attempts = Attempts(self._workers, router, catalog, nodes, self._tracer.timeline)
+        self._attempts = Attempts(self._workers, router, self._tracer.timeline)
         self._suspects = Suspects()
         self._numbers = count(1)
         self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end

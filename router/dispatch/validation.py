@@ -16,12 +16,12 @@ Scores = NDArray[np.float32]
 _BYTES = 4  # of a leaf, and of a score
 
 
-def unsound(result: Result, job: Job, leaves: int) -> str:
-    """Why this is no answer to the job, or an empty string. `leaves`: how many the catalog has."""
+def unsound(result: Result, job: Job) -> str:
+    """Why this is no answer to the job, or an empty string."""
     if len(result.leaves) % _BYTES or len(result.scores) % _BYTES:
         return "its arrays end within a number"
     found, scores = found_in(result)
-    wanted = min(job.results, live_leaves(job, leaves))
+    wanted = min(job.results, job.live_leaves)
     if (len(found), len(scores)) != (wanted, wanted):
         return f"it has {len(found)} leaves and {len(scores)} scores, not {wanted} of each"
     if not all(map(math.isfinite, msgspec.structs.astuple(result.timing))):
@@ -30,7 +30,7 @@ def unsound(result: Result, job: Job, leaves: int) -> str:
         return f"of {len(job.tokens)} tokens it found {result.cached_tokens} cached"
     if not wanted:
         return ""
-    return _wrong_leaves(found, job, leaves) or _wrong_scores(scores.tolist())
+    return _wrong_leaves(found, job) or _wrong_scores(scores.tolist())
 
 
 def found_in(result: Result) -> tuple[Leaves, Scores]:
@@ -38,14 +38,9 @@ def found_in(result: Result) -> tuple[Leaves, Scores]:
     return np.frombuffer(result.leaves, np.int32), np.frombuffer(result.scores, np.float32)
 
 
-def live_leaves(job: Job, leaves: int) -> int:
-    """How many leaves the job's filters let live."""
-    return leaves - len(job.deny) if job.allow is None else len(job.allow)
-
-
-def _wrong_leaves(found: Leaves, job: Job, leaves: int) -> str:
+def _wrong_leaves(found: Leaves, job: Job) -> str:
     plain = found.tolist()  # a few dozen: plain numbers are faster
-    if min(plain) < 0 or max(plain) >= leaves:
+    if min(plain) < 0 or max(plain) >= job.view.leaves:
         return "a leaf is not in the catalog"
     if len(set(plain)) < len(plain):
         return "a leaf comes twice"

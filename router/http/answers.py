@@ -5,56 +5,50 @@ import time
 import numpy as np
 from tokenizers import Tokenizer
 
-from router.http.intake import Ticket
-from router.job import Outcome
-from xgr_runtime.catalog import Catalog, FilterSpec
+from router.job import Job, Outcome
 from xgr_runtime.wire.answers import Answer, BeamMeta, BeamResult, FinishReason, MetaInfo, UnknownItems
 
 
-class Composer:
-    """Knows the strings of one catalog and one tokenizer."""
+def answer(job: Job, outcome: Outcome, tokenizer: Tokenizer, arrival: float) -> Answer:
+    """The answer to a job whose request arrived at `arrival` (monotonic)."""
+    results = beam_results(job, outcome)
+    best = results[0] if results else None
+    output_ids = best.output_ids if best else []
+    meta = MetaInfo(
+        id=job.rid,
+        finish_reason=FinishReason("length", len(output_ids)),
+        prompt_tokens=len(job.tokens),
+        cached_tokens=outcome.cached_tokens,
+        completion_tokens=len(output_ids),
+        e2e_latency=time.monotonic() - arrival,
+        sequence_score=best.meta_info.sequence_score if best else None,
+        cumulative_logprob=best.meta_info.cumulative_logprob if best else None,
+        catalog_version=job.view.version,
+        attempts=outcome.attempts,
+        timing=outcome.timing,
+        dropped_items=job.dropped_items,
+        unknown_items=UnknownItems(job.filter.unknown_allow, job.filter.unknown_deny),
+        beam_results=results,
+    )
+    items = best.items if best else []
+    return Answer(job.rid, sid_text(tokenizer, output_ids), output_ids, items, meta)
 
-    def __init__(self, catalog: Catalog, tokenizer: Tokenizer) -> None:
-        self.catalog = catalog
-        self.tokenizer = tokenizer
 
-    def answer(self, ticket: Ticket, outcome: Outcome, arrival: float) -> Answer:
-        """The answer to a job whose request arrived at `arrival` (monotonic)."""
-        results = self.results(outcome, ticket.filter)
-        best = results[0] if results else None
-        output_ids = best.output_ids if best else []
-        meta = MetaInfo(
-            id=ticket.job.rid,
-            finish_reason=FinishReason("length", len(output_ids)),
-            prompt_tokens=len(ticket.job.tokens),
-            cached_tokens=outcome.cached_tokens,
-            completion_tokens=len(output_ids),
-            e2e_latency=time.monotonic() - arrival,
-            sequence_score=best.meta_info.sequence_score if best else None,
-            cumulative_logprob=best.meta_info.cumulative_logprob if best else None,
-            catalog_version=ticket.job.catalog,
-            attempts=outcome.attempts,
-            timing=outcome.timing,
-            dropped_items=ticket.dropped_items,
-            unknown_items=UnknownItems(ticket.filter.unknown_allow, ticket.filter.unknown_deny),
-            beam_results=results,
-        )
-        items = best.items if best else []
-        return Answer(ticket.job.rid, self.text(output_ids), output_ids, items, meta)
+def beam_results(job: Job, outcome: Outcome) -> list[BeamResult]:
+    """One entry per leaf of the outcome, in its order, named as the job's version of the catalog does."""
+    catalog, filters = job.view.catalog, job.filter
+    sids = catalog.sids[outcome.leaves].tolist()
+    items = catalog.items_of_leaves(
+        outcome.leaves, allowed_rows=filters.allowed_rows, denied_rows=filters.denied_rows
+    )
+    totals = outcome.scores.tolist()
+    means = (outcome.scores / np.float32(catalog.depth)).tolist()
+    return [
+        BeamResult(sid, names, BeamMeta(mean, total))
+        for sid, names, mean, total in zip(sids, items, means, totals, strict=True)
+    ]
 
-    def results(self, outcome: Outcome, filters: FilterSpec) -> list[BeamResult]:
-        """One entry per leaf of the outcome, in its order."""
-        sids = self.catalog.sids[outcome.leaves].tolist()
-        items = self.catalog.items_of_leaves(
-            outcome.leaves, allowed_rows=filters.allowed_rows, denied_rows=filters.denied_rows
-        )
-        totals = outcome.scores.tolist()
-        means = (outcome.scores / np.float32(self.catalog.depth)).tolist()
-        return [
-            BeamResult(sid, names, BeamMeta(mean, total))
-            for sid, names, mean, total in zip(sids, items, means, totals, strict=True)
-        ]
 
-    def text(self, sid: list[int]) -> str:
-        """Tokens one by one: a decoder for prose would put spaces between them."""
-        return "".join(self.tokenizer.decode([token], skip_special_tokens=False) for token in sid)
+def sid_text(tokenizer: Tokenizer, sid: list[int]) -> str:
+    """Tokens one by one: a decoder for prose would put spaces between them."""
+    return "".join(tokenizer.decode([token], skip_special_tokens=False) for token in sid)

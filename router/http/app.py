@@ -7,9 +7,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from tokenizers import Tokenizer
 
-from router.http.answers import Composer
 from router.http.control import Control
 from router.http.docs import docs_page
 from router.http.generate import Generate
@@ -21,18 +19,20 @@ from router.http.server.edge import Edge, http_exception
 from router.http.server.inbound import Bodies
 from router.http.settings import HttpSettings
 from router.job import Dispatch
+from router.query.models import Models
 from xgr_runtime.catalog import Catalog
 
 
-def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings) -> Starlette:
+def make_app(dispatch: Dispatch, models: Models, settings: HttpSettings) -> Starlette:
     """An ASGI application that answers over HTTP what `dispatch` works out."""
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
-    intake, bodies = Intake(catalog, tokenizer, settings), Bodies(settings)
-    generate = Generate(dispatch, intake, Composer(catalog, tokenizer), bodies)
-    table = route_table(generate, Control(dispatch, intake, metrics, bodies))
+    intake, bodies = Intake(settings), Bodies(settings)
+    generate = Generate(dispatch, models, intake, bodies)
+    table = route_table(generate, Control(dispatch, models, intake, metrics, bodies))
     app = Starlette(
         routes=[
-            Route(spec.path, spec.handler, methods=[spec.method]) for spec in with_description(table, intake)
+            Route(spec.path, spec.handler, methods=[spec.method])
+            for spec in with_description(table, models, settings)
         ],
         middleware=[Middleware(Edge, settings=settings, metrics=metrics, timeline=dispatch.timeline)],
         exception_handlers={HTTPException: http_exception},
@@ -41,7 +41,7 @@ def make_app(dispatch: Dispatch, catalog: Catalog, tokenizer: Tokenizer, setting
     return app
 
 
-def with_description(table: list[RouteSpec], intake: Intake) -> list[RouteSpec]:
+def with_description(table: list[RouteSpec], models: Models, settings: HttpSettings) -> list[RouteSpec]:
     """The table and the two routes that describe it, which are rendered here, once."""
     pages: dict[str, Response] = {}
 
@@ -52,9 +52,11 @@ def with_description(table: list[RouteSpec], intake: Intake) -> list[RouteSpec]:
         return serve
 
     whole = described(table, page("openapi"), page("docs"))
-    document = openapi(whole, intake)
+    document = openapi(whole, models, settings)
     pages["openapi"] = Response(msgspec.json.encode(document), media_type="application/json")
-    pages["docs"] = Response(docs_page(document, some_items(intake.catalog)), media_type="text/html")
+    pages["docs"] = Response(
+        docs_page(document, some_items(models.default.catalogs.newest.catalog)), media_type="text/html"
+    )
     return whole
 
 

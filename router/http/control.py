@@ -12,14 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.generate import checked_rid
-from router.http.intake import Intake
+from router.http.intake import Intake, probe
 from router.http.metrics import CONTENT_TYPE, RequestMetrics
 from router.http.probe import Probe
-from router.http.prompts import UNLIMITED
 from router.http.schema import AbortRequest, TraceQuery
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import decode, from_query
 from router.job import Dispatch, WorkerState
+from router.query.binding import bind
+from router.query.models import Model, Models
+from router.query.prompts import UNLIMITED
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
 from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
 from xgr_runtime.trace.chrome import chrome_trace
@@ -42,10 +44,12 @@ _ABORT = msgspec.json.Decoder(AbortRequest)
 class Control:
     """One method per route."""
 
-    def __init__(self, dispatch: Dispatch, intake: Intake, metrics: RequestMetrics, bodies: Bodies) -> None:
+    def __init__(
+        self, dispatch: Dispatch, models: Models, intake: Intake, metrics: RequestMetrics, bodies: Bodies
+    ) -> None:
         self.dispatch = dispatch
+        self.models = models
         self.intake = intake
-        self.catalog = intake.catalog
         self.settings = intake.settings
         self.metrics = metrics
         self.bodies = bodies
@@ -76,33 +80,38 @@ class Control:
     async def _small_request(self) -> None:
         seconds = self.settings.health_timeout
         rid, deadline = f"health-{uuid.uuid4().hex}", time.monotonic() + seconds
-        job = self.intake.probe(rid, deadline, self.dispatch.limits())
-        async with asyncio.timeout(seconds):
-            await self.dispatch.generate(job)
+        model = self.models.default
+        with model.catalogs.lease() as lease:
+            query = probe(rid, deadline, lease.view)
+            job = bind(query, model, lease.view, self.intake.max_prompt_tokens(model.limits()))
+            async with asyncio.timeout(seconds):
+                await self.dispatch.generate(job)
 
     async def model_info(self, request: Request) -> Response:
-        settings, catalog = self.settings, self.catalog
+        model = self.models.default
+        catalog = model.catalogs.newest.catalog
         info = ModelInfo(
-            served_model_name=settings.model_name,
+            model_path=model.path,
+            served_model_name=model.name,
             is_generation=True,
-            vocab_size=self.intake.vocab_size,
+            vocab_size=model.vocab_size,
             depth=catalog.depth,
             catalog_version=catalog.version,
             catalog_items=catalog.items,
             catalog_leaves=catalog.leaves,
         )
-        whole = {**settings.model_info, **msgspec.structs.asdict(info)}
-        return Response(msgspec.json.encode(whole), media_type="application/json")
+        return as_json(info)
 
     async def server_info(self, request: Request) -> Response:
-        settings, limits = self.settings, self.dispatch.limits()
+        settings, model = self.settings, self.models.default
+        limits = model.limits()
         width = self.intake.max_beam_width(limits)
         info = ServerInfo(
             version=settings.version,
-            served_model_name=settings.model_name,
+            served_model_name=model.name,
             max_beam_width=width,
             default_beam_width=min(settings.default_beam_width, width),
-            max_prompt_tokens=self._max_prompt_tokens(),
+            max_prompt_tokens=self._max_prompt_tokens(model),
             max_body_bytes=settings.max_body_bytes,
             timeout_ms=settings.timeout_ms,
             ready=limits is not None and not self.dispatch.draining,
@@ -111,9 +120,9 @@ class Control:
         )
         return as_json(info)
 
-    async def models(self, request: Request) -> Response:
-        card = ModelCard(self.settings.model_name, self.started, self._max_prompt_tokens())
-        return as_json(ModelList([card]))
+    async def list_models(self, request: Request) -> Response:
+        cards = [ModelCard(model.name, self.started, self._max_prompt_tokens(model)) for model in self.models]
+        return as_json(ModelList(cards))
 
     async def workers(self, request: Request) -> Response:
         return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
@@ -157,8 +166,8 @@ class Control:
         finally:
             self._under_way.discard(name)
 
-    def _max_prompt_tokens(self) -> int | None:
-        most = self.intake.max_prompt_tokens(self.dispatch.limits())
+    def _max_prompt_tokens(self, model: Model) -> int | None:
+        most = self.intake.max_prompt_tokens(model.limits())
         return None if most == UNLIMITED else most
 
     def _require_pair(self) -> None:

@@ -1,21 +1,26 @@
 """POST /generate: one request in, its ranked items out, as JSON or as one server-sent event."""
 
 import time
+from contextlib import ExitStack
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.http.answers import Composer
-from router.http.intake import Intake, Ticket
+from router.http.answers import answer
+from router.http.intake import Intake
 from router.http.long_body import decode_long, outline
 from router.http.readers import Readers
 from router.http.schema import GenerateRequest
 from router.http.server.edge import Visit, visit_of
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
-from router.job import Dispatch, Outcome
+from router.job import Dispatch, Job, Outcome
+from router.query.binding import bind
+from router.query.models import Model, Models
+from xgr_runtime.catalog import CatalogView
 from xgr_runtime.errors import BadRequest, Draining, NoWorkers
 from xgr_runtime.trace.timeline import REQUEST
 
@@ -28,13 +33,29 @@ _DECODER = msgspec.json.Decoder(GenerateRequest)
 _ENCODER = msgspec.json.Encoder()
 
 
+class Head(NamedTuple):
+    """What has to be known of a body before a thread may read the rest of it."""
+
+    model: str | None
+    timeout_ms: int | None
+    whole: GenerateRequest | None  # of a body that is short enough to be decoded at once
+
+
+class Asked(NamedTuple):
+    """A request that was understood."""
+
+    job: Job
+    model: Model
+    stream: bool
+
+
 class Generate:
     """The endpoint: validate, dispatch while the client is there, answer."""
 
-    def __init__(self, dispatch: Dispatch, intake: Intake, composer: Composer, bodies: Bodies) -> None:
+    def __init__(self, dispatch: Dispatch, models: Models, intake: Intake, bodies: Bodies) -> None:
         self.dispatch = dispatch
+        self.models = models
         self.intake = intake
-        self.composer = composer
         self.bodies = bodies
         self._readers = Readers(READERS)
         self._outliner = Readers(1)  # of its own: who waits for a reader must know the deadline
@@ -45,55 +66,76 @@ class Generate:
         visit = visit_of(request)
         if self.dispatch.draining:
             raise Draining("the deployment is stopping and takes no new requests")
-        async with self.bodies.read(request) as body:
-            ticket = await self._understand(request, visit, body)
-        note_job(visit, ticket)
-        self.dispatch.timeline.add(REQUEST, "intake", visit.arrival, rid=visit.rid)
-        outcome = await while_connected(request, self.dispatch.generate(ticket.job), ticket.job.deadline)
-        return self.respond(visit, ticket, outcome)
+        with ExitStack() as leases:
+            async with self.bodies.read(request) as body:
+                asked = await self._understand(request, visit, body, leases)
+            note_job(visit, asked.job)
+            self.dispatch.timeline.add(REQUEST, "intake", visit.arrival, rid=visit.rid)
+            work = self.dispatch.generate(asked.job)
+            outcome = await while_connected(request, work, asked.job.deadline)
+            return self.respond(visit, asked, outcome)
 
-    async def _understand(self, request: Request, visit: Visit, body: Body) -> Ticket:
-        """The job of `body`. Raises `BadRequest`, `DeadlineExceeded`, `NoWorkers`, `ClientGone`."""
-        if len(body) <= LONG_BODY:
-            wanted = decode(_DECODER, body)
-            if len(wanted.text or "") <= LONG_TEXT:
-                return self._ticket(visit, wanted)
-            due = visit.arrival + self.intake.seconds(wanted.timeout_ms)
-            work = partial(self._ticket, visit, wanted)
-        else:
-            latest = visit.arrival + self.intake.seconds(None)
-            reading = self._outliner.run(partial(outline, body), visit.arrival)
-            found = await while_connected(request, reading, latest, grace=0)
-            due = visit.arrival + self.intake.seconds(found.timeout)
-            work = partial(self._ticket_of_long, visit, body)
-        if self.dispatch.limits() is None:  # nobody knows how long is too long
+    async def _understand(self, request: Request, visit: Visit, body: Body, leases: ExitStack) -> Asked:
+        """What `body` asks, about a version of the catalog that is leased from here on.
+
+        Raises `BadRequest`, `UnknownModel`, `DeadlineExceeded`, `NoWorkers`, `ClientGone`.
+        """
+        head = await self._head(request, visit, body)
+        model = self.models.named(head.model)
+        view = leases.enter_context(model.catalogs.lease()).view
+        if head.whole is not None and len(head.whole.text or "") <= LONG_TEXT:
+            return self._asked(visit, head.whole, model, view)
+        if model.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
+        due = visit.arrival + self.intake.seconds(head.timeout_ms)
         readers = self._readers if len(body) <= GIANT_BODY else self._giant_reader
+        work = partial(self._read, visit, body, head, model, view)
         return await while_connected(request, readers.run(work, due), due, grace=0)
 
-    def _ticket_of_long(self, visit: Visit, body: Body) -> Ticket:
-        most = self.intake.max_prompt_tokens(self.dispatch.limits())
-        return self._ticket(visit, decode_long(body, most))
+    async def _head(self, request: Request, visit: Visit, body: Body) -> Head:
+        if len(body) <= LONG_BODY:
+            whole = decode(_DECODER, body)
+            note_rid(visit, whole)
+            return Head(whole.model, whole.timeout_ms, whole)
+        latest = visit.arrival + self.intake.seconds(None)
+        reading = self._outliner.run(partial(outline, body), visit.arrival)
+        found = await while_connected(request, reading, latest, grace=0)
+        return Head(found.model_name, found.timeout, None)
 
-    def _ticket(self, visit: Visit, wanted: GenerateRequest) -> Ticket:
-        visit.rid = checked_rid(wanted.rid) or visit.id
-        return self.intake.ticket(wanted, visit.rid, visit.arrival, self.dispatch.limits())
+    def _read(self, visit: Visit, body: Body, head: Head, model: Model, view: CatalogView) -> Asked:
+        """What a thread does of it."""
+        if head.whole is not None:
+            return self._asked(visit, head.whole, model, view)
+        whole = decode_long(body, self.intake.max_prompt_tokens(model.limits()))
+        note_rid(visit, whole)
+        return self._asked(visit, whole, model, view)
 
-    def respond(self, visit: Visit, ticket: Ticket, outcome: Outcome) -> Response:
+    def _asked(self, visit: Visit, body: GenerateRequest, model: Model, view: CatalogView) -> Asked:
+        limits = model.limits()
+        query = self.intake.query(body, visit.rid, visit.arrival, view, limits)
+        job = bind(query, model, view, self.intake.max_prompt_tokens(limits))
+        return Asked(job, model, body.stream)
+
+    def respond(self, visit: Visit, asked: Asked, outcome: Outcome) -> Response:
         """The answer, as one event where the client asked for a stream."""
         started = time.monotonic()
-        visit.wanted, visit.results = ticket.job.results, len(outcome.leaves)
-        body = _ENCODER.encode(self.composer.answer(ticket, outcome, visit.arrival))
+        visit.wanted, visit.results = asked.job.results, len(outcome.leaves)
+        body = _ENCODER.encode(answer(asked.job, outcome, asked.model.tokenizer, visit.arrival))
         self.dispatch.timeline.add(REQUEST, "compose", started, rid=visit.rid, results=visit.results)
-        if not ticket.stream:
+        if not asked.stream:
             return Response(body, media_type="application/json")
         event = b"data: " + body + b"\n\ndata: [DONE]\n\n"
         return Response(event, headers={"cache-control": "no-cache"}, media_type="text/event-stream")
 
 
-def note_job(visit: Visit, ticket: Ticket) -> None:
+def note_job(visit: Visit, job: Job) -> None:
     """What the access log says of a job."""
-    visit.prompt_tokens, visit.width = len(ticket.job.tokens), ticket.job.width
+    visit.prompt_tokens, visit.width = len(job.tokens), job.width
+
+
+def note_rid(visit: Visit, body: GenerateRequest) -> None:
+    """From here on the request has the client's name for it. Raises `BadRequest`."""
+    visit.rid = checked_rid(body.rid) or visit.id
 
 
 def checked_rid(rid: str | None) -> str | None:

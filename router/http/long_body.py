@@ -11,17 +11,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.http.prompts import check_length
 from router.http.schema import (
     MOST_FILTERED,
     MOST_HISTORY,
     Filters,
     GenerateRequest,
     ItemId,
+    ModelName,
     Timeout,
     TokenId,
 )
 from router.http.server.problems import Body, decode, field_error
+from router.query.prompts import check_length
 from xgr_runtime.errors import BadRequest
 
 E = TypeVar("E")
@@ -33,13 +34,22 @@ _ABSENT = msgspec.Raw(b"null")
 
 
 class Outline(msgspec.Struct, frozen=True):
-    """The fields that may be long, undecoded, and the deadline."""
+    """The fields that may be long, undecoded, the deadline, and which model is asked."""
 
     input_ids: msgspec.Raw = _ABSENT
     history: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
     filters: msgspec.Raw = _ABSENT
     timeout_ms: msgspec.Raw = _ABSENT
+    model: msgspec.Raw = _ABSENT
+
+    @property
+    def model_name(self) -> str | None:
+        """None where it is absent or wrong, which decoding will say."""
+        try:
+            return _NAME.decode(self.model)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
     @property
     def timeout(self) -> int | None:
@@ -67,6 +77,7 @@ class _FilterShell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _TIMEOUT = msgspec.json.Decoder(Timeout | None)
+_NAME = msgspec.json.Decoder(ModelName | None)
 _OUTLINE = msgspec.json.Decoder(Outline)
 _SHELL = msgspec.json.Decoder(_Shell)
 _FILTERS = msgspec.json.Decoder(_FilterShell | None)

@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from router.http.intake import Intake
 from router.http.routes import RouteSpec
 from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
+from router.http.settings import HttpSettings
+from router.query.models import Models
 from xgr_runtime.errors import RequestError
 from xgr_runtime.wire.answers import ErrorBody
 
@@ -15,8 +16,8 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 
 
-def openapi(table: Sequence[RouteSpec], intake: Intake) -> Json:
-    """The OpenAPI 3.1 description of `table`, whose requests `intake` checks."""
+def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) -> Json:
+    """The OpenAPI 3.1 description of `table`, which serves `models`."""
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
@@ -24,12 +25,12 @@ def openapi(table: Sequence[RouteSpec], intake: Intake) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "xgr-runtime",
-            "version": intake.settings.version,
+            "version": settings.version,
             "description": "Ranks the items of a catalog for a user by exact wide-beam search.",
         },
         "paths": paths,
         "components": {
-            "schemas": schemas(table, intake),
+            "schemas": schemas(table, models, settings),
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "Where --api-key is set."},
                 "admin_key": {
@@ -113,22 +114,23 @@ def ref(kind: type) -> Json:
     return {"$ref": _REF.format(name=kind.__name__)}
 
 
-def schemas(table: Sequence[RouteSpec], intake: Intake) -> Json:
+def schemas(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) -> Json:
     """Every struct that crosses, by name; the request's are narrowed to what this deployment accepts."""
     kinds: list[type] = [ErrorBody]
     kinds += [spec.body for spec in table if spec.body is not None]
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
     _, found = msgspec.json.schema_components(kinds, ref_template=_REF)
     components: Json = dict(found)
-    narrow_request(components["GenerateRequest"], intake)
-    narrow_sampling(components["SamplingParams"]["properties"], intake)
+    narrow_request(components["GenerateRequest"], models, settings)
+    narrow_sampling(components["SamplingParams"]["properties"], models, settings)
     return components
 
 
-def narrow_request(schema: Json, intake: Intake) -> None:
-    """Prompts as this deployment takes them; a prompt form that is null counts as absent."""
+def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None:
+    """Models and prompts as this deployment takes them; a prompt form that is null counts as absent."""
     properties = schema["properties"]
     narrow(properties, NEUTRAL_REQUEST)
+    branch(properties["model"], "string")["enum"] = models.names
     forms = {"input_ids": "array", "history": "array", "text": "string"}
     schema["oneOf"] = [
         {"required": [name], "properties": {name: {"type": kind}}} for name, kind in forms.items()
@@ -136,18 +138,18 @@ def narrow_request(schema: Json, intake: Intake) -> None:
     branch(properties["text"], "string")["minLength"] = 1
     ids = branch(properties["input_ids"], "array")
     ids["minItems"] = 1
-    ids["items"] = {"type": "integer", "minimum": 0, "maximum": intake.vocab_size - 1}
-    if intake.settings.max_prompt_tokens is not None:
-        ids["maxItems"] = intake.settings.max_prompt_tokens
+    ids["items"] = {"type": "integer", "minimum": 0, "maximum": models.default.vocab_size - 1}
+    if settings.max_prompt_tokens is not None:
+        ids["maxItems"] = settings.max_prompt_tokens
 
 
-def narrow_sampling(properties: Json, intake: Intake) -> None:
+def narrow_sampling(properties: Json, models: Models, settings: HttpSettings) -> None:
     """Widths up to the limit, lengths of the catalog's depth."""
-    depth = intake.catalog.depth
+    depth = models.default.catalogs.newest.depth
     narrow(properties, {**NEUTRAL_SAMPLING, "max_new_tokens": (depth,)})
     branch(properties["min_new_tokens"], "integer").update(minimum=0, maximum=depth)
     for name in ("beam_width", "n"):
-        branch(properties[name], "integer")["maximum"] = intake.settings.max_beam_width
+        branch(properties[name], "integer")["maximum"] = settings.max_beam_width
 
 
 def narrow(properties: Json, neutral: dict[str, tuple[object, ...]]) -> None:

@@ -31,6 +31,7 @@ from xgr_runtime.errors import (
     RequestError,
     RequestTimeout,
     Unhealthy,
+    UnknownModel,
     WorkerLost,
     WrongKey,
     WrongMediaType,
@@ -96,7 +97,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             generate.__call__,
             answers.Answer,
             GenerateRequest,
-            (*_BODY, DuplicateRequest, *_WORK),
+            (*_BODY, UnknownModel, DuplicateRequest, *_WORK),
             streams=True,
         ),
         post(
@@ -139,7 +140,7 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
         get("/workers", "State and load of every worker", control.workers, answers.WorkerList),
         get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
         get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),
-        get("/v1/models", "The served model", control.models, answers.ModelList),
+        get("/v1/models", "The served models", control.list_models, answers.ModelList),
         get(
             "/trace",
             "What all processes did lately, as a Chrome trace",

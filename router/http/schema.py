@@ -10,12 +10,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from router.query.query import MOST_PRIORITY
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.messages import ScoreMode
 
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1
-MOST_PRIORITY = 100
+MOST_NAME = 1024  # characters
 NEUTRAL_BYTES = 16  # that a neutral value takes at most
 MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
@@ -25,6 +26,7 @@ ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
 Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it stays bytes
 Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its digits are repeated
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
+ModelName = Annotated[str, Meta(max_length=MOST_NAME)]
 Timeout = Annotated[int, Meta(ge=1, le=3_600_000)]  # milliseconds
 Rid = Annotated[
     str,
@@ -90,6 +92,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Item ids, oldest first."),
     ] = None
     text: str | None = None
+    model: Annotated[
+        ModelName | None,
+        Meta(description="Its name in `/v1/models`; may be absent where one model is served."),
+    ] = None
     rid: Rid | None = None
     timeout_ms: Timeout | None = None
     sampling_params: SamplingParams | None = None

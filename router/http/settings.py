@@ -1,6 +1,6 @@
 """What the HTTP edge is told at start-up, parsed and checked by whoever builds it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 class HttpSettings:
     """Limits that are None fall back to what the workers announce, then to no limit."""
 
-    model_name: str
     version: str
-    model_info: Mapping[str, object] = field(default_factory=dict)  # JSON values, for /model_info
     api_key: str | None = field(default=None, repr=False)
     admin_api_key: str | None = field(default=None, repr=False)  # None: the same
     guarded: bool = False  # on loopback without a key: no web page is to reach it
@@ -21,6 +19,5 @@ class HttpSettings:
     max_prompt_tokens: int | None = None
     max_beam_width: int = 1024
     default_beam_width: int = 50
-    vocab_size: int | None = None  # of the model; None: the tokenizer's
     health_timeout: float = 10.0  # seconds that /health_generate waits
     retry_after: int = 1  # seconds, in answers with status 503

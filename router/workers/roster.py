@@ -10,6 +10,7 @@ from router.workers.breaker import Breaker
 from router.workers.sglang_worker import SglangServer
 from router.workers.worker import OnLost, OnMessage, Worker, flushed
 from router.workers.zmq_worker import WorkerLink
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.scheduling.cost_model import LEAST
 from xgr_runtime.transport.addresses import check_url, is_url
@@ -21,12 +22,17 @@ class Workers:
     """All of them, prefill first."""
 
     def __init__(
-        self, config: RouterConfig, router: int, catalog: str, on_message: OnMessage, on_lost: OnLost
+        self,
+        config: RouterConfig,
+        router: int,
+        catalogs: Catalogs,
+        on_message: OnMessage,
+        on_lost: OnLost,
     ) -> None:
         """`router`: this one's incarnation. Raises `ConfigError` for a refused address or key."""
         self._config = config
         self._router = router
-        self._catalog = catalog
+        self._catalogs = catalogs
         self._told = (on_message, on_lost)
         self._keys = read_keyring(config.curve_key, config.curve_allow)
         self.prefill = [self._worker(address, "prefill") for address in config.prefill]
@@ -53,11 +59,11 @@ class Workers:
 
     def _other_catalog(self, worker: Worker) -> str:
         """What a decode worker has in place of this router's catalog, or an empty string."""
-        hello = worker.hello
-        if hello is None or hello.role != "decode" or self._catalog in hello.catalogs:
+        hello, newest = worker.hello, self._catalogs.newest.version
+        if hello is None or hello.role != "decode" or newest in hello.catalogs:
             return ""
         found = f"catalog {', '.join(hello.catalogs)}" if hello.catalogs else "no catalog"
-        return f"it has {found}, this router {self._catalog}: start both with the same file"
+        return f"it has {found}, this router {newest}: start both with the same file"
 
     def admitting(self, workers: Sequence[Worker]) -> list[Worker]:
         """Those of them that may get one more request."""
@@ -77,7 +83,7 @@ class Workers:
         """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
         prefill = [w for w in self.prefill if not self.problem(w)]
         decode = [w for w in self.decode if not self.problem(w)]
-        if not pairs_by_finish(candidates(prefill), candidates(decode), self._catalog):
+        if not pairs_by_finish(candidates(prefill), candidates(decode), self._catalogs.newest.version):
             return None
         all_limits = [w.hello.limits for w in [*prefill, *decode] if w.hello]
         return Limits(

@@ -61,6 +61,7 @@ class Deployment:
 
 SERVER_INFO = {
     "version": "1",
+    "model_path": "tiny",
     "served_model_name": "tiny",
     "max_beam_width": 64,
     "default_beam_width": 50,
@@ -72,6 +73,7 @@ SERVER_INFO = {
     "live_requests": 0,
 }
 MODEL_INFO = {
+    "model_path": "tiny",
     "served_model_name": "tiny",
     "is_generation": True,
     "vocab_size": 26,

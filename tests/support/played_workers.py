@@ -11,6 +11,7 @@ import numpy as np
 
 from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
+from xgr_runtime.catalog import Catalogs, CatalogView, FilterSpec, build_from_arrays
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.transport import Listener
 from xgr_runtime.wire.messages import (
@@ -29,10 +30,18 @@ from xgr_runtime.wire.messages import (
     WorkerHello,
 )
 
+
+def view_of(leaves: int) -> CatalogView:
+    """A catalog of so many items, each of one token."""
+    sids = np.arange(leaves, dtype=np.int32)[:, None]
+    return CatalogView(build_from_arrays([str(leaf) for leaf in range(leaves)], sids))
+
+
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 TIMING = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
 LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
 LEAVES = 100
+VIEW = view_of(LEAVES)
 
 
 class PlayedWorker:
@@ -49,7 +58,7 @@ class PlayedWorker:
             incarnation,
             model,
             "ipc:///data",
-            ["v1"],
+            [VIEW.version],
             Limits(64, 8),
             LOAD,
         )
@@ -97,7 +106,8 @@ class Stage:
             heartbeat=0.05,
             **settings,
         )
-        self.dispatcher = Dispatcher(config, "v1", [LEAVES])
+        self.catalogs = Catalogs(VIEW)
+        self.dispatcher = Dispatcher(config, self.catalogs)
 
     def ask(
         self, rid: str = "r", seconds: float = 5.0, tokens: Sequence[int] = (1, 2, 3)
@@ -114,8 +124,13 @@ class Stage:
 
 
 def job_of(rid: str = "r", tokens: Sequence[int] = (1, 2, 3), deadline: float = 0.0) -> Job:
-    none = np.zeros(0, np.int32)
-    return Job(rid, np.array(tokens, np.int32), 4, 2, "vocab", "v1", None, none, deadline)
+    return Job(rid, np.array(tokens, np.int32), 4, 2, "vocab", VIEW, filter_of(), deadline)
+
+
+def filter_of(allow: Sequence[int] | None = None, deny: Sequence[int] = ()) -> FilterSpec:
+    """Of leaves, where every item has its own."""
+    allowed, denied = None if allow is None else np.array(allow, np.int32), np.array(deny, np.int32)
+    return FilterSpec(allowed, denied, allowed, denied, 0, 0)
 
 
 @asynccontextmanager

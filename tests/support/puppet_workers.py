@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
-from played_workers import LEAVES, LOAD, MODEL, job_of, result_of
+from played_workers import LOAD, MODEL, VIEW, job_of, result_of
 
 from router.dispatch.attempt import Attempt
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.hedge import hedge
 from router.job import Outcome
 from router.workers.worker import Worker
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.wire.messages import PROTOCOL, Committed, Failed, Limits, Message, Role, WorkerHello
 
@@ -32,7 +33,9 @@ class Puppet(Worker):
         name, limits = f"{self.address}-{Puppet.incarnations}", Limits(64, 8)
         self._unanswered = 0
         self.meet(
-            WorkerHello(PROTOCOL, self.role, name, Puppet.incarnations, MODEL, "", ["v1"], limits, LOAD)
+            WorkerHello(
+                PROTOCOL, self.role, name, Puppet.incarnations, MODEL, "", [VIEW.version], limits, LOAD
+            )
         )
 
     async def stop(self) -> None: ...
@@ -54,7 +57,7 @@ class Theatre:
             "decode": [f"d{i}" for i in range(decode)],
         }
         config = RouterConfig(model_path="m", catalog="c", **names, heartbeat=60.0, **settings)
-        self.dispatcher = Dispatcher(config, "v1", [LEAVES])
+        self.dispatcher = Dispatcher(config, Catalogs(VIEW))
         self.dispatcher.start()
 
     @property

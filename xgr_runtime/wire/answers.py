@@ -159,8 +159,9 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """The answer of /model_info: the checkpoint and its catalog, beside what the deployment adds."""
+    """The answer of /model_info: the checkpoint and its catalog."""
 
+    model_path: str
     served_model_name: str
     is_generation: bool
     vocab_size: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from played_workers import LOAD, MODEL, Stage, play, result_of, stage, until
+from played_workers import LOAD, MODEL, VIEW, Stage, play, result_of, stage, until
 
 from router.http.control import no_pair
 from xgr_runtime.errors import (
@@ -236,7 +236,9 @@ def test_a_decode_worker_with_another_catalog_says_so(held: list[str], tmp_path:
             await until(lambda: not s.dispatcher.workers()[1].usable)
             states = s.dispatcher.workers()
             assert [state.usable for state in states] == [True, False, True]
-            assert "this router v1:" in states[1].problem and all(name in states[1].problem for name in held)
+            assert f"this router {VIEW.version}:" in states[1].problem and all(
+                name in states[1].problem for name in held
+            )
             assert s.dispatcher.limits() is not None
             s.decode[1].hello = msgspec.structs.replace(s.decode[1].hello, catalogs=["v9"])
             await until(lambda: s.dispatcher.limits() is None)

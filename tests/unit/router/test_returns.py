@@ -5,7 +5,7 @@ import time
 
 import msgspec
 import pytest
-from played_workers import LOAD, MODEL
+from played_workers import LOAD, MODEL, VIEW
 from puppet_workers import Puppet, Theatre
 
 from router.job import WorkerState
@@ -67,7 +67,7 @@ def announce(puppet: Puppet, seconds: float) -> None:
     """Let it say how long its start took."""
     load = msgspec.structs.replace(LOAD, counters={START_SECONDS: seconds})
     hello = WorkerHello(
-        PROTOCOL, puppet.role, "w", puppet.incarnation, MODEL, "", ["v1"], Limits(64, 8), load
+        PROTOCOL, puppet.role, "w", puppet.incarnation, MODEL, "", [VIEW.version], Limits(64, 8), load
     )
     puppet.meet(hello)
 

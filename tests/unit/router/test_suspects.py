@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from played_workers import job_of
+from played_workers import filter_of, job_of, view_of
 
 from router.dispatch.poison import TOGETHER, Suspects
 from router.job import Job
@@ -41,10 +40,10 @@ def test_the_same_content_is_refused_for_a_while() -> None:
         {"width": 5},
         {"results": 1},
         {"score_mode": "legal"},
-        {"allow": np.array([1], np.int32)},
-        {"allow": np.zeros(0, np.int32)},
-        {"deny": np.array([1], np.int32)},
-        {"catalog": "v2"},
+        {"filter": filter_of(allow=[1])},
+        {"filter": filter_of(allow=[])},
+        {"filter": filter_of(deny=[1])},
+        {"view": view_of(7)},
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from played_workers import LOAD, MODEL, PlayedWorker, Stage, play, result_of, stage, until
+from played_workers import LOAD, MODEL, VIEW, PlayedWorker, Stage, play, result_of, stage, until, view_of
 
 from router.dispatch.hedge import hedge
 from router.job import Outcome
@@ -51,6 +51,24 @@ async def test_an_unsound_answer_is_never_given_but_tried_elsewhere(folder: Path
         await answered(s.decode[1])
         outcome = await answer
         assert outcome.leaves.tolist() == [5, 3] and outcome.attempts == 2 and s.idle
+
+
+@play
+async def test_a_request_keeps_its_version_of_the_catalog_on_every_pair(folder: Path) -> None:
+    """A newer one came before its first attempt: it goes to holders of its own, also at a second try."""
+    async with stage(folder, 1, 3) as s:
+        newer = view_of(50)
+        both, only_new = [VIEW.version, newer.version], [newer.version]
+        for worker, held in zip(s.decode, (only_new, both, both), strict=True):
+            worker.hello = msgspec.structs.replace(worker.hello, catalogs=held)
+        s.catalogs.add(newer)
+        await until(lambda: all(worker.usable for worker in s.dispatcher.workers()))
+        answer = s.ask()  # a job of the old one
+        first = await s.decode[1].next(DecodeRequest)
+        s.decode[1].send(nonsense(first))
+        second = await answered(s.decode[2])
+        assert [first.catalog, second.catalog] == [VIEW.version] * 2
+        assert (await answer).attempts == 2 and s.decode[0].inbox.empty()
 
 
 @play

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.applications import Starlette
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -15,7 +16,8 @@ from tokenizers.processors import TemplateProcessing
 
 from router.http import HttpSettings, make_app
 from router.job import Flush, Job, Outcome, Traced, WorkerState
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
+from router.query.models import Model, Models
+from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, PromptTemplate, build_from_arrays
 from xgr_runtime.errors import Cancelled, DuplicateRequest
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
@@ -138,9 +140,7 @@ def dispatch(catalog: Catalog) -> FakeDispatch:
 @pytest.fixture
 def settings() -> HttpSettings:
     return HttpSettings(
-        model_name="tiny",
         version="0.1.0",
-        model_info={"model_path": "tiny"},
         max_prompt_tokens=30,
         max_beam_width=20,
         default_beam_width=10,
@@ -155,12 +155,24 @@ class Server:
         self, dispatch: FakeDispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings
     ) -> None:
         self.dispatch, self.catalog, self.tokenizer, self.settings = dispatch, catalog, tokenizer, settings
-        self.app = make_app(dispatch, catalog, tokenizer, settings)
+        self.app = self.made()
+
+    def made(self) -> Starlette:
+        self.catalogs = Catalogs(CatalogView(self.catalog))
+        return make_app(self.dispatch, Models([self.model()]), self.settings)
+
+    def model(self, name: str = "tiny", catalogs: Catalogs | None = None) -> Model:
+        size, limits = self.catalog.vocab_size, self.dispatch.limits
+        return Model(name, name, self.tokenizer, size, catalogs or self.catalogs, limits)
+
+    def serve(self, *models: Model) -> None:
+        """Starts over with other models."""
+        self.app = make_app(self.dispatch, Models(models), self.settings)
 
     def set(self, **changes: Any) -> None:
         """Starts over with other settings."""
         self.settings = replace(self.settings, **changes)
-        self.app = make_app(self.dispatch, self.catalog, self.tokenizer, self.settings)
+        self.app = self.made()
 
     def send(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def exchange() -> httpx.Response:

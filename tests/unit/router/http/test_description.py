@@ -71,7 +71,7 @@ def test_document_is_well_formed(document: dict[str, Any]) -> None:
 
 def test_statuses_of_generate(document: dict[str, Any]) -> None:
     responses = document["paths"]["/generate"]["post"]["responses"]
-    expected = {200, 400, 401, 403, 408, 409, 413, 415, 431, 499, 500, 502, 503, 504}
+    expected = {200, 400, 401, 403, 404, 408, 409, 413, 415, 431, 499, 500, 502, 503, 504}
     assert set(responses) == {str(status) for status in expected}
     assert "Retry-After" in responses["503"]["headers"]
     assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}

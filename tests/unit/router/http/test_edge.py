@@ -144,7 +144,7 @@ def test_a_body_that_never_ends_has_a_deadline() -> None:
 
     request = Request({"type": "http", "method": "POST", "headers": []}, silence)
     with pytest.raises(RequestTimeout, match="body"):
-        asyncio.run(read(Bodies(HttpSettings("m", "1", body_seconds=0.05)), request))
+        asyncio.run(read(Bodies(HttpSettings("1", body_seconds=0.05)), request))
 
 
 async def read(bodies: Bodies, request: Request) -> bytes:
@@ -154,7 +154,7 @@ async def read(bodies: Bodies, request: Request) -> bytes:
 
 def test_bodies_share_a_bounded_memory() -> None:
     """Many that are each small enough are refused together, and what was read is given back."""
-    bodies = Bodies(HttpSettings("m", "1", max_body_bytes=100))
+    bodies = Bodies(HttpSettings("1", max_body_bytes=100))
 
     def sending(*parts: bytes) -> Request:
         waiting = iter(parts)

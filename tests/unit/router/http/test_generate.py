@@ -72,7 +72,7 @@ def test_job_carries_what_was_asked(server: Server, dispatch: FakeDispatch, cata
     (job,) = dispatch.jobs
     assert job.tokens.dtype == np.int32
     assert job.tokens.tolist() == [1, 4, 12]
-    assert (job.width, job.results, job.score_mode, job.catalog) == (6, 3, "legal", catalog.version)
+    assert (job.width, job.results, job.score_mode, job.view.version) == (6, 3, "legal", catalog.version)
     assert job.allow is None
     assert job.deny.tolist() == []
 

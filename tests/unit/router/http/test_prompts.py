@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE, WordLevel, WordPiece
 
-from router.http.prompts import USUAL_TOKEN, TextPrompts
+from router.query.prompts import USUAL_TOKEN, TextPrompts
 from xgr_runtime.errors import BadRequest
 
 if TYPE_CHECKING:

@@ -123,14 +123,14 @@ def held(monkeypatch: pytest.MonkeyPatch, server: Server) -> Held:
     """What keeps the thread of every request whose rid begins with "held"."""
     server.set(max_body_bytes=1 << 20, max_prompt_tokens=None)
     server.dispatch.pair = Limits(20_000, 20)
-    held, ticket = Held(), Intake.ticket
+    held, query = Held(), Intake.query
 
     def holding(self: Intake, body: Any, rid: str, *rest: Any) -> Any:
         if rid.startswith("held"):
             held()
-        return ticket(self, body, rid, *rest)
+        return query(self, body, rid, *rest)
 
-    monkeypatch.setattr(Intake, "ticket", holding)
+    monkeypatch.setattr(Intake, "query", holding)
     return held
 
 
