@@ -1,0 +1,52 @@
+"""Workers that a file names: `{"prefill": [...], "decode": [...]}`. Another is renamed over it."""
+
+from pathlib import Path
+
+import msgspec
+
+from xgr_runtime.discovery import WorkerAddress, check_twice
+from xgr_runtime.errors import ConfigError
+from xgr_runtime.files import open_ordinary
+
+MOST_BYTES = 1 << 20
+_SHAPE = 'write {"prefill": [addresses], "decode": [addresses]}'
+
+
+class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the file holds. Both lists have to be there, so that half a file is no file."""
+
+    prefill: list[str]
+    decode: list[str]
+
+
+class FileList:
+    """See `Source`. It is read whole each time: it is short, and times may tell nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def look(self) -> list[WorkerAddress]:
+        """See `Source.look`."""
+        named = self._named()
+        workers = [WorkerAddress("prefill", address) for address in named.prefill]
+        workers += [WorkerAddress("decode", address) for address in named.decode]
+        check_twice(workers, str(self))
+        return workers
+
+    def _named(self) -> _Named:
+        try:
+            with open_ordinary(self._path) as stream:
+                content = stream.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ConfigError(f"{self} has more than {MOST_BYTES} bytes: name fewer workers")
+            return msgspec.json.decode(content, type=_Named)
+        except OSError as error:
+            raise ConfigError(f"{self} cannot be read ({error.strerror}): {_SHAPE}") from None
+        except (
+            msgspec.MsgspecError,
+            ValueError,
+        ) as error:  # the latter of what is no ordinary file, or no text
+            raise ConfigError(f"{self} is no list of workers ({error}): {_SHAPE}") from None
