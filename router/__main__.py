@@ -16,6 +16,7 @@ from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.http.memory import keep_large_apart
 from router.query.models import Model, Models
+from router.workers.following import check_named
 from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
@@ -29,6 +30,7 @@ FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
 
 
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
+    check_named(config)
     share_the_interpreter()
     catalogs = Catalogs(CatalogView(load_catalog(config.catalog, config.model_path)))
     tokenizer = _tokenizer(Path(config.model_path))

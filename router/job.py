@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgr_runtime.catalog import CatalogView, FilterSpec
+from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Role, ScoreMode, Timing, WorkerHello
@@ -69,7 +70,7 @@ class Flush:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One configured worker as the router sees it; `hello` is None until it first answered."""
+    """One worker as the router sees it; `hello` is None until it first answered."""
 
     address: str
     role: Role  # as configured
@@ -80,6 +81,7 @@ class WorkerState:
     in_flight: int  # attempts of this router
     away: float = 0.0  # seconds since it was lost, or since we look for it
     start_seconds: float = 0.0  # that its last start took; zero: not known
+    leaving: bool = False  # it is removed, and finishes what it has
 
 
 class Traced(NamedTuple):
@@ -112,7 +114,19 @@ class Dispatch(Protocol):
         """Drop the prompt KV that only caches hold, in all workers; one entry each, prefill first."""
 
     def workers(self) -> list[WorkerState]:
-        """All configured workers, prefill first."""
+        """All workers, prefill first."""
+
+    def add_worker(self, named: WorkerAddress) -> WorkerState:
+        """Talk to one more from now on; one that is there, or was leaving, stays.
+
+        Raises `BadRequest` for an address that is refused, or is there in another role.
+        """
+
+    def remove_worker(self, name: str) -> WorkerState:
+        """Give the worker of that name or address no more requests, and forget it once it has none.
+
+        Raises `NotFound`; `BadRequest` for a name that several have.
+        """
 
     def limits(self) -> Limits | None:
         """What the compatible workers can serve at most; None when no compatible pair takes requests."""

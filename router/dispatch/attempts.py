@@ -9,7 +9,7 @@ from router.admission.reuse import ReuseIndex
 from router.dispatch.attempt import Attempt, Retry, Wanted
 from router.dispatch.validation import unsound
 from router.job import Job
-from router.workers.roster import Workers, candidates
+from router.workers.roster import Roster, candidates
 from router.workers.worker import Worker
 from xgr_runtime.errors import (
     DeadlineExceeded,
@@ -35,7 +35,7 @@ from xgr_runtime.wire.messages import (
 class Attempts:
     """All that are under way, and what of the workers' time is promised to them."""
 
-    def __init__(self, workers: Workers, router: int, timeline: Timeline) -> None:
+    def __init__(self, workers: Roster, router: int, timeline: Timeline) -> None:
         """`router`: its incarnation."""
         self.admission = Admission()
         self.reuse = ReuseIndex()

@@ -10,14 +10,18 @@ from router.dispatch.hedge import hedge
 from router.dispatch.poison import Suspects
 from router.dispatch.tries import Tries
 from router.job import Flush, Job, Outcome, Traced, WorkerState
+from router.workers.following import Following
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
-from router.workers.roster import Workers
+from router.workers.roster import Roster
 from router.workers.tracing import Tracer
 from router.workers.worker import Worker
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
+from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import (
+    BadRequest,
     Cancelled,
+    ConfigError,
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
@@ -38,7 +42,8 @@ class Dispatcher:
     def __init__(self, config: RouterConfig, catalogs: Catalogs) -> None:
         router = new_incarnation()
         self._config = config
-        self._workers = Workers(config, router, catalogs, self._on_message, self._on_lost)
+        self._workers = Roster(config, router, catalogs, self._on_message, self._on_lost)
+        self._following = Following(self._workers, config)
         self._tracer = Tracer()
         self._attempts = Attempts(self._workers, router, self._tracer.timeline)
         self._suspects = Suspects()
@@ -83,6 +88,17 @@ class Dispatcher:
         """See `Dispatch.workers`."""
         return self._workers.states()
 
+    def add_worker(self, named: WorkerAddress) -> WorkerState:
+        """See `Dispatch.add_worker`."""
+        try:
+            return self._workers.state(self._workers.add(named, kept=True))
+        except ConfigError as error:
+            raise BadRequest(str(error), "address") from None
+
+    def remove_worker(self, name: str) -> WorkerState:
+        """See `Dispatch.remove_worker`."""
+        return self._workers.state(self._workers.remove(name))
+
     def limits(self) -> Limits | None:
         """See `Dispatch.limits`."""
         return self._workers.limits()
@@ -102,13 +118,15 @@ class Dispatcher:
     # --- life ---
 
     def start(self) -> None:
-        self._workers.start()
+        """Inside a running loop. Raises `ConfigError` for what the settings name."""
+        self._following.start()
         self._hedging = asyncio.create_task(self._hedge())
 
     async def stop(self) -> None:
         if self._hedging is not None:
             self._hedging.cancel()
             await asyncio.gather(self._hedging, return_exceptions=True)
+        self._following.stop()
         await self._workers.stop()
 
     async def drain(self) -> None:

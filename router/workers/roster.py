@@ -1,8 +1,10 @@
-"""The configured workers: who they are, how they are, and which of them may get requests."""
+"""The workers: who comes and goes, how they are, and which of them may get requests."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 from router.admission.pairing import Candidate, pairs_by_finish
 from router.job import Flush, WorkerState
@@ -12,14 +14,24 @@ from router.workers.worker import OnLost, OnMessage, Worker, flushed
 from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
+from xgr_runtime.discovery import WorkerAddress
+from xgr_runtime.errors import BadRequest, ConfigError, NotFound
 from xgr_runtime.scheduling.cost_model import LEAST
-from xgr_runtime.transport.addresses import check_url, is_url
+from xgr_runtime.transport.addresses import check_url, is_url, is_wildcard
+from xgr_runtime.transport.curve import check_link
 from xgr_runtime.transport.keyring import read_keyring
 from xgr_runtime.wire.messages import LAUNCHES, Limits, Role
 
+log = logging.getLogger(__name__)
 
-class Workers:
-    """All of them, prefill first."""
+LOOK = 0.02  # seconds between looks at one that finishes what it has
+
+
+class Roster:
+    """The workers that there are, prefill first. They come and go while the router runs.
+
+    One that is removed gets no more requests, finishes what it has, and is forgotten then.
+    """
 
     def __init__(
         self,
@@ -29,25 +41,115 @@ class Workers:
         on_message: OnMessage,
         on_lost: OnLost,
     ) -> None:
-        """`router`: this one's incarnation. Raises `ConfigError` for a refused address or key."""
+        """`router`: this one's incarnation. Raises `ConfigError` for a refused key."""
         self._config = config
         self._router = router
         self._catalogs = catalogs
         self._told = (on_message, on_lost)
         self._keys = read_keyring(config.curve_key, config.curve_allow)
-        self.prefill = [self._worker(address, "prefill") for address in config.prefill]
-        self.decode = [self._worker(address, "decode") for address in config.decode]
-        self.breakers = {w: Breaker(f"{w.role} worker at {w.address}", config.breaker_failures) for w in self}
+        self._members: dict[str, Worker] = {}  # by address
+        self._kept: set[str] = set()  # addresses that only `remove` takes away
+        self._drains: dict[Worker, asyncio.Task[None]] = {}
+        # An attempt may end after the prefill worker that it was done with is forgotten.
+        self.breakers: WeakKeyDictionary[Worker, Breaker] = WeakKeyDictionary()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter([*self.prefill, *self.decode])
 
-    def start(self) -> None:
-        for worker in self:
-            worker.start()
+    @property
+    def prefill(self) -> list[Worker]:
+        return [worker for worker in self._members.values() if worker.role == "prefill"]
+
+    @property
+    def decode(self) -> list[Worker]:
+        return [worker for worker in self._members.values() if worker.role == "decode"]
+
+    # --- who comes and goes ---
+
+    def check(self, named: WorkerAddress) -> None:
+        """Raises `ConfigError` for an address that strangers reach, or that is none."""
+        if named.role == "prefill" and is_url(named.address):
+            check_url(named.address, "--prefill")
+        elif is_wildcard(check_link(named.address, self._keys)):
+            raise ConfigError(f"nobody can connect to {named.address}: name a host and a port")
+
+    def keeps(self, named: WorkerAddress) -> bool:
+        """Whether it stays whatever discovery says."""
+        return named.address in self._kept
+
+    def add(self, named: WorkerAddress, kept: bool = False) -> Worker:
+        """Talk to one more from now on, or keep one that was leaving. Inside a running loop.
+
+        `kept`: whatever discovery says later. Raises `ConfigError` for a refused address, and for one that
+        is there in another role.
+        """
+        worker = self._members.get(named.address) or self._join(named)
+        if worker.role != named.role:
+            raise ConfigError(f"{named.address} is a {worker.role} worker of this router: remove it first")
+        if worker.leaving:
+            worker.leaving = False
+            self._drains.pop(worker).cancel()
+            log.info("%s worker at %s stays", worker.role, worker.address)
+        if kept:
+            self._kept.add(named.address)
+        return worker
+
+    def remove(self, name: str) -> Worker:
+        """Drain the worker of that name or address, whoever added it. Raises `NotFound`, `BadRequest`."""
+        worker = self._called(name)
+        self._kept.discard(worker.address)
+        self.drain(worker)
+        return worker
+
+    def discard(self, named: WorkerAddress) -> None:
+        """Drain it, if it is there."""
+        worker = self._members.get(named.address)
+        if worker is not None and worker.role == named.role:
+            self.drain(worker)
+
+    def drain(self, worker: Worker) -> None:
+        """Give it no more requests, and forget it once it has none."""
+        if not worker.leaving:
+            worker.leaving = True
+            log.info("%s worker at %s leaves", worker.role, worker.address)
+            self._drains[worker] = asyncio.create_task(self._forget_idle(worker))
 
     async def stop(self) -> None:
+        for drain in self._drains.values():
+            drain.cancel()
+        await asyncio.gather(*self._drains.values(), return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self))
+
+    def _join(self, named: WorkerAddress) -> Worker:
+        worker = self._members[named.address] = self._worker(named.address, named.role)
+        self.breakers[worker] = Breaker(
+            f"{named.role} worker at {named.address}", self._config.breaker_failures
+        )
+        worker.start()
+        return worker
+
+    def _called(self, name: str) -> Worker:
+        if name in self._members:
+            return self._members[name]
+        found = [worker for worker in self if worker.hello and worker.hello.worker == name]
+        if not found:
+            raise NotFound(f"no worker has the name or address {name[:200]!r}: see /workers", "name")
+        if len(found) > 1:
+            raise BadRequest(f"{len(found)} workers have the name {name!r}: send an address", "name")
+        return found[0]
+
+    async def _forget_idle(self, worker: Worker) -> None:
+        """Every request ends by its deadline, so this does, too."""
+        while worker.in_flight:
+            await asyncio.sleep(LOOK)
+        del self._members[worker.address]
+        if worker.alive:
+            self._told[1](worker, worker.incarnation, "it was removed")
+        await worker.stop()
+        self._drains.pop(worker, None)
+        log.info("%s worker at %s is forgotten", worker.role, worker.address)
+
+    # --- how they are ---
 
     async def flush(self) -> list[Flush]:
         """See `Dispatch.flush`."""
@@ -55,7 +157,8 @@ class Workers:
 
     def problem(self, worker: Worker) -> str:
         """Why requests cannot go there, or an empty string."""
-        return worker.problem or self._other_catalog(worker) or self.breakers[worker].problem
+        leaving = "it is removed, and finishes what it has" if worker.leaving else ""
+        return worker.problem or leaving or self._other_catalog(worker) or self.breakers[worker].problem
 
     def _other_catalog(self, worker: Worker) -> str:
         """What a decode worker has in place of this router's catalog, or an empty string."""
@@ -67,16 +170,26 @@ class Workers:
 
     def admitting(self, workers: Sequence[Worker]) -> list[Worker]:
         """Those of them that may get one more request."""
-        return [w for w in workers if not w.problem and self.breakers[w].admits]
+        return [w for w in workers if not w.problem and not w.leaving and self.breakers[w].admits]
 
     def states(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
-        return [self._state(worker, self.problem(worker)) for worker in self]
+        return [self.state(worker) for worker in self]
 
-    def _state(self, w: Worker, problem: str) -> WorkerState:
-        away = 0.0 if w.alive else time.monotonic() - w.away_since
+    def state(self, w: Worker) -> WorkerState:
+        """As /workers reports it."""
+        problem, away = self.problem(w), 0.0 if w.alive else time.monotonic() - w.away_since
         return WorkerState(
-            w.address, w.role, w.alive, not problem, problem, w.hello, w.in_flight, away, w.start_seconds
+            w.address,
+            w.role,
+            w.alive,
+            not problem,
+            problem,
+            w.hello,
+            w.in_flight,
+            away,
+            w.start_seconds,
+            w.leaving,
         )
 
     def limits(self) -> Limits | None:

@@ -1,4 +1,4 @@
-"""One configured worker as the router knows it, whatever carries the messages."""
+"""One worker as the router knows it, whatever carries the messages."""
 
 import asyncio
 import logging
@@ -30,6 +30,7 @@ class Worker(ABC):
         self.alive = False
         self.absence = "it has not answered yet"  # why it is not alive
         self.away_since = time.monotonic()  # while it is not alive
+        self.leaving = False  # it is removed, and gets no more requests
         self.stranger = False  # it answers, but cannot be used: asked again now and then
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts

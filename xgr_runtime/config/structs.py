@@ -73,6 +73,9 @@ HedgeAfter = Annotated[
 BreakerFailures = Annotated[
     Count, about("failures in a row after which a worker gets no requests for a while")
 ]
+WorkersFile = Annotated[
+    str, about("JSON file that names more workers, watched for changes: {prefill: [...], decode: [...]}")
+]
 CrashBudget = Annotated[Count, about("workers that one request may cost before it is given up")]
 
 
@@ -189,8 +192,9 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     catalog: Annotated[Text, about("catalog file or source")]
     prefill: Annotated[
         list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")
-    ]
-    decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")]
+    ] = []
+    decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")] = []
+    workers_file: WorkersFile = ""
     host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
@@ -226,6 +230,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
     ] = []
     decode_workers: Annotated[Annotated[int, Meta(ge=1, le=256)], about("decode processes")] = 1
+    workers_file: WorkersFile = ""
     layout: Annotated[
         Layout,
         about("colocated: a decode worker reads the KV of its prefill worker in place; auto: so on one GPU"),

@@ -12,6 +12,7 @@ from xgr_runtime.checkpoint import read_config
 from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
 from xgr_runtime.config.machine import check_memory, check_threads, check_workers
 from xgr_runtime.config.variables import variable
+from xgr_runtime.discovery.file import FileList
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.launcher.child import Program
 from xgr_runtime.launcher.supervisor import StartGroup
@@ -37,6 +38,8 @@ def check(config: ServeConfig) -> None:
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:
         check_url(url, "--sglang-prefill")
+    if config.workers_file:
+        FileList(Path(config.workers_file)).look()
     if not config.prefill_workers and not config.sglang_prefill:
         raise ConfigError(
             "--prefill-workers is 0: start at least one, or name an SGLang server: --sglang-prefill"

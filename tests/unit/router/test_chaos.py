@@ -16,10 +16,10 @@ EVENTS = ("commit", "answer", "unsound", "fail", "die", "revive", "quiet", "hedg
 
 @pytest.fixture(autouse=True)
 def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def puppet(self: roster.Workers, address: str, role: roster.Role) -> Puppet:
+    def puppet(self: roster.Roster, address: str, role: roster.Role) -> Puppet:
         return Puppet(address, role, *self._told)
 
-    monkeypatch.setattr(roster.Workers, "_worker", puppet)
+    monkeypatch.setattr(roster.Roster, "_worker", puppet)
 
 
 def happen(t: Theatre) -> None:

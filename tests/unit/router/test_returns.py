@@ -24,10 +24,10 @@ HERE = state("prefill")
 
 @pytest.fixture(autouse=True)
 def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def puppet(self: roster.Workers, address: str, role: Role) -> Puppet:
+    def puppet(self: roster.Roster, address: str, role: Role) -> Puppet:
         return Puppet(address, role, *self._told)
 
-    monkeypatch.setattr(roster.Workers, "_worker", puppet)
+    monkeypatch.setattr(roster.Roster, "_worker", puppet)
 
 
 @pytest.mark.parametrize(
