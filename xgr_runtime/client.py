@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
 from xgr_runtime.errors import InternalError, RequestError, request_error
 from xgr_runtime.wire.answers import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
-from xgr_runtime.wire.messages import ScoreMode
+from xgr_runtime.wire.messages import Role, ScoreMode
 
 T = TypeVar("T")
 
@@ -65,6 +66,18 @@ class XgrClient:
     def workers(self) -> list[WorkerStatus]:
         """State and load of every worker, prefill first."""
         return read(self.http.get("/workers"), WorkerList).workers
+
+    def add_worker(self, address: str, role: Role) -> WorkerStatus:
+        """Take one more worker in; `workers` tells when it has answered. Raises `BadRequest`."""
+        body = msgspec.json.encode({"address": address, "role": role})
+        return read(self.http.post("/workers", content=body), WorkerStatus)
+
+    def remove_worker(self, name: str) -> WorkerStatus:
+        """Drain the worker of that name or address; `workers` lists it until it is forgotten.
+
+        Raises `NotFound`, and `BadRequest` for a name that several have.
+        """
+        return read(self.http.delete(f"/workers/{quote(name, safe='')}"), WorkerStatus)
 
     def trace(self, seconds: float = 10.0) -> bytes:
         """What all processes did in the last `seconds`: JSON, a Chrome trace."""

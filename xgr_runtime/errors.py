@@ -84,7 +84,7 @@ class ForeignPage(RequestError):
 
 
 class NotFound(RequestError):
-    """HTTP 404. No such route, or no such live request."""
+    """HTTP 404. No such route, no such live request, or no such worker."""
 
     status, code, kind = 404, "not_found", "invalid_request_error"
 

@@ -18,6 +18,7 @@ from router.http.routes import Handler, RouteSpec, described, route_table
 from router.http.server.edge import Edge, http_exception
 from router.http.server.inbound import Bodies
 from router.http.settings import HttpSettings
+from router.http.workers import WorkerRoutes
 from router.job import Dispatch
 from router.query.models import Models
 from xgr_runtime.catalog import Catalog
@@ -28,17 +29,36 @@ def make_app(dispatch: Dispatch, models: Models, settings: HttpSettings) -> Star
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
     intake, bodies = Intake(settings), Bodies(settings)
     generate = Generate(dispatch, models, intake, bodies)
-    table = route_table(generate, Control(dispatch, models, intake, metrics, bodies))
+    control, workers = Control(dispatch, models, intake, metrics, bodies), WorkerRoutes(dispatch, bodies)
+    table = route_table(generate, control, workers)
     app = Starlette(
-        routes=[
-            Route(spec.path, spec.handler, methods=[spec.method])
-            for spec in with_description(table, models, settings)
-        ],
+        routes=served(with_description(table, models, settings)),
         middleware=[Middleware(Edge, settings=settings, metrics=metrics, timeline=dispatch.timeline)],
         exception_handlers={HTTPException: http_exception},
     )
     app.router.redirect_slashes = False
     return app
+
+
+def served(table: list[RouteSpec]) -> list[Route]:
+    """A route per path, so that one that is asked in the wrong way names all right ones."""
+    paths: dict[str, dict[str, Handler]] = {}
+    for spec in table:
+        paths.setdefault(spec.path, {})[spec.method] = spec.handler
+    # What a parameter stands for may hold slashes, as addresses do.
+    return [
+        Route(path.replace("}", ":path}"), by_method(handlers), methods=[*handlers])
+        for path, handlers in paths.items()
+    ]
+
+
+def by_method(handlers: dict[str, Handler]) -> Handler:
+    """The handler of one path."""
+
+    async def serve(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return serve
 
 
 def with_description(table: list[RouteSpec], models: Models, settings: HttpSettings) -> list[RouteSpec]:

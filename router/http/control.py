@@ -34,8 +34,6 @@ from xgr_runtime.wire.answers import (
     ServerInfo,
     Status,
     WorkerFlush,
-    WorkerList,
-    WorkerStatus,
 )
 
 _ABORT = msgspec.json.Decoder(AbortRequest)
@@ -124,9 +122,6 @@ class Control:
         cards = [ModelCard(model.name, self.started, self._max_prompt_tokens(model)) for model in self.models]
         return as_json(ModelList(cards))
 
-    async def workers(self, request: Request) -> Response:
-        return as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
-
     async def flush_cache(self, request: Request) -> Response:
         with self._alone("flush"):
             flushed = await self.dispatch.flush()
@@ -186,23 +181,6 @@ def no_pair(states: list[WorkerState]) -> str:
             problems.append(f"they differ in {name}: {', '.join(values)}")
     reason = f" ({'; '.join(problems)})" if problems else ""
     return f"no compatible pair of prefill and decode workers is ready{reason}"
-
-
-def worker_status(state: WorkerState) -> WorkerStatus:
-    """A worker as /workers reports it."""
-    plain = WorkerStatus(state.address, state.alive, state.usable, state.problem, state.in_flight, state.role)
-    hello = state.hello
-    if hello is None:
-        return plain
-    return msgspec.structs.replace(
-        plain,
-        worker=hello.worker,
-        incarnation=f"{hello.incarnation:x}",
-        model=hello.model,
-        catalogs=hello.catalogs,
-        limits=hello.limits,
-        load=hello.load,
-    )
 
 
 def as_json(value: msgspec.Struct) -> Response:

@@ -50,6 +50,8 @@ def route(method: str, path: str, operation: Json) -> str:
     body = operation.get("requestBody", {}).get("content", {})
     takes = f"<p>Takes {contents(body)}.</p>" if body else ""
     for asked in operation.get("parameters", []):
+        if asked["in"] == "path":
+            continue  # it stands there
         shown = f"{kind(asked['schema'])} {default(asked['schema'])}"
         takes += f"<p>Takes <code>?{escape(asked['name'])}=</code> {shown}: "
         takes += f"{prose(asked['schema'].get('description', ''))}</p>"

@@ -1,5 +1,6 @@
 """/openapi.json: the table of routes, msgspec's schemas of what crosses, the bounds of this deployment."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from xgr_runtime.wire.answers import ErrorBody
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
+_NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
 def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) -> Json:
@@ -46,7 +48,7 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
 def operation(spec: RouteSpec) -> Json:
     """One route."""
     described: Json = {
-        "operationId": f"{spec.method.lower()}{spec.path.replace('/', '_').replace('.', '_')}",
+        "operationId": f"{spec.method.lower()}{_NO_NAME.sub('_', spec.path)}",
         "summary": spec.summary,
         "responses": {"200": answer_200(spec), **errors(spec.all_errors)},
         "security": [] if spec.public else [{"admin_key" if spec.admin else "key": []}, {}],
@@ -54,9 +56,18 @@ def operation(spec: RouteSpec) -> Json:
     if spec.body is not None:
         content = {"application/json": {"schema": ref(spec.body)}}
         described["requestBody"] = {"required": True, "content": content}
-    if spec.query is not None:
-        described["parameters"] = parameters(spec.query)
+    asked = in_path(spec.path) + (parameters(spec.query) if spec.query is not None else [])
+    if asked:
+        described["parameters"] = asked
     return described
+
+
+def in_path(path: str) -> list[Json]:
+    """What stands in braces in the path of a route."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
 
 
 def parameters(query: type[msgspec.Struct]) -> list[Json]:

@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from router.http.control import Control
 from router.http.generate import Generate
-from router.http.schema import AbortRequest, GenerateRequest, TraceQuery
-from router.http.server.keys import ADMIN_PATHS, PUBLIC_PATHS
+from router.http.schema import AbortRequest, AddWorker, GenerateRequest, TraceQuery
+from router.http.server.keys import PUBLIC_PATHS, for_operators
+from router.http.workers import WorkerRoutes
 from xgr_runtime.errors import (
     BadRequest,
     BodyTooLarge,
@@ -64,7 +65,7 @@ class RouteSpec:
     @property
     def admin(self) -> bool:
         """Whether it is for the operator alone."""
-        return self.path in ADMIN_PATHS
+        return for_operators(self.path)
 
     @property
     def all_errors(self) -> Errors:
@@ -87,9 +88,9 @@ _WORK: Errors = (
 )
 
 
-def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
+def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> list[RouteSpec]:
     """All routes but the two that describe them."""
-    post, get = partial(RouteSpec, "POST"), partial(RouteSpec, "GET")
+    post, get, delete = (partial(RouteSpec, method) for method in ("POST", "GET", "DELETE"))
     return [
         post(
             "/generate",
@@ -137,7 +138,22 @@ def route_table(generate: Generate, control: Control) -> list[RouteSpec]:
             answers.Status,
             errors=(Cancelled, NoWorkers, Unhealthy, DeadlineExceeded),
         ),
-        get("/workers", "State and load of every worker", control.workers, answers.WorkerList),
+        get("/workers", "State and load of every worker", workers.show, answers.WorkerList),
+        post(
+            "/workers",
+            "Take one more worker in",
+            workers.add,
+            answers.WorkerStatus,
+            AddWorker,
+            _BODY,
+        ),
+        delete(
+            "/workers/{name}",
+            "Give a worker no more requests, and forget it once it has none",
+            workers.remove,
+            answers.WorkerStatus,
+            errors=(BadRequest, NotFound),
+        ),
         get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
         get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),
         get("/v1/models", "The served models", control.list_models, answers.ModelList),

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from router.query.query import MOST_PRIORITY
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.wire.messages import ScoreMode
+from xgr_runtime.wire.messages import Role, ScoreMode
 
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1
@@ -141,6 +141,20 @@ class AbortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cancel one live request everywhere."""
 
     rid: Rid
+
+
+class AddWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Take one more worker in."""
+
+    address: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=1024,
+            description="Of its control socket, ipc:// or tcp://, or the URL of an SGLang server.",
+        ),
+    ]
+    role: Role
 
 
 class TraceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

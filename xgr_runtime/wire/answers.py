@@ -92,7 +92,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """One configured worker. What it says of itself, but for its role, is None until it first answered.
+    """One worker of the router. What it says of itself, but for its role, is None until it first answered.
 
     `load.pages_used` counts pages in use by requests, `load.pages_cached` those that only a cache holds.
     """
@@ -103,6 +103,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     problem: str  # why it is not usable, else empty
     in_flight: int  # attempts of the router that answers
     role: Role  # as configured
+    leaving: bool = False  # it was removed, and finishes what it has
     worker: str | None = None
     incarnation: str | None = None  # hexadecimal: JSON numbers do not hold 64 bits everywhere
     model: ModelIdentity | None = None
@@ -112,7 +113,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class WorkerList(msgspec.Struct, frozen=True):
-    """All configured workers, prefill first."""
+    """All workers, prefill first."""
 
     workers: list[WorkerStatus]
 

@@ -11,7 +11,12 @@ from xgr_runtime.errors import MissingKey, WrongKey
 PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
 DOOR_PATHS = PUBLIC_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
 ADMIN_PATHS = frozenset({"/flush_cache", "/trace", "/workers"})
-"""Routes that change the deployment, or show what it consists of and what others ask of it."""
+"""Routes that change the deployment, or show what it consists of and what others ask of it; all below too."""
+
+
+def for_operators(path: str) -> bool:
+    """Whether this path is for the operator alone."""
+    return f"/{path[1:].partition('/')[0]}" in ADMIN_PATHS
 
 
 class Keys:
@@ -25,7 +30,7 @@ class Keys:
     def authorise(self, scope: Scope) -> None:
         """Raises `MissingKey` or `WrongKey` unless the request may ask for this path."""
         path = scope["path"]
-        admin = path in ADMIN_PATHS
+        admin = for_operators(path)
         accepted = self._operators if admin else self._clients
         if not accepted or path in PUBLIC_PATHS:
             return

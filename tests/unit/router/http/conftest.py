@@ -18,7 +18,8 @@ from router.http import HttpSettings, make_app
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.query.models import Model, Models
 from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, PromptTemplate, build_from_arrays
-from xgr_runtime.errors import Cancelled, DuplicateRequest
+from xgr_runtime.discovery import WorkerAddress
+from xgr_runtime.errors import BadRequest, Cancelled, DuplicateRequest, NotFound
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
@@ -109,6 +110,18 @@ class FakeDispatch:
 
     def workers(self) -> list[WorkerState]:
         return self.states
+
+    def add_worker(self, named: WorkerAddress) -> WorkerState:
+        if named.address == "refused":
+            raise BadRequest("refused: an address starts with ipc:// or tcp://", "address")
+        self.states.append(WorkerState(named.address, named.role, False, False, "not yet", None, 0))
+        return self.states[-1]
+
+    def remove_worker(self, name: str) -> WorkerState:
+        for state in self.states:
+            if name in (state.address, state.hello and state.hello.worker):
+                return replace(state, leaving=True)
+        raise NotFound(f"no worker is {name}", "name")
 
     def limits(self) -> Limits | None:
         return self.pair

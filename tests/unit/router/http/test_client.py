@@ -23,7 +23,10 @@ class Direct(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         answered = self.server.send(
-            request.method, request.url.path, content=request.read(), headers=dict(request.headers)
+            request.method,
+            request.url.raw_path.decode(),
+            content=request.read(),
+            headers=dict(request.headers),
         )
         return httpx.Response(answered.status_code, headers=answered.headers, content=answered.content)
 
@@ -51,6 +54,15 @@ def test_generate_sends_every_field(client: XgrClient, dispatch: FakeDispatch) -
     assert (answer.rid, answer.items, answer.meta_info.unknown_items.allow) == ("mine", ["1"], 1)
     assert answer.meta_info.beam_results[0].output_ids == answer.output_ids
     assert answer.meta_info.timing.decode == 0.004
+
+
+def test_workers_come_and_go(client: XgrClient, dispatch: FakeDispatch) -> None:
+    address = "tcp://10.0.0.1:7000#d/ü"
+    assert client.add_worker(address, "decode").address == address
+    assert client.workers()[-1].address == address
+    assert client.remove_worker(address).leaving
+    with pytest.raises(errors.NotFound):
+        client.remove_worker("nobody")
 
 
 @pytest.mark.parametrize("prompt", [{"input_ids": [1, 3]}, {"text": "<a_0>"}], ids=["input_ids", "text"])

@@ -159,6 +159,42 @@ def test_workers_tell_pages_of_requests_from_pages_of_caches(server: Server, dis
     assert (new["alive"], new["load"], new["model"]) == (False, None, None)
 
 
+def test_a_worker_is_taken_in(server: Server, dispatch: FakeDispatch) -> None:
+    added = server.send("POST", "/workers", json={"address": "tcp://127.0.0.1:7000", "role": "decode"})
+    assert added.status_code == 200
+    assert (added.json()["address"], added.json()["role"]) == ("tcp://127.0.0.1:7000", "decode")
+    assert added.json() == server.get("/workers").json()["workers"][-1]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"address": "refused", "role": "decode"}, "address"),
+        ({"address": "", "role": "decode"}, "address"),
+        ({"address": "ipc:///a/b"}, "role"),
+        ({"address": "ipc:///a/b", "role": "router"}, "role"),
+        ({"address": "ipc:///a/b", "role": "decode", "name": "d"}, "name"),
+    ],
+    ids=str,
+)
+def test_a_worker_that_cannot_be_is_refused(server: Server, body: dict[str, str], param: str) -> None:
+    response = server.send("POST", "/workers", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("name", ["decode-0", "ipc:///decode", "ipc:%2F%2F%2Fdecode"])
+def test_a_worker_is_removed_by_name_and_by_address(server: Server, name: str) -> None:
+    removed = server.send("DELETE", f"/workers/{name}")
+    assert removed.status_code == 200, removed.text
+    assert (removed.json()["worker"], removed.json()["leaving"]) == ("decode-0", True)
+
+
+def test_nobody_is_removed_under_another_name(server: Server) -> None:
+    for name in ("decode-1", "", "decode-0/"):
+        response = server.send("DELETE", f"/workers/{name}")
+        assert (response.status_code, response.json()["error"]["param"]) == (404, "name")
+
+
 def test_flush_cache_tells_what_became_of_every_worker(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.flushes = [Flush("ipc:///p", 5), Flush("ipc:///d", 7)]
     flushed = server.send("POST", "/flush_cache").json()

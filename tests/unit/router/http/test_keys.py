@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from router.http.server import keys
-from router.http.server.keys import ADMIN_PATHS, PUBLIC_PATHS
+from router.http.server.keys import PUBLIC_PATHS
 
 if TYPE_CHECKING:
     import httpx
     from conftest import Server
 
+OPERATORS = {"/flush_cache", "/trace", "/workers", "/workers/decode-0"}
 CLIENT, ADMIN = "client-k3y", "admin-k3y"
 ROUTES = [
     ("POST", "/generate"),
     ("POST", "/abort_request"),
     ("POST", "/flush_cache"),
+    ("POST", "/workers"),
+    ("DELETE", "/workers/decode-0"),
     *(("GET", path) for path in ("/workers", "/trace", "/server_info", "/model_info", "/v1/models")),
     *(("GET", path) for path in ("/docs", "/openapi.json", "/nothing")),
     *(("GET", path) for path in sorted(PUBLIC_PATHS)),
@@ -67,7 +70,7 @@ def test_one_key_for_all_routes(server: Server, given: str | bytes | None, refus
 @pytest.mark.parametrize(("method", "path"), ROUTES, ids=[path for _, path in ROUTES])
 def test_the_clients_key_does_not_open_the_operators_routes(server: Server, method: str, path: str) -> None:
     server.set(api_key=CLIENT, admin_api_key=ADMIN)
-    admin, public = path in ADMIN_PATHS, path in PUBLIC_PATHS
+    admin, public = path in OPERATORS, path in PUBLIC_PATHS
     assert code(ask(server, method, path, f"Bearer {CLIENT}")) == ("wrong_api_key" if admin else None)
     assert code(ask(server, method, path, f"Bearer {ADMIN}")) is None
     assert code(ask(server, method, path, "Bearer else")) == (None if public else "wrong_api_key")
@@ -77,7 +80,7 @@ def test_the_clients_key_does_not_open_the_operators_routes(server: Server, meth
 @pytest.mark.parametrize(("method", "path"), ROUTES, ids=[path for _, path in ROUTES])
 def test_an_admin_key_alone_locks_only_its_routes(server: Server, method: str, path: str) -> None:
     server.set(admin_api_key=ADMIN)
-    assert code(ask(server, method, path, None)) == ("missing_api_key" if path in ADMIN_PATHS else None)
+    assert code(ask(server, method, path, None)) == ("missing_api_key" if path in OPERATORS else None)
     assert code(ask(server, method, path, f"Bearer {ADMIN}")) is None
 
 

@@ -330,7 +330,9 @@ def test_unannounced_body_too_large(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "allow"), [("GET", "/generate", "POST"), ("POST", "/workers", "GET")], ids=str
+    ("method", "path", "allow"),
+    [("GET", "/generate", "POST"), ("PUT", "/workers", "GET"), ("PUT", "/workers", "POST")],
+    ids=str,
 )
 def test_wrong_method(server: Server, method: str, path: str, allow: str) -> None:
     response = server.send(method, path)

@@ -1,0 +1,58 @@
+"""The routes of the workers: who there is, one more, one less."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router.http.schema import AddWorker
+from router.http.server.inbound import Bodies
+from router.http.server.problems import decode
+from router.job import Dispatch, WorkerState
+from xgr_runtime.discovery import WorkerAddress
+from xgr_runtime.wire.answers import WorkerList, WorkerStatus
+
+_ADD = msgspec.json.Decoder(AddWorker)
+_ENCODER = msgspec.json.Encoder()
+
+
+class WorkerRoutes:
+    """One method per route."""
+
+    def __init__(self, dispatch: Dispatch, bodies: Bodies) -> None:
+        self.dispatch = dispatch
+        self.bodies = bodies
+
+    async def show(self, request: Request) -> Response:
+        return _as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
+
+    async def add(self, request: Request) -> Response:
+        """It is not waited for: its state tells when it has answered."""
+        async with self.bodies.read(request) as given:
+            wanted = decode(_ADD, given)
+        state = self.dispatch.add_worker(WorkerAddress(wanted.role, wanted.address))
+        return _as_json(worker_status(state))
+
+    async def remove(self, request: Request) -> Response:
+        """What it has is not waited for: it is in the list of workers until it is forgotten."""
+        return _as_json(worker_status(self.dispatch.remove_worker(request.path_params["name"])))
+
+
+def worker_status(state: WorkerState) -> WorkerStatus:
+    """A worker as /workers reports it."""
+    s, hello = state, state.hello
+    plain = WorkerStatus(s.address, s.alive, s.usable, s.problem, s.in_flight, s.role, s.leaving)
+    if hello is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
+        worker=hello.worker,
+        incarnation=f"{hello.incarnation:x}",
+        model=hello.model,
+        catalogs=hello.catalogs,
+        limits=hello.limits,
+        load=hello.load,
+    )
+
+
+def _as_json(value: msgspec.Struct) -> Response:
+    return Response(_ENCODER.encode(value), media_type="application/json")
