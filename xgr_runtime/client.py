@@ -17,7 +17,7 @@ T = TypeVar("T")
 Items = Sequence[str | int]
 
 
-class Query(TypedDict, total=False):
+class Request(TypedDict, total=False):
     """What a request may say: exactly one of the first three, everything else optional."""
 
     history: Items  # oldest first
@@ -31,6 +31,7 @@ class Query(TypedDict, total=False):
     exclude_history: bool
     timeout_ms: int
     priority: int
+    model: str
     rid: str
 
 
@@ -52,9 +53,9 @@ class XgrClient:
             base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
         )
 
-    def generate(self, **query: Unpack[Query]) -> Answer:
+    def generate(self, **request: Unpack[Request]) -> Answer:
         """The ranked items. Raises the `RequestError` that the server names."""
-        return read(self.http.post("/generate", content=encode(query)), Answer)
+        return read(self.http.post("/generate", content=encode(request)), Answer)
 
     def ready(self) -> bool:
         """Whether the deployment takes requests; False too where nothing answers."""
@@ -122,9 +123,9 @@ class AsyncXgrClient:
             base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
         )
 
-    async def generate(self, **query: Unpack[Query]) -> Answer:
+    async def generate(self, **request: Unpack[Request]) -> Answer:
         """The ranked items. Raises the `RequestError` that the server names."""
-        return read(await self.http.post("/generate", content=encode(query)), Answer)
+        return read(await self.http.post("/generate", content=encode(request)), Answer)
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -139,9 +140,9 @@ def headers(api_key: str | None) -> dict[str, str]:
     return plain if api_key is None else {**plain, "authorization": f"Bearer {api_key}"}
 
 
-def encode(query: Query) -> bytes:
+def encode(request: Request) -> bytes:
     """The body of a request; what the caller left out, or gave as None, is left to the server's defaults."""
-    given: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in request.items() if value is not None}
     nested = {
         group: {name: given.pop(name) for name in names if name in given}
         for group, names in (("sampling_params", _SAMPLING), ("filters", _FILTERS))

@@ -13,7 +13,7 @@ import pytest
 from freed import assert_all_freed, fresh_workers
 from sameness import assert_identical
 
-from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
 from xgr_runtime.launcher.deployment import Deployment
@@ -48,22 +48,22 @@ def long_prompt(checkpoint: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def queries(histories: list[dict[str, Any]], long_prompt: list[int]) -> list[Query]:
+def queries(histories: list[dict[str, Any]], long_prompt: list[int]) -> list[Request]:
     """Real histories from shorter than the budget to several times as long, and four very long prompts."""
     by_length = sorted(histories, key=lambda row: len(row["history"]))
     users = [[str(item) for item in row["history"]] for row in by_length[:: len(by_length) // 20]]
-    short: list[Query] = [{"history": history, "beam_width": 40} for history in users]
+    short: list[Request] = [{"history": history, "beam_width": 40} for history in users]
     return [*short, *({"input_ids": long_prompt[: 400 * n], "beam_width": 20} for n in range(1, 5))]
 
 
 @pytest.fixture(scope="module")
-def expected(client: XgrClient, queries: list[Query]) -> list[Answer]:
+def expected(client: XgrClient, queries: list[Request]) -> list[Answer]:
     """The answers of a deployment whose budget holds each prompt whole."""
     return [client.generate(**query) for query in queries]
 
 
 def test_sixteen_at_a_time_answer_as_in_one_piece(
-    chunked: XgrClient, queries: list[Query], expected: list[Answer]
+    chunked: XgrClient, queries: list[Request], expected: list[Answer]
 ) -> None:
     lengths = [answer.meta_info.prompt_tokens for answer in expected]
     assert min(lengths) < BUDGET < max(lengths) / 8
@@ -83,7 +83,7 @@ def test_each_token_is_computed_once(chunked: XgrClient, long_prompt: list[int])
 
 @pytest.mark.parametrize("how", ["abort", "deadline"])
 def test_what_is_cancelled_between_chunks_leaves_nothing_behind(
-    chunked: XgrClient, long_prompt: list[int], queries: list[Query], expected: list[Answer], how: str
+    chunked: XgrClient, long_prompt: list[int], queries: list[Request], expected: list[Answer], how: str
 ) -> None:
     """Eight long prompts: the first is ended while its chunks run, most while they wait behind it."""
     chunked.flush_cache()

@@ -47,6 +47,7 @@ def test_generate_sends_every_field(client: XgrClient, dispatch: FakeDispatch) -
             deny=["2"],
             exclude_history=True,
             timeout_ms=500,
+            model="tiny",
             rid="mine",
         )
     (job,) = dispatch.jobs
@@ -63,6 +64,12 @@ def test_workers_come_and_go(client: XgrClient, dispatch: FakeDispatch) -> None:
     assert client.remove_worker(address).leaving
     with pytest.raises(errors.NotFound):
         client.remove_worker("nobody")
+
+
+def test_a_model_that_is_not_served(client: XgrClient) -> None:
+    with pytest.raises(errors.UnknownModel, match="'large'") as raised:
+        client.generate(history=["5"], model="large")
+    assert raised.value.param == "model"
 
 
 @pytest.mark.parametrize("prompt", [{"input_ids": [1, 3]}, {"text": "<a_0>"}], ids=["input_ids", "text"])
