@@ -141,7 +141,9 @@ class TaskFactory:
             filter_of(request, lease.view),
         )
         model = self.model
-        receiver = Receiver(request.id, len(tokens), model.layers, model.layer_token_bytes, 4 * model.hidden)
+        receiver = Receiver(
+            request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
+        )
         deadline = now + request.timeout
         return DecodeTask(
             request.id, tokens, question, receiver, lease, deadline, request.priority, arrived_at=now

@@ -141,7 +141,7 @@ def _pull(source: KvPool, device: torch.device) -> tuple[bool, float]:
     copies, seconds = Copies(ours), 0.0
     for _ in range(2):
         started = time.perf_counter()
-        whole = KvReady(ATTEMPT, 0, 0, source.geometry.layers, 0, count)
+        whole = KvReady(ATTEMPT, 0, 0, source.geometry.layers, 0, count, 0, source.geometry.kv_heads)
         copied = copies.pull(whole, source, theirs, here)
         while not copied.done():
             pass

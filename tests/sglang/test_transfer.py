@@ -62,7 +62,9 @@ class PlayedDecode:
     def expect(self, id: AttemptId, tokens: int) -> None:
         identity = self.manager.identity
         layer_bytes = 2 * identity.kv_heads * identity.head_dim * 4
-        self.receiver = Receiver(id, tokens, identity.layers, layer_bytes, 4 * identity.hidden)
+        self.receiver = Receiver(
+            id, tokens, identity.layers, identity.kv_heads, layer_bytes, 4 * identity.hidden
+        )
 
     def turn(self) -> None:
         """Everything that is here."""

@@ -122,7 +122,9 @@ def played(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Played]:
 @pytest.mark.parametrize("hidden", [HIDDEN, None], ids=["hidden", "kv-only"])
 def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
     transfer = played.open()
-    receiver = Receiver(transfer.id, TOKENS, MODEL.layers, MODEL.layer_token_bytes, len(HIDDEN))
+    receiver = Receiver(
+        transfer.id, TOKENS, MODEL.layers, MODEL.kv_heads, MODEL.layer_token_bytes, len(HIDDEN)
+    )
     opened = played.hear().message
     named = (PAGES.ids.tobytes(), PAGES.generations.tobytes())
     assert opened == Open(transfer.id, TOKENS, 0.5, *named) and receiver.open(opened) is None
@@ -154,7 +156,9 @@ def test_a_whole_hand_over(played: Played, hidden: bytes | None) -> None:
 def hand_over(played: Played, way: Way) -> tuple[Transfer, Receiver]:
     """A prompt of one forward up to its COMMIT, with all that a decode worker says until then."""
     transfer = played.open()
-    receiver = Receiver(transfer.id, TOKENS, MODEL.layers, MODEL.layer_token_bytes, len(HIDDEN))
+    receiver = Receiver(
+        transfer.id, TOKENS, MODEL.layers, MODEL.kv_heads, MODEL.layer_token_bytes, len(HIDDEN)
+    )
     assert receiver.open(played.hear().message) is None
     grant = receiver.grant(1, LEASE, way=way, reader=READER if way == "in place" else None)
     played.say(grant, lambda: transfer.sender.way == way)

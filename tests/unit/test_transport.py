@@ -76,7 +76,7 @@ MALFORMED = {
     "pickle that runs": b"cos\nabort\n(tR.",
     "marshal": marshal.dumps({"type": "kv"}),
 }
-CHUNK = KvChunk(ID, 0, 0, 1, 0, 2, 2**64 - 1)
+CHUNK = KvChunk(ID, 0, 0, 1, 0, 2, 0, 1, 2**64 - 1)
 
 
 @pytest.fixture

@@ -105,7 +105,8 @@ class Outbound:
         `queue_seconds` is how long the request waited for this moment. Raises as `connect` does.
         """
         self.connect(data_address)
-        plan = ChunkPlan(self._model.layers, tokens, self._model.layer_token_bytes, self._chunk_bytes)
+        model = self._model
+        plan = ChunkPlan(model.layers, tokens, model.layer_token_bytes, self._chunk_bytes, model.kv_heads)
         sender = Sender(id, plan, now, self._lease, source.shared)
         link = self._links.to(data_address)
         transfer = self.transfers[id] = Transfer(

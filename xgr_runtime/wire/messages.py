@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
@@ -421,10 +421,10 @@ class Renew(Message, frozen=True, tag="renew"):
 
 
 class KvChunk(Message, frozen=True, tag="kv"):
-    """KV of layers [first_layer, last_layer) for tokens [start, start + count), all KV heads.
+    """KV of layers [first_layer, last_layer) for tokens [start, start + count), and `heads` KV heads.
 
-    Two frames follow: the keys and the values, each [layers, count, kv_heads, head_dim]. Within a layer,
-    tokens come in ascending order.
+    Two frames follow: the keys and the values, each [layers, count, heads, head_dim]. Within a layer, tokens
+    come in ascending order. A chunk has all heads of the model: the first is 0.
     """
 
     id: AttemptId
@@ -433,11 +433,13 @@ class KvChunk(Message, frozen=True, tag="kv"):
     last_layer: Count
     start: Count
     count: Count
+    first_head: Count
+    heads: Count
     checksum: Digest  # of both frames
 
 
 class KvReady(Message, frozen=True, tag="kv_ready"):
-    """`KvChunk` where decode pulls: these tokens of these layers can be read in the prompt's pages."""
+    """`KvChunk` where decode pulls: what it names can be read in the prompt's pages."""
 
     id: AttemptId
     sequence: Count  # 0, 1, 2, ... within the attempt
@@ -445,6 +447,8 @@ class KvReady(Message, frozen=True, tag="kv_ready"):
     last_layer: Count
     start: Count
     count: Count
+    first_head: Count
+    heads: Count
 
 
 class Commit(Message, frozen=True, tag="commit"):

@@ -83,9 +83,10 @@ def test_another_model_is_refused_with_the_reason(pair: Pair, change: dict[str, 
     assert pair.say(OPEN) == []
 
 
-def test_another_protocol_is_refused() -> None:
-    hello = msgspec.structs.replace(HELLO, protocol=PROTOCOL + 1)
-    assert "protocol" in incompatibility(hello, MODEL)
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL + 1])
+def test_another_protocol_is_refused(protocol: int) -> None:
+    hello = msgspec.structs.replace(HELLO, protocol=protocol)
+    assert f"protocol {protocol}" in incompatibility(hello, MODEL)
     assert incompatibility(HELLO, MODEL) == ""
 
 

@@ -459,7 +459,7 @@ def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageI
 
 
 def whole(task: DecodeTask) -> KvReady:
-    return KvReady(task.id, 0, 0, 2, 0, 10)
+    return KvReady(task.id, 0, 0, 2, 0, 10, 0, 1)
 
 
 def commit_of(task: DecodeTask, *chunks: KvReady) -> Commit:
@@ -630,7 +630,7 @@ def handed_over(
     worker.inbound.grant_pages(0.0)
     held = task.receiver._next_token[0]
     body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
-    chunk = KvChunk(id, 0, 0, 2, held, tokens - held, chunk_checksum(body, body))
+    chunk = KvChunk(id, 0, 0, 2, held, tokens - held, 0, 1, chunk_checksum(body, body))
     worker.inbound.take_chunk(task, chunk, [memoryview(body), memoryview(body)])
     state = None if hidden is None else np.full(8, hidden, np.float32).tobytes()
     frames = [] if state is None else [memoryview(state)]
@@ -764,7 +764,7 @@ def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
     say(pooled, Open(id, 10, 0.0))
     pooled.inbound.grant_pages(0.0)
     if what == "KvChunk":
-        say(pooled, KvChunk(id, 0, 0, 2, 0, 10, 1))
+        say(pooled, KvChunk(id, 0, 0, 2, 0, 10, 0, 1, 1))
     elif what == "Commit":
         say(pooled, Commit(id, 0, digest_of([]), None, 0.1))
     assert list(pooled.tasks) == [other] and pooled.load().pages_used == 0
@@ -780,7 +780,7 @@ def test_a_lost_device_is_not_one_hand_overs_fault(pooled: DecodeWorker, heard: 
 
     pooled.inbound.copies.write = lose  # type: ignore[method-assign, assignment]
     body = bytes(10 * IDENTITY.layer_token_bytes)
-    chunk = KvChunk(id, 0, 0, 2, 0, 10, chunk_checksum(body, body))
+    chunk = KvChunk(id, 0, 0, 2, 0, 10, 0, 1, chunk_checksum(body, body))
     with pytest.raises(DeviceLost):
         pooled.inbound.handle(Received(b"p", chunk, [memoryview(body), memoryview(body)]), 1.0)
 
@@ -795,7 +795,7 @@ def test_more_chunks_at_once_than_credits_break_the_protocol(
     batch = []
     for sequence in range(count):
         keys = bytes(IDENTITY.layer_token_bytes // 2)
-        chunk = KvChunk(id, sequence, 0, 1, sequence, 1, chunk_checksum(keys, keys))
+        chunk = KvChunk(id, sequence, 0, 1, sequence, 1, 0, 1, chunk_checksum(keys, keys))
         batch.append(Received(b"p", chunk, [memoryview(keys), memoryview(keys)]))
     monkeypatch.setattr(pooled.inbound.data, "receive", lambda: iter(batch))
     pooled.inbound.receive()

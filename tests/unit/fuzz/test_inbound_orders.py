@@ -118,7 +118,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         sequence = len(task.receiver._checksums) if task else 0
         count = max(1, min(8, TOKENS - start))
         body = bytes([request]) * (count * IDENTITY.layer_token_bytes)  # keys, or values, of both layers
-        chunk = KvChunk(self.id(request), sequence, 0, 2, start, count, chunk_checksum(body, body))
+        chunk = KvChunk(self.id(request), sequence, 0, 2, start, count, 0, 1, chunk_checksum(body, body))
         return chunk, body, body
 
     @rule(request=REQUESTS, steps=st.integers(3, 9))

@@ -41,7 +41,7 @@ from xgr_runtime.wire.messages import (
 )
 
 ID = AttemptId(router=1, request=2, attempt=1, prefill=3, decode=4)
-LAYERS, TOKENS, TOKEN_BYTES, CREDITS = 2, 2, 2, 2
+LAYERS, TOKENS, TOKEN_BYTES, HEADS, CREDITS = 2, 2, 2, 1, 2
 SMALL, LARGE = (
     TOKEN_BYTES,
     LAYERS * TOKENS * TOKEN_BYTES,
@@ -110,9 +110,9 @@ class World:
 def new_world(
     faults: int, hidden: bytes | None, forward_tokens: int, way: Way, chunk_bytes: int = SMALL
 ) -> World:
-    plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes)
+    plan = ChunkPlan(LAYERS, TOKENS, TOKEN_BYTES, chunk_bytes, HEADS)
     sender = Sender(ID, plan, now=0.0, lease=LEASE, pages=None if way == "frames" else PAGES)
-    receiver = Receiver(ID, TOKENS, LAYERS, TOKEN_BYTES, len(HIDDEN))
+    receiver = Receiver(ID, TOKENS, LAYERS, HEADS, TOKEN_BYTES, len(HIDDEN))
     opened = [(sender.open(0.0),)]
     return World(sender, receiver, hidden, opened, faults=faults, forward_tokens=forward_tokens, way=way)
 

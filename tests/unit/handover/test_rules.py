@@ -46,7 +46,7 @@ PAGES = PromptPages(np.array([3, 1], np.int32), np.array([7, 0], np.uint32))
 
 
 def streaming_receiver(tokens: int = 4, layers: int = 2, held: int = 0, way: Way = "frames") -> Receiver:
-    receiver = Receiver(ID, tokens, layers, layer_token_bytes=8, hidden_bytes=4)
+    receiver = Receiver(ID, tokens, layers, heads=1, layer_token_bytes=8, hidden_bytes=4)
     assert receiver.open(Open(ID, tokens, 0.0)) is None
     reader = READER if way == "in place" else None
     receiver.grant(credits=2, lease=10.0, held_tokens=held, way=way, reader=reader)
@@ -57,7 +57,7 @@ def chunk(receiver: Receiver, **changes: Any) -> Credit | Nack | None:
     """Offer the first chunk [layer 0, tokens 0 and 1) with some fields changed."""
     keys = changes.pop("keys", b"kkkkKKKK")
     values = changes.pop("values", b"vvvvVVVV")
-    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2) | changes
+    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2, first_head=0, heads=1) | changes
     checksum = fields.pop("checksum", chunk_checksum(keys, values))
     return receiver.chunk(KvChunk(ID, checksum=checksum, **fields), keys, values)
 
@@ -79,6 +79,9 @@ def test_a_good_chunk_returns_its_credit() -> None:
         {"count": 0},
         {"count": 5},
         {"count": 2**62},
+        {"first_head": 1},
+        {"heads": 0},
+        {"heads": 2},
         {"keys": b"short"},
         {"values": b"much longer than it says"},
         {"checksum": 7},
@@ -104,7 +107,7 @@ def whole_transfer(
 ) -> tuple[Sender, Receiver, list[KvChunk]]:
     """Run a transfer of two layers to just before COMMIT."""
     receiver = streaming_receiver(tokens, 2, held)
-    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=16, heads=1), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
     for layer in range(2):
         sender.layer_ready(layer, tokens)
@@ -165,20 +168,20 @@ def test_a_hidden_state_other_than_announced_fails(announced: bytes | None, fram
 
 
 def test_an_open_of_another_prompt_fails() -> None:
-    receiver = Receiver(ID, 4, 2, layer_token_bytes=8, hidden_bytes=4)
+    receiver = Receiver(ID, 4, 2, heads=1, layer_token_bytes=8, hidden_bytes=4)
     assert isinstance(receiver.open(Open(ID, 5, 0.0)), Nack)
 
 
 @pytest.mark.parametrize(("credits", "held"), [(0, 0), (1, -1), (1, 6), (MOST_CREDITS + 1, 0), (2**63, 0)])
 def test_a_grant_out_of_range_fails_the_sender(credits: int, held: int) -> None:
-    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16, heads=1), now=0.0, lease=10.0)
     sender.granted(Grant(ID, credits, 1.0, held), now=0.0)
     assert sender.over and sender.next_chunk() is None
 
 
 @pytest.mark.parametrize("chunks", [MOST_CREDITS, 2**63 - 1])
 def test_more_credits_than_there_can_be_end_the_hand_over(chunks: int) -> None:
-    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16, heads=1), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 1, 1.0, 0), now=0.0)
     sender.credited(MOST_CREDITS - 1)
     assert sender.credits == MOST_CREDITS and not sender.over
@@ -188,14 +191,14 @@ def test_more_credits_than_there_can_be_end_the_hand_over(chunks: int) -> None:
 
 def test_a_reason_is_as_long_as_a_message_may_carry() -> None:
     receiver = streaming_receiver()
-    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16, heads=1), now=0.0, lease=10.0)
     sender.fail("x" * 2 * MOST_TEXT)
     assert len(receiver.fail("x" * 2 * MOST_TEXT).reason) == len(sender.reason) == MOST_TEXT
 
 
 def test_a_renewed_lease_holds_longer() -> None:
     receiver = streaming_receiver()
-    sender = Sender(ID, ChunkPlan(2, 4, 8, 16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 16, heads=1), now=0.0, lease=10.0)
     assert receiver.renew(10.0) == Renew(ID, 10.0)
     sender.renewed(10.0, now=8.0)
     sender.expire(17.9, lambda reader: True)
@@ -219,7 +222,7 @@ def test_a_renewed_lease_holds_longer() -> None:
 def test_a_layer_is_cut_in_token_order(
     chunk_bytes: int, start: int, end: int, expected: list[tuple[int, int]]
 ) -> None:
-    plan = ChunkPlan(3, 5, 8, chunk_bytes)
+    plan = ChunkPlan(3, 5, 8, chunk_bytes, heads=1)
     assert plan.cut(1, start, end) == [Chunk(1, 2, first, count) for first, count in expected]
 
 
@@ -237,7 +240,7 @@ def sent_now(sender: Sender) -> list[tuple[int, int, int]]:
 
 
 def test_several_forwards_send_each_token_of_each_layer_once() -> None:
-    sender = Sender(ID, ChunkPlan(2, 5, 8, chunk_bytes=16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 5, 8, chunk_bytes=16, heads=1), now=0.0, lease=10.0)
     sender.layer_ready(0, 2)
     sender.granted(Grant(ID, 100, 10.0, 1), now=0.0)
     assert sent_now(sender) == [(0, 1, 1)], "the receiver holds token 0"
@@ -254,7 +257,7 @@ def test_several_forwards_send_each_token_of_each_layer_once() -> None:
 
 @pytest.mark.parametrize("held", [2, 3, 4], ids="held={}".format)
 def test_held_tokens_may_end_in_any_forward(held: int) -> None:
-    sender = Sender(ID, ChunkPlan(1, 5, 8, chunk_bytes=1 << 20), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(1, 5, 8, chunk_bytes=1 << 20, heads=1), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 100, 10.0, held), now=0.0)
     sender.layer_ready(0, 3)
     sender.layer_ready(0, 5)
@@ -263,7 +266,7 @@ def test_held_tokens_may_end_in_any_forward(held: int) -> None:
 
 
 def test_layers_that_come_out_of_order_are_our_bug() -> None:
-    sender = Sender(ID, ChunkPlan(2, 5, 8, 16), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 5, 8, 16, heads=1), now=0.0, lease=10.0)
     with pytest.raises(AssertionError, match="in order"):
         sender.layer_ready(1, 5)
     with pytest.raises(AssertionError, match="in order"):
@@ -277,7 +280,7 @@ def test_layers_that_come_out_of_order_are_our_bug() -> None:
 
 def descriptor(**changes: Any) -> KvReady:
     """Layer 0 of tokens 0 and 1, with some fields changed."""
-    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2) | changes
+    fields = dict(sequence=0, first_layer=0, last_layer=1, start=0, count=2, first_head=0, heads=1) | changes
     return KvReady(ID, **fields)
 
 
@@ -294,6 +297,9 @@ def descriptor(**changes: Any) -> KvReady:
         {"count": 0},
         {"count": 5},
         {"count": 2**64 - 1},
+        {"first_head": 1},
+        {"heads": 0},
+        {"heads": 2**64 - 1},
     ],
     ids=str,
 )
@@ -323,7 +329,7 @@ def test_descriptors_on_another_way_fail_the_attempt(way: Way) -> None:
 
 def offering(way: Way, tokens: int = 4, now: float = 0.0) -> Sender:
     """A sender whose prompt may be read where it is, and is, this way."""
-    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=8), now=now, lease=10.0, pages=PAGES)
+    sender = Sender(ID, ChunkPlan(2, tokens, 8, chunk_bytes=8, heads=1), now=now, lease=10.0, pages=PAGES)
     sender.granted(Grant(ID, 2, 10.0, 0, way, READER if way == "in place" else None), now=now)
     return sender
 
@@ -342,7 +348,7 @@ def committed(way: Way) -> Sender:
 
 
 def test_open_says_where_the_prompt_lies() -> None:
-    opened = Sender(ID, ChunkPlan(2, 4, 8, 8), 0.0, 10.0, PAGES).open(0.5)
+    opened = Sender(ID, ChunkPlan(2, 4, 8, 8, heads=1), 0.0, 10.0, PAGES).open(0.5)
     memory = SharedKv(9, 4, 2, HostRegion(READER, 1, 1), HostRegion(READER, 2, 1))
     named = pages_named(opened, memory)
     assert named is not None
@@ -381,13 +387,13 @@ def test_pages_that_cannot_be_the_prompts(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("way", ["pull", "in place"])
 def test_memory_that_was_not_offered_is_not_granted(way: Way) -> None:
-    sender = Sender(ID, ChunkPlan(2, 4, 8, 8), now=0.0, lease=10.0)
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 8, heads=1), now=0.0, lease=10.0)
     sender.granted(Grant(ID, 2, 10.0, 0, way, READER), now=0.0)
     assert sender.over and "not offered" in sender.reason
 
 
 def test_who_reads_in_place_must_say_who_that_is() -> None:
-    sender = Sender(ID, ChunkPlan(2, 4, 8, 8), now=0.0, lease=10.0, pages=PAGES)
+    sender = Sender(ID, ChunkPlan(2, 4, 8, 8, heads=1), now=0.0, lease=10.0, pages=PAGES)
     sender.granted(Grant(ID, 2, 10.0, 0, "in place"), now=0.0)
     assert sender.over
 
@@ -403,7 +409,7 @@ def test_a_layer_is_told_in_one_piece_to_whoever_pulls() -> None:
 
 
 def test_small_layers_are_told_together() -> None:
-    sender = Sender(ID, ChunkPlan(4, 4, 8, chunk_bytes=64), now=0.0, lease=10.0, pages=PAGES)
+    sender = Sender(ID, ChunkPlan(4, 4, 8, chunk_bytes=64, heads=1), now=0.0, lease=10.0, pages=PAGES)
     sender.granted(Grant(ID, 9, 10.0, 0, "pull"), now=0.0)
     for layer in range(4):
         assert not told_now(sender), "more are to come"
@@ -416,7 +422,7 @@ def test_small_layers_are_told_together() -> None:
 
 def test_layers_of_two_forwards_are_not_mixed() -> None:
     """The receiver's pages came while the second forward had done one layer."""
-    sender = Sender(ID, ChunkPlan(3, 4, 8, chunk_bytes=64), now=0.0, lease=10.0, pages=PAGES)
+    sender = Sender(ID, ChunkPlan(3, 4, 8, chunk_bytes=64, heads=1), now=0.0, lease=10.0, pages=PAGES)
     for layer in range(3):
         sender.layer_ready(layer, 3)
     sender.layer_ready(0, 4)

@@ -60,14 +60,15 @@ async def played(folder: Path) -> AsyncIterator[Played]:
     made.listener.close()
 
 
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL + 1])
 def test_a_worker_of_another_version_is_named_and_asked_now_and_then(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: int
 ) -> None:
     async def run() -> None:
         async with played(tmp_path) as p:
-            greeting = {"type": "worker_hello", "protocol": PROTOCOL + 1, "news": {"all": "of it"}}
+            greeting = {"type": "worker_hello", "protocol": protocol, "news": {"all": "of it"}}
             p.listener.socket.send_multipart([p.peer, msgspec.msgpack.encode(greeting)])
-            said = f"it speaks protocol {PROTOCOL + 1}, this router {PROTOCOL}"
+            said = f"it speaks protocol {protocol}, this router {PROTOCOL}"
             await p.until(lambda: p.link.problem == said)
             assert not p.link.alive and said in caplog.text
             loop = asyncio.get_running_loop()

@@ -43,8 +43,9 @@ class ChunkPlan:
 
     layers: int
     tokens: int
-    layer_token_bytes: int  # keys and values of one token in one layer
+    layer_token_bytes: int  # keys and values of one token in one layer, all heads
     chunk_bytes: int
+    heads: int  # KV heads of the model, which every chunk has
 
     def size_of(self, chunk: Chunk) -> int:
         """Bytes of KV in a chunk."""
@@ -66,7 +67,7 @@ def chunk_checksum(keys: Buffer, values: Buffer) -> int:
 def range_checksum(message: KvReady) -> int:
     """xxh3_64 over what a descriptor says: the KV itself is read where it was written."""
     m = message
-    named = (m.sequence, m.first_layer, m.last_layer, m.start, m.count)
+    named = (m.sequence, m.first_layer, m.last_layer, m.start, m.count, m.first_head, m.heads)
     return xxhash.xxh3_64_intdigest(b"".join(n.to_bytes(8, "little", signed=True) for n in named))
 
 

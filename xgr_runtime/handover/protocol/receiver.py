@@ -39,11 +39,18 @@ class Receiver:
     """
 
     def __init__(
-        self, id: AttemptId, prompt_tokens: int, layers: int, layer_token_bytes: int, hidden_bytes: int
+        self,
+        id: AttemptId,
+        prompt_tokens: int,
+        layers: int,
+        heads: int,
+        layer_token_bytes: int,
+        hidden_bytes: int,
     ) -> None:
         self.id = id
         self.prompt_tokens = prompt_tokens
         self.layers = layers
+        self.heads = heads  # KV heads of the model
         self.state = ReceiverState.WAITING
         self.reason = ""
         self.queue_seconds = 0.0
@@ -173,6 +180,9 @@ class Receiver:
             return f"chunk {message.sequence} came instead of {len(self._checksums)}"
         if not 0 <= message.first_layer < message.last_layer <= self.layers:
             return f"chunk names layers [{message.first_layer}, {message.last_layer}) of {self.layers}"
+        if (message.first_head, message.heads) != (0, self.heads):
+            end = message.first_head + message.heads
+            return f"chunk names KV heads [{message.first_head}, {end}), not all {self.heads}"
         layers = range(message.first_layer, message.last_layer)
         if message.count < 1 or message.start + message.count > self.prompt_tokens:
             return f"chunk names tokens past the prompt's {self.prompt_tokens}"

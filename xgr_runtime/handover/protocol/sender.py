@@ -203,14 +203,16 @@ class Sender:
 
     def chunk_message(self, checksum: int) -> KvChunk:
         """The header of `next_chunk`."""
-        c = self._queue[0]
-        sequence = len(self._checksums)
-        return KvChunk(self.id, sequence, c.first_layer, c.last_layer, c.start, c.count, checksum)
+        return KvChunk(*self._named(), checksum)
 
     def ready_message(self) -> KvReady:
         """The descriptor of `next_chunk`, where the receiver pulls."""
-        c = self._queue[0]
-        return KvReady(self.id, len(self._checksums), c.first_layer, c.last_layer, c.start, c.count)
+        return KvReady(*self._named())
+
+    def _named(self) -> tuple[AttemptId, int, int, int, int, int, int, int]:
+        """What either message says of `next_chunk`."""
+        c, sequence = self._queue[0], len(self._checksums)
+        return self.id, sequence, c.first_layer, c.last_layer, c.start, c.count, 0, self.plan.heads
 
     def chunk_sent(self, checksum: int) -> None:
         """The chunk went to the socket: one credit is spent. A descriptor has a checksum of its own."""
