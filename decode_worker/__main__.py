@@ -2,8 +2,8 @@
 
 import sys
 
-from decode_worker.engines.base import Engine
-from decode_worker.engines.cpu import DecodeEngine
+from decode_worker.engines.base import DecodeEngine
+from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.beam_select.api import Trie
@@ -43,11 +43,11 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
 
 def make_engine(
     config: DecodeConfig, model: LoadedModel, catalog: Catalog, max_rows: int, kernels: str
-) -> Engine:
+) -> DecodeEngine:
     """The engine for `kernels`: levels one by one on a CPU, whole cohorts on a GPU. Raises `ConfigError`."""
     if kernels != "cuda":
         _check_rows(config, model, catalog, max_rows)
-        return DecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
+        return CpuDecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
     # Imported here because they need Triton.
     from decode_worker.engines.cohort import MAX_REQUESTS
     from decode_worker.engines.cohort_engine import CohortEngine

@@ -18,8 +18,8 @@ from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.handover.protocol import FIRST_LEASE, ReceiverState
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.shared_memory import CannotMap, this_process
-from xgr_runtime.model.device.device import losing_the_device
-from xgr_runtime.model.memory.kv_copies import Copied, Copies
+from xgr_runtime.model.device.device import Event, losing_the_device
+from xgr_runtime.model.memory.kv_copies import Copies
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.trace.timeline import KV_IN, Timeline
 from xgr_runtime.transport import DATA_HIGH_WATER, DATA_MAX_BYTES, Listener, Received
@@ -279,7 +279,7 @@ class Inbound:
         elif isinstance(reply, Nack):
             self.broken(task, reply)
 
-    def copied(self, task: DecodeTask, copy: Callable[[], Copied]) -> bool:
+    def copied(self, task: DecodeTask, copy: Callable[[], Event]) -> bool:
         """Copy into the task's pages. What did not get there must not count as received: the task fails."""
         try:
             with losing_the_device():

@@ -13,7 +13,7 @@ from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import Tokens
-from xgr_runtime.model.memory.kv_copies import Copied
+from xgr_runtime.model.device.device import Event
 from xgr_runtime.scheduling.cost_model import Work
 from xgr_runtime.trace.timeline import REQUEST, Timeline
 from xgr_runtime.wire.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
@@ -35,7 +35,7 @@ class DecodeTask:
     peer: bytes = b""  # of the prefill worker, once it opened
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
     source: Source | None = None  # where the prompt lies, if it does not come as frames
-    copied: Copied | None = None  # the last copy into our pages
+    copied: Event | None = None  # the last copy into our pages
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     arrived_at: float = 0.0

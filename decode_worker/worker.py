@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from decode_worker.engines.base import Engine
-from decode_worker.engines.launches import Launch
+from decode_worker.engines.base import DecodeEngine
+from decode_worker.engines.launches import LaunchSpan
 from decode_worker.inbound import Inbound
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
@@ -51,7 +51,7 @@ class DecodeWorker:
     def __init__(
         self,
         config: DecodeConfig,
-        engine: Engine,
+        engine: DecodeEngine,
         catalogs: Catalogs,
         identity: ModelIdentity,
         limits: Limits,
@@ -140,7 +140,7 @@ class DecodeWorker:
         if not waiting or not self.engine.ready or not self.may_launch():
             return
         searches = self.engine.choose(waiting)
-        launch = Launch(searches, self.clock())
+        launch = LaunchSpan(searches, self.clock())
         try:
             self.engine.launch(searches, on_layer=lambda _: self.between_layers())
         except Exception:

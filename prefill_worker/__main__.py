@@ -2,7 +2,8 @@
 
 import sys
 
-from prefill_worker.engines.cpu import Engine, PrefillEngine
+from prefill_worker.engines.base import PrefillEngine
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.worker import PrefillWorker
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.config import PrefillConfig
@@ -44,10 +45,10 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     worker.run(turn)
 
 
-def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Engine:
+def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> PrefillEngine:
     """The engine for `kernels`; on a GPU its forwards are captured in buckets. Raises `ConfigError`."""
     if kernels != "cuda":
-        return PrefillEngine(model.backend, model.pool)
+        return CpuPrefillEngine(model.backend, model.pool)
     from prefill_worker.engines.cuda import MAX_PROMPTS, BucketEngine
     from xgr_runtime.model.device.device import CudaDevice
     from xgr_runtime.model.device_attention import device_attention

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefill_worker.engines.cpu import Engine, Part
+from prefill_worker.engines.base import Part, PrefillEngine
 from xgr_runtime.scheduling.cost_model import Tried, prompt_work
 
 SIZES = (32, 256, 1024, 2048)  # tokens of a prompt
@@ -16,7 +16,7 @@ _SHORT = 0.1  # seconds; what is as short is tried twice, as the first run pays 
 
 
 def try_forwards(
-    engine: Engine, most_tokens: int, clock: Callable[[], float] = time.monotonic
+    engine: PrefillEngine, most_tokens: int, clock: Callable[[], float] = time.monotonic
 ) -> list[Tried]:
     """Prompts of up to `most_tokens`, alone, the small ones first. Their KV goes to pages that nobody has.
 
@@ -43,7 +43,7 @@ def _expected(before: Tried, tokens: int) -> float:
     return before.seconds * tokens / before.work.tokens / 4
 
 
-def _seconds(engine: Engine, tokens: int, clock: Callable[[], float]) -> float:
+def _seconds(engine: PrefillEngine, tokens: int, clock: Callable[[], float]) -> float:
     """Of one forward; its tokens differ, as those of a model with experts should."""
     pages = np.arange(-(-tokens // engine.pool.page_size), dtype=np.int32)
     prompt = (np.arange(tokens) * 7919 + 3) % engine.model.geometry.vocab

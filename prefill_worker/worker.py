@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefill_worker.engines.cpu import Engine, Part
+from prefill_worker.engines.base import Part, PrefillEngine
 from prefill_worker.kv_source import PooledPrompt
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
@@ -51,7 +51,7 @@ class PrefillWorker:
     def __init__(
         self,
         config: PrefillConfig,
-        engine: Engine,
+        engine: PrefillEngine,
         pool: PagePool,
         identity: ModelIdentity,
         max_prompt_tokens: int,

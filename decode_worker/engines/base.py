@@ -9,7 +9,7 @@ from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import CostModel, Tried
 
 
-class Engine(Protocol):
+class DecodeEngine(Protocol):
     """Runs searches to their ends. A launch is one level on a CPU, and all levels of a cohort on a GPU."""
 
     pool: KvPool

@@ -50,11 +50,11 @@ class CohortEngine:
 
     @property
     def row_budget(self) -> int:
-        """See `Engine`: those of the cohorts in flight, and of one that waits."""
+        """See `DecodeEngine`: those of the cohorts in flight, and of one that waits."""
         return (COHORTS + 1) * self.steps.max_rows
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
-        """See `Engine`: the next cohort."""
+        """See `DecodeEngine`: the next cohort."""
         return choose_cohort(waiting, self.steps.max_rows, self.steps.max_requests)
 
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
@@ -66,7 +66,7 @@ class CohortEngine:
             search.launched = True
 
     def collect(self) -> list[Search]:
-        """See `Engine`."""
+        """See `DecodeEngine`."""
         over: list[Search] = []
         with losing_the_device():
             ended: list[Cohort] = []
@@ -95,7 +95,7 @@ class CohortEngine:
             self.collect()
 
     def try_searches(self, trie: Trie) -> list[Tried]:
-        """See `Engine`. The first cohorts tell."""
+        """See `DecodeEngine`. The first cohorts tell."""
         return []
 
     def _queue(self, searches: Sequence[Search], place: int, exactly: bool = False) -> Cohort:

@@ -60,7 +60,7 @@ class Cohort:
         return any(search.hidden is None for search in self.searches)
 
 
-class Answer(NamedTuple):
+class CohortAnswer(NamedTuple):
     """What became of a search of a cohort."""
 
     scores: Floats  # [n] best first
@@ -277,7 +277,7 @@ class CohortSteps:
         select(self._logits[:rows], self._now, self._next, splits=splits)
         self._now.packed.copy_(self._next.packed)
 
-    def answers(self, cohort: Cohort) -> list[Answer]:
+    def answers(self, cohort: Cohort) -> list[CohortAnswer]:
         """What a finished cohort left in host memory, search by search."""
         beams = self._beams_out[cohort.place].numpy()
         counts, invalid, overflow = self._outcome[cohort.place].numpy()
@@ -286,5 +286,5 @@ class CohortSteps:
         for b in range(len(cohort.searches)):
             mine = beams[begins[b] : begins[b] + counts[b]]
             scores, leaves = mine[:, 1].copy().view(np.float32), mine[:, 2].copy()
-            answers.append(Answer(scores, leaves, bool(invalid[b]), bool(overflow[b])))
+            answers.append(CohortAnswer(scores, leaves, bool(invalid[b]), bool(overflow[b])))
         return answers

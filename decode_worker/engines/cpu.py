@@ -22,7 +22,7 @@ from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
 from xgr_runtime.wire.messages import ScoreMode
 
 
-class DecodeEngine:
+class CpuDecodeEngine:
     """The model, the pool of received KV and the tail KV. Requests at different levels share a step."""
 
     ready = True
@@ -42,12 +42,12 @@ class DecodeEngine:
 
     @property
     def row_budget(self) -> int:
-        """See `Engine`."""
+        """See `DecodeEngine`."""
         return self.max_rows
 
     @property
     def busy(self) -> bool:
-        """See `Engine`."""
+        """See `DecodeEngine`."""
         return bool(self._over)
 
     def choose(self, waiting: Sequence[Search]) -> list[Search]:
@@ -68,7 +68,7 @@ class DecodeEngine:
         self.counters["elements_total"] += int(selection.elements_total.sum())
 
     def collect(self) -> list[Search]:
-        """See `Engine`."""
+        """See `DecodeEngine`."""
         over, self._over = self._over, []
         return over
 
@@ -85,7 +85,7 @@ class DecodeEngine:
                 self.step([search])
 
     def try_searches(self, trie: Trie) -> list[Tried]:
-        """See `Engine`."""
+        """See `DecodeEngine`."""
         return try_searches(self, trie)
 
     def step(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> Selection:

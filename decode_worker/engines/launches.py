@@ -6,7 +6,7 @@ from decode_worker.search import Search
 from xgr_runtime.trace.timeline import LAUNCH, Timeline
 
 
-class Launch:
+class LaunchSpan:
     """One launch: its searches as they were before it.
 
     On a CPU it is a step, model first and selection last; on a GPU a cohort is only queued, and what the

@@ -1,49 +1,19 @@
-"""Runs packed prompts, or parts of them, through the model and keeps their KV in pages."""
+"""The engine of a CPU: packed prompts, or parts of them, in one forward."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xgr_runtime.kv.pages import PageIds
+from prefill_worker.engines.base import Part
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.device import Device, HostDevice
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.stages import PrefillStage
 
 
-class Part(NamedTuple):
-    """The next tokens of a prompt, [n]; its pages hold the KV of the `start` tokens before them."""
-
-    tokens: NDArray[np.int32]
-    pages: PageIds
-    start: int = 0
-
-
-class Engine(Protocol):
-    """Runs batches of prompts, one forward each."""
-
-    model: ModelBackend
-    pool: KvPool
-    device: Device
-    max_prompts: int | None
-    """Of a batch; None: as many as there are tokens for."""
-
-    def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
-        """Write the KV of every part into its pages; return its last token's hidden state, [B, hidden].
-
-        `on_layer(layer)` is called as soon as a layer's KV of all parts is in the pages.
-        """
-        ...
-
-    def warm_up(self) -> None:
-        """Pay all first-use costs; call it once, before the first batch."""
-        ...
-
-
-class PrefillEngine:
+class CpuPrefillEngine:
     """The engine of a CPU: the model and the pool."""
 
     max_prompts: int | None = None
@@ -54,7 +24,7 @@ class PrefillEngine:
         self.device: Device = HostDevice()
 
     def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
-        """See `Engine.run`."""
+        """See `PrefillEngine.run`."""
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefill_worker.engines.cpu import Part
+from prefill_worker.engines.base import Part
 from xgr_kernels.attention.paged import PagedAttention
 from xgr_runtime.kv.pages import slots_of
 from xgr_runtime.model.base import ModelBackend
@@ -69,7 +69,7 @@ class BucketEngine:
         self._graphs: dict[int, Graph] = {}
 
     def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
-        """See `Engine.run`. `on_layer` is called for groups of layers, as their marks pass."""
+        """See `PrefillEngine.run`. `on_layer` is called for groups of layers, as their marks pass."""
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         graph = self._graphs[bucket_for(int(ends[-1]), self.buckets)]

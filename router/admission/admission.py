@@ -39,7 +39,7 @@ class Ask(NamedTuple):
     priority: int = 0
 
 
-class Stage(NamedTuple):
+class Booking(NamedTuple):
     """A request on one worker."""
 
     own: float  # seconds, if nobody else were there
@@ -53,7 +53,7 @@ class Forecast(NamedTuple):
     wait: float
 
     @staticmethod
-    def of(prefill: Stage, decode: Stage, one_device: bool) -> "Forecast":
+    def of(prefill: Booking, decode: Booking, one_device: bool) -> "Forecast":
         """The search begins once the prompt is there, and once what is more urgent is through.
 
         On one device more urgent searches and our own prompt are not done at the same time.
@@ -73,8 +73,8 @@ class Promise:
     """An accepted attempt, from admission to its end."""
 
     pair: Pair
-    prefill: Stage
-    decode: Stage
+    prefill: Booking
+    decode: Booking
     made: float
     deadline: float
     over: bool = False
@@ -133,10 +133,10 @@ class Admission:
         """
         prefill = _with_costs(prefill, prompt_work(0, ask.tokens))
         decode = _with_costs(decode, search_work(ask.tokens, ask.beams))
-        stages = self._stages(ask, prefill, decode, now)
+        bookings = self._bookings(ask, prefill, decode, now)
 
         def forecast(pair: Pair) -> Forecast:
-            p, d = stages[pair.prefill.incarnation], stages[pair.decode.incarnation]
+            p, d = bookings[pair.prefill.incarnation], bookings[pair.decode.incarnation]
             return Forecast.of(p, d, pair.one_device)
 
         pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda pair: forecast(pair).total)
@@ -152,7 +152,7 @@ class Admission:
         late = math.inf
         for pair in pairs[:_TRIED]:
             promise = _promise(
-                ask, pair, stages[pair.prefill.incarnation], stages[pair.decode.incarnation], now
+                ask, pair, bookings[pair.prefill.incarnation], bookings[pair.decode.incarnation], now
             )
             excess = 0.0 if accepted else self._excess(promise, now)
             if not excess:
@@ -177,9 +177,9 @@ class Admission:
         if promise.foreseen and (answered or late):
             self._learn(promise, now, answered)
 
-    def _stages(
+    def _bookings(
         self, ask: Ask, prefill: Sequence[Candidate], decode: Sequence[Candidate], now: float
-    ) -> dict[int, Stage]:
+    ) -> dict[int, Booking]:
         """The request on every worker, by incarnation."""
         work = {w.incarnation: _seconds(w.cost, search_work(ask.tokens, ask.beams)) for w in decode}
         after = min((own for own, _ in work.values()), default=0.0)
@@ -188,13 +188,13 @@ class Admission:
             prompt = prompt_work(min(w.reuse, ask.tokens - 1), ask.tokens)
             work[w.incarnation] = _seconds(w.cost, prompt)
             rank[w.incarnation] = (-ask.priority, ask.deadline - after)
-        stages = {}
+        bookings = {}
         for w in [*prefill, *decode]:
             own, part = work[w.incarnation]
             backlog = self.backlogs.get(w.device)
             ahead = backlog.ahead(rank[w.incarnation], now) if backlog else 0.0
-            stages[w.incarnation] = Stage(own, Share(rank[w.incarnation], part, ahead))
-        return stages
+            bookings[w.incarnation] = Booking(own, Share(rank[w.incarnation], part, ahead))
+        return bookings
 
     def _may_try(self, pair: Pair, now: float) -> bool:
         """Whether the pair is idle, and it is time to see again what it can do."""
@@ -242,7 +242,7 @@ class Admission:
             self.own_margin.observe((took - wait * self.wait_margin.value(now)) / own, now)
 
 
-def _promise(ask: Ask, pair: Pair, prefill: Stage, decode: Stage, now: float) -> Promise:
+def _promise(ask: Ask, pair: Pair, prefill: Booking, decode: Booking, now: float) -> Promise:
     """Both shares are due when the rest, alone, still makes the deadline."""
     prefill.share.due, decode.share.due = ask.deadline - decode.own, ask.deadline
     return Promise(pair, prefill, decode, now, ask.deadline)

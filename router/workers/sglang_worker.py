@@ -29,7 +29,7 @@ from xgr_runtime.wire.messages import (
     PrefillRequest,
     WorkerHello,
 )
-from xgr_runtime.wire.sglang_ticket import Ticket, request_id
+from xgr_runtime.wire.sglang_ticket import SglangTicket, request_id
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class SglangServer(Worker):
 
 def _body(request: PrefillRequest) -> dict[str, Any]:
     tokens = np.frombuffer(request.tokens, np.int32)
-    ticket = Ticket(request.id, request.data_address, len(tokens), request.timeout)
+    ticket = SglangTicket(request.id, request.data_address, len(tokens), request.timeout)
     return {
         "rid": request_id(request.id),
         "input_ids": tokens.tolist(),

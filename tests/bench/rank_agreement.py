@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decode_worker.engines.cpu import DecodeEngine
+from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.model.base import ModelBackend
@@ -101,10 +102,10 @@ def ranked(backend: ModelBackend, catalog: Catalog, prompt: list[int], width: in
     """The best SIDs of the whole catalog, as the workers would find them."""
     pages = np.arange(-(-len(prompt) // PAGE), dtype=np.int32)
     pool = KvPool(backend.geometry, len(pages), PAGE)
-    (hidden,) = PrefillEngine(backend, pool).run(
+    (hidden,) = CpuPrefillEngine(backend, pool).run(
         [Part(np.array(prompt, np.int32), pages)], lambda layer: None
     )
-    engine = DecodeEngine(backend, pool, max(1, catalog.depth - 2), width, "cpu")
+    engine = CpuDecodeEngine(backend, pool, max(1, catalog.depth - 2), width, "cpu")
     trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
     question = Question(len(prompt), prompt[-1], width, width, "vocab", trie, no_filter())
     search = Search(question, pages, np.arange(width, dtype=np.int32), hidden, engine.tail_tokens)

@@ -20,7 +20,7 @@ from results import Record
 
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.search import Search
-from prefill_worker.engines.cpu import Part
+from prefill_worker.engines.base import Part
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.beam_select import cuda_kernels
 

@@ -16,7 +16,8 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.models import qwen2
 from torch import Tensor, nn
 
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -204,7 +205,7 @@ def test_a_prompts_last_layer_runs_for_its_last_token_alone(
     hidden = []
     for pool, pruned in zip(pools, (True, False), strict=True):
         model.prunes = pruned
-        hidden.append(PrefillEngine(model, pool).run(parts, lambda layer: None))
+        hidden.append(CpuPrefillEngine(model, pool).run(parts, lambda layer: None))
     # float32: one row's sums come in another order than those of many rows
     np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=2e-5)
     assert torch.equal(pools[0].k, pools[1].k) and torch.equal(pools[0].v, pools[1].v)

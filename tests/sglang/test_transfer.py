@@ -36,7 +36,7 @@ from xgr_runtime.wire.messages import (
     Open,
     ToDecodeData,
 )
-from xgr_runtime.wire.sglang_ticket import Ticket
+from xgr_runtime.wire.sglang_ticket import SglangTicket
 
 SLOTS = 96
 PAGE_SIZES = (1, 16)
@@ -159,7 +159,7 @@ def decode(manager: ZmqKVManager, tmp_path: Path) -> Iterator[PlayedDecode]:
 def make_sender(manager: ZmqKVManager, decode: PlayedDecode, tokens: int, timeout: float = 30.0) -> Any:
     id = AttemptId(1, 2, 1, manager.incarnation, 44)
     decode.expect(id, tokens)
-    ticket = Ticket(id, decode.links.listener.address, tokens, timeout)
+    ticket = SglangTicket(id, decode.links.listener.address, tokens, timeout)
     return ZmqKVSender(manager, f"{ticket.to_text()}:8998", 7)
 
 
@@ -256,7 +256,7 @@ def test_a_ticket_of_another_time_is_refused(manager: ZmqKVManager, decode: Play
     again = make_sender(manager, decode, 16)
     manager.incarnation += 1
     (id,) = manager.outbound.transfers
-    ticket = Ticket(id, decode.links.listener.address, 16, 30.0)
+    ticket = SglangTicket(id, decode.links.listener.address, 16, 30.0)
     stale = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert first.poll() == KVPoll.Bootstrapping
     for sender in (again, stale):
@@ -275,7 +275,7 @@ def test_a_turn_of_many_prompts_is_one_exchange(
     monkeypatch.setattr(manager.outbound, "exchange", lambda now: made.append(now) or exchange(now))
     address = decode.links.listener.address
     ids = [AttemptId(1, number, 1, manager.incarnation, 44) for number in range(20)]
-    senders = [ZmqKVSender(manager, f"{Ticket(id, address, 16, 30.0).to_text()}:1", 7) for id in ids]
+    senders = [ZmqKVSender(manager, f"{SglangTicket(id, address, 16, 30.0).to_text()}:1", 7) for id in ids]
     for turn in range(1, 6):
         assert {sender.poll() for sender in senders} == {KVPoll.Bootstrapping}
         assert len(made) == turn
@@ -296,7 +296,7 @@ def test_without_a_ticket(manager: ZmqKVManager, address: str) -> None:
 @pytest.mark.parametrize("tokens", [-1, 0, SLOTS + 1, 1 << 60], ids="L={}".format)
 def test_a_ticket_for_no_prompt_that_fits_is_refused(manager: ZmqKVManager, tokens: int) -> None:
     """Before memory is taken for it: an error there would end SGLang's scheduler."""
-    ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), "ipc:///x", tokens, 1.0)
+    ticket = SglangTicket(AttemptId(1, 2, 1, manager.incarnation, 4), "ipc:///x", tokens, 1.0)
     sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert sender.poll() == KVPoll.Failed
     with pytest.raises(XgrError, match=r"ticket.*(1|room)"):
@@ -305,7 +305,7 @@ def test_a_ticket_for_no_prompt_that_fits_is_refused(manager: ZmqKVManager, toke
 
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5", "nonsense", "ipc:///nowhere/at/all"])
 def test_an_address_that_is_not_local_is_refused(manager: ZmqKVManager, address: str) -> None:
-    ticket = Ticket(AttemptId(1, 2, 1, manager.incarnation, 4), address, 7, 1.0)
+    ticket = SglangTicket(AttemptId(1, 2, 1, manager.incarnation, 4), address, 7, 1.0)
     sender = ZmqKVSender(manager, f"{ticket.to_text()}:1", 7)
     assert sender.poll() == KVPoll.Failed
     assert not manager.outbound.transfers

@@ -10,7 +10,7 @@ import interpret_triton  # noqa: F401, before the kernels
 from planned_attention import PlannedAttention
 
 from decode_worker import __main__ as decode
-from decode_worker.engines.base import Engine
+from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from prefill_worker import __main__ as prefill
@@ -29,7 +29,7 @@ SMALL = Tuning(block=1024, tile=256, programs=2, maxima=64, capacity=128)
 
 def decode_engine(
     config: DecodeConfig, model: LoadedModel, catalog: Catalog, max_rows: int, kernels: str
-) -> Engine:
+) -> DecodeEngine:
     page_size = model.pool.page_size
     steps = CohortSteps(
         model.backend,

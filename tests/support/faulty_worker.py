@@ -136,14 +136,14 @@ class Faults:
         replace(owner, method, wrapper)
 
     def prefill(self) -> None:
-        from prefill_worker.engines.cpu import PrefillEngine
+        from prefill_worker.engines.cpu import CpuPrefillEngine
         from prefill_worker.worker import PrefillWorker
 
         self.after(PrefillWorker, "accept", "queued")
         self.before(PrefillWorker, "prefill", "run", when=lambda _, turns: bool(turns))
         self.after(PrefillWorker, "layer_ready", "layer")
         self.after(PrefillWorker, "finish", "sent", when=lambda _, turn, *__: turn.last)
-        self.drag(PrefillEngine, "run")
+        self.drag(CpuPrefillEngine, "run")
 
         def invalid(original: Wrapper, _: Any, parts: Any, *args: Any) -> Any:
             hidden = original(parts, *args)
@@ -157,11 +157,11 @@ class Faults:
                 os.kill(os.getpid(), fault.signal)
             return prompt
 
-        replace(PrefillEngine, "run", invalid)
+        replace(CpuPrefillEngine, "run", invalid)
         replace(PrefillWorker, "prompt_of", poisoned)
 
     def decode(self) -> None:
-        from decode_worker.engines.cpu import DecodeEngine
+        from decode_worker.engines.cpu import CpuDecodeEngine
         from decode_worker.inbound import Inbound
         from decode_worker.task import TaskFactory
         from decode_worker.worker import DecodeWorker
@@ -172,9 +172,9 @@ class Faults:
         self.after(Inbound, "note", "chunk")
         self.before(DecodeWorker, "arrived", "committed")
         later = lambda _, searches, *__: any(search.level for search in searches)  # noqa: E731
-        self.before(DecodeEngine, "launch", "beams", when=later)
+        self.before(CpuDecodeEngine, "launch", "beams", when=later)
         self.before(DecodeWorker, "answer", "answer")
-        self.drag(DecodeEngine, "step")
+        self.drag(CpuDecodeEngine, "step")
 
         def refusing(original: Wrapper, inbound: Any, task: Any, *args: Any) -> None:
             original(task, *args)

@@ -24,7 +24,7 @@ class ProcessUse(NamedTuple):
     seconds: float  # that the trace covers
 
 
-class Phase(NamedTuple):
+class TracePhase(NamedTuple):
     """Part of a request's life in one process."""
 
     process: str
@@ -37,7 +37,7 @@ class RequestLife(NamedTuple):
 
     rid: str
     seconds: float
-    phases: list[Phase]  # in order of their begin
+    phases: list[TracePhase]  # in order of their begin
 
 
 class Overlap(NamedTuple):
@@ -89,7 +89,7 @@ def last_request(trace: Json) -> RequestLife | None:
     whole = max(ended, key=lambda event: float(event["ts"] + event["dur"]))
     rid, processes = whole["args"]["rid"], _processes(trace)
     parts = [e for e in slices if e["args"].get("rid") == rid and e is not whole and _within(e, whole)]
-    phases = [Phase(processes[e["pid"]], e["name"], e["dur"] / 1e6) for e in sorted(parts, key=_begin)]
+    phases = [TracePhase(processes[e["pid"]], e["name"], e["dur"] / 1e6) for e in sorted(parts, key=_begin)]
     return RequestLife(rid, whole["dur"] / 1e6, phases)
 
 

@@ -9,7 +9,7 @@ behind their header message. Token ids, leaves and scores are little-endian arra
     router  <--ToRouter--   both workers
 
 A stock SGLang server in a prefill worker's place speaks the same to decode workers. With routers it speaks
-HTTP: `WorkerHello` is part of its `/server_info`, and a `Ticket` says what a `PrefillRequest` would.
+HTTP: `WorkerHello` is part of its `/server_info`, and a `SglangTicket` says what a `PrefillRequest` would.
 """
 
 from typing import Annotated, Literal

@@ -16,7 +16,7 @@ _PREFIX = "xgr1."
 _MAX_CHARS = 4096
 
 
-class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class SglangTicket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Which attempt a prompt belongs to and where its KV goes."""
 
     id: AttemptId
@@ -29,7 +29,7 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         return _PREFIX + base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
 
     @classmethod
-    def from_text(cls, text: str) -> "Ticket":
+    def from_text(cls, text: str) -> "SglangTicket":
         """Raises `BadRequest` when it is none."""
         if not text.startswith(_PREFIX) or len(text) > _MAX_CHARS:
             raise BadRequest(

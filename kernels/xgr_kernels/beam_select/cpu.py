@@ -13,7 +13,7 @@ from xgr_kernels.cpu.compiled import one_caller
 _NO_LEVEL = np.empty(0, np.int32)
 
 
-class Launch(NamedTuple):
+class KernelAnswer(NamedTuple):
     """What the kernel returns; tests read the log-sum-exp and the cuts from it."""
 
     lse: np.ndarray  # [R] float32
@@ -29,7 +29,7 @@ def select(logits: Tensor, batch: BeamBatch) -> Selection:
     return unpack(launch(logits, batch), batch)
 
 
-def launch(logits: Tensor, batch: BeamBatch) -> Launch:
+def launch(logits: Tensor, batch: BeamBatch) -> KernelAnswer:
     """Runs the kernel. Raises: ValueError if the beams of a request cover 2**32 leaves or more."""
     offsets = np.array(batch.row_offsets, np.int64)
     row_request = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -51,10 +51,10 @@ def launch(logits: Tensor, batch: BeamBatch) -> Launch:
             hi,
         )
     del alive  # the kernel has read through their addresses until here
-    return Launch(*answer)
+    return KernelAnswer(*answer)
 
 
-def unpack(answer: Launch, batch: BeamBatch) -> Selection:
+def unpack(answer: KernelAnswer, batch: BeamBatch) -> Selection:
     """The kernel's answer without the gaps that underfull requests leave."""
     offsets = np.array(batch.row_offsets, np.int64)
     found = answer.counts[:, 0]

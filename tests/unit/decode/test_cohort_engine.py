@@ -10,9 +10,10 @@ from read_backs import NoReadBack
 
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
-from decode_worker.engines.cpu import DecodeEngine
+from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import build_from_arrays, leaf_filter
@@ -52,7 +53,7 @@ class Prompts:
         draw = np.random.default_rng(11)
         pool = KvPool(backend.geometry, PAGES, PAGE)
         self.trie = trie
-        self.cpu = DecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+        self.cpu = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
 
         def attention(rows: int, requests: int) -> PlannedAttention:
             return PlannedAttention(rows, requests, PAGE, causal=False)
@@ -75,7 +76,7 @@ class Prompts:
         pages = draw.permutation(PAGES).astype(np.int32)
         self.pages = [pages[10 * i :][: -(-n // PAGE)] for i, n in enumerate(LENGTHS)]
         parts = [Part(prompt, pages) for prompt, pages in zip(self.tokens, self.pages, strict=True)]
-        self.hidden = PrefillEngine(backend, pool).run(parts, lambda layer: None)
+        self.hidden = CpuPrefillEngine(backend, pool).run(parts, lambda layer: None)
 
     def search(
         self,

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from decode_worker import trials
-from decode_worker.engines.cpu import DecodeEngine
+from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_runtime.catalog import build_from_arrays
 from xgr_runtime.model.base import ModelBackend
@@ -47,7 +48,7 @@ class Requests:
     def __init__(self, backend: ModelBackend, trie: Trie, lengths: list[int]) -> None:
         draw = np.random.default_rng(11)
         pool = KvPool(backend.geometry, PAGES, PAGE)
-        self.engine = DecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+        self.engine = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
         # Memory that nobody has written must not matter.
         self.engine.tail.k.fill_(torch.nan)
         self.engine.tail.v.fill_(torch.nan)
@@ -59,7 +60,7 @@ class Requests:
 
     def prefill(self, pool: KvPool) -> np.ndarray:
         parts = [Part(prompt, pages) for prompt, pages in zip(self.prompts, self.pages, strict=True)]
-        return PrefillEngine(self.engine.model, pool).run(parts, lambda layer: None)
+        return CpuPrefillEngine(self.engine.model, pool).run(parts, lambda layer: None)
 
     def search(self, i: int, given: bool, mode: ScoreMode = "vocab") -> Search:
         prompt, width = self.prompts[i], 1 + 7 * i
@@ -111,11 +112,11 @@ def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBac
 
 
 def test_an_engine_of_few_rows_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
-    DecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
+    CpuDecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
 
 
 def test_trials_tell_what_steps_take_and_leave_no_trace(backend: ModelBackend, trie: Trie) -> None:
-    engine = DecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    engine = CpuDecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
     tried = engine.try_searches(trie)
     assert tried and all(t.seconds > 0 and t.work.tokens <= 100 for t in tried)
     assert not engine.counters and not engine.busy and engine.costs.seen == 0
@@ -125,8 +126,8 @@ def test_trials_tell_what_steps_take_and_leave_no_trace(backend: ModelBackend, t
 
 
 def test_trials_end_with_the_step_in_which_their_time_is_over(backend: ModelBackend, trie: Trie) -> None:
-    engine = DecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    engine = CpuDecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
     looks = iter(range(100))
     assert len(try_searches(engine, trie, lambda: next(looks) * trials.SECONDS)) <= 1
-    none = DecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 100, "cpu")
+    none = CpuDecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 100, "cpu")
     assert none.try_searches(trie) == []

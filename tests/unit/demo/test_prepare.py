@@ -10,7 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from xgr_runtime.cli.demo.data import ShopSettings
 from xgr_runtime.cli.demo.prepare import DemoSettings, TrainingPlan, prepare
-from xgr_runtime.cli.demo.training import Progress, TrainSettings, learning_rate_share, planned_steps, train
+from xgr_runtime.cli.demo.training import (
+    TrainingProgress,
+    TrainSettings,
+    learning_rate_share,
+    planned_steps,
+    train,
+)
 
 TINY = DemoSettings(
     ShopSettings(items=120, users=40, codebook=16),
@@ -28,7 +34,7 @@ def test_makes_a_checkpoint_with_the_embedding_of_its_tokenizer(tmp_path: Path) 
 
 
 def test_a_second_start_trains_nothing(tmp_path: Path) -> None:
-    steps: list[Progress] = []
+    steps: list[TrainingProgress] = []
     first = prepare(TINY, tmp_path, report=steps.append)
     assert len(steps) == 2
     assert prepare(TINY, tmp_path, report=steps.append) == first
@@ -42,7 +48,7 @@ def test_other_settings_go_to_another_folder(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(_: Progress) -> None:
+    def interrupt(_: TrainingProgress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -57,7 +63,7 @@ def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     )
     losses: list[list[float]] = []
     for run in ("first", "second"):
-        steps: list[Progress] = []
+        steps: list[TrainingProgress] = []
         train(sequences, settings, tmp_path / run, steps.append)
         losses.append([state.loss for state in steps])
     assert losses[0][-1] < 0.7 * losses[0][0]

@@ -13,9 +13,10 @@ from checkpoints import MakeCheckpoint
 
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
-from decode_worker.engines.cpu import DecodeEngine
+from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.attention.paged import rules as paged_rules
 from xgr_kernels.beam_select.api import Trie, no_filter
@@ -65,7 +66,7 @@ def test_prompts_in_whole_and_in_chunks(backend: ModelBackend) -> None:
     first, second = Part(b.tokens[:13], b.pages), Part(b.tokens[13:], b.pages, 13)
     for batch in ([a, first], [second, c], [a, b, c]):
         hidden = engine.run(batch, lambda layer: None)
-        wanted = PrefillEngine(backend, plain).run(batch, lambda layer: None)
+        wanted = CpuPrefillEngine(backend, plain).run(batch, lambda layer: None)
         np.testing.assert_allclose(hidden, wanted, rtol=0, atol=TOLERANCE)
         torch.testing.assert_close(pool.k[:, :PAGES], plain.k[:, :PAGES], rtol=0, atol=TOLERANCE)
 
@@ -82,7 +83,7 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     engine = CohortEngine(steps)
     engine.warm_up(trie)
     prompts = parts(backend)
-    hidden = PrefillEngine(backend, pool).run(prompts, lambda layer: None)
+    hidden = CpuPrefillEngine(backend, pool).run(prompts, lambda layer: None)
 
     def search(b: int, width: int, given: bool = True) -> Search:
         part = prompts[b]
@@ -90,7 +91,7 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
         rows = np.arange(width, dtype=np.int32)
         return Search(question, part.pages, rows, hidden[b] if given else None, DEPTH - 2)
 
-    plain = DecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+    plain = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
     for asked in ([(0, 5), (1, 4), (2, 1)], [(1, 3)], [(0, 2, False), (2, 2)]):
         searches, alone = [search(*a) for a in asked], [search(*a) for a in asked]
         engine.launch(searches)

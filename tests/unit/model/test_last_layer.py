@@ -8,7 +8,8 @@ import torch
 from checkpoints import MakeCheckpoint
 from transformers.models.qwen3 import modeling_qwen3
 
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_runtime.model.backends.last_layer import prunes
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool
@@ -45,7 +46,7 @@ def test_the_last_tokens_and_all_kv_are_those_of_the_whole_layer(
     for pool, pruned, layers in zip(pools, (True, False), told, strict=True):
         pool.k[:] = pool.v[:] = 0.5  # what the begun prompt's first tokens left
         model.prunes = pruned
-        hidden.append(PrefillEngine(model, pool).run(batch(model.geometry.vocab), layers.append))
+        hidden.append(CpuPrefillEngine(model, pool).run(batch(model.geometry.vocab), layers.append))
     np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=TOLERANCE)
     assert torch.equal(pools[0].k, pools[1].k) and torch.equal(pools[0].v, pools[1].v)
     assert told[0] == told[1] == [0, 1, 2]

@@ -10,7 +10,8 @@ from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 from torch import Tensor
 
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -70,7 +71,7 @@ def kv(pool: KvPool, parts: list[Part]) -> Tensor:
 
 def run_both(engine: BucketEngine, batches: list[list[Part]]) -> None:
     """All batches through both engines; their results and what they leave in the pools are the same."""
-    plain = PrefillEngine(engine.model, pool_of(engine.model))
+    plain = CpuPrefillEngine(engine.model, pool_of(engine.model))
     for batch in batches:
         hidden = engine.run(batch, lambda layer: None)
         np.testing.assert_allclose(hidden, plain.run(batch, lambda layer: None), rtol=0, atol=TOLERANCE)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefill_worker.engines.cpu import Part, PrefillEngine
+from prefill_worker.engines.base import Part
+from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
@@ -45,8 +46,8 @@ def loaded(checkpoint: Path) -> Iterator[ModelBackend]:
 
 
 @pytest.fixture
-def engine(loaded: ModelBackend) -> PrefillEngine:
-    return PrefillEngine(Counted(loaded), KvPool(loaded.geometry, PAGES, PAGE))
+def engine(loaded: ModelBackend) -> CpuPrefillEngine:
+    return CpuPrefillEngine(Counted(loaded), KvPool(loaded.geometry, PAGES, PAGE))
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,11 @@ CONSECUTIVE = np.arange(2, 12, dtype=np.int32)
 SCATTERED = np.array([23, 1, 12, 13, 0, 14, 22, 15, 16, 17], np.int32)
 
 
-def run(engine: PrefillEngine, *parts: Part) -> np.ndarray:
+def run(engine: CpuPrefillEngine, *parts: Part) -> np.ndarray:
     return engine.run(parts, lambda layer: None)
 
 
-def kv(engine: PrefillEngine, pages: PageIds) -> Tensor:
+def kv(engine: CpuPrefillEngine, pages: PageIds) -> Tensor:
     """[layers, 2, LENGTH, Hkv, D]"""
     layers = range(engine.model.geometry.layers)
     return torch.stack([torch.stack(engine.pool.read(layer, pages, 0, LENGTH)) for layer in layers])
@@ -71,7 +72,7 @@ def kv(engine: PrefillEngine, pages: PageIds) -> Tensor:
 @pytest.mark.parametrize("pages", [CONSECUTIVE, SCATTERED], ids=["consecutive", "scattered"])
 @pytest.mark.parametrize("prefix", [1, 16, 67, 149], ids="prefix={}".format)
 def test_a_prompt_that_extends_a_prefix_computes_only_its_new_tokens(
-    engine: PrefillEngine, prompt: np.ndarray, prefix: int, pages: PageIds
+    engine: CpuPrefillEngine, prompt: np.ndarray, prefix: int, pages: PageIds
 ) -> None:
     want = run(engine, Part(prompt, pages))
     whole = kv(engine, pages).clone()
@@ -89,7 +90,7 @@ def test_a_prompt_that_extends_a_prefix_computes_only_its_new_tokens(
     torch.testing.assert_close(kv(engine, pages), whole, rtol=0, atol=TOLERANCE)
 
 
-def test_parts_of_several_prompts_share_a_forward(engine: PrefillEngine, prompt: np.ndarray) -> None:
+def test_parts_of_several_prompts_share_a_forward(engine: CpuPrefillEngine, prompt: np.ndarray) -> None:
     other = prompt[::-1].copy()
     want = np.concatenate([run(engine, Part(prompt, CONSECUTIVE)), run(engine, Part(other, SCATTERED))])
     whole = kv(engine, CONSECUTIVE).clone()

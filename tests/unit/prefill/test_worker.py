@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefill_worker.engines.cpu import Part
+from prefill_worker.engines.base import Part
 from prefill_worker.worker import PrefillWorker
 from xgr_runtime.config import PrefillConfig
 from xgr_runtime.handover import decode_links

@@ -32,7 +32,7 @@ from xgr_runtime.wire.messages import (
     PrefillRequest,
     WorkerHello,
 )
-from xgr_runtime.wire.sglang_ticket import Ticket
+from xgr_runtime.wire.sglang_ticket import SglangTicket
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 LOAD = Load(0, 0, 0, 8, 0, 0, 0, {})
@@ -162,7 +162,7 @@ def test_introduces_itself_and_takes_prompts() -> None:
             assert route == "generate" and authorization == "Bearer secret"
             assert asked["input_ids"] == TOKENS.tolist()
             assert asked["sampling_params"]["max_new_tokens"] == 1
-            assert Ticket.from_text(asked["bootstrap_host"]) == Ticket(ID, "ipc:///data", 3, 5.0)
+            assert SglangTicket.from_text(asked["bootstrap_host"]) == SglangTicket(ID, "ipc:///data", 3, 5.0)
             assert not told.messages, "the decode worker reports a success"
 
     run(body)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FIRST = 4  # requests at a time before the first point
 
 
-class Deployment(Protocol):
+class LoadTarget(Protocol):
     """What is measured: `Target`, or a stand-in."""
 
     async def send(self, call: Call) -> tuple[str, bytes]: ...
@@ -35,7 +35,7 @@ class Deployment(Protocol):
 class Run:
     """`points` and `problems` (by code, what the first such answer said) hold whatever is there so far."""
 
-    target: Deployment
+    target: LoadTarget
     judge: Judge
     calls: Iterator[Call]
     load: LoadSettings

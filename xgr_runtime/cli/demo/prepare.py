@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from xgr_runtime.cli.demo.training import Progress
+    from xgr_runtime.cli.demo.training import TrainingProgress
 
-    Report: TypeAlias = Callable[[Progress], None]
+    Report: TypeAlias = Callable[[TrainingProgress], None]
 
 FORMAT = 1  # raise it when the generator, the model or the training changes
 
@@ -78,7 +78,7 @@ class DemoFiles:
         """JSONL: user, history, next."""
         return self.folder / "histories.jsonl"
 
-    def write_summary(self, final: Progress | None) -> None:
+    def write_summary(self, final: TrainingProgress | None) -> None:
         """Notes how the training ended, for whoever looks into the folder."""
         steps, loss = (final.step, round(final.loss, 4)) if final else (0, None)
         (self.folder / "summary.json").write_text(json.dumps({"steps": steps, "loss": loss}) + "\n")

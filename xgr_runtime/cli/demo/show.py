@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from xgr_runtime.cli.demo.measure import Item, Recommendation, User
-    from xgr_runtime.cli.demo.training import Progress as Training
+    from xgr_runtime.cli.demo.training import TrainingProgress
 
 RECENT = 6  # items of a history that are shown
 
 
 @contextmanager
-def training_bar(console: Console) -> Iterator[Callable[[Training], None]]:
+def training_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar with loss and time left; the caller feeds it every step."""
     columns = (
         TextColumn("  training"),
@@ -34,7 +34,7 @@ def training_bar(console: Console) -> Iterator[Callable[[Training], None]]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=None, loss=float("nan"), visible=False)
 
-        def report(state: Training) -> None:
+        def report(state: TrainingProgress) -> None:
             bar.update(task, completed=state.step, total=state.planned, loss=state.loss, visible=True)
 
         yield report

@@ -54,7 +54,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where training stands after a step; `loss` is a running mean in nats per token."""
 
     step: int
@@ -67,8 +67,8 @@ def train(
     sequences: Sequence[npt.NDArray[np.int64]],
     settings: TrainSettings,
     folder: Path,
-    report: Callable[[Progress], None],
-) -> Progress | None:
+    report: Callable[[TrainingProgress], None],
+) -> TrainingProgress | None:
     """Trains on token sequences, each with its begin token; writes config and weights to `folder`.
 
     Returns the state after the last step, None if the settings ask for none.
@@ -106,8 +106,8 @@ def _fit(
     model: Qwen3ForCausalLM,
     batches: Iterator[Batch],
     settings: TrainSettings,
-    report: Callable[[Progress], None],
-) -> Progress | None:
+    report: Callable[[TrainingProgress], None],
+) -> TrainingProgress | None:
     """Steps until the plan is done; the plan is revised with every step."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=0.05
@@ -126,7 +126,7 @@ def _fit(
         step, elapsed = step + 1, time.monotonic() - start
         planned = planned_steps(settings, step, elapsed)
         mean_loss = loss.item() if step == 1 else 0.95 * mean_loss + 0.05 * loss.item()
-        progress = Progress(step, planned, elapsed, mean_loss)
+        progress = TrainingProgress(step, planned, elapsed, mean_loss)
         report(progress)
     return progress
 

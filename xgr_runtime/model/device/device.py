@@ -132,7 +132,7 @@ class CudaDevice:
         return replay
 
     def event(self) -> Event:
-        return _CudaEvent()
+        return CudaEvent()
 
     def staging(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, pin_memory=True)
@@ -153,7 +153,9 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-class _CudaEvent:
+class CudaEvent:
+    """A mark in the current stream of a GPU."""
+
     def __init__(self) -> None:
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -185,7 +187,7 @@ class HostDevice:
         return work
 
     def event(self) -> Event:
-        return _Passed()
+        return PassedEvent()
 
     def staging(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(*shape, dtype=dtype)
@@ -194,7 +196,9 @@ class HostDevice:
         return 0
 
 
-class _Passed:
+class PassedEvent:
+    """A mark where nothing is ever queued."""
+
     def record(self) -> None:
         pass
 

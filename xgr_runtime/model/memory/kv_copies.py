@@ -6,39 +6,31 @@ that have another owner by then.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 
 from xgr_runtime.kv.pages import PageIds
+from xgr_runtime.model.device.device import CudaEvent, Event, PassedEvent
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Frame
 from xgr_runtime.wire.messages import KvChunk, KvReady
 
 
-class Copied(Protocol):
-    """A copy under way."""
-
-    def done(self) -> bool:
-        """Whether it is over, and all copies before it."""
-        ...
-
-
 class Copies:
-    """The queue of copies into one pool."""
+    """The queue of copies into one pool; each gives the mark behind it."""
 
     def __init__(self, pool: KvPool) -> None:
         self._pool = pool
         device = pool.k.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def write(self, m: KvChunk, pages: PageIds, keys: Frame, values: Frame) -> Copied:
+    def write(self, m: KvChunk, pages: PageIds, keys: Frame, values: Frame) -> Event:
         """A chunk's frames into our `pages`. Raises ValueError for frames of another size."""
         with self._queued():
             self._pool.write_bytes(m.first_layer, m.last_layer, pages, m.start, m.count, keys, values)
             return self._mark()
 
-    def pull(self, m: KvReady, source: KvPool, theirs: PageIds, ours: PageIds) -> Copied:
+    def pull(self, m: KvReady, source: KvPool, theirs: PageIds, ours: PageIds) -> Event:
         """What `m` names, from pages `theirs` of another worker's pool into ours."""
         with self._queued():
             self._pool.copy_from(source, m.first_layer, m.last_layer, theirs, ours, m.start, m.count)
@@ -47,24 +39,9 @@ class Copies:
     def _queued(self) -> AbstractContextManager[object]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _mark(self) -> Copied:
+    def _mark(self) -> Event:
         if self._stream is None:
-            return _Done()
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(self._stream)
-        return _Passed(event)
-
-
-class _Done:
-    def done(self) -> bool:
-        return True
-
-
-class _Passed:
-    """A mark in a GPU's queue."""
-
-    def __init__(self, event: torch.cuda.Event) -> None:
-        self._event = event
-
-    def done(self) -> bool:
-        return bool(self._event.query())  # type: ignore[no-untyped-call]
+            return PassedEvent()
+        event = CudaEvent()
+        event.record()
+        return event

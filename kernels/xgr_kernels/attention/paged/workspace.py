@@ -16,7 +16,7 @@ from xgr_kernels.attention.paged.rules import AttentionSizes, device_facts, floa
 PageIds = NDArray[np.int32]
 
 
-class Event(Protocol):
+class CopyEvent(Protocol):
     """The part of torch.cuda.Event that the ring needs."""
 
     def record(self) -> None: ...
@@ -105,12 +105,12 @@ def upload(target: Tensor, source: Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def new_event(device: torch.device) -> Event:
+def new_event(device: torch.device) -> CopyEvent:
     """A mark in the stream that `record` sets and `synchronize` waits for; at once if it was never set."""
-    return torch.cuda.Event() if device.type == "cuda" else _Passed()  # type: ignore[no-untyped-call]
+    return torch.cuda.Event() if device.type == "cuda" else _NoCopy()  # type: ignore[no-untyped-call]
 
 
-class _Passed:
+class _NoCopy:
     def record(self) -> None:
         pass
 

@@ -29,7 +29,7 @@ from xgr_runtime.kv.pages import pages_for
 from xgr_runtime.model.sglang.transfer.introduction import model_identity, refuse_layout, worker_name
 from xgr_runtime.model.sglang.transfer.memory import GatheredPromptKv, PagedPromptKv, PromptKv, SglangKv
 from xgr_runtime.model.sglang.versions import check_version, installed_version
-from xgr_runtime.wire.sglang_ticket import Ticket
+from xgr_runtime.wire.sglang_ticket import SglangTicket
 from xgr_runtime.worker.control import new_incarnation
 
 CHUNK_BYTES = 1 << 20
@@ -73,7 +73,7 @@ class ZmqKVManager(BaseKVManager):
             return PagedPromptKv(self.memory)
         return GatheredPromptKv(self.memory, tokens, get_tp_group().cpu_group)
 
-    def open(self, ticket: Ticket, kv: PromptKv) -> Transfer:
+    def open(self, ticket: SglangTicket, kv: PromptKv) -> Transfer:
         """Announce the prompt to its decode worker. Raises `BadRequest`."""
         if ticket.id.prefill != self.incarnation or ticket.id in self.outbound.transfers:
             raise BadRequest("the ticket in bootstrap_host is of another time: ask the router for a new one")
@@ -100,7 +100,7 @@ class ZmqKVSender(BaseKVSender):
         self._transfer: Transfer | None = None  # the first rank's
         self._seen = mgr.exchanges
         try:
-            self._ticket = Ticket.from_text(bootstrap_addr.rpartition(":")[0])
+            self._ticket = SglangTicket.from_text(bootstrap_addr.rpartition(":")[0])
             self._kv = mgr.prompt_kv(self._ticket.prompt_tokens)
             self._transfer = mgr.open(self._ticket, self._kv) if mgr.talks else None
         except RequestError as error:
