@@ -6,7 +6,6 @@ from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
-from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, load_catalog
 from xgr_runtime.config import DecodeConfig
@@ -59,10 +58,9 @@ def make_engine(
     attention = device_attention(
         model.backend, model.pool, device, rows=max_rows, requests=MAX_REQUESTS, causal=False
     )
-    trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
     try:
         steps = CohortSteps(
-            model.backend, model.pool, device, trie, max_rows, config.max_beam_width, attention
+            model.backend, model.pool, device, catalog.trie, max_rows, config.max_beam_width, attention
         )
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None

@@ -6,10 +6,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from xgr_kernels.beam_select.api import LeafFilter, Trie
+from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.scheduling.cost_model import Work, search_work
-from xgr_runtime.wire.messages import ScoreMode
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -29,7 +28,7 @@ class Question:
 
     @property
     def depth(self) -> int:
-        return len(self.trie.tokens)
+        return self.trie.depth
 
     @property
     def most_beams(self) -> int:
@@ -59,8 +58,7 @@ class Question:
     @property
     def live_leaves(self) -> int:
         """Leaves that the filter lets live."""
-        allowed = int(self.filter.rank[-1]) if len(self.filter.rank) else self.trie.leaves
-        return allowed - len(self.filter.deny)
+        return self.filter.live(self.trie.leaves)
 
 
 def tail_tokens_of(depth: int) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 
 from decode_worker.memories import Source
 from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import LeafFilter, Trie
-from xgr_runtime.catalog import Catalogs, CatalogView, Lease, leaf_filter
-from xgr_runtime.errors import BadRequest, CatalogError
+from xgr_kernels.trie import LeafFilter, leaf_filter
+from xgr_runtime.catalog import Catalogs, CatalogView, Lease
+from xgr_runtime.errors import BadRequest
 from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import Tokens
@@ -137,7 +137,7 @@ class TaskFactory:
             request.width,
             request.results,
             request.score_mode,
-            trie_of(lease.view),
+            lease.view.trie,
             filter_of(request, lease.view),
         )
         model = self.model
@@ -150,16 +150,11 @@ class TaskFactory:
         )
 
 
-def trie_of(view: CatalogView) -> Trie:
-    """The catalog's, as the kernels take it."""
-    return Trie(view.catalog.leaves, view.catalog.tokens, view.catalog.lo)
-
-
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
     """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
     try:
         allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
         deny = np.frombuffer(request.deny, np.int32)
-        return LeafFilter(*leaf_filter(view.leaves, allow, deny))
-    except (CatalogError, ValueError) as error:
+        return leaf_filter(view.leaves, allow, deny)
+    except ValueError as error:
         raise BadRequest(f"filter: {error}", "filters") from None

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import Selection, Trie, no_filter
+from xgr_kernels.beam_select.api import Selection
+from xgr_kernels.trie import Trie, no_filter
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import Tried

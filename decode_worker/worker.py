@@ -12,7 +12,7 @@ from decode_worker.engines.launches import LaunchSpan
 from decode_worker.inbound import Inbound
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
-from decode_worker.task import DecodeTask, TaskFactory, trie_of
+from decode_worker.task import DecodeTask, TaskFactory
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError
@@ -103,13 +103,13 @@ class DecodeWorker:
 
     def warm_up(self) -> None:
         """Pay all first-use costs before the first request."""
-        self.engine.warm_up(trie_of(self.catalogs.newest))
+        self.engine.warm_up(self.catalogs.newest.trie)
 
     def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
         """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`."""
         self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, cache, how)
         with turn_for_trials(self.device_turns):
-            tried = self.engine.try_searches(trie_of(self.catalogs.newest))
+            tried = self.engine.try_searches(self.catalogs.newest.trie)
         self.known_costs.begin(tried)
 
     def run(self, stopping: Callable[[], bool]) -> None:

@@ -6,11 +6,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_kernels.trie import ScoreMode
 from xgr_runtime.catalog import CatalogView, FilterSpec
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
-from xgr_runtime.wire.messages import Limits, Role, ScoreMode, Timing, WorkerHello
+from xgr_runtime.wire.messages import Limits, Role, Timing, WorkerHello
 
 
 @dataclass(frozen=True)

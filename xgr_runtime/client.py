@@ -8,9 +8,10 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from xgr_kernels.trie import ScoreMode
 from xgr_runtime.errors import InternalError, RequestError, request_error
 from xgr_runtime.wire.answers import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
-from xgr_runtime.wire.messages import Role, ScoreMode
+from xgr_runtime.wire.messages import Role
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from decode_worker.search import Search
-from xgr_kernels.beam_select.api import Trie
+from xgr_kernels.trie import Trie
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import CostModel, Tried
 

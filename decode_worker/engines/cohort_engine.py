@@ -15,10 +15,9 @@ import torch
 from decode_worker.engines.cohort import choose_cohort
 from decode_worker.engines.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import Trie, no_filter
+from xgr_kernels.trie import ScoreMode, Trie, no_filter
 from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
-from xgr_runtime.wire.messages import ScoreMode
 
 log = logging.getLogger(__name__)
 

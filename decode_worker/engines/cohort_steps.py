@@ -15,7 +15,6 @@ import torch
 from decode_worker.engines.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
 from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
 from xgr_kernels.attention.paged import PagedAttention
-from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import (
     COLUMNS,
     BeamState,
@@ -27,6 +26,7 @@ from xgr_kernels.beam_select.cuda import (
     request_row,
     splits_for,
 )
+from xgr_kernels.trie import Trie
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Event, Inputs, Work

@@ -14,12 +14,12 @@ from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
 from xgr_kernels.attention import flash
 from xgr_kernels.attention.shared.api import SharedPlan
-from xgr_kernels.beam_select.api import BeamBatch, Selection, Trie, beam_select, no_filter, warm_up
+from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
+from xgr_kernels.trie import ScoreMode, Trie, no_filter
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
-from xgr_runtime.wire.messages import ScoreMode
 
 
 class CpuDecodeEngine:

@@ -11,8 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from router.query.query import MOST_PRIORITY
+from xgr_kernels.trie import ScoreMode
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.wire.messages import Role, ScoreMode
+from xgr_runtime.wire.messages import Role
 
 ALL_TOKENS = 1 << 30  # SGLang's way to say "no top_k"
 INT64_MAX = (1 << 63) - 1

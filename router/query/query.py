@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xgr_runtime.wire.messages import ScoreMode
+from xgr_kernels.trie import ScoreMode
 
 MOST_PRIORITY = 100
 

@@ -17,7 +17,8 @@ import torch
 from numba.np.ufunc.parallel import threading_layer
 from torch import Tensor
 
-from xgr_kernels.beam_select import BeamBatch, Selection, Trie, beam_select, cpu, no_filter, warm_up
+from xgr_kernels.beam_select import BeamBatch, Selection, beam_select, cpu, warm_up
+from xgr_kernels.trie import Trie, no_filter
 
 R = W = 512
 LEAVES = 100_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from xgr_runtime.catalog import Catalog, build_catalog, build_from_arrays, leaf_filter, resolve_items, verify
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from made_catalogs import build_from_arrays
+
+from xgr_kernels.trie import leaf_filter
+from xgr_runtime.catalog import Catalog, build_catalog, resolve_items, verify
 from xgr_runtime.catalog.trie import csr_levels, sid_order
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
-from xgr_kernels.beam_select.api import Trie, no_filter
+from xgr_kernels.trie import no_filter
 from xgr_runtime.catalog import Catalog, load_catalog
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -106,7 +106,7 @@ def ranked(backend: ModelBackend, catalog: Catalog, prompt: list[int], width: in
         [Part(np.array(prompt, np.int32), pages)], lambda layer: None
     )
     engine = CpuDecodeEngine(backend, pool, max(1, catalog.depth - 2), width, "cpu")
-    trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
+    trie = catalog.trie
     question = Question(len(prompt), prompt[-1], width, width, "vocab", trie, no_filter())
     search = Search(question, pages, np.arange(width, dtype=np.int32), hidden, engine.tail_tokens)
     while not search.over:

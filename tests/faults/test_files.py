@@ -15,11 +15,12 @@ from census import Census, take
 from crowd import Crowd, Question
 from fault_table import FaultTable
 from fleet import Fleet
+from made_catalogs import build_from_arrays
 from patient import SETTINGS
 from trial import Trial
 from until import until
 
-from xgr_runtime.catalog import Catalog, build_from_arrays, load_catalog
+from xgr_runtime.catalog import Catalog, load_catalog
 
 CHANGED = "changed on disk"
 AGAIN = "the folder for sockets"

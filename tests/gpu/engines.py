@@ -18,7 +18,7 @@ from decode_worker.engines.cohort_steps import CohortSteps
 from decode_worker.search import Floats, Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cuda import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
-from xgr_kernels.beam_select.types import ScoreMode, no_filter
+from xgr_kernels.trie import ScoreMode, no_filter
 from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 from xgr_runtime.model.device_attention import MakeAttention, device_attention
 from xgr_runtime.model.memory.kv_memory import private_memory

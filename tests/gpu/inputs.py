@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace
-from xgr_kernels.beam_select.types import BeamBatch, ScoreMode, Trie
+from xgr_kernels.beam_select.types import BeamBatch
+from xgr_kernels.trie import ScoreMode, Trie
 
 PAGE = 16  # tokens, as the workers' default
 SPARE = 3  # pages of a pool that belong to nobody

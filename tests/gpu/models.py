@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from floors import Heads, Shape
 from lab import Lab
+from made_catalogs import build_from_arrays
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from xgr_kernels.beam_select.types import Trie
-from xgr_runtime.catalog import Catalog, build_from_arrays
+from xgr_kernels.trie import Trie
+from xgr_runtime.catalog import Catalog
 
 DEPTH = 3
 
@@ -45,7 +46,7 @@ class Made:
     @property
     def trie(self) -> Trie:
         """As the kernels take it."""
-        return Trie(self.catalog.leaves, self.catalog.tokens, self.catalog.lo)
+        return self.catalog.trie
 
 
 def shape_of(name: str) -> Shape:

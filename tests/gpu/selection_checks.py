@@ -12,7 +12,8 @@ from results import Record
 
 from xgr_kernels.beam_select import cuda_batch, reference
 from xgr_kernels.beam_select.cuda import Tuning
-from xgr_kernels.beam_select.types import BeamBatch, ScoreMode, Selection
+from xgr_kernels.beam_select.types import BeamBatch, Selection
+from xgr_kernels.trie import ScoreMode
 
 LSE = 8e-6
 LSE_REASON = (

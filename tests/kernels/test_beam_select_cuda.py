@@ -18,7 +18,8 @@ from beam_batches import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from xgr_kernels.beam_select import BeamBatch, ScoreMode, Selection, Trie, beam_select, no_filter, reference
+from xgr_kernels.beam_select import BeamBatch, Selection, beam_select, reference
+from xgr_kernels.trie import ScoreMode, Trie, no_filter
 
 pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
 from xgr_kernels.beam_select import cuda_batch

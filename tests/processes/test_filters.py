@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 from items import Items
-from oracle import Oracle, ScoreMode
+from oracle import Oracle
 from sameness import assert_identical, assert_items, assert_same
 
-from xgr_runtime.catalog.filters import MAX_DENY_LIST
+from xgr_kernels.trie import MAX_DENIED, ScoreMode
 from xgr_runtime.client import XgrClient
 
 
@@ -28,8 +28,8 @@ class Draw:
 DRAWS = [
     Draw(None, 1),
     Draw(None, 40),
-    Draw(None, MAX_DENY_LIST),
-    Draw(None, MAX_DENY_LIST + 1),  # a bitmap from here on
+    Draw(None, MAX_DENIED),
+    Draw(None, MAX_DENIED + 1),  # a bitmap from here on
     Draw(None, 0.9),
     Draw(1, 0),
     Draw(7, 3),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from items import Items
-from oracle import Oracle, ScoreMode
+from oracle import Oracle
 from sameness import assert_items, assert_same, ranked
 
+from xgr_kernels.trie import ScoreMode
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from xgr_kernels.beam_select import BeamBatch, LeafFilter, ScoreMode, Selection, Trie, no_filter
+from xgr_kernels.beam_select import BeamBatch, Selection
+from xgr_kernels.trie import LeafFilter, ScoreMode, Trie, no_filter
 
 
 def build_trie(sids: np.ndarray) -> Trie:

@@ -15,7 +15,6 @@ from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from prefill_worker import __main__ as prefill
 from prefill_worker.engines.cuda import BucketEngine
-from xgr_kernels.beam_select.api import Trie
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.config import DecodeConfig, PrefillConfig
@@ -35,7 +34,7 @@ def decode_engine(
         model.backend,
         model.pool,
         HostDevice(),
-        Trie(catalog.leaves, catalog.tokens, catalog.lo),
+        catalog.trie,
         max_rows,
         config.max_beam_width,
         lambda rows, requests: PlannedAttention(rows, requests, page_size, causal=False),

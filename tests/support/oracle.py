@@ -11,13 +11,13 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from constrained_generate import constrained_generate
 from items import Items, Sid
 
-ScoreMode = Literal["vocab", "legal"]
+from xgr_kernels.trie import ScoreMode
+
 Ranked = list[tuple[Sid, float]]
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_catalogs import build_from_arrays
 
 from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
-from xgr_runtime.catalog import Catalogs, CatalogView, FilterSpec, build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView, FilterSpec
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.transport import Listener
 from xgr_runtime.wire.messages import (

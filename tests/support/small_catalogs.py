@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from made_catalogs import build_from_arrays
 
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays
+from xgr_runtime.catalog import Catalog, PromptTemplate
 
 
 def example(depth: int = 3, items: int = 200, titles: bool = True) -> Catalog:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from made_catalogs import build_from_arrays
 from played_engine import PlayedEngine
 
 from decode_worker.worker import DecodeWorker
 from prefill_worker.worker import PrefillWorker
-from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.transport import Link, Listener, Poller

@@ -3,15 +3,8 @@
 Every process reads the same immutable snapshot; its version is a hash of its content.
 """
 
-from xgr_runtime.catalog.build import build_catalog, build_from_arrays
-from xgr_runtime.catalog.filters import (
-    FilterSpec,
-    LeafFilter,
-    count_alive,
-    leaf_filter,
-    live_leaves,
-    resolve_items,
-)
+from xgr_runtime.catalog.build import build_catalog
+from xgr_runtime.catalog.filters import FilterSpec, resolve_items
 from xgr_runtime.catalog.load import load_catalog, seal_catalog
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.template import PromptTemplate
@@ -23,14 +16,9 @@ __all__ = [
     "CatalogView",
     "Catalogs",
     "FilterSpec",
-    "LeafFilter",
     "Lease",
     "PromptTemplate",
     "build_catalog",
-    "build_from_arrays",
-    "count_alive",
-    "leaf_filter",
-    "live_leaves",
     "load_catalog",
     "resolve_items",
     "seal_catalog",

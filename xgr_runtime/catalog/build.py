@@ -6,32 +6,31 @@ decimal ids first and by value, all others by code point.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xgr_runtime.catalog.checks import (
     check_lengths,
     checked_ids,
-    checked_matrix,
     checked_popularity,
     resolved_sids,
 )
-from xgr_runtime.catalog.columns import Columns, canonical
+from xgr_runtime.catalog.columns import Columns
 from xgr_runtime.catalog.content import Content
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.sources import read_columns
 from xgr_runtime.catalog.template import PromptTemplate, read_template
 from xgr_runtime.catalog.trie import first_difference, sid_order
-from xgr_runtime.catalog.vocabulary import Vocabulary, read_vocabulary
+from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 
 def build_catalog(source: Path, tokenizer_dir: Path | None = None, vocab_size: int | None = None) -> Catalog:
@@ -46,35 +45,12 @@ def build_catalog(source: Path, tokenizer_dir: Path | None = None, vocab_size: i
         columns = read_columns(source)
         check_lengths(columns)
         items = checked_ids(columns)
-        return _assemble(columns, items, resolved_sids(columns, items, vocabulary), vocabulary.size, template)
+        return assemble(columns, items, resolved_sids(columns, items, vocabulary), vocabulary.size, template)
     except CatalogError as error:
         raise error if str(error).startswith(str(source)) else CatalogError(f"{source}: {error}") from error
 
 
-def build_from_arrays(
-    items: Sequence[str | int],
-    sids: ArrayLike,
-    *,
-    popularity: Sequence[float | None] | None = None,
-    titles: Sequence[str | None] | None = None,
-    attributes: Sequence[dict[str, Any] | None] | None = None,
-    template: PromptTemplate | None = None,
-    vocab_size: int | None = None,
-) -> Catalog:
-    """A catalog from item ids [N] and token ids [N, depth] that are in memory. Raises CatalogError."""
-    matrix = np.asarray(sids)
-    if matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.integer):
-        raise CatalogError(f"sids must be integers [items, depth], they are {matrix.dtype} {matrix.shape}")
-    texts = None if attributes is None else [canonical(value) for value in attributes]
-    lengths = [matrix.shape[1]] * len(matrix)
-    columns = Columns(items, (), lengths, lambda row: f"row {row + 1}", titles, popularity, texts)
-    check_lengths(columns)
-    checked = checked_ids(columns)
-    known = checked_matrix(matrix, columns, checked, Vocabulary(vocab_size))
-    return _assemble(columns, checked, known, vocab_size, template or PromptTemplate())
-
-
-def _assemble(
+def assemble(
     columns: Columns,
     items: list[str],
     sids: NDArray[np.int32],

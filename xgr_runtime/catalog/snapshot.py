@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 import numpy as np
 
+from xgr_kernels.trie import Trie
 from xgr_runtime.catalog.content import TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
 from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
-from xgr_runtime.catalog.trie import branching, find_leaf
+from xgr_runtime.catalog.trie import branching
 from xgr_runtime.catalog.vocabulary import MAX_TOKEN
 from xgr_runtime.errors import CatalogError
 
@@ -32,9 +33,8 @@ _PIECE = 1 << 14  # ids that are looked up together: their text and the places o
 class Catalog:
     """An immutable snapshot. Leaves and rows are numbers; item ids are text.
 
-    version: content hash, hexadecimal. sids int32 [leaves, depth] sorted. tokens[l] int32 [n_l]: the nodes of
-    level l in sorted order. lo[l] int32 [n_l + 1]: first leaf of each node, closing with `leaves`; empty at
-    the last level. leaf_of_row int32 [items]; item_lo int32 [leaves + 1]: rows of a leaf, in collision order.
+    version: content hash, hexadecimal. sids int32 [leaves, depth] sorted; trie: over them. leaf_of_row int32
+    [items]; item_lo int32 [leaves + 1]: rows of a leaf, in collision order.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Catalog:
         self.arrays = arrays
         self.sids: Int32 = arrays["sids"]
         self.leaves, self.depth = self.sids.shape
-        self.tokens: tuple[Int32, ...] = tuple(arrays[f"tokens.{level}"] for level in range(self.depth))
-        self.lo: tuple[Int32, ...] = tuple(arrays[f"lo.{level}"] for level in range(self.depth))
+        tokens, lo = (tuple(arrays[f"{name}.{n}"] for n in range(self.depth)) for name in ("tokens", "lo"))
+        self.trie = Trie(self.leaves, tokens, lo)
         self.item_lo: Int32 = arrays["item_lo"]
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
         self.items = len(self.leaf_of_row)
@@ -104,38 +104,26 @@ class Catalog:
     @cached_property
     def vocab_size_needed(self) -> int:
         """The smallest vocabulary that holds every token of the SIDs and of the template."""
-        return max(self.template.max_token, *(int(level.max()) for level in self.tokens)) + 1
+        return max(self.template.max_token, *(int(level.max()) for level in self.trie.tokens)) + 1
 
     @property
     def vocab_size(self) -> int:
         """Of the checkpoint it was built for, else the smallest one that fits."""
         return self._vocab_size or self.vocab_size_needed
 
-    @cached_property
-    def level0_mask(self) -> NDArray[np.bool_]:
-        """bool [vocab_size]: tokens that start a SID."""
-        mask = np.zeros(self.vocab_size, np.bool_)
-        mask[self.tokens[0]] = True
-        mask.flags.writeable = False
-        return mask
-
     @property
     def trie_bytes(self) -> int:
         """Bytes of the CSR arrays (tokens and lo), without the SID matrix."""
-        return sum(array.nbytes for array in (*self.tokens, *self.lo))
+        return sum(array.nbytes for array in (*self.trie.tokens, *self.trie.lo))
 
     def branching(self) -> list[tuple[float, int]]:
         """(mean, maximum) children per node, by level, from the root."""
-        return branching(self.tokens, self.lo)
+        return branching(self.trie)
 
     def collisions(self) -> tuple[int, int]:
         """(items that share their SID with another, most items on one SID)."""
         counts = np.diff(self.item_lo)
         return int(counts[counts > 1].sum()), int(counts.max())
-
-    def leaf_of_sid(self, sid: Sequence[int]) -> int | None:
-        """The leaf of these token ids, None if the catalog has no such SID."""
-        return find_leaf(self.tokens, self.lo, self.leaves, sid)
 
     def item_rows(self, item_ids: Sequence[str | int]) -> Int32:
         """Row of each id, int32 [N], -1 for ids that the catalog does not hold."""

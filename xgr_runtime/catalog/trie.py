@@ -1,6 +1,6 @@
 """The trie as a sorted matrix of SIDs: every node is a contiguous range of leaves, stored as CSR arrays.
 
-Owns sorting, numbering and walking. Plain numpy, so that the same arrays feed the kernels and the tests.
+Owns sorting and numbering. Plain numpy, so that the same arrays feed the kernels and the tests.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
+
+    from xgr_kernels.trie import Trie
 
     Int32 = NDArray[np.int32]
     Int64 = NDArray[np.int64]
@@ -71,33 +71,11 @@ def csr_levels(sids: Int32) -> tuple[list[Int32], list[Int32]]:
     return tokens, lo
 
 
-def children(lo: Sequence[Int32], level: int, first: int, last: int) -> tuple[int, int]:
-    """Nodes [a, b) of `level` that lie in the leaf range [first, last) of one node above."""
-    starts = lo[level]
-    if not len(starts):
-        return first, last
-    return int(np.searchsorted(starts, first)), int(np.searchsorted(starts, last))
-
-
-def find_leaf(tokens: Sequence[Int32], lo: Sequence[Int32], leaves: int, sid: Sequence[int]) -> int | None:
-    """The leaf with this SID, or None: one binary search among the children per level."""
-    if len(sid) != len(tokens):
-        return None
-    first, last = 0, leaves
-    for level, token in enumerate(sid):
-        a, b = children(lo, level, first, last)
-        node = a + int(np.searchsorted(tokens[level][a:b], token))
-        if node == b or int(tokens[level][node]) != token:
-            return None
-        starts = lo[level]
-        first, last = (int(starts[node]), int(starts[node + 1])) if len(starts) else (node, node + 1)
-    return first
-
-
-def branching(tokens: Sequence[Int32], lo: Sequence[Int32]) -> list[tuple[float, int]]:
+def branching(trie: Trie) -> list[tuple[float, int]]:
     """(mean, maximum) of children per node; entry l is about the nodes above level l (entry 0: the root)."""
+    tokens, lo = trie.tokens, trie.lo
     counts = [np.array([len(tokens[0])])]
-    for level in range(1, len(tokens)):
+    for level in range(1, trie.depth):
         above = lo[level - 1]
         inner = len(lo[level]) > 0
         counts.append(np.diff(np.searchsorted(lo[level], above)) if inner else np.diff(above))

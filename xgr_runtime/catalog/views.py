@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from xgr_kernels.trie import Trie
     from xgr_runtime.catalog.snapshot import Catalog
 
 
@@ -22,17 +23,21 @@ class CatalogView:
         return self.catalog.version
 
     @property
+    def trie(self) -> Trie:
+        return self.catalog.trie
+
+    @property
     def leaves(self) -> int:
-        return len(self.catalog.sids)
+        return self.trie.leaves
 
     @property
     def depth(self) -> int:
-        return len(self.catalog.tokens)
+        return self.trie.depth
 
     @property
     def nodes(self) -> list[int]:
         """Of the trie at each level, so many beams there can be; leaves last."""
-        return [len(tokens) for tokens in self.catalog.tokens]
+        return self.trie.nodes
 
 
 class Lease:

@@ -77,7 +77,7 @@ def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
         "vocabulary": f"{catalog.vocab_size} tokens, {catalog.vocab_size_needed} needed",
     }
     for level, (mean, most) in enumerate(catalog.branching()):
-        nodes = len(catalog.tokens[level])
+        nodes = catalog.trie.nodes[level]
         lines[f"level {level}"] = f"{nodes} nodes, children per node above: mean {mean:.2f}, max {most}"
     lines["template"] = (
         f"prefix {list(template.prefix)}, separator {list(template.separator)}, "

@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from xgr_kernels.trie import ScoreMode
+
 PROTOCOL = 6
 
 MOST_CREDITS = 4096
@@ -54,7 +56,6 @@ TokenArray = Annotated[bytes, Meta(max_length=16 << 20)]
 PageArray = Annotated[bytes, Meta(max_length=1 << 20)]
 """int32 or uint32 [pages], of one prompt."""
 
-ScoreMode = Literal["vocab", "legal"]
 Role = Literal["prefill", "decode"]
 Way = Literal["frames", "pull", "in place"]
 """How prompt KV gets to a decode worker: as frames of the link; copied by the decode worker out of the

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.beam_select import cpu, reference
-from xgr_kernels.beam_select.types import BeamBatch, LeafFilter, ScoreMode, Selection, Trie, no_filter
+from xgr_kernels.beam_select.types import BeamBatch, Selection
 
-__all__ = ["BeamBatch", "LeafFilter", "ScoreMode", "Selection", "Trie", "beam_select", "no_filter", "warm_up"]
+__all__ = ["BeamBatch", "Selection", "beam_select", "warm_up"]
 
 
 def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selection:

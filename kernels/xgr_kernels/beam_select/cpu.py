@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.beam_select import cpu_kernels as kernels
-from xgr_kernels.beam_select.types import BeamBatch, LeafFilter, Selection, Trie, no_filter
+from xgr_kernels.beam_select.types import BeamBatch, Selection
 from xgr_kernels.cpu.compiled import one_caller
+from xgr_kernels.trie import LeafFilter, Trie, no_filter
 
 _NO_LEVEL = np.empty(0, np.int32)
 

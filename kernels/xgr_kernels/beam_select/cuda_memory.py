@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.beam_select import cuda_kernels as kernels
-from xgr_kernels.beam_select.types import LeafFilter, Trie
+from xgr_kernels.trie import MAX_DENIED, LeafFilter, Trie
 
 COLUMNS: int = kernels.COLUMNS.value  # of a request's row in the table
 MOST_TOKENS: int = kernels.MOST_TOKENS.value  # of a vocabulary
-MOST_DENIED = 256  # leaves of a filter
 
 
 class BeamState:
@@ -73,7 +72,7 @@ class DeviceFilters:
         bits, ranks = -(-leaves // 64), -(-leaves // 512) + 1
         self._rank_at = bits  # in words of 8 bytes, each for two ranks or two denied leaves
         self._deny_at = bits + -(-ranks // 2)
-        words = self._deny_at + MOST_DENIED // 2
+        words = self._deny_at + MAX_DENIED // 2
         self.memory = torch.zeros(requests, words, dtype=torch.int64, device=device)
         self._staging = self.memory
         self._copied: list[torch.cuda.Event] = []
@@ -87,10 +86,10 @@ class DeviceFilters:
         Waits only while the copy before it to the same slot has not run. Raises: ValueError if the filter is
         of a larger catalog than the slots were made for, or denies too many leaves.
         """
-        if leaves.bits.size > self._rank_at or leaves.deny.size > MOST_DENIED:
+        if leaves.bits.size > self._rank_at or leaves.deny.size > MAX_DENIED:
             raise ValueError(
                 f"a filter of {leaves.bits.size} words and {leaves.deny.size} denied leaves does not fit "
-                f"slots for {self.leaves} leaves and {MOST_DENIED} denied"
+                f"slots for {self.leaves} leaves and {MAX_DENIED} denied"
             )
         for copied in self._copied[slot : slot + 1]:
             copied.synchronize()

@@ -3,7 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from xgr_kernels.beam_select.types import BeamBatch, LeafFilter, Selection, Trie
+from xgr_kernels.beam_select.types import BeamBatch, Selection
+from xgr_kernels.trie import LeafFilter, Trie
 
 
 def select(logits: Tensor, batch: BeamBatch, lse: np.ndarray | None = None) -> Selection:

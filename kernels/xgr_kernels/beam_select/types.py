@@ -2,36 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import numpy as np
 
-ScoreMode = Literal["vocab", "legal"]
-
-
-class Trie(NamedTuple):
-    """A catalog's leaf-range trie: a node is the range [lo, hi) of the leaves under it."""
-
-    leaves: int
-    tokens: tuple[
-        np.ndarray, ...
-    ]  # per level [n] int32, nodes in sorted order: children of a node lie together
-    lo: tuple[
-        np.ndarray, ...
-    ]  # per level [n+1] int32 first leaf of each node, closing with `leaves`; [] at the last
-
-
-class LeafFilter(NamedTuple):
-    """Which leaves are alive: those set in `bits` and not denied."""
-
-    bits: np.ndarray  # uint64 [ceil(leaves/64)], bit i of word i/64 is leaf i; [] means all alive
-    rank: np.ndarray  # uint32 [ceil(leaves/512)+1], set bits before each block of 512; [] with empty bits
-    deny: np.ndarray  # int32 [at most 256] sorted, distinct, each set in bits
-
-
-def no_filter() -> LeafFilter:
-    """A filter that lets every leaf live."""
-    return LeafFilter(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.int32))
+from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
 
 
 @dataclass(frozen=True)

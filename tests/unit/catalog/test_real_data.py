@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from made_catalogs import build_from_arrays, leaf_of_sid
 
-from xgr_runtime.catalog import build_catalog, count_alive, leaf_filter, resolve_items, verify_file
-from xgr_runtime.catalog.build import build_from_arrays
+from xgr_kernels.trie import leaf_filter
+from xgr_runtime.catalog import build_catalog, resolve_items, verify_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ def test_every_item_is_on_its_leaf(catalog: Catalog) -> None:
     assert len(set(ids)) == catalog.items
     assert catalog.item_rows(ids).tolist() == list(range(catalog.items))
     for leaf in range(0, catalog.leaves, 37):
-        assert catalog.leaf_of_sid(catalog.sids[leaf].tolist()) == leaf
+        assert leaf_of_sid(catalog, catalog.sids[leaf].tolist()) == leaf
     counts = np.bincount(catalog.leaf_of_row, minlength=catalog.leaves)
     assert np.array_equal(counts, np.diff(catalog.item_lo))
     assert catalog.collisions() == (int(counts[counts > 1].sum()), int(counts.max()))
@@ -71,7 +72,7 @@ def test_deny_lists(catalog: Catalog, denied: int) -> None:
     spec = resolve_items(catalog, None, sorted(deny))
     filter = leaf_filter(catalog.leaves, spec.allow_leaves, spec.deny_leaves)
     alive = sum(not deny.issuperset(catalog.items_of_leaf(leaf)) for leaf in range(catalog.leaves))
-    assert count_alive(filter, catalog.leaves) == alive
+    assert filter.live(catalog.leaves) == alive
 
 
 def test_known_figures_and_reference_prompts(test_data: Path | None) -> None:
@@ -90,4 +91,4 @@ def test_known_figures_and_reference_prompts(test_data: Path | None) -> None:
         prompt, dropped = catalog.prompt_tokens(leaves.tolist(), 8192)
         assert prompt == reference["prompt_ids"]
         assert dropped == max(0, len(reference["history"]) - 64)
-        assert all(catalog.leaf_of_sid(sid) is not None for sid, _ in reference["beams"])
+        assert all(leaf_of_sid(catalog, sid) is not None for sid, _ in reference["beams"])

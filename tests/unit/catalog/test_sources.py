@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_catalogs import build_from_arrays, leaf_of_sid
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from xgr_runtime.catalog import Catalog, build_catalog, build_from_arrays
+from xgr_runtime.catalog import Catalog, build_catalog
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def test_shallowest_and_deepest(depth: int, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "x.jsonl", [{"item": "only", "sid": [9] * depth}])
     catalog = build_catalog(source, vocab_size=10)
     assert (catalog.depth, catalog.leaves, catalog.items) == (depth, 1, 1)
-    assert catalog.leaf_of_sid([9] * depth) == 0
+    assert leaf_of_sid(catalog, [9] * depth) == 0
     assert catalog.items_of_leaf(0) == ["only"]
     assert catalog.vocab_size_needed == 10
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_catalogs import build_from_arrays
 
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog, build_from_arrays, load_catalog
+from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog, load_catalog
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:

@@ -4,16 +4,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from made_catalogs import build_from_arrays
 
 from decode_worker.engines.cohort import ROW_BUCKETS, StepVectors, choose_cohort, plan_steps
 from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
-from xgr_runtime.catalog import build_from_arrays, leaf_filter
+from xgr_kernels.trie import LeafFilter, Trie, leaf_filter, no_filter
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 
 SIDS = np.array([[a, b, c] for a in range(2) for b in range(3) for c in range(4)], np.int32)
 CATALOG = build_from_arrays([str(n) for n in range(len(SIDS))], SIDS)
-TRIE = Trie(CATALOG.leaves, CATALOG.tokens, CATALOG.lo)  # 2 nodes, then 6, then 24 leaves
+TRIE = CATALOG.trie  # 2 nodes, then 6, then 24 leaves
 NOTHING = np.empty(0, np.int32)
 
 
@@ -42,7 +42,7 @@ def test_beams_of_a_level_are_bounded_by_width_and_by_the_nodes_before_it(
 def test_a_filter_bounds_beams_by_its_live_leaves(
     allow: list[int] | None, deny: list[int], alive: int
 ) -> None:
-    asked = question(99, filter=LeafFilter(*leaf_filter(CATALOG.leaves, allow, deny)))
+    asked = question(99, filter=leaf_filter(CATALOG.leaves, allow, deny))
     assert asked.live_leaves == alive
     assert [asked.beams_entering(level) for level in range(1, 4)] == [min(n, alive) for n in (2, 6, 24)]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from checkpoints import MakeCheckpoint
+from made_catalogs import build_from_arrays
 from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 
@@ -14,14 +15,12 @@ from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.search import Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
-from xgr_kernels.beam_select.api import LeafFilter, Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
-from xgr_runtime.catalog import build_from_arrays, leaf_filter
+from xgr_kernels.trie import LeafFilter, ScoreMode, Trie, leaf_filter, no_filter
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import Event, HostDevice
 from xgr_runtime.model.memory.kv_pool import KvPool
-from xgr_runtime.wire.messages import ScoreMode
 
 PAGE, PAGES, ROWS, WIDTH, REQUESTS, DEPTH = 4, 40, 20, 8, 4, 4
 LENGTHS = [7, 1, 20, 13]
@@ -38,7 +37,7 @@ def backend(make_checkpoint: MakeCheckpoint) -> ModelBackend:
 def trie(backend: ModelBackend) -> Trie:
     sids = np.random.default_rng(5).integers(3, 12, (300, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
-    return Trie(catalog.leaves, catalog.tokens, catalog.lo)
+    return catalog.trie
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +146,7 @@ def test_filters_live_in_the_cohort(prompts: Prompts, trie: Trie) -> None:
         (nothing, nothing),
     ]
     filters = [
-        LeafFilter(*leaf_filter(trie.leaves, None if allow is None else list(allow), deny))
-        for allow, deny in allow_deny
+        leaf_filter(trie.leaves, None if allow is None else list(allow), deny) for allow, deny in allow_deny
     ]
     searches = [prompts.search(i, 5, filter=kept) for i, kept in enumerate(filters)]
     prompts.run(*searches)

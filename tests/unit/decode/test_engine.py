@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_catalogs import build_from_arrays
 
 from decode_worker import trials
 from decode_worker.engines.cpu import CpuDecodeEngine
@@ -13,13 +14,11 @@ from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
-from xgr_kernels.beam_select.api import Trie, no_filter
-from xgr_runtime.catalog import build_from_arrays
+from xgr_kernels.trie import ScoreMode, Trie, no_filter
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import CostModel
-from xgr_runtime.wire.messages import ScoreMode
 
 PAGE, PAGES, ROWS, DEPTH = 16, 40, 64, 4
 # float32 as everywhere: the last token alone or among its prompt moves a log-probability by about 1e-5.
@@ -39,7 +38,7 @@ def trie(backend: ModelBackend) -> Trie:
     """300 made-up items."""
     sids = np.random.default_rng(5).integers(3, min(30, backend.geometry.vocab), (300, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
-    return Trie(catalog.leaves, catalog.tokens, catalog.lo)
+    return catalog.trie
 
 
 class Requests:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decode_worker.search import Question, Search
-from xgr_kernels.beam_select.api import Trie, no_filter
+from xgr_kernels.trie import Trie, no_filter
 
 DEPTH, LEAVES = 5, 40
 

@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from made_catalogs import build_from_arrays
 from played_engine import PlayedEngine
 
 from decode_worker.memories import PrefillMemories
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
-from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import DeadlineExceeded
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum

@@ -19,9 +19,10 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_catalogs import build_from_arrays
 from tokenizers import Tokenizer, models
 
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_from_arrays, load_catalog
+from xgr_runtime.catalog import Catalog, PromptTemplate, load_catalog
 from xgr_runtime.catalog.file import FORMAT, MAGIC, PREAMBLE
 from xgr_runtime.errors import CatalogError
 

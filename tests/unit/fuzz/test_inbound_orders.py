@@ -11,12 +11,13 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from made_catalogs import build_from_arrays
 from played_engine import PlayedEngine
 from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
-from xgr_runtime.catalog import Catalogs, CatalogView, build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.handover.protocol import chunk_checksum, digest_of
 from xgr_runtime.model.base import Geometry

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MakeCheckpoint
+from made_catalogs import build_from_arrays
 
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
@@ -19,9 +20,8 @@ from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.attention.paged import rules as paged_rules
-from xgr_kernels.beam_select.api import Trie, no_filter
 from xgr_kernels.beam_select.cuda import Tuning
-from xgr_runtime.catalog import build_from_arrays
+from xgr_kernels.trie import no_filter
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -74,7 +74,7 @@ def test_prompts_in_whole_and_in_chunks(backend: ModelBackend) -> None:
 def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     sids = np.random.default_rng(5).integers(3, 12, (90, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(90)], sids.astype(np.int32))
-    trie = Trie(catalog.leaves, catalog.tokens, catalog.lo)
+    trie = catalog.trie
     pool, device = KvPool(backend.geometry, PAGES, PAGE), HostDevice()
     attention = device_attention(backend, pool, device, rows=ROWS, requests=4, causal=False)
     tuning = Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128)

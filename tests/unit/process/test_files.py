@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made_catalogs import build_from_arrays
 
-from xgr_runtime.catalog import build_from_arrays, load_catalog
+from xgr_runtime.catalog import load_catalog
 from xgr_runtime.errors import CatalogError, ConfigError
 from xgr_runtime.files import check_writable, move_whole, write_whole, writing_whole
 
+SUPPORT = Path(__file__).parents[2] / "support"
 WRITERS = {
     "bytes": "write_whole(path, b'n' * 1_000_000)",
     "catalog": "build_from_arrays(range(100_000), np.arange(200_000).reshape(-1, 2)).save(path)",
@@ -27,13 +29,14 @@ def run_writer(path: Path, writer: str, before: str) -> subprocess.CompletedProc
         import os, resource, sys
         from pathlib import Path
         import numpy as np
-        from xgr_runtime.catalog import build_from_arrays
+        sys.path.append(sys.argv[2])
+        from made_catalogs import build_from_arrays
         from xgr_runtime.files import write_whole
         path = Path(sys.argv[1])
         {before}
         {WRITERS[writer]}
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(SUPPORT)]
     return subprocess.run(command, timeout=120, capture_output=True, text=True)
 
 

@@ -91,10 +91,10 @@ class SidIndex:
     def __init__(self, catalog: Catalog) -> None:
         self._depth, self._vocab = catalog.depth, catalog.vocab_size
         # First leaves of the nodes of each level, the root's first and the leaves' own last.
-        firsts = [np.zeros(1, np.int64), *(lo[:-1].astype(np.int64) for lo in catalog.lo[:-1])]
+        firsts = [np.zeros(1, np.int64), *(lo[:-1].astype(np.int64) for lo in catalog.trie.lo[:-1])]
         firsts.append(np.arange(catalog.leaves, dtype=np.int64))
         self._keys = [
-            (np.searchsorted(above, below, side="right") - 1) * self._vocab + catalog.tokens[level]
+            (np.searchsorted(above, below, side="right") - 1) * self._vocab + catalog.trie.tokens[level]
             for level, (above, below) in enumerate(pairwise(firsts))
         ]
 

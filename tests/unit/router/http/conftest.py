@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from made_catalogs import build_from_arrays
 from starlette.applications import Starlette
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -17,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from router.http import HttpSettings, make_app
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.query.models import Model, Models
-from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, PromptTemplate, build_from_arrays
+from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, PromptTemplate
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import BadRequest, Cancelled, DuplicateRequest, NotFound
 from xgr_runtime.trace.chrome import ProcessSpans

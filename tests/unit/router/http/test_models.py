@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from made_catalogs import build_from_arrays
 
-from xgr_runtime.catalog import Catalogs, CatalogView, PromptTemplate, build_from_arrays
+from xgr_runtime.catalog import Catalogs, CatalogView, PromptTemplate
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server

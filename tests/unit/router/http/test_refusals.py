@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from made_catalogs import build_from_arrays
 
 from router.http.schema import MOST_FILTERED, MOST_HISTORY
 from xgr_runtime import errors
-from xgr_runtime.catalog import PromptTemplate, build_from_arrays
+from xgr_runtime.catalog import PromptTemplate
 from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
