@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cuda_batch
 import numpy as np
 import torch
 from inputs import make_batch, make_trie
 from lab import Lab
 from results import Record
 
-from xgr_kernels.beam_select import cuda_batch, reference
+from xgr_kernels.beam_select import reference
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.beam_select.types import BeamBatch, Selection
 from xgr_kernels.trie import ScoreMode
@@ -136,7 +137,7 @@ def same_bits(record: Record, lab: Lab) -> None:
             record.expect(case.name, same, "every candidate has a key of its own")
 
 
-def _launch(lab: Lab, logits: torch.Tensor, batch: BeamBatch) -> cuda_batch.Run:
+def _launch(lab: Lab, logits: torch.Tensor, batch: BeamBatch) -> cuda_batch.Launched:
     return cuda_batch.launch(logits, batch, SMALL if lab.toy else None)
 
 

@@ -18,11 +18,12 @@ from beam_batches import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from xgr_kernels.beam_select import BeamBatch, Selection, beam_select, reference
+from xgr_kernels.beam_select import BeamBatch, Selection, reference
 from xgr_kernels.trie import ScoreMode, Trie, no_filter
 
 pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
-from xgr_kernels.beam_select import cuda_batch
+import cuda_batch
+
 from xgr_kernels.beam_select.cuda import (
     MOST_ROWS,
     BeamState,
@@ -47,7 +48,7 @@ SMALL = Tuning(block=256, tile=128, programs=2, maxima=64, capacity=128)
 SPLITS = 3
 
 
-def check(logits: torch.Tensor, batch: BeamBatch, tuning: Tuning = SMALL) -> cuda_batch.Run:
+def check(logits: torch.Tensor, batch: BeamBatch, tuning: Tuning = SMALL) -> cuda_batch.Launched:
     """The answer is that of a full sort of the same float32 scores, and nearly that of float64."""
     done = cuda_batch.launch(logits.to(DEVICE), batch, tuning, SPLITS)
     got = cuda_batch.unpack(done, batch)
@@ -60,7 +61,7 @@ def check(logits: torch.Tensor, batch: BeamBatch, tuning: Tuning = SMALL) -> cud
     return done
 
 
-def check_thresholds(done: cuda_batch.Run, got: Selection) -> None:
+def check_thresholds(done: cuda_batch.Launched, got: Selection) -> None:
     """No threshold is above the last key that was chosen."""
     for b, threshold in enumerate(done.selector._threshold.tolist()):
         if got.of(b).start < got.of(b).stop:
@@ -105,7 +106,7 @@ def test_sizes_of_production() -> None:
     trie = random_trie(rng, 4000, 2, 2500)
     batch = build_batch(rng, [Ask(trie, 0, 40), Ask(trie, 1, 40, 20)])
     logits = random_logits(rng, batch, 2500)
-    got = beam_select(logits.to(DEVICE), batch, "cuda")
+    got = cuda_batch.select(logits.to(DEVICE), batch)
     want = reference.select(logits, batch)
     for name in ("offsets", "invalid", "overflow", "parent", "token", "lo", "hi", "elements_total"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
@@ -221,7 +222,7 @@ def test_threshold_is_the_last_score_where_every_block_holds_one(W: int) -> None
 # ---- storage that is too small -----------------------------------------------------------------------------
 
 
-def fresh(batch: BeamBatch, done: cuda_batch.Run) -> tuple[BeamState, BeamState]:
+def fresh(batch: BeamBatch, done: cuda_batch.Launched) -> tuple[BeamState, BeamState]:
     """Beams of a batch before its step, and a state for those after it."""
     now = BeamState(batch.row_offsets[-1], 1, DEVICE)
     for column, values in ((now.score, batch.scores), (now.lo, batch.lo), (now.hi, batch.hi)):
@@ -411,7 +412,7 @@ def test_filter_slots_are_reused() -> None:
 
 def test_empty_batch() -> None:
     batch = build_batch(np.random.default_rng(0), [])
-    got = beam_select(torch.zeros(0, 7, device=DEVICE), batch, "cuda")
+    got = cuda_batch.select(torch.zeros(0, 7, device=DEVICE), batch)
     assert got.offsets.tolist() == [0]
     assert len(got.score) == 0
 
@@ -420,7 +421,7 @@ def test_refuses_logits_that_no_gpu_can_read(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("triton.JITFunction", object)  # as if nothing were interpreted
     batch = build_batch(np.random.default_rng(0), [])
     with pytest.raises(ValueError, match="on a GPU"):
-        beam_select(torch.zeros(0, 7), batch, "cuda")
+        cuda_batch.select(torch.zeros(0, 7), batch)
 
 
 def test_refuses_what_keys_cannot_tell_apart() -> None:

@@ -12,7 +12,7 @@ __all__ = ["BeamBatch", "Selection", "beam_select", "warm_up"]
 def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selection:
     """The best min(width, candidates) children of each request's beams.
 
-    logits [R, V] float32, contiguous, on the CPU; for the backend "cuda" on a GPU.
+    logits [R, V] float32, contiguous, on the CPU; on a GPU `cuda.Selector` selects, beams staying there.
     A child is a candidate if a leaf under it is alive and its logit is above -inf. Its score is
     fl32(scores[r] + fl32(logit - lse[r])), where lse is the natural log-sum-exp of the row ("vocab") or of
     its live children ("legal").
@@ -25,19 +25,15 @@ def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selec
     rows = int(batch.row_offsets[-1])
     if logits.dtype != torch.float32 or not logits.is_contiguous():
         raise ValueError(f"logits must be contiguous float32, not {logits.dtype}")
-    if backend != "cuda" and logits.device.type != "cpu":
-        raise ValueError(f"the {backend} backend reads logits on the CPU, not on {logits.device}")
+    if logits.device.type != "cpu":
+        raise ValueError(f"logits must be on the CPU, not on {logits.device}: on a GPU use `cuda.Selector`")
     if logits.ndim != 2 or logits.shape[0] != rows:
         raise ValueError(f"logits have shape {list(logits.shape)}, the batch has {rows} rows")
     if backend == "cpu":
         return cpu.select(logits, batch)
     if backend == "reference":
         return reference.select(logits, batch)
-    if backend == "cuda":
-        from xgr_kernels.beam_select import cuda_batch  # not above: triton is not everywhere
-
-        return cuda_batch.select(logits, batch)
-    raise ValueError(f"unknown beam_select backend {backend!r}: use cpu, cuda or reference")
+    raise ValueError(f"unknown beam_select backend {backend!r}: use cpu or reference")
 
 
 def warm_up() -> None:

@@ -1,4 +1,4 @@
-"""Beam selection on a GPU with host data in and out, built anew for each call: for checks and small uses."""
+"""Beam selection on a GPU with host data in and out, built anew for each call."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from xgr_kernels.beam_select.cuda import (
 from xgr_kernels.beam_select.types import BeamBatch, Selection
 
 
-class Run(NamedTuple):
+class Launched(NamedTuple):
     """What a batch became on the device; tests read the log-sum-exp and the thresholds from it."""
 
     selector: Selector
@@ -31,17 +31,19 @@ class Run(NamedTuple):
 
 
 def select(logits: Tensor, batch: BeamBatch) -> Selection:
-    """See `api.beam_select`."""
+    """See `beam_select`; logits on a GPU."""
     return unpack(launch(logits, batch), batch)
 
 
-def launch(logits: Tensor, batch: BeamBatch, tuning: Tuning | None = None, splits: int | None = None) -> Run:
+def launch(
+    logits: Tensor, batch: BeamBatch, tuning: Tuning | None = None, splits: int | None = None
+) -> Launched:
     """Copies a batch to where the logits lie, and selects exactly.
 
     Raises: ValueError for logits on the CPU, unless triton interprets its kernels there (TRITON_INTERPRET=1).
     """
     if logits.device.type == "cpu" and isinstance(kernels.emit, triton.JITFunction):
-        raise ValueError("the cuda backend reads logits on a GPU, or with TRITON_INTERPRET=1 on the CPU")
+        raise ValueError("selection in Triton reads logits on a GPU, or with TRITON_INTERPRET=1 on the CPU")
     offsets = np.array(batch.row_offsets, np.int64)
     R, V = logits.shape
     widths = [min(w, len(t.tokens[n])) for w, t, n in zip(batch.width, batch.tries, batch.level, strict=True)]
@@ -65,7 +67,7 @@ def launch(logits: Tensor, batch: BeamBatch, tuning: Tuning | None = None, split
     next_ = BeamState(int(out_begin[-1]), 1, logits.device)
     rounds = selector.select_exactly(logits, now, next_, splits=splits or splits_for(R, V))
     del alive  # memory that is freed here is reused behind the launches that read it
-    return Run(selector, next_, out_begin, rounds)
+    return Launched(selector, next_, out_begin, rounds)
 
 
 def fill_table(selector: Selector, batch: BeamBatch, offsets: np.ndarray, out_begin: np.ndarray) -> list[Any]:
@@ -90,7 +92,7 @@ def fill_table(selector: Selector, batch: BeamBatch, offsets: np.ndarray, out_be
     return [tries, filters]
 
 
-def unpack(run: Run, batch: BeamBatch) -> Selection:
+def unpack(run: Launched, batch: BeamBatch) -> Selection:
     """The answer without dead beams, in host memory."""
     offsets = np.array(batch.row_offsets, np.int64)
     count = run.selector.count.cpu().numpy()
