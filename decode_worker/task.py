@@ -16,6 +16,7 @@ from xgr_runtime.kv.prompt_cache import Tokens
 from xgr_runtime.model.device.device import Event
 from xgr_runtime.scheduling.cost_model import Work
 from xgr_runtime.trace.timeline import REQUEST, Timeline
+from xgr_runtime.wire.arrays import int32s
 from xgr_runtime.wire.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
 
 _PHASES = ("wait for prefill", "wait for pages", "receive KV", "wait for rows", "search")
@@ -110,7 +111,7 @@ class TaskFactory:
 
     def make(self, request: DecodeRequest, now: float) -> DecodeTask:
         """The task of a request, checked. Whoever ends the task ends its lease. Raises `BadRequest`."""
-        tokens = np.frombuffer(request.tokens[: len(request.tokens) // 4 * 4], np.int32)
+        tokens = int32s(request.tokens[: len(request.tokens) // 4 * 4])
         if not 0 < len(tokens) <= self.limits.max_prompt_tokens:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, see the limits announced")
         if not 0 <= tokens[-1] < self.model.vocab:
@@ -153,8 +154,8 @@ class TaskFactory:
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
     """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
     try:
-        allow = None if request.allow is None else np.frombuffer(request.allow, np.int32)
-        deny = np.frombuffer(request.deny, np.int32)
+        allow = None if request.allow is None else int32s(request.allow)
+        deny = int32s(request.deny)
         return leaf_filter(view.leaves, allow, deny)
     except ValueError as error:
         raise BadRequest(f"filter: {error}", "filters") from None

@@ -21,6 +21,7 @@ from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.line import urgency
 from xgr_runtime.transport import Listener, Poller, told_address
 from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.arrays import float32s, pack
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
@@ -186,9 +187,7 @@ class DecodeWorker:
             self.fail(task.id, InvalidLogits("the model returned NaN or infinity for this request"))
             return
         leaves, scores = task.search.answer()
-        result = Result(
-            task.id, leaves.tobytes(), scores.tobytes(), task.timing(self.clock()), task.cached_tokens
-        )
+        result = Result(task.id, pack(leaves), pack(scores), task.timing(self.clock()), task.cached_tokens)
         self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1
@@ -238,7 +237,7 @@ class DecodeWorker:
 
         Without a hidden state nothing shows yet that its KV is finite, as all that is shared must be.
         """
-        if task.hidden is not None and np.isfinite(np.frombuffer(task.hidden, np.float32)).all():
+        if task.hidden is not None and np.isfinite(float32s(task.hidden)).all():
             self.scheduler.keep(task)
         self.desk.control.send(task.id.router, Committed(task.id))
         self.scheduler.ready.add(task)
@@ -246,7 +245,7 @@ class DecodeWorker:
     def start_searches(self, now: float) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
         for task, rows in self.scheduler.next_starts(now):
-            hidden = None if task.hidden is None else np.frombuffer(task.hidden, np.float32).copy()
+            hidden = None if task.hidden is None else float32s(task.hidden).copy()
             task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
             task.started_at = self.clock()
             self.running.append(task)

@@ -23,6 +23,7 @@ from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
 from xgr_runtime.trace.timeline import FORWARD, REQUEST
 from xgr_runtime.transport import Listener, Poller
 from xgr_runtime.transport.keyring import Keyring
+from xgr_runtime.wire.arrays import int32s, pack
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
@@ -180,7 +181,7 @@ class PrefillWorker:
         prompt.seconds += seconds
         if turn.last:  # first of all, as its decode worker waits for it
             transfer = self.outbound.transfers[prompt.id]
-            transfer.prompt_ready(prompt.seconds, hidden.tobytes(), prompt.cached_tokens)
+            transfer.prompt_ready(prompt.seconds, pack(hidden), prompt.cached_tokens)
             self.outbound.flush(transfer)
             self.counters["prompts"] += 1
         self.scheduler.done(turn)
@@ -209,7 +210,7 @@ class PrefillWorker:
     def prompt_of(self, request: PrefillRequest, now: float) -> Prompt:
         """The prompt of a request, checked. Raises as `accept`."""
         whole = len(request.tokens) // 4 * 4
-        tokens = np.frombuffer(request.tokens[:whole], np.int32)
+        tokens = int32s(request.tokens[:whole])
         if not 0 < len(tokens) <= self.max_prompt_tokens:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, the limit is {self.max_prompt_tokens}")
         if tokens.min() < 0 or tokens.max() >= self.identity.vocab:

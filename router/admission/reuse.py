@@ -11,13 +11,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from xgr_runtime.kv.block_hashes import block_hashes
+
 Tokens = NDArray[np.int32]
 
 BLOCK = 64  # tokens that are guessed about together
 _REMEMBERED = 64  # prompts whose hashes are at hand: each is asked about for every worker
 
 
-_Block = tuple[int, int]
+_Block = tuple[int, bytes]
 """A worker's incarnation, and the hash of a prompt up to the end of one of its blocks."""
 
 
@@ -63,11 +65,5 @@ class ReuseIndex:
         """All caches are empty."""
         self._known.clear()
 
-    def _hashed(self, tokens: bytes) -> list[int]:
-        """Hashes over the first one, two, ... blocks, all whole ones."""
-        size = 4 * self._block
-        digest, hashes = xxhash.xxh3_64(), list[int]()
-        for start in range(0, len(tokens) - size + 1, size):
-            digest.update(tokens[start : start + size])
-            hashes.append(digest.intdigest())
-        return hashes
+    def _hashed(self, tokens: bytes) -> list[bytes]:
+        return block_hashes(tokens, self._block, xxhash.xxh3_64())

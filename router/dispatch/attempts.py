@@ -20,6 +20,7 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.trace.chrome import ATTEMPT
 from xgr_runtime.trace.timeline import REQUEST, Timeline
+from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import (
     AttemptId,
     Cancel,
@@ -214,7 +215,7 @@ class Attempts:
         job, hello = tried.wanted.job, tried.decode.hello
         assert hello is not None
         left = max(0.0, job.deadline - time.monotonic())
-        tokens, after = job.tokens.tobytes(), tried.promise.after
+        tokens, after = pack(job.tokens), tried.promise.after
         search = DecodeRequest(
             id=tried.id,
             tokens=tokens,
@@ -222,8 +223,8 @@ class Attempts:
             results=job.results,
             score_mode=job.score_mode,
             catalog=job.view.version,
-            allow=None if job.allow is None else job.allow.tobytes(),
-            deny=job.deny.tobytes(),
+            allow=None if job.allow is None else pack(job.allow),
+            deny=pack(job.deny),
             timeout=left,
             priority=job.priority,
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.job import Job
+from xgr_runtime.wire.arrays import float32s, int32s
 from xgr_runtime.wire.messages import Result
 
 Leaves = NDArray[np.int32]
@@ -35,7 +36,7 @@ def unsound(result: Result, job: Job) -> str:
 
 def found_in(result: Result) -> tuple[Leaves, Scores]:
     """Leaves and scores [n] of a result."""
-    return np.frombuffer(result.leaves, np.int32), np.frombuffer(result.scores, np.float32)
+    return int32s(result.leaves), float32s(result.scores)
 
 
 def _wrong_leaves(found: Leaves, job: Job) -> str:

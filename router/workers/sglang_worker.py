@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import msgspec
-import numpy as np
 
 from router.workers.worker import QUIET, OnLost, OnMessage, Worker
 from xgr_runtime.errors import BadRequest, RequestError, WorkerLost
+from xgr_runtime.wire.arrays import int32s
 from xgr_runtime.wire.messages import (
     PROTOCOL,
     AttemptId,
@@ -186,7 +186,7 @@ class SglangServer(Worker):
 
 
 def _body(request: PrefillRequest) -> dict[str, Any]:
-    tokens = np.frombuffer(request.tokens, np.int32)
+    tokens = int32s(request.tokens)
     ticket = SglangTicket(request.id, request.data_address, len(tokens), request.timeout)
     return {
         "rid": request_id(request.id),

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xgr_runtime.kv.block_hashes import block_hashes
 from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 
 Tokens = NDArray[np.int32]
@@ -219,10 +220,5 @@ class PromptCache:
             self.evicted += len(pages)
 
     def _hashed(self, tokens: bytes) -> list[bytes]:
-        """The names of a prompt's whole pages: hashes over the first page, the first two, ..."""
-        size = self.page_size * 4
-        names, chain = list[bytes](), blake2b(digest_size=_DIGEST, key=self._key)
-        for start in range(0, len(tokens) - size + 1, size):
-            chain.update(tokens[start : start + size])
-            names.append(chain.copy().digest())
-        return names
+        """The names of a prompt's whole pages."""
+        return block_hashes(tokens, self.page_size, blake2b(digest_size=_DIGEST, key=self._key))

@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.kv.pages import Generations, PageIds, pages_for
+from xgr_runtime.wire.arrays import int32s, uint32s
 from xgr_runtime.wire.messages import KvReady, Open, SharedKv
 
 Buffer = bytes | memoryview
@@ -75,12 +76,12 @@ def pages_named(message: Open, memory: SharedKv) -> PromptPages | None:
     """The pages that OPEN names in that memory; None where they cannot be those of its prompt."""
     if len(message.pages) % 4 or len(message.pages) != len(message.generations):
         return None
-    ids = np.frombuffer(message.pages, np.int32)
+    ids = int32s(message.pages)
     if len(ids) != pages_for(message.prompt_tokens, memory.page_size):
         return None
     if not len(ids) or ids.min() < 0 or ids.max() >= memory.pages or len(np.unique(ids)) != len(ids):
         return None
-    return PromptPages(ids, np.frombuffer(message.generations, np.uint32))
+    return PromptPages(ids, uint32s(message.generations))
 
 
 def digest_of(checksums: Iterable[int]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from enum import Enum
 
 from xgr_runtime.handover.protocol.chunks import Chunk, ChunkPlan, PromptPages, digest_of
+from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import (
     MOST_CREDITS,
     AttemptId,
@@ -82,7 +83,7 @@ class Sender:
         if self.pages is None:
             return Open(self.id, self.plan.tokens, queue_seconds)
         ids, generations = self.pages
-        return Open(self.id, self.plan.tokens, queue_seconds, ids.tobytes(), generations.tobytes())
+        return Open(self.id, self.plan.tokens, queue_seconds, pack(ids), pack(generations))
 
     # --- events from the model ---
 
