@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
 from xgr_runtime.kv.pages import PageIds
-from xgr_runtime.scheduling.cost_model import Work, search_work
+from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -35,19 +35,15 @@ class Question:
         """Beams that one level can hold."""
         return min(self.width, self.trie.leaves)
 
-    def beams_entering(self, level: int) -> int:
-        """The most beams that the selection of `level` can start from; `level` = depth: that can come out.
-
-        There cannot be more than the level before has nodes, nor than the filter leaves leaves.
-        """
-        if level == 0:
-            return 1
-        return min(self.width, len(self.trie.tokens[level - 1]), self.live_leaves)
+    @cached_property
+    def beams(self) -> list[int]:
+        """See `beams_by_level`."""
+        return beams_by_level(self.width, self.trie.nodes, self.live_leaves)
 
     @cached_property
     def work_from(self) -> list[Work]:
         """The steps from each level on, at most; the last entry is that of a search that is over."""
-        beams = [self.beams_entering(level) for level in range(self.depth)]
+        beams = self.beams[:-1]
         whole = search_work(self.prompt_tokens, beams)
         later = [
             Work(len(beams[level:]), sum(beams[level:]), sum(beams[level:]) * self.prompt_tokens)

@@ -39,8 +39,7 @@ def plan_steps(questions: Sequence[Question]) -> list[Step]:
     depth = questions[0].depth
     assert all(question.depth == depth for question in questions), "a cohort has one depth"
     layouts = [
-        np.cumsum([0, *(question.beams_entering(level) for question in questions)])
-        for level in range(depth + 1)
+        np.cumsum([0, *(question.beams[level] for question in questions)]) for level in range(depth + 1)
     ]
     return [Step(level, layouts[level], layouts[level + 1]) for level in range(depth)]
 

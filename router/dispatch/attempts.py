@@ -18,6 +18,7 @@ from xgr_runtime.errors import (
     WorkerLost,
     request_error,
 )
+from xgr_runtime.scheduling.cost_model import beams_by_level
 from xgr_runtime.trace.chrome import ATTEMPT
 from xgr_runtime.trace.timeline import REQUEST, Timeline
 from xgr_runtime.wire.arrays import pack
@@ -242,6 +243,5 @@ class Attempts:
 
 
 def _beams(job: Job) -> list[int]:
-    """That each level of the search starts from, at most: one, then what the level before can hold."""
-    most = job.width if job.allow is None else min(job.width, len(job.allow))
-    return [1, *(min(most, nodes) for nodes in job.view.nodes[:-1])]
+    """That each level of the search starts from, at most."""
+    return beams_by_level(job.width, job.view.nodes, job.live_leaves)[:-1]

@@ -61,6 +61,15 @@ def prompt_work(start: int, end: int) -> Work:
     return Work(1, end - start, (end - start) * (start + end + 1) / 2)
 
 
+def beams_by_level(width: int, nodes: Sequence[int], live: int) -> list[int]:
+    """The most beams that each level's selection can start from, and that can come out, [depth + 1].
+
+    One, then what the level before can hold: no more than it has `nodes` [depth], and than leaves live.
+    """
+    most = min(width, live)
+    return [1, *(min(most, count) for count in nodes)]
+
+
 def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:
     """All levels of a search, of which level i starts from `beams[i]` beams; level 0 attends to nothing."""
     rows = sum(beams)
