@@ -30,7 +30,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     catalogs = Catalogs(CatalogView(catalog))
-    worker = DecodeWorker(config, engine, catalogs, model.identity, limits, keys=keys)
+    worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
     worker.warm_up()
     if kernels == "cpu":
         spread_threads(backwards=True)  # prefill workers do it forwards
@@ -69,8 +69,8 @@ def make_engine(
 
 def _check_rows(config: DecodeConfig, model: LoadedModel, catalog: Catalog, rows: int) -> None:
     """Raises `ConfigError` for more beams than main memory holds, rather than be killed for them later."""
-    geometry = model.backend.geometry
-    needed = rows * (tail_tokens_of(catalog.depth) * geometry.token_bytes + 4 * geometry.vocab)
+    identity = model.backend.identity
+    needed = rows * (tail_tokens_of(catalog.depth) * identity.token_bytes + 4 * identity.vocab)
     setting = "--max-rows" if config.max_rows else "--max-beam-width"
     value = config.max_rows or config.max_beam_width
     check_memory(needed, setting, value, f"logits and KV of {rows} beams")

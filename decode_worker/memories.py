@@ -94,11 +94,11 @@ class PrefillMemories:
             log.warning("KV of %s comes as frames: %d memories are mapped", hello.worker, MOST_MEMORIES)
             return
         try:
-            mapped = mapped_memory(memory, self._pool.geometry)
+            mapped = mapped_memory(memory, self._pool.identity)
         except CannotMap as error:
             log.warning("KV of %s comes as frames: %s", hello.worker, error)
             return
-        pool = KvPool(self._pool.geometry, memory.pages, memory.page_size, mapped)
+        pool = KvPool(self._pool.identity, memory.pages, memory.page_size, mapped)
         self._mapped[hello.incarnation] = pool
         log.info("KV of %s is pulled out of its memory (%d bytes)", hello.worker, memory.kv.size)
 

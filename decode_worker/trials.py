@@ -30,7 +30,7 @@ class StepEngine(Protocol):
 
 def try_searches(engine: StepEngine, trie: Trie, clock: Callable[[], float] = time.monotonic) -> list[Tried]:
     """Steps of searches that are alone, the narrow ones first. They read pages that nobody has."""
-    positions = min(engine.pool.pages * engine.pool.page_size, engine.model.geometry.max_positions)
+    positions = min(engine.pool.pages * engine.pool.page_size, engine.model.max_positions)
     until, tried = clock() + SECONDS, list[Tried]()
     for beams, tokens in SIZES:
         if tokens + len(trie.tokens) <= positions:
@@ -44,7 +44,7 @@ def _search(engine: StepEngine, trie: Trie, width: int, tokens: int) -> Search:
     """One over a prompt of zeros, from a hidden state that favours some children."""
     question = Question(tokens, 0, width, 1, "vocab", trie, no_filter())
     pages = np.arange(-(-tokens // engine.pool.page_size), dtype=np.int32)
-    hidden = np.random.default_rng(0).standard_normal(engine.model.geometry.hidden, np.float32)
+    hidden = np.random.default_rng(0).standard_normal(engine.model.identity.hidden, np.float32)
     rows = np.arange(question.most_beams, dtype=np.int32)
     return Search(question, pages, rows, hidden, engine.tail_tokens)
 

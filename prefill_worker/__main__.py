@@ -29,7 +29,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     size = config.host_cache_bytes
     tier = HostTier(model.pool, size, engine.device) if size else None
     worker = PrefillWorker(
-        config, engine, pages, model.identity, limit, memory=memory.shared, tier=tier, keys=keys
+        config, engine, pages, model.backend.identity, limit, memory=memory.shared, tier=tier, keys=keys
     )
     if kernels == "cpu":
         spread_threads()

@@ -46,7 +46,7 @@ def _expected(before: Tried, tokens: int) -> float:
 def _seconds(engine: PrefillEngine, tokens: int, clock: Callable[[], float]) -> float:
     """Of one forward; its tokens differ, as those of a model with experts should."""
     pages = np.arange(-(-tokens // engine.pool.page_size), dtype=np.int32)
-    prompt = (np.arange(tokens) * 7919 + 3) % engine.model.geometry.vocab
+    prompt = (np.arange(tokens) * 7919 + 3) % engine.model.identity.vocab
     started = clock()
     engine.run([Part(prompt.astype(np.int32), pages)], lambda layer: None)
     return clock() - started

@@ -85,7 +85,7 @@ class CohortEngine:
             self.steps.capture()
         taken = (self.device.reserved_bytes() - before) / 2**20
         log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.steps.buckets)), taken)
-        pages, hidden = np.zeros(1, np.int32), np.zeros(self.steps.model.geometry.hidden, np.float32)
+        pages, hidden = np.zeros(1, np.int32), np.zeros(self.steps.model.identity.hidden, np.float32)
         width = min(8, trie.leaves, self.steps.max_width)
         for mode in get_args(ScoreMode):
             question = Question(1, 0, width, 1, mode, trie, no_filter())

@@ -27,7 +27,7 @@ from xgr_kernels.beam_select.cuda import (
     splits_for,
 )
 from xgr_kernels.trie import Trie
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Event, Inputs, Work
 from xgr_runtime.model.device_attention import MakeAttention
@@ -113,13 +113,13 @@ class CohortSteps:
         self.max_requests = max_requests = min(max_requests, max_rows)
         self.tail_tokens = tail_tokens = tail_tokens_of(len(trie.tokens))
         self._make_attention = make_attention
-        where, geometry = device.where, model.geometry
+        where, identity = device.where, model.identity
         self._trie = DeviceTrie(trie, where)
         self._filters = DeviceFilters(COHORTS * max_requests, trie.leaves, where)
         self._selector = Selector(
             rows=max_rows,
             requests=max_requests,
-            vocab=geometry.vocab,
+            vocab=identity.vocab,
             max_width=max_width,
             tail_tokens=tail_tokens,
             device=where,
@@ -127,13 +127,13 @@ class CohortSteps:
         )
         self._now = BeamState(max_rows, tail_tokens, where)
         self._next = BeamState(max_rows, tail_tokens, where)
-        self._tail = TailKv(geometry, tail_tokens, max_rows, where)
-        self._hidden = torch.zeros(max_rows, geometry.hidden, dtype=geometry.torch_dtype, device=where)
-        self._logits = torch.zeros(max_rows, geometry.vocab, dtype=torch.float32, device=where)
+        self._tail = TailKv(identity, tail_tokens, max_rows, where)
+        self._hidden = torch.zeros(max_rows, identity.hidden, dtype=DTYPES[identity.dtype], device=where)
+        self._logits = torch.zeros(max_rows, identity.vocab, dtype=torch.float32, device=where)
         sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
         steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
         self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
-        self._first = device.staging(COHORTS, max_requests, geometry.hidden, dtype=geometry.torch_dtype)
+        self._first = device.staging(COHORTS, max_requests, identity.hidden, dtype=DTYPES[identity.dtype])
         self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
         self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
         self._outcome = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
@@ -270,7 +270,7 @@ class CohortSteps:
 
         `exactly` takes as many rounds as the candidates need, and reads back in between.
         """
-        selector, splits = self._selector, splits_for(rows, self.model.geometry.vocab)
+        selector, splits = self._selector, splits_for(rows, self.model.identity.vocab)
         selector.table.copy_(self._inputs["table"].view(self.max_requests, COLUMNS))
         selector.owner.copy_(self._inputs["owner"])
         select = selector.select_exactly if exactly else selector.select

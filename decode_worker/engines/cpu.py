@@ -16,7 +16,7 @@ from xgr_kernels.attention import flash
 from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
 from xgr_kernels.trie import ScoreMode, Trie, no_filter
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
@@ -34,7 +34,7 @@ class CpuDecodeEngine:
         self.pool = pool
         self.tail_tokens = tail_tokens
         self.max_rows = max_rows
-        self.tail = TailKv(model.geometry, tail_tokens, max_rows)
+        self.tail = TailKv(model.identity, tail_tokens, max_rows)
         self.kernels = kernels
         self.counters: dict[str, float] = defaultdict(float)
         self.costs = CostModel()
@@ -75,8 +75,8 @@ class CpuDecodeEngine:
     def warm_up(self, trie: Trie) -> None:
         """Compile the kernels and run one small search, so that no request pays for first-use costs."""
         warm_up()
-        flash.warm_up(self.model.geometry.torch_dtype)  # the search may be too narrow to need it
-        hidden = np.zeros(self.model.geometry.hidden, np.float32)
+        flash.warm_up(DTYPES[self.model.identity.dtype])  # the search may be too narrow to need it
+        hidden = np.zeros(self.model.identity.hidden, np.float32)
         rows = np.arange(min(8, trie.leaves, self.max_rows), dtype=np.int32)
         for mode in get_args(ScoreMode):
             question = Question(1, 0, len(rows), 1, mode, trie, no_filter())

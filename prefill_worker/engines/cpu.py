@@ -28,7 +28,7 @@ class CpuPrefillEngine:
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]
-        last_layer = self.model.geometry.layers - 1 if self.model.prunes else None
+        last_layer = self.model.identity.layers - 1 if self.model.prunes else None
         starts = [part.start for part in parts]
         stage = PrefillStage(self.pool, spans, on_layer, starts, last_rows_of=last_layer)
         tokens = torch.from_numpy(np.concatenate([part.tokens for part in parts]).astype(np.int64))

@@ -56,10 +56,10 @@ class BucketEngine:
         self.device = device
         self.buckets = buckets_up_to(max_tokens, TOKEN_BUCKETS)
         self._make_attention = make_attention
-        hidden = model.geometry.hidden
+        hidden = model.identity.hidden
         sizes = {"tokens": max_tokens, "positions": max_tokens, "slots": max_tokens, "last": MAX_PROMPTS}
         self._inputs = Inputs(device, {**sizes, "number": 1}, depth=1)
-        layers = model.geometry.layers
+        layers = model.identity.layers
         self._marked = sorted({*range(LAYERS_PER_MARK - 1, layers, LAYERS_PER_MARK), layers - 1})
         self._progress = Progress(device, len(self._marked), self._inputs["number"])
         self._launches = 0

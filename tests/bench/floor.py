@@ -14,35 +14,35 @@ from torch import Tensor
 
 from xgr_runtime.checkpoint import weight_files
 from xgr_runtime.model.backends.packed_linear import PackedLinear
-from xgr_runtime.model.base import Geometry
+from xgr_runtime.wire.messages import ModelIdentity
 
 
 @dataclass(frozen=True)
 class Shape:
     """A decoder, as far as multiplications go."""
 
-    geometry: Geometry
+    model: ModelIdentity
+    q_heads: int
     matrices: int  # parameters of all layers' projections
 
     @classmethod
-    def of(cls, model: Path, geometry: Geometry) -> Shape:
+    def of(cls, folder: Path, model: ModelIdentity, q_heads: int) -> Shape:
         """Counted in the checkpoint itself."""
         matrices = 0
-        for file in weight_files(model):
+        for file in weight_files(folder):
             with safe_open(str(file), framework="pt") as tensors:
                 shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
             matrices += sum(math.prod(s) for name, s in shapes.items() if len(s) == 2 and ".layers." in name)
-        return cls(geometry, matrices)
+        return cls(model, q_heads, matrices)
 
     def forward_flop(self, rows: int, keys: float) -> float:
         """All layers for `rows` rows that each attend to `keys` keys on average, without the head."""
-        g = self.geometry
-        attention = 2 * g.layers * g.q_heads * g.head_dim * keys
+        attention = 2 * self.model.layers * self.q_heads * self.model.head_dim * keys
         return 2.0 * rows * (self.matrices + attention)
 
     def head_flop(self, rows: int) -> float:
         """Logits of `rows` rows over the whole vocabulary."""
-        return 2.0 * rows * self.geometry.hidden * self.geometry.vocab
+        return 2.0 * rows * self.model.hidden * self.model.vocab
 
     def request_flop(self, prompt: int, rows: Sequence[int]) -> float:
         """One request: its prompt, and a forward of rows[i] beams after level i, each with its head."""

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.cpu.compiled import use_threads
-from xgr_runtime.model.base import Geometry, ModelBackend, Stage
+from xgr_runtime.model.base import DTYPES, ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
+from xgr_runtime.wire.messages import ModelIdentity
 
 PAGE, TAIL = 16, 2
 
@@ -56,18 +57,18 @@ def main() -> None:
     torch.manual_seed(0)
     backend = load_backend("transformers", args.model, args.dtype)
     use_threads(args.threads)
-    flops_per_second = matmul_rate(backend.geometry.torch_dtype)
-    if backend.geometry.torch_dtype is torch.float32:
+    flops_per_second = matmul_rate(DTYPES[backend.identity.dtype])
+    if DTYPES[backend.identity.dtype] is torch.float32:
         flops_per_second = max(flops_per_second, packed_rate())
     prefill = measure(backend, *prefill_case(backend, args.prompt), args.repeat)
     step = measure(backend, *decode_case(backend, args.prompt + 1, args.rows), args.repeat)
-    shape = Shape.of(args.model, backend.geometry)
+    shape = Shape.of(args.model, backend.identity, backend.q_heads)
     for case, flop in (
         (prefill, shape.forward_flop(args.prompt, args.prompt / 2)),
         (step, shape.forward_flop(args.rows, args.prompt + 1)),
     ):
         case["floor_ms"] = round(1e3 * flop / flops_per_second, 2)
-    hidden = torch.randn(args.rows, backend.geometry.hidden).to(backend.geometry.torch_dtype)
+    hidden = torch.randn(args.rows, backend.identity.hidden).to(DTYPES[backend.identity.dtype])
     one = torch.ones(1, dtype=torch.int64)
     result = {
         "threads": args.threads,
@@ -98,29 +99,29 @@ def parse() -> argparse.Namespace:
 
 def prefill_case(backend: ModelBackend, length: int) -> tuple[Tensor, Tensor, Callable[[], Stage]]:
     """Tokens, positions and a maker of stages for one prompt."""
-    pool, pages = make_pool(backend.geometry, length)
-    tokens = torch.randint(3, backend.geometry.vocab, (length,))
+    pool, pages = make_pool(backend.identity, length)
+    tokens = torch.randint(3, backend.identity.vocab, (length,))
     return tokens, torch.arange(length), lambda: PrefillStage(pool, [(0, length, pages)])
 
 
 def decode_case(backend: ModelBackend, length: int, rows: int) -> tuple[Tensor, Tensor, Callable[[], Stage]]:
     """The last step of a request: one tail token is stored, another is being added."""
-    geometry = backend.geometry
-    pool, pages = make_pool(geometry, length)
+    identity = backend.identity
+    pool, pages = make_pool(identity, length)
     pool.k.normal_()
     pool.v.normal_()
-    tail = TailKv(geometry, TAIL, rows)
+    tail = TailKv(identity, TAIL, rows)
     plan = SharedPlan([0, rows], [pages], [length], PAGE)
     anc = torch.randint(0, rows, (rows, TAIL))
     own, tail_len = torch.arange(rows), torch.ones(rows, dtype=torch.int64)
-    tokens = torch.randint(3, geometry.vocab, (rows,))
+    tokens = torch.randint(3, identity.vocab, (rows,))
     positions = torch.full((rows,), length + 1)
     return tokens, positions, lambda: CascadeStage(pool, plan, tail.k, tail.v, anc, own, tail_len)
 
 
-def make_pool(geometry: Geometry, length: int) -> tuple[KvPool, np.ndarray]:
+def make_pool(identity: ModelIdentity, length: int) -> tuple[KvPool, np.ndarray]:
     pages = np.arange(-(-length // PAGE), dtype=np.int32)
-    return KvPool(geometry, len(pages), PAGE), pages
+    return KvPool(identity, len(pages), PAGE), pages
 
 
 def measure(

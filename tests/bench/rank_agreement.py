@@ -101,7 +101,7 @@ def read_prompts(catalog: Catalog, histories: Path) -> Iterator[list[int]]:
 def ranked(backend: ModelBackend, catalog: Catalog, prompt: list[int], width: int) -> Ranked:
     """The best SIDs of the whole catalog, as the workers would find them."""
     pages = np.arange(-(-len(prompt) // PAGE), dtype=np.int32)
-    pool = KvPool(backend.geometry, len(pages), PAGE)
+    pool = KvPool(backend.identity, len(pages), PAGE)
     (hidden,) = CpuPrefillEngine(backend, pool).run(
         [Part(np.array(prompt, np.int32), pages)], lambda layer: None
     )

@@ -117,7 +117,8 @@ def environ(name: str, python: str) -> dict[str, str]:
 
 def floor(args: argparse.Namespace, catalog: Catalog, width: int) -> float:
     """FLOP of one of our requests."""
-    shape = Shape.of(args.model_path, open_checkpoint(args.model_path).geometry("float32"))
+    checkpoint = open_checkpoint(args.model_path)
+    shape = Shape.of(args.model_path, checkpoint.identity("float32"), checkpoint.q_heads)
     rows = [min(width, nodes) for nodes in catalog.trie.nodes[:-1]]
     return shape.request_flop(args.prompt_tokens, rows)
 

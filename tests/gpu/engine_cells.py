@@ -40,7 +40,7 @@ def decode_cohort(
     floor = decode(made.shape, [max(rows)] * B, L, DEPTH, lab.rates)
 
     def searches() -> list[Search]:
-        random = lab.random.standard_normal((B, engines.model.geometry.hidden)).astype(np.float32)
+        random = lab.random.standard_normal((B, engines.model.identity.hidden)).astype(np.float32)
         return [engines.search(part, hidden, W, W) for part, hidden in zip(parts, random, strict=True)]
 
     seconds = [_timed_cohort(engine, searches()) for _ in range(lab.rounds(ROUNDS + 3))][-ROUNDS:]

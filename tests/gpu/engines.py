@@ -34,8 +34,8 @@ class Engines:
         self.lab, self.made = lab, made
         self.model = lab.model(made.folder)
         pages = pages_for(kv_tokens, PAGE)
-        geometry = self.model.geometry
-        self.pool = KvPool(geometry, pages, PAGE, private_memory(geometry, pages, PAGE, lab.where))
+        identity = self.model.identity
+        self.pool = KvPool(identity, pages, PAGE, private_memory(identity, pages, PAGE, lab.where))
         # What a prompt that is not computed would hold: random numbers, as real as any.
         for x in (self.pool.k, self.pool.v):
             x.normal_()
@@ -83,7 +83,7 @@ class Engines:
 
     def prompt(self, tokens: int) -> NDArray[np.int32]:
         """Random token ids."""
-        return self.lab.random.integers(2, self.model.geometry.vocab, tokens).astype(np.int32)
+        return self.lab.random.integers(2, self.model.identity.vocab, tokens).astype(np.int32)
 
     def allocate(self, tokens: int) -> PageIds:
         ids = self.pages.allocate(pages_for(tokens, PAGE))

@@ -20,26 +20,25 @@ from torch import Tensor, nn
 
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.published import SharedWeights
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_copies import Copies
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.memory.shared_weights import adopt_weights, export_weights
-from xgr_runtime.wire.messages import AttemptId, KvReady, SharedKv
+from xgr_runtime.wire.messages import AttemptId, KvReady, ModelIdentity, SharedKv
 
 PAGE = 16
 PATIENCE = 120.0  # seconds for a child to start, or to answer
 ATTEMPT = AttemptId(1, 1, 1, 1, 1)
 
 
-def geometry(lab_is_toy: bool) -> Geometry:
+def identity(lab_is_toy: bool) -> ModelIdentity:
     heads, dim = (2, 8) if lab_is_toy else (8, 128)
-    return Geometry(4, heads, heads, dim, 64, 100, 1 << 20, "bfloat16")
+    return ModelIdentity("", "bfloat16", 4, heads, dim, 64, 100, 1)
 
 
 def shared_kv(record: Record, lab: Lab) -> None:
     """Another process maps a pool, sees what its owner writes and frees, and pulls a prompt out of it."""
-    shape, pages = geometry(lab.toy), 8 if lab.toy else 2048
+    shape, pages = identity(lab.toy), 8 if lab.toy else 2048
     pool = KvPool(shape, pages, PAGE, exported_memory(shape, pages, PAGE, lab.where))
     pool.k.copy_(lab.randn(*pool.k.shape))
     pool.v.copy_(lab.randn(*pool.v.shape))
@@ -120,7 +119,7 @@ def child(work: Callable[..., None], lab: Lab, given: bytes) -> Iterator[Callabl
 
 def _read(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
     shared = msgspec.json.decode(given, type=SharedKv)
-    shape, device = geometry(toy), torch.device(where)
+    shape, device = identity(toy), torch.device(where)
     pool = KvPool(shape, shared.pages, shared.page_size, mapped_memory(shared, shape))
     while True:
         match pipe.recv():
@@ -135,13 +134,13 @@ def _read(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
 def _pull(source: KvPool, device: torch.device) -> tuple[bool, float]:
     """Whether a copy of all pages but the last is the same, and the seconds of a second one."""
     count = (source.pages - 1) * PAGE
-    memory = private_memory(source.geometry, source.pages, PAGE, device)
-    ours = KvPool(source.geometry, source.pages, PAGE, memory)
+    memory = private_memory(source.identity, source.pages, PAGE, device)
+    ours = KvPool(source.identity, source.pages, PAGE, memory)
     theirs, here = (np.arange(first, source.pages - 1 + first, dtype=np.int32) for first in (0, 1))
     copies, seconds = Copies(ours), 0.0
     for _ in range(2):
         started = time.perf_counter()
-        whole = KvReady(ATTEMPT, 0, 0, source.geometry.layers, 0, count, 0, source.geometry.kv_heads)
+        whole = KvReady(ATTEMPT, 0, 0, source.identity.layers, 0, count, 0, source.identity.kv_heads)
         copied = copies.pull(whole, source, theirs, here)
         while not copied.done():
             pass
@@ -151,7 +150,7 @@ def _pull(source: KvPool, device: torch.device) -> tuple[bool, float]:
 
 
 def _own(pipe: Connection, where: str, toy: bool, given: bytes) -> None:
-    shape = geometry(toy)
+    shape = identity(toy)
     pool = KvPool(shape, 8, PAGE, exported_memory(shape, 8, PAGE, torch.device(where)))
     pool.k.fill_(1.5)
     bits(pool)  # which waits until it is done

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends.huggingface import open_checkpoint
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
@@ -118,9 +119,9 @@ class Run:
 
     def __init__(self, backend: ModelBackend, prompts_from: "Run | None" = None) -> None:
         """`prompts_from` lends the KV of its prompts: what the other kind of worker computed."""
-        draw, vocab = np.random.default_rng(7), backend.geometry.vocab
-        self.pool = KvPool(backend.geometry, PAGES, PAGE)
-        self.tail = TailKv(backend.geometry, TAIL, ROWS)
+        draw, vocab = np.random.default_rng(7), backend.identity.vocab
+        self.pool = KvPool(backend.identity, PAGES, PAGE)
+        self.tail = TailKv(backend.identity, TAIL, ROWS)
         requests = make_requests(vocab, draw)
         if prompts_from is None:
             self.logits = prefill(backend, self.pool, requests)
@@ -155,7 +156,7 @@ def test_prompts_and_beams_equal_transformers(
     ours, theirs = both(make_checkpoint, RUNS[case], "float32")
     assert (ours.name, theirs.name) == ("sglang", "transformers")
     # What the wire compares: a prompt of one kind of worker is continued by the other.
-    assert (ours.geometry, ours.weights_hash) == (theirs.geometry, theirs.weights_hash)
+    assert ours.identity == theirs.identity
     difference = Run(ours).difference(Run(theirs))
     record_property("difference", difference)
     print(f"{case}: {difference:.1e}")
@@ -165,7 +166,7 @@ def test_prompts_and_beams_equal_transformers(
 @pytest.mark.parametrize("case", MAIN)
 def test_bfloat16(make_checkpoint: MakeCheckpoint, case: str) -> None:
     ours, theirs = both(make_checkpoint, RUNS[case], "bfloat16")
-    assert ours.geometry == theirs.geometry
+    assert ours.identity == theirs.identity
     run = Run(ours)
     assert run.difference(Run(theirs)) <= TOLERANCE["bfloat16"]
     assert run.pool.k.dtype == torch.bfloat16 and run.logits[0].dtype == torch.float32
@@ -175,7 +176,7 @@ def test_bfloat16(make_checkpoint: MakeCheckpoint, case: str) -> None:
 def test_experts_load_in_bfloat16(make_checkpoint: MakeCheckpoint, case: str) -> None:
     """Rounding sends some tokens to another expert; the self-check must not take that for a fault."""
     ours, theirs = both(make_checkpoint, RUNS[case], "bfloat16")
-    assert ours.geometry == theirs.geometry
+    assert ours.identity == theirs.identity
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -196,12 +197,12 @@ def test_a_prompts_last_layer_runs_for_its_last_token_alone(
     family, kv_heads, settings = RUNS[case]
     model = load_backend("sglang", make_checkpoint(family, kv_heads, **settings), "float32")
     assert model.prunes
-    tokens = np.random.default_rng(5).integers(3, model.geometry.vocab, 21).astype(np.int32)
+    tokens = np.random.default_rng(5).integers(3, model.identity.vocab, 21).astype(np.int32)
     parts = [
         Part(tokens[:13], np.array([7, 2, 9, 4], np.int32)),
         Part(tokens[13:], np.array([0, 3], np.int32)),
     ]
-    pools = [KvPool(model.geometry, 16, 4) for _ in range(2)]
+    pools = [KvPool(model.identity, 16, 4) for _ in range(2)]
     hidden = []
     for pool, pruned in zip(pools, (True, False), strict=True):
         model.prunes = pruned
@@ -226,11 +227,11 @@ def test_the_checkpoint_of_the_test_data(checkpoint: Path) -> None:
 def test_the_last_positions(make_checkpoint: MakeCheckpoint, case: str) -> None:
     """SGLang looks angles up in a table: it must reach as far as the config says."""
     ours, theirs = both(make_checkpoint, RUNS[case], "float32")
-    count, last = 16, ours.geometry.max_positions
+    count, last = 16, ours.max_positions
     tokens, positions = torch.arange(count), torch.arange(last - count, last)
 
     def logits(backend: ModelBackend) -> Tensor:
-        pool = KvPool(backend.geometry, PAGES, PAGE)
+        pool = KvPool(backend.identity, PAGES, PAGE)
         stage = PrefillStage(pool, [(0, count, np.arange(2, dtype=np.int32))])
         return backend.logits(backend.forward(tokens, positions, stage))
 
@@ -282,13 +283,12 @@ def test_a_layer_that_needs_more_is_refused(
     make_checkpoint: MakeCheckpoint, attribute: str, value: object, says: str
 ) -> None:
     folder = make_checkpoint("qwen3", 2)
-    backend = load_backend("transformers", folder, "float32")
-    model = start_model(folder, "float32")
-    SGLangBackend(model, backend.geometry, "")
+    checkpoint, model = open_checkpoint(folder), start_model(folder, "float32")
+    SGLangBackend(model, checkpoint, "float32")
     layers = [layer for layer in model.modules() if isinstance(layer, RadixAttention)]
     setattr(layers[1], attribute, value)
     with pytest.raises(ModelError, match=f"layer 1 .*{says}"):
-        SGLangBackend(model, backend.geometry, "")
+        SGLangBackend(model, checkpoint, "float32")
 
 
 class Echo:

@@ -24,7 +24,7 @@ class NoReadBack(TorchDispatchMode):
 
 def forward_without_read_back(backend: ModelBackend) -> None:
     """Fails if `backend` looks at a value in its layers or its head."""
-    tokens, out = torch.arange(8), torch.empty(8, backend.geometry.vocab)
+    tokens, out = torch.arange(8), torch.empty(8, backend.identity.vocab)
     with NoReadBack():
         backend.logits_into(backend.forward(tokens, tokens, _FirstValues()), out)
     assert torch.equal(out, backend.logits(backend.forward(tokens, tokens, _FirstValues())))

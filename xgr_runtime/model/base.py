@@ -5,16 +5,18 @@ prefill, decode and the tests share one contract and no backend knows about requ
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from xgr_runtime.wire.messages import ModelIdentity
+
 Place = Callable[[nn.Module], None]
 """Called with a loaded module before anything else refers to its weights: it may move them elsewhere."""
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""As torch spells them; logits are always float32."""
 
 
 class Stage(Protocol):
@@ -28,42 +30,15 @@ class Stage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a checkpoint that KV memory, the wire and the catalog depend on."""
-
-    layers: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocab: int
-    max_positions: int
-    dtype: str
-    """"float32" or "bfloat16": of weights, activations and KV; logits are always float32."""
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch spells it."""
-        return DTYPES[self.dtype]
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return self.layers * self.layer_token_bytes
-
-    @property
-    def layer_token_bytes(self) -> int:
-        """Bytes of keys and values of one token in one layer."""
-        return 2 * self.kv_heads * self.head_dim * self.torch_dtype.itemsize
-
-
 class ModelBackend(Protocol):
     """A loaded checkpoint."""
 
     name: str
-    geometry: Geometry
-    weights_hash: str
+    identity: ModelIdentity
+    """Its sizes, and what two workers must have in common; dtype is of weights, activations and KV."""
+
+    q_heads: int
+    max_positions: int
     device: torch.device
     prunes: bool
     """Whether `forward` takes `keep`."""

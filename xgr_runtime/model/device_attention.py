@@ -11,7 +11,7 @@ from xgr_kernels.attention.paged import (
 )
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.backends.selfcheck import attention_scale
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.device.device import Device
 from xgr_runtime.model.memory.kv_pool import KvPool
 
@@ -26,13 +26,12 @@ def device_attention(
 
     `causal` for prompts, whose last rows are their last tokens. Raises `ConfigError`, `ModelError`.
     """
-    geometry = model.geometry
     sizes = AttentionSizes(
-        q_heads=geometry.q_heads,
-        kv_heads=geometry.kv_heads,
-        head_dim=geometry.head_dim,
+        q_heads=model.q_heads,
+        kv_heads=model.identity.kv_heads,
+        head_dim=model.identity.head_dim,
         page_size=pool.page_size,
-        dtype=geometry.torch_dtype,
+        dtype=DTYPES[model.identity.dtype],
         device=device.where,
         scale=attention_scale(model),
     )

@@ -17,13 +17,12 @@ from xgr_runtime.config.machine import check_memory, check_threads
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
-from xgr_runtime.model.base import Geometry, ModelBackend
+from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.memory.shared_weights import WeightSharing
 from xgr_runtime.model.ready_kernels import ready_kernels, usable_cache
-from xgr_runtime.wire.messages import ModelIdentity
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ class LoadedModel:
     """A checkpoint ready to run, and the memory for its KV."""
 
     backend: ModelBackend
-    identity: ModelIdentity
     pool: KvPool
     threads: int
     weights: WeightSharing  # keeps the memory that others map
@@ -45,7 +43,7 @@ class LoadedModel:
     @property
     def max_prompt_tokens(self) -> int:
         """Tokens that the pool and the model's positions allow."""
-        return min(self.pool.pages * self.pool.page_size, self.backend.geometry.max_positions)
+        return min(self.pool.pages * self.pool.page_size, self.backend.max_positions)
 
 
 def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool] = bool) -> LoadedModel:
@@ -70,11 +68,10 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     )
     use_threads(threads)
     keep_freed_memory()
-    identity = _identity(backend.weights_hash, backend.geometry)
     if memory_of:
         # KV and weights of the same run: those of an earlier one may be gone from a GPU.
         published = weights.taken_from or wait_for(Path(memory_of), stopping)
-        pool = _mapped_pool(memory_of, published, identity, backend)
+        pool = _mapped_pool(memory_of, published, backend)
     else:
         pool = _own_pool(config, backend)
     publication = None
@@ -83,7 +80,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
             raise ConfigError(
                 "--publish-memory needs memory that can be shared: --kv-transfer auto, on Linux"
             )
-        publication = Publication(Path(publishes), Published(identity, pool.memory.shared, weights.shared))
+        publication = Publication(
+            Path(publishes), Published(backend.identity, pool.memory.shared, weights.shared)
+        )
     log.info(
         "%s runs %s in %s on %d threads, KV for %d tokens",
         backend.name,
@@ -92,21 +91,21 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, identity, pool, threads, weights, publication, cache)
+    return LoadedModel(backend, pool, threads, weights, publication, cache)
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:
     """A pool in our own memory, which decode workers may map if it is a prefill worker's."""
-    geometry, page_size = backend.geometry, config.page_size
+    identity, page_size = backend.identity, config.page_size
     kv_bytes = config.kv_bytes or _default_kv_bytes(backend.device)
     if backend.device.type == "cpu":
         check_memory(kv_bytes, "--kv-bytes", kv_bytes, "prompt KV")
-    pages = kv_bytes // (page_size * geometry.token_bytes)
+    pages = kv_bytes // (page_size * identity.token_bytes)
     if not pages:
         raise ConfigError(f"--kv-bytes {kv_bytes} holds no page of KV: raise it")
     shared = isinstance(config, PrefillConfig) and config.kv_transfer == "auto" and sys.platform == "linux"
     make = exported_memory if shared else private_memory
-    return KvPool(geometry, pages, page_size, make(geometry, pages, page_size, backend.device))
+    return KvPool(identity, pages, page_size, make(identity, pages, page_size, backend.device))
 
 
 def _default_kv_bytes(device: torch.device) -> int:
@@ -116,19 +115,19 @@ def _default_kv_bytes(device: torch.device) -> int:
     return 1 << 30
 
 
-def _mapped_pool(path: str, published: Published, identity: ModelIdentity, backend: ModelBackend) -> KvPool:
+def _mapped_pool(path: str, published: Published, backend: ModelBackend) -> KvPool:
     """The pool that a prefill worker has published in the file `path`. Raises `ConfigError`."""
-    if name := published.model.difference(identity):
+    if name := published.model.difference(backend.identity):
         raise ConfigError(f"the prefill worker of --memory-of {path} runs a model of another {name}")
     try:
-        memory = mapped_memory(published.kv, backend.geometry)
+        memory = mapped_memory(published.kv, backend.identity)
     except CannotMap as error:
         if not lives(published.kv.generations.owner):
             raise ConfigError(
                 f"the prefill worker of --memory-of {path} died meanwhile: start again"
             ) from None
         raise ConfigError(f"--memory-of {path}: {error}; use --layout split") from None
-    return KvPool(backend.geometry, published.kv.pages, published.kv.page_size, memory)
+    return KvPool(backend.identity, published.kv.pages, published.kv.page_size, memory)
 
 
 def choose_kernels(device: str) -> str:
@@ -146,20 +145,7 @@ def prompt_limit(model: LoadedModel, wanted: int, generated: int = 0) -> int:
 
     `wanted` is the configured limit, 0 for none. Raises `ConfigError` when it cannot be met.
     """
-    possible = min(model.max_prompt_tokens, model.backend.geometry.max_positions - generated)
+    possible = min(model.max_prompt_tokens, model.backend.max_positions - generated)
     if wanted > possible:
         raise ConfigError(f"--max-prompt-tokens is {wanted}, this model and --kv-bytes allow {possible}")
     return wanted or possible
-
-
-def _identity(weights_hash: str, geometry: Geometry) -> ModelIdentity:
-    return ModelIdentity(
-        weights_hash=weights_hash,
-        dtype=geometry.dtype,
-        layers=geometry.layers,
-        kv_heads=geometry.kv_heads,
-        head_dim=geometry.head_dim,
-        hidden=geometry.hidden,
-        vocab=geometry.vocab,
-        tp_size=1,
-    )

@@ -347,7 +347,7 @@ Region = HostRegion | DeviceRegion
 
 
 class SharedKv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A prefill worker's pool as others may map it; its geometry is that of the model."""
+    """A prefill worker's pool as others may map it; its sizes are those of the model."""
 
     id: Number  # random; also in the first eight bytes of `generations`, to prove that they are right
     pages: Count  # that prompts may lie in

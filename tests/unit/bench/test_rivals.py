@@ -189,10 +189,10 @@ def test_a_grammar_holds_every_sid_as_text(tmp_path: Path, monkeypatch: pytest.M
 def test_the_floor_counts_every_multiplication() -> None:
     from floor import Shape
 
-    from xgr_runtime.model.base import Geometry
+    from xgr_runtime.wire.messages import ModelIdentity
 
-    geometry = Geometry(3, 4, 2, 8, hidden=16, vocab=50, max_positions=99, dtype="float32")
-    shape = Shape(geometry, matrices=1000)
+    model = ModelIdentity("", "float32", 3, 2, 8, hidden=16, vocab=50, tp_size=1)
+    shape = Shape(model, q_heads=4, matrices=1000)
     # Per row: each weight once, and per key, layer and head the products of q with k and of p with v.
     assert shape.forward_flop(7, 5) == 2 * 7 * (1000 + 2 * 3 * 4 * 8 * 5)
     assert shape.head_flop(7) == 2 * 7 * 16 * 50

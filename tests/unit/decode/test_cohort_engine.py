@@ -50,7 +50,7 @@ class Prompts:
 
     def __init__(self, backend: ModelBackend, trie: Trie, device: HostDevice | None = None) -> None:
         draw = np.random.default_rng(11)
-        pool = KvPool(backend.geometry, PAGES, PAGE)
+        pool = KvPool(backend.identity, PAGES, PAGE)
         self.trie = trie
         self.cpu = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
 
@@ -71,7 +71,7 @@ class Prompts:
         steps.buckets = (9, ROWS)
         self.gpu = CohortEngine(steps)
         self.gpu.warm_up(trie)
-        self.tokens = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in LENGTHS]
+        self.tokens = [draw.integers(3, backend.identity.vocab, n).astype(np.int32) for n in LENGTHS]
         pages = draw.permutation(PAGES).astype(np.int32)
         self.pages = [pages[10 * i :][: -(-n // PAGE)] for i, n in enumerate(LENGTHS)]
         parts = [Part(prompt, pages) for prompt, pages in zip(self.tokens, self.pages, strict=True)]
@@ -233,7 +233,7 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
 
 
 def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
-    pool = KvPool(backend.geometry, 2, PAGE)
+    pool = KvPool(backend.identity, 2, PAGE)
     steps = CohortSteps(
         backend,
         pool,

@@ -36,7 +36,7 @@ def backend(checkpoint: Path) -> Iterator[ModelBackend]:
 @pytest.fixture(scope="module")
 def trie(backend: ModelBackend) -> Trie:
     """300 made-up items."""
-    sids = np.random.default_rng(5).integers(3, min(30, backend.geometry.vocab), (300, DEPTH))
+    sids = np.random.default_rng(5).integers(3, min(30, backend.identity.vocab), (300, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
     return catalog.trie
 
@@ -46,12 +46,12 @@ class Requests:
 
     def __init__(self, backend: ModelBackend, trie: Trie, lengths: list[int]) -> None:
         draw = np.random.default_rng(11)
-        pool = KvPool(backend.geometry, PAGES, PAGE)
+        pool = KvPool(backend.identity, PAGES, PAGE)
         self.engine = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
         # Memory that nobody has written must not matter.
         self.engine.tail.k.fill_(torch.nan)
         self.engine.tail.v.fill_(torch.nan)
-        self.prompts = [draw.integers(3, backend.geometry.vocab, n).astype(np.int32) for n in lengths]
+        self.prompts = [draw.integers(3, backend.identity.vocab, n).astype(np.int32) for n in lengths]
         pages = draw.permutation(PAGES).astype(np.int32)
         self.pages = [pages[10 * i :][: -(-n // PAGE)] for i, n in enumerate(lengths)]
         self.hidden = self.prefill(pool)
@@ -111,11 +111,11 @@ def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBac
 
 
 def test_an_engine_of_few_rows_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:
-    CpuDecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
+    CpuDecodeEngine(backend, KvPool(backend.identity, 1, PAGE), DEPTH - 2, 2, "cpu").warm_up(trie)
 
 
 def test_trials_tell_what_steps_take_and_leave_no_trace(backend: ModelBackend, trie: Trie) -> None:
-    engine = CpuDecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    engine = CpuDecodeEngine(backend, KvPool(backend.identity, 80, PAGE), DEPTH - 2, 100, "cpu")
     tried = engine.try_searches(trie)
     assert tried and all(t.seconds > 0 and t.work.tokens <= 100 for t in tried)
     assert not engine.counters and not engine.busy and engine.costs.seen == 0
@@ -125,8 +125,8 @@ def test_trials_tell_what_steps_take_and_leave_no_trace(backend: ModelBackend, t
 
 
 def test_trials_end_with_the_step_in_which_their_time_is_over(backend: ModelBackend, trie: Trie) -> None:
-    engine = CpuDecodeEngine(backend, KvPool(backend.geometry, 80, PAGE), DEPTH - 2, 100, "cpu")
+    engine = CpuDecodeEngine(backend, KvPool(backend.identity, 80, PAGE), DEPTH - 2, 100, "cpu")
     looks = iter(range(100))
     assert len(try_searches(engine, trie, lambda: next(looks) * trials.SECONDS)) <= 1
-    none = CpuDecodeEngine(backend, KvPool(backend.geometry, 1, PAGE), DEPTH - 2, 100, "cpu")
+    none = CpuDecodeEngine(backend, KvPool(backend.identity, 1, PAGE), DEPTH - 2, 100, "cpu")
     assert none.try_searches(trie) == []

@@ -12,7 +12,6 @@ from decode_worker import memories as decode_memories
 from decode_worker.memories import PrefillMemories
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.wire.messages import (
@@ -27,7 +26,7 @@ from xgr_runtime.wire.messages import (
     SharedKv,
 )
 
-GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
+IDENTITY = ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1)
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 PAGES, PAGE = 6, 4
 
@@ -36,7 +35,7 @@ class Offered:
     """A prefill worker's memory, in this very process."""
 
     def __init__(self) -> None:
-        self.memory = exported_memory(GEOMETRY, PAGES, PAGE, torch.device("cpu"))
+        self.memory = exported_memory(IDENTITY, PAGES, PAGE, torch.device("cpu"))
         self.pages = PagePool(PAGES, self.memory.generations)
         assert self.memory.shared is not None
         self.shared: SharedKv = self.memory.shared
@@ -58,12 +57,12 @@ def hello(memory: SharedKv | None, incarnation: int = 3) -> LinkHello:
 
 
 def memories(pull: bool = True, alive: Any = lambda process: True) -> PrefillMemories:
-    return PrefillMemories(KvPool(GEOMETRY, 8, 16), False, pull, alive)
+    return PrefillMemories(KvPool(IDENTITY, 8, 16), False, pull, alive)
 
 
 def reading(offered: Offered, alive: Any = lambda process: True) -> PrefillMemories:
     """Of a worker that reads the offered pool in place."""
-    pool = KvPool(GEOMETRY, PAGES, PAGE, mapped_memory(offered.shared, GEOMETRY))
+    pool = KvPool(IDENTITY, PAGES, PAGE, mapped_memory(offered.shared, IDENTITY))
     return PrefillMemories(pool, True, True, alive)
 
 

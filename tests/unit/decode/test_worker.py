@@ -22,7 +22,6 @@ from xgr_runtime.errors import DeadlineExceeded
 from xgr_runtime.handover.protocol import FIRST_LEASE, chunk_checksum, digest_of, range_checksum
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.shared_memory import this_process
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device.device import DeviceLost
 from xgr_runtime.model.memory.kv_copies import Copies
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
@@ -413,16 +412,16 @@ def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) ->
 
 def offered_by(worker: DecodeWorker, in_place: bool) -> PagePool:
     """A prefill worker's pool of 8 pages of 4 tokens that this worker has mapped; incarnation 3."""
-    geometry = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
-    exported = exported_memory(geometry, 8, 4, torch.device("cpu"))
+    identity = ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1)
+    exported = exported_memory(identity, 8, 4, torch.device("cpu"))
     assert exported.shared is not None
-    theirs = KvPool(geometry, 8, 4, exported)
+    theirs = KvPool(identity, 8, 4, exported)
     theirs.k.fill_(1.0)
     theirs.v.fill_(2.0)
     pool = (
-        KvPool(geometry, 8, 4, mapped_memory(exported.shared, geometry))
+        KvPool(identity, 8, 4, mapped_memory(exported.shared, identity))
         if in_place
-        else KvPool(geometry, 4, 16)
+        else KvPool(identity, 4, 16)
     )
     worker.engine.pool = pool
     worker.inbound.memories = PrefillMemories(pool, in_place, pull=True)
@@ -644,7 +643,7 @@ def handed_over(
 @pytest.fixture
 def pooled(worker: DecodeWorker, heard: Heard) -> DecodeWorker:
     """Four pages of sixteen tokens that are really there."""
-    pool = KvPool(Geometry(2, 2, 1, 4, 8, 100, 64, "float32"), 4, 16)
+    pool = KvPool(ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1), 4, 16)
     worker.engine.pool, worker.inbound.copies = pool, Copies(pool)
     return worker
 

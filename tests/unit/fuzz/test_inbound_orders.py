@@ -20,7 +20,6 @@ from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.handover.protocol import chunk_checksum, digest_of
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_copies import Copies
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.transport import Received
@@ -64,7 +63,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         self.errors = Errors("decode_worker")
         self.now = 1.0
         engine: Any = PlayedEngine()
-        engine.pool = KvPool(Geometry(2, 2, 1, 4, 8, 100, 64, "float32"), 4, 16)
+        engine.pool = KvPool(ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1), 4, 16)
         path = Path(self.folder.name)
         config = DecodeConfig(
             model_path="m",

@@ -43,7 +43,7 @@ def refusal(folder: Path, name: str = "transformers", dtype: str = "float32") ->
 
 
 def run(backend: ModelBackend, tokens: Tensor) -> Tensor:
-    pool = KvPool(backend.geometry, pages=4, page_size=16)
+    pool = KvPool(backend.identity, pages=4, page_size=16)
     stage = PrefillStage(pool, [(0, len(tokens), np.arange(4, dtype=np.int32))])
     return backend.logits(backend.forward(tokens, torch.arange(len(tokens)), stage))
 
@@ -245,7 +245,7 @@ def test_logits_are_float32_tied_or_not(make_checkpoint: MakeCheckpoint) -> None
         folder = make_checkpoint("qwen3", 2, tie_word_embeddings=tied)
         backend = load_backend("transformers", folder, "bfloat16")
         assert backend.logits(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.float32
-        assert backend.geometry.vocab == 97
+        assert backend.identity.vocab == 97
 
 
 def test_two_backends_in_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint) -> None:
@@ -274,10 +274,12 @@ def test_two_backends_in_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint)
 
 
 def test_weights_hash_names_content(make_checkpoint: MakeCheckpoint, folder: Path, tmp_path: Path) -> None:
-    first = load_backend("transformers", folder, "float32").weights_hash
+    first = load_backend("transformers", folder, "float32").identity.weights_hash
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert load_backend("transformers", copy, "float32").weights_hash == first
-    other_weights = load_backend("transformers", make_checkpoint("qwen3", 2, seed=1), "float32").weights_hash
+    assert load_backend("transformers", copy, "float32").identity.weights_hash == first
+    other_weights = load_backend(
+        "transformers", make_checkpoint("qwen3", 2, seed=1), "float32"
+    ).identity.weights_hash
     edit_config(copy, rms_norm_eps=1e-5)
-    other_config = load_backend("transformers", copy, "float32").weights_hash
+    other_config = load_backend("transformers", copy, "float32").identity.weights_hash
     assert len({first, other_weights, other_config}) == 3

@@ -25,8 +25,8 @@ def library(folder: Path, dtype: str = "float32") -> ModelBackend:
 
 
 def run(model: ModelBackend, tokens: Tensor, keep: Tensor | None = None) -> tuple[Tensor, KvPool]:
-    pool = KvPool(model.geometry, 16, 4)
-    last = None if keep is None else model.geometry.layers - 1
+    pool = KvPool(model.identity, 16, 4)
+    last = None if keep is None else model.identity.layers - 1
     pages = np.arange(16, dtype=np.int32)
     stage = PrefillStage(pool, [(0, len(tokens), pages)], last_rows_of=last)
     return model.logits(model.forward(tokens, torch.arange(len(tokens)), stage, keep)), pool

@@ -55,7 +55,7 @@ def parts(backend: ModelBackend) -> list[Part]:
 
 
 def test_prompts_in_whole_and_in_chunks(backend: ModelBackend) -> None:
-    pool, plain = KvPool(backend.geometry, PAGES, PAGE), KvPool(backend.geometry, PAGES, PAGE)
+    pool, plain = KvPool(backend.identity, PAGES, PAGE), KvPool(backend.identity, PAGES, PAGE)
     device = HostDevice()
     attention = device_attention(backend, pool, device, rows=64, requests=32, causal=True)
     engine = BucketEngine(backend, pool, device, 64, attention)
@@ -75,7 +75,7 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     sids = np.random.default_rng(5).integers(3, 12, (90, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(90)], sids.astype(np.int32))
     trie = catalog.trie
-    pool, device = KvPool(backend.geometry, PAGES, PAGE), HostDevice()
+    pool, device = KvPool(backend.identity, PAGES, PAGE), HostDevice()
     attention = device_attention(backend, pool, device, rows=ROWS, requests=4, causal=False)
     tuning = Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128)
     steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention, 4, tuning)
@@ -107,5 +107,5 @@ def test_what_the_library_does_not_serve_is_refused_with_a_way_out(make_checkpoi
     backend = load_backend("transformers", make_checkpoint("qwen3", 2), "float32")
     with pytest.raises(ConfigError, match=r"dtype is torch.float32.*--device cpu"):
         device_attention(
-            backend, KvPool(backend.geometry, PAGES, PAGE), HostDevice(), rows=8, requests=1, causal=True
+            backend, KvPool(backend.identity, PAGES, PAGE), HostDevice(), rows=8, requests=1, causal=True
         )

@@ -6,26 +6,26 @@ import torch
 
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.memory.host_tier import HostTier
 from xgr_runtime.model.memory.kv_pool import KvPool
+from xgr_runtime.wire.messages import ModelIdentity
 
-GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
+IDENTITY = ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1)
 SIZE = 4
 
 
 @pytest.fixture
 def pool() -> KvPool:
     """Six pages of random numbers."""
-    made = KvPool(GEOMETRY, 6, SIZE)
+    made = KvPool(IDENTITY, 6, SIZE)
     made.k.normal_(generator=torch.Generator().manual_seed(1))
     made.v.normal_(generator=torch.Generator().manual_seed(2))
     return made
 
 
 def tier_of(pool: KvPool, pages: float) -> HostTier:
-    return HostTier(pool, int(pages * SIZE * GEOMETRY.token_bytes), HostDevice())
+    return HostTier(pool, int(pages * SIZE * IDENTITY.token_bytes), HostDevice())
 
 
 def test_what_is_saved_comes_back_into_any_page(pool: KvPool) -> None:

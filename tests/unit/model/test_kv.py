@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_pool import KvPool, PageIds, TailKv
+from xgr_runtime.wire.messages import ModelIdentity
 
 PAGE = 4
 CONSECUTIVE = np.array([2, 3, 4], dtype=np.int32)
@@ -13,14 +13,12 @@ SCATTERED = np.array([5, 1, 3], dtype=np.int32)
 REVERSED = np.array([4, 3, 2], dtype=np.int32)
 
 
-def geometry(dtype: str) -> Geometry:
-    return Geometry(
-        layers=3, q_heads=4, kv_heads=2, head_dim=5, hidden=20, vocab=11, max_positions=64, dtype=dtype
-    )
+def identity(dtype: str) -> ModelIdentity:
+    return ModelIdentity("", dtype, layers=3, kv_heads=2, head_dim=5, hidden=20, vocab=11, tp_size=1)
 
 
 def random_pool(dtype: str, seed: int) -> KvPool:
-    pool = KvPool(geometry(dtype), pages=7, page_size=PAGE)
+    pool = KvPool(identity(dtype), pages=7, page_size=PAGE)
     torch.manual_seed(seed)
     pool.k.copy_(torch.randn(pool.k.shape))
     pool.v.copy_(torch.randn(pool.v.shape))
@@ -40,7 +38,7 @@ def test_chunk_crosses_bit_for_bit(dtype: str, pages: PageIds, start: int, count
     there = SCATTERED if pages is CONSECUTIVE else CONSECUTIVE  # page ids are private to each side
     for first, last in ((0, 3), (1, 2)):
         k_bytes, v_bytes = sender.read_bytes(first, last, pages, start, count)
-        chunk = (last - first) * count * sender.geometry.token_bytes // 2 // sender.geometry.layers
+        chunk = (last - first) * count * sender.identity.token_bytes // 2 // sender.identity.layers
         assert (k_bytes.nbytes, v_bytes.nbytes) == (chunk, chunk)
         receiver.write_bytes(first, last, there, start, count, bytes(k_bytes), bytearray(v_bytes))
         for layer in range(first, last):
@@ -102,10 +100,10 @@ def test_out_of_bounds_is_caught(pages: PageIds, start: int, count: int) -> None
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
 def test_sizes(dtype: str, itemsize: int) -> None:
-    pool = KvPool(geometry(dtype), pages=7, page_size=PAGE)
-    assert pool.geometry.token_bytes == 2 * 3 * 2 * 5 * itemsize
+    pool = KvPool(identity(dtype), pages=7, page_size=PAGE)
+    assert pool.identity.token_bytes == 2 * 3 * 2 * 5 * itemsize
     assert pool.size_bytes == pool.k.nbytes + pool.v.nbytes
     assert pool.k.shape[1] == 8 and pool.scratch_page == 7, "a page for rows of padding comes on top"
-    tail = TailKv(pool.geometry, tokens=2, rows=9)
+    tail = TailKv(pool.identity, tokens=2, rows=9)
     assert tail.k.shape == tail.v.shape == (3, 2, 9, 2, 5)
     assert tail.k.dtype == pool.k.dtype

@@ -15,25 +15,22 @@ import torch
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.shared_memory import CannotMap
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory import kv_memory
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
 from xgr_runtime.model.memory.kv_pool import KvPool, PageIds
-from xgr_runtime.wire.messages import HostRegion, SharedKv
+from xgr_runtime.wire.messages import HostRegion, ModelIdentity, SharedKv
 
 CPU = torch.device("cpu")
 PAGES, PAGE = 9, 4
 THEIRS = np.array([5, 1, 3], np.int32)
 
 
-def geometry(dtype: str = "float32") -> Geometry:
-    return Geometry(
-        layers=3, q_heads=4, kv_heads=2, head_dim=5, hidden=20, vocab=11, max_positions=64, dtype=dtype
-    )
+def identity(dtype: str = "float32") -> ModelIdentity:
+    return ModelIdentity("", dtype, layers=3, kv_heads=2, head_dim=5, hidden=20, vocab=11, tp_size=1)
 
 
 def exported_pool(dtype: str = "float32") -> KvPool:
-    pool = KvPool(geometry(dtype), PAGES, PAGE, exported_memory(geometry(dtype), PAGES, PAGE, CPU))
+    pool = KvPool(identity(dtype), PAGES, PAGE, exported_memory(identity(dtype), PAGES, PAGE, CPU))
     torch.manual_seed(3)
     pool.k.copy_(torch.randn(pool.k.shape))
     pool.v.copy_(torch.randn(pool.v.shape))
@@ -65,8 +62,8 @@ def owner(request: pytest.FixtureRequest) -> Iterator[tuple[Connection, SharedKv
 
 def test_another_process_reads_the_same_bits(owner: tuple[Connection, SharedKv, str]) -> None:
     pipe, shared, dtype = owner
-    memory = mapped_memory(shared, geometry(dtype))
-    pool, expected = KvPool(geometry(dtype), PAGES, PAGE, memory), exported_pool(dtype)
+    memory = mapped_memory(shared, identity(dtype))
+    pool, expected = KvPool(identity(dtype), PAGES, PAGE, memory), exported_pool(dtype)
     assert torch.equal(pool.k, expected.k) and torch.equal(pool.v, expected.v)
     assert not memory.generations.any()
     pipe.send([3, 5])
@@ -82,7 +79,7 @@ def test_another_process_reads_the_same_bits(owner: tuple[Connection, SharedKv, 
 def test_a_prompt_is_pulled_bit_for_bit(page_size: int, start: int, count: int, theirs: PageIds) -> None:
     """Page sizes are private to each side."""
     source = exported_pool("bfloat16")
-    ours = KvPool(geometry("bfloat16"), 40, page_size)
+    ours = KvPool(identity("bfloat16"), 40, page_size)
     run = np.arange(7, 7 + -(-12 // page_size), dtype=np.int32)
     for pages in (run, np.roll(run, 1)):
         ours.k.zero_()
@@ -95,7 +92,7 @@ def test_a_prompt_is_pulled_bit_for_bit(page_size: int, start: int, count: int, 
 
 
 def test_chunks_of_frames_come_out_of_it_as_well() -> None:
-    source, ours = exported_pool(), KvPool(geometry(), 40, 16)
+    source, ours = exported_pool(), KvPool(identity(), 40, 16)
     pages = np.array([2], np.int32)
     ours.write_bytes(0, 3, pages, 0, 12, *source.read_bytes(0, 3, THEIRS, 0, 12))
     assert torch.equal(ours.read(2, pages, 0, 12)[0], source.read(2, THEIRS, 0, 12)[0])
@@ -110,18 +107,18 @@ def test_memory_that_is_not_what_it_says_is_not_mapped(change: dict[str, Any]) -
     pool = exported_pool()
     shared = pool.memory.shared
     assert shared is not None and isinstance(shared.kv, HostRegion)
-    mapped_memory(shared, geometry())
+    mapped_memory(shared, identity())
     if "kv" in change:
         change = {"kv": HostRegion(shared.kv.owner, shared.kv.fd, shared.kv.size - 1)}
     with pytest.raises(CannotMap):
-        mapped_memory(msgspec.structs.replace(shared, **change), geometry())
+        mapped_memory(msgspec.structs.replace(shared, **change), identity())
 
 
 def test_a_pool_of_another_model_is_not_mapped() -> None:
     shared = exported_pool("bfloat16").memory.shared
     assert shared is not None
     with pytest.raises(CannotMap):
-        mapped_memory(shared, geometry("float32"))
+        mapped_memory(shared, identity("float32"))
 
 
 def test_a_pool_that_is_dropped_leaves_no_mapping() -> None:
@@ -132,7 +129,7 @@ def test_a_pool_that_is_dropped_leaves_no_mapping() -> None:
     before = mapped()
     pool = exported_pool()
     assert pool.memory.shared is not None
-    reader = KvPool(geometry(), PAGES, PAGE, mapped_memory(pool.memory.shared, geometry()))
+    reader = KvPool(identity(), PAGES, PAGE, mapped_memory(pool.memory.shared, identity()))
     assert mapped() == before + 4, "keys and values, and generations, twice"
     del pool, reader
     assert mapped() == before
@@ -146,4 +143,4 @@ def test_a_machine_without_such_memory_is_a_reason(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(kv_memory, "Segment", refuse)
     with pytest.raises(ConfigError, match="generations of 9 pages"):
-        exported_memory(geometry(), PAGES, PAGE, CPU)
+        exported_memory(identity(), PAGES, PAGE, CPU)

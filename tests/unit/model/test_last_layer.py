@@ -40,13 +40,13 @@ def test_the_last_tokens_and_all_kv_are_those_of_the_whole_layer(
     folder: Path = make_checkpoint(family, 2)
     model = load_backend("transformers", folder, "float32")
     assert model.prunes
-    pools = [KvPool(model.geometry, 16, PAGE) for _ in range(2)]
+    pools = [KvPool(model.identity, 16, PAGE) for _ in range(2)]
     told: list[list[int]] = [[], []]
     hidden = []
     for pool, pruned, layers in zip(pools, (True, False), told, strict=True):
         pool.k[:] = pool.v[:] = 0.5  # what the begun prompt's first tokens left
         model.prunes = pruned
-        hidden.append(CpuPrefillEngine(model, pool).run(batch(model.geometry.vocab), layers.append))
+        hidden.append(CpuPrefillEngine(model, pool).run(batch(model.identity.vocab), layers.append))
     np.testing.assert_allclose(hidden[0], hidden[1], rtol=0, atol=TOLERANCE)
     assert torch.equal(pools[0].k, pools[1].k) and torch.equal(pools[0].v, pools[1].v)
     assert told[0] == told[1] == [0, 1, 2]

@@ -50,9 +50,9 @@ def test_beams_equal_whole_sequences(
 ) -> None:
     folder = make_checkpoint(family, kv_heads)
     backend, want = load_backend("transformers", folder, dtype), oracle(folder)
-    draw, vocab = np.random.default_rng(7), backend.geometry.vocab
-    pool = KvPool(backend.geometry, pages=10, page_size=PAGE)
-    tail = TailKv(backend.geometry, tokens=TAIL, rows=24)
+    draw, vocab = np.random.default_rng(7), backend.identity.vocab
+    pool = KvPool(backend.identity, pages=10, page_size=PAGE)
+    tail = TailKv(backend.identity, tokens=TAIL, rows=24)
     requests = make_requests(vocab, draw)
     for request, logits in zip(requests, prefill(backend, pool, requests), strict=True):
         assert logits.dtype == torch.float32
@@ -82,9 +82,9 @@ def test_a_prompt_in_parts_equals_one_forward(
     """Each part runs beside a whole prompt, and only its own tokens are computed and written."""
     backend = load_backend("transformers", make_checkpoint("qwen3", 2), dtype)
     draw = np.random.default_rng(2)
-    whole, parts = (KvPool(backend.geometry, pages=12, page_size=PAGE) for _ in range(2))
-    mate = make_requests(backend.geometry.vocab, draw)[0]
-    prompt = torch.from_numpy(draw.integers(0, backend.geometry.vocab, 32))
+    whole, parts = (KvPool(backend.identity, pages=12, page_size=PAGE) for _ in range(2))
+    mate = make_requests(backend.identity.vocab, draw)[0]
+    prompt = torch.from_numpy(draw.integers(0, backend.identity.vocab, 32))
     pages = draw.permutation(np.setdiff1d(np.arange(12), mate.pages))[:4].astype(np.int32)
     (want,) = prefill(backend, whole, [Beams(prompt, pages, 0)])
     got = []
@@ -97,9 +97,9 @@ def test_a_prompt_in_parts_equals_one_forward(
         got.append(backend.logits(hidden[: end - start]))
         changed = (parts.k != before).flatten(3).any(-1)
         changed[:, mate.pages] = False
-        assert changed.sum() == backend.geometry.layers * (end - start)
+        assert changed.sum() == backend.identity.layers * (end - start)
     torch.testing.assert_close(torch.cat(got), want, rtol=0, atol=TOLERANCE[dtype])
-    for layer in range(backend.geometry.layers):
+    for layer in range(backend.identity.layers):
         for ours, theirs in zip(
             parts.read(layer, pages, 0, 32), whole.read(layer, pages, 0, 32), strict=True
         ):
@@ -108,7 +108,7 @@ def test_a_prompt_in_parts_equals_one_forward(
 
 def test_layers_are_announced_when_their_kv_is_in_the_pool(make_checkpoint: Callable[..., Path]) -> None:
     backend = load_backend("transformers", make_checkpoint("qwen3", 2), "float32")
-    pool = KvPool(backend.geometry, pages=4, page_size=PAGE)
+    pool = KvPool(backend.identity, pages=4, page_size=PAGE)
     seen: list[tuple[int, bool, bool]] = []
 
     def on_layer(layer: int) -> None:
@@ -122,8 +122,8 @@ def test_layers_are_announced_when_their_kv_is_in_the_pool(make_checkpoint: Call
 
 def test_batch_composition_changes_nothing(make_checkpoint: Callable[..., Path]) -> None:
     backend = load_backend("transformers", make_checkpoint("llama", 2), "float32")
-    pool = KvPool(backend.geometry, pages=10, page_size=PAGE)
-    requests = make_requests(backend.geometry.vocab, np.random.default_rng(3))
+    pool = KvPool(backend.identity, pages=10, page_size=PAGE)
+    requests = make_requests(backend.identity.vocab, np.random.default_rng(3))
     together = prefill(backend, pool, requests)
     for request, logits in zip(requests, together, strict=True):
         # float32 products of another shape may sum in another order.

@@ -14,12 +14,10 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Published, publish
 from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.model import startup
-from xgr_runtime.model.base import Geometry
 from xgr_runtime.model.memory.kv_memory import KvMemory, exported_memory
 from xgr_runtime.model.memory.shared_weights import export_weights
 from xgr_runtime.wire.messages import ModelIdentity
 
-GEOMETRY = Geometry(2, 2, 1, 4, 8, 100, 64, "float32")
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
 
@@ -27,7 +25,7 @@ class PrefillRun:
     """What one run of a prefill worker publishes; its memory is there as long as we are."""
 
     def __init__(self, kept: list[object]) -> None:
-        self.kv: KvMemory = exported_memory(GEOMETRY, 4, 4, torch.device("cpu"))
+        self.kv: KvMemory = exported_memory(MODEL, 4, 4, torch.device("cpu"))
         weights, block = export_weights(nn.Linear(2, 2))
         assert self.kv.shared is not None
         self.published = Published(MODEL, self.kv.shared, weights)
@@ -40,9 +38,7 @@ def loading(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> N
     def load(*arguments: Any) -> Any:
         arguments[-1](nn.Linear(2, 2))
         meanwhile()
-        return SimpleNamespace(
-            name="played", geometry=GEOMETRY, weights_hash="hash", device=torch.device("cpu")
-        )
+        return SimpleNamespace(name="played", identity=MODEL, max_positions=64, device=torch.device("cpu"))
 
     monkeypatch.setattr(startup, "load_backend", load)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

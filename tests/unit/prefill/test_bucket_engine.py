@@ -30,7 +30,7 @@ def backend(make_checkpoint: MakeCheckpoint) -> ModelBackend:
 
 def pool_of(backend: ModelBackend) -> KvPool:
     """What nobody has written must not matter."""
-    pool = KvPool(backend.geometry, PAGES, PAGE)
+    pool = KvPool(backend.identity, PAGES, PAGE)
     pool.k.fill_(torch.nan)
     pool.v.fill_(torch.nan)
     return pool
@@ -58,7 +58,7 @@ def parts_of(lengths: list[int], seed: int = 3) -> list[Part]:
 
 
 def kv(pool: KvPool, parts: list[Part]) -> Tensor:
-    layers = range(pool.geometry.layers)
+    layers = range(pool.identity.layers)
     ends = [part.start + len(part.tokens) for part in parts]
     return torch.cat(
         [

@@ -25,7 +25,8 @@ class Counted:
 
     def __init__(self, model: ModelBackend) -> None:
         self._model = model
-        self.name, self.geometry, self.weights_hash = model.name, model.geometry, model.weights_hash
+        self.name, self.identity = model.name, model.identity
+        self.q_heads, self.max_positions = model.q_heads, model.max_positions
         self.prunes = model.prunes
         self.positions: list[list[int]] = []
 
@@ -47,12 +48,12 @@ def loaded(checkpoint: Path) -> Iterator[ModelBackend]:
 
 @pytest.fixture
 def engine(loaded: ModelBackend) -> CpuPrefillEngine:
-    return CpuPrefillEngine(Counted(loaded), KvPool(loaded.geometry, PAGES, PAGE))
+    return CpuPrefillEngine(Counted(loaded), KvPool(loaded.identity, PAGES, PAGE))
 
 
 @pytest.fixture(scope="module")
 def prompt(loaded: ModelBackend) -> np.ndarray:
-    return np.random.default_rng(1).integers(3, loaded.geometry.vocab, LENGTH).astype(np.int32)
+    return np.random.default_rng(1).integers(3, loaded.identity.vocab, LENGTH).astype(np.int32)
 
 
 CONSECUTIVE = np.arange(2, 12, dtype=np.int32)
@@ -65,7 +66,7 @@ def run(engine: CpuPrefillEngine, *parts: Part) -> np.ndarray:
 
 def kv(engine: CpuPrefillEngine, pages: PageIds) -> Tensor:
     """[layers, 2, LENGTH, Hkv, D]"""
-    layers = range(engine.model.geometry.layers)
+    layers = range(engine.model.identity.layers)
     return torch.stack([torch.stack(engine.pool.read(layer, pages, 0, LENGTH)) for layer in layers])
 
 

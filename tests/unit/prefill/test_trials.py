@@ -19,7 +19,7 @@ class Played:
         self.seconds = seconds
         self.sizes: list[int] = []
         self.pool = SimpleNamespace(pages=pages, page_size=16)
-        self.model = SimpleNamespace(geometry=SimpleNamespace(vocab=100))
+        self.model = SimpleNamespace(identity=SimpleNamespace(vocab=100))
 
     def run(self, parts: Any, on_layer: Callable[[int], None]) -> None:
         (part,) = parts

@@ -16,7 +16,7 @@ from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends.head import Head
 from xgr_runtime.model.backends.packed_linear import PackedLinear
 from xgr_runtime.model.backends.selfcheck import check_backend
-from xgr_runtime.model.base import Geometry, ModelBackend, Stage
+from xgr_runtime.model.base import ModelBackend, Stage
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +31,17 @@ class CpuBackend:
 
     name = "transformers"  # whose embedding, rotary positions and weights these are
 
-    def __init__(self, model: HfModel, geometry: Geometry, weights_hash: str) -> None:
-        self.geometry = geometry
-        self.weights_hash = weights_hash
+    def __init__(self, model: HfModel, library: ModelBackend) -> None:
+        self.identity = library.identity
+        self.q_heads, self.max_positions = library.q_heads, library.max_positions
         self.device = torch.device("cpu")
         self.prunes = True
         decoder, head = model.base_model, model.get_output_embeddings()
         self._embedding: Tensor = decoder.embed_tokens.weight.detach()
         self._rotary = decoder.rotary_emb
-        self._layers = [_Layer(layer, index, geometry) for index, layer in enumerate(decoder.layers)]
+        self._layers = [_Layer(layer, index, library) for index, layer in enumerate(decoder.layers)]
         self._norm = _Norm(decoder.norm)
-        self._head = Head(head.weight, head.bias, geometry.vocab)
+        self._head = Head(head.weight, head.bias, self.identity.vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -65,11 +65,14 @@ class CpuBackend:
 
 def own_way(library: ModelBackend, model: HfModel, want: Tensor) -> ModelBackend:
     """A `CpuBackend` of the library's `model`, if it gives the logits `want` too; else `library` itself."""
-    geometry = library.geometry
-    if model.config.model_type not in FAMILY or geometry.dtype != "float32" or library.device.type != "cpu":
+    if (
+        model.config.model_type not in FAMILY
+        or library.identity.dtype != "float32"
+        or library.device.type != "cpu"
+    ):
         return library
     try:
-        backend = CpuBackend(model, geometry, library.weights_hash)
+        backend = CpuBackend(model, library)
         check_backend(backend, want, type(model).__name__)
     except (ModelError, AttributeError) as error:  # a layer of that family with more, or less, in it
         log.warning("the model runs in the library's layers, which is slower: %s", error)
@@ -80,10 +83,10 @@ def own_way(library: ModelBackend, model: HfModel, want: Tensor) -> ModelBackend
 class _Layer:
     """One layer: attention, then the gated products."""
 
-    def __init__(self, layer: HfModel, index: int, geometry: Geometry) -> None:
+    def __init__(self, layer: HfModel, index: int, library: ModelBackend) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
-        self._heads = geometry.q_heads, geometry.kv_heads
+        self._heads = library.q_heads, library.identity.kv_heads
         self._scale = float(attention.scaling)
         self._before, self._between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)

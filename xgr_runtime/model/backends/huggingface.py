@@ -13,7 +13,8 @@ from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends import shims
 from xgr_runtime.model.backends.refusals import describe, refuse_unsupported
-from xgr_runtime.model.base import DTYPES, Geometry
+from xgr_runtime.model.base import DTYPES
+from xgr_runtime.wire.messages import ModelIdentity
 
 shims.install()
 # After the shims: where SGLang is installed, transformers may not import without them.
@@ -35,19 +36,26 @@ class Checkpoint:
     config: HfConfig
     weights_hash: str
 
-    def geometry(self, dtype: str) -> Geometry:
-        """Its sizes, run in `dtype`."""
-        config = self.config
-        q_heads = int(config.num_attention_heads)
-        return Geometry(
+    @property
+    def q_heads(self) -> int:
+        return int(self.config.num_attention_heads)
+
+    @property
+    def max_positions(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    def identity(self, dtype: str) -> ModelIdentity:
+        """What it is when it runs in `dtype`, whole in one process."""
+        config, q_heads = self.config, self.q_heads
+        return ModelIdentity(
+            weights_hash=self.weights_hash,
+            dtype=dtype,
             layers=int(config.num_hidden_layers),
-            q_heads=q_heads,
             kv_heads=int(getattr(config, "num_key_value_heads", None) or q_heads),
             head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // q_heads),
             hidden=int(config.hidden_size),
             vocab=int(config.vocab_size),
-            max_positions=int(config.max_position_embeddings),
-            dtype=dtype,
+            tp_size=1,
         )
 
 

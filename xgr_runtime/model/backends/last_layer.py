@@ -74,16 +74,16 @@ def prune(layer: nn.Module, stage_of: Callable[[dict[str, Any]], Stage | None], 
 
 def prunes(backend: ModelBackend) -> bool:
     """Whether the backend's forward gives the same rows with `keep` as without."""
-    tokens = (torch.arange(_TOKENS, device=backend.device) * 7919 + 3).remainder(backend.geometry.vocab)
+    tokens = (torch.arange(_TOKENS, device=backend.device) * 7919 + 3).remainder(backend.identity.vocab)
     positions = torch.arange(_TOKENS, device=backend.device)
     keep = torch.tensor([1, _TOKENS - 1], device=backend.device)
     want = backend.forward(tokens, positions, _OwnValues())[keep]
     try:
-        got = backend.forward(tokens, positions, _OwnValues(keep, backend.geometry.layers - 1), keep)
+        got = backend.forward(tokens, positions, _OwnValues(keep, backend.identity.layers - 1), keep)
     except Exception as error:  # of any kind: a layer whose inputs are other than we think
         log.info("the last layer runs for all tokens of a prompt: %r", error)
         return False
-    limit = _TOLERANCE[backend.geometry.dtype] * float(want.abs().max())
+    limit = _TOLERANCE[backend.identity.dtype] * float(want.abs().max())
     same = got.shape == want.shape and float((got.float() - want.float()).abs().max()) <= limit
     if not same:
         log.info("the last layer runs for all tokens of a prompt: with fewer it computes something else")

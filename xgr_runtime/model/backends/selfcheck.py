@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends.refusals import describe
-from xgr_runtime.model.base import Geometry, ModelBackend
+from xgr_runtime.model.base import ModelBackend
 
 _SEQUENCES, _LENGTH = 2, 8
 
@@ -29,7 +29,7 @@ _SHARE = {"float32": 1.0, "bfloat16": 0.75}
 HfModel: TypeAlias = Any  # transformers' models are not typed
 
 
-def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
+def reference_logits(model: HfModel, vocab: int) -> Tensor:
     """What `model` answers with its own eager attention, [16, vocab] float32; for `check_backend`.
 
     Eager is the reference because it is each architecture's own code: the shared SDPA path would ignore soft
@@ -37,7 +37,7 @@ def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
     """
     try:
         with torch.inference_mode():
-            tokens = _tokens(geometry).to(model.device)
+            tokens = _tokens(vocab).to(model.device)
             logits: Tensor = model(input_ids=tokens, use_cache=False).logits
             return logits.float().flatten(0, 1)
     except Exception as error:  # a config that the model was built from but cannot be run with
@@ -46,12 +46,12 @@ def reference_logits(model: HfModel, geometry: Geometry) -> Tensor:
 
 def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> None:
     """Raises ModelError, naming `architecture`, unless `backend` gives the logits `want` through a stage."""
-    stage = _CheckStage(backend.geometry, architecture)
+    stage = _CheckStage(backend, architecture)
     # Packed into one row of tokens: an architecture that mixes neighbours outside of attention shows here.
-    tokens = _tokens(backend.geometry).flatten().to(backend.device)
+    tokens = _tokens(backend.identity.vocab).flatten().to(backend.device)
     hidden = backend.forward(tokens, torch.arange(_LENGTH, device=backend.device).repeat(_SEQUENCES), stage)
     stage.finish()
-    dtype, errors = backend.geometry.dtype, (backend.logits(hidden) - want).abs().amax(dim=-1)  # [16]
+    dtype, errors = backend.identity.dtype, (backend.logits(hidden) - want).abs().amax(dim=-1)  # [16]
     error = float(errors.quantile(_SHARE[dtype]) / want.abs().max().clamp_min(1e-6))
     limit = _TOLERANCE[dtype]
     if not error <= limit:  # NaN fails too
@@ -87,29 +87,24 @@ class _ScaleProbe:
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
 
-def _tokens(geometry: Geometry) -> Tensor:
+def _tokens(vocab: int) -> Tensor:
     """Two different sequences of token ids spread over the vocabulary, [2, 8]."""
     count = _SEQUENCES * _LENGTH
-    return (torch.arange(count) * 7919 + 3).remainder(geometry.vocab).view(_SEQUENCES, _LENGTH)
+    return (torch.arange(count) * 7919 + 3).remainder(vocab).view(_SEQUENCES, _LENGTH)
 
 
 class _CheckStage:
     """Causal attention over the packed sequences; checks shapes and that each layer calls once, in order."""
 
-    def __init__(self, geometry: Geometry, architecture: str) -> None:
-        self._geometry = geometry
+    def __init__(self, backend: ModelBackend, architecture: str) -> None:
+        self._model, self._q_heads = backend.identity, backend.q_heads
         self._architecture = architecture
         self._calls = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        geometry = self._geometry
-        rows = _SEQUENCES * _LENGTH
-        kv_shape = (rows, geometry.kv_heads, geometry.head_dim)
-        if (
-            q.shape != (rows, geometry.q_heads, geometry.head_dim)
-            or k.shape != kv_shape
-            or v.shape != kv_shape
-        ):
+        model, rows = self._model, _SEQUENCES * _LENGTH
+        kv_shape = (rows, model.kv_heads, model.head_dim)
+        if q.shape != (rows, self._q_heads, model.head_dim) or k.shape != kv_shape or v.shape != kv_shape:
             shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
             raise ModelError(f"{self._architecture} is not supported: attention got {shapes}")
         if layer != self._calls:
@@ -122,8 +117,8 @@ class _CheckStage:
         return o.transpose(1, 2).flatten(0, 1)
 
     def finish(self) -> None:
-        if self._calls != self._geometry.layers:
+        if self._calls != self._model.layers:
             raise ModelError(
-                f"{self._architecture} is not supported: {self._calls} of {self._geometry.layers} layers "
+                f"{self._architecture} is not supported: {self._calls} of {self._model.layers} layers "
                 "have attention"
             )

@@ -14,10 +14,10 @@ from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends import shims
 from xgr_runtime.model.backends.cpu import own_way
 from xgr_runtime.model.backends.head import Head
-from xgr_runtime.model.backends.huggingface import HfModel, load_eager, open_checkpoint
+from xgr_runtime.model.backends.huggingface import Checkpoint, HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
-from xgr_runtime.model.base import Geometry, ModelBackend, Place, Stage
+from xgr_runtime.model.base import ModelBackend, Place, Stage
 
 shims.install()
 from transformers import AttentionInterface  # noqa: E402, after the shims
@@ -31,22 +31,22 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def __init__(self, model: HfModel, geometry: Geometry, weights_hash: str) -> None:
-        self.geometry = geometry
-        self.weights_hash = weights_hash
+    def __init__(self, model: HfModel, checkpoint: Checkpoint, dtype: str) -> None:
+        self.identity = checkpoint.identity(dtype)
+        self.q_heads, self.max_positions = checkpoint.q_heads, checkpoint.max_positions
         self._decoder: nn.Module = model.base_model
         head = model.get_output_embeddings()
-        self._head = Head(head.weight, head.bias, geometry.vocab)
+        self._head = Head(head.weight, head.bias, self.identity.vocab)
         self.device: torch.device = head.weight.device
         self.prunes = False
         layers = getattr(self._decoder, "layers", None)
         if isinstance(layers, nn.ModuleList):
-            prune(layers[geometry.layers - 1], lambda kwargs: kwargs.get("xgr_stage"), rows=1)
+            prune(layers[self.identity.layers - 1], lambda kwargs: kwargs.get("xgr_stage"), rows=1)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
         if keep is not None:
-            stage = KeptRows(stage, keep, self.geometry.layers - 1)
+            stage = KeptRows(stage, keep, self.identity.layers - 1)
         with torch.inference_mode():
             output = self._decoder(
                 input_ids=tokens[None], position_ids=positions[None], use_cache=False, xgr_stage=stage
@@ -71,14 +71,13 @@ def load_transformers(
     Weights that nobody else is to find may be laid out anew: then a CPU has a way of its own.
     """
     checkpoint = open_checkpoint(folder)
-    geometry = checkpoint.geometry(dtype)
     model = load_eager(checkpoint, dtype, device)
-    want = reference_logits(model, geometry)
+    want = reference_logits(model, checkpoint.identity(dtype).vocab)
     # The model has given its own answers: our attention takes the place of its own for good.
     model.set_attn_implementation(_ATTENTION)
     if place is not None:
         place(model)
-    backend = TransformersBackend(model, geometry, checkpoint.weights_hash)
+    backend = TransformersBackend(model, checkpoint, dtype)
     check_backend(backend, want, type(model).__name__)
     backend.prunes = prunes(backend)
     return own_way(backend, model, want) if place is None else backend

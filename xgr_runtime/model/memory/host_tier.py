@@ -11,6 +11,7 @@ import torch
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.pages import PageIds
+from xgr_runtime.model.base import DTYPES
 from xgr_runtime.model.device.device import Device
 from xgr_runtime.model.memory.kv_pool import KvPool
 
@@ -22,13 +23,13 @@ class HostTier:
     """
 
     def __init__(self, pool: KvPool, size_bytes: int, device: Device) -> None:
-        geometry = pool.geometry
-        slots = size_bytes // (pool.page_size * geometry.token_bytes)
-        shape = (slots, 2, geometry.layers, pool.page_size, geometry.kv_heads, geometry.head_dim)
+        identity = pool.identity
+        slots = size_bytes // (pool.page_size * identity.token_bytes)
+        shape = (slots, 2, identity.layers, pool.page_size, identity.kv_heads, identity.head_dim)
         self._pool = pool
         self._device = device
         try:
-            self._kv = device.staging(*shape, dtype=geometry.torch_dtype)  # keys, then values, of each page
+            self._kv = device.staging(*shape, dtype=DTYPES[identity.dtype])  # keys, then values, of each page
         except RuntimeError as error:  # torch's for no memory, pinned or not
             reason = str(error).splitlines()[0]
             raise ConfigError(f"no {size_bytes} bytes of memory for --host-cache-bytes: {reason}") from None

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xgr_runtime.kv.pages import PageIds, slots_of
-from xgr_runtime.model.base import Geometry
+from xgr_runtime.model.base import DTYPES
 from xgr_runtime.model.memory.device_memory import reading
 from xgr_runtime.model.memory.kv_memory import KvMemory, private_memory
+from xgr_runtime.wire.messages import ModelIdentity
 
 
 class KvPool:
@@ -23,15 +24,15 @@ class KvPool:
     """
 
     def __init__(
-        self, geometry: Geometry, pages: int, page_size: int, memory: KvMemory | None = None
+        self, identity: ModelIdentity, pages: int, page_size: int, memory: KvMemory | None = None
     ) -> None:
-        self.geometry = geometry
+        self.identity = identity
         self.pages = pages
         self.scratch_page = pages
         self.page_size = page_size
-        self.memory = memory or private_memory(geometry, pages, page_size, torch.device("cpu"))
-        shape = (2, geometry.layers, -1, page_size, geometry.kv_heads, geometry.head_dim)
-        keys_and_values = self.memory.kv.view(geometry.torch_dtype).view(shape)
+        self.memory = memory or private_memory(identity, pages, page_size, torch.device("cpu"))
+        shape = (2, identity.layers, -1, page_size, identity.kv_heads, identity.head_dim)
+        keys_and_values = self.memory.kv.view(DTYPES[identity.dtype]).view(shape)
         self.k: Tensor = keys_and_values[0]
         self.v: Tensor = keys_and_values[1]
 
@@ -98,7 +99,7 @@ class KvPool:
         k_bytes: memoryview | bytes,
         v_bytes: memoryview | bytes,
     ) -> None:
-        """Store what `read_bytes` of a pool of the same geometry gave, bit for bit.
+        """Store what `read_bytes` of a pool of the same model gave, bit for bit.
 
         Raises ValueError when a buffer has another size than the ranges say.
         """
@@ -132,14 +133,14 @@ class KvPool:
 
     def _from_bytes(self, layers: int, count: int, data: memoryview | bytes) -> Tensor:
         """The frame as keys or values, not copied. Raises ValueError."""
-        geometry = self.geometry
-        view, want = memoryview(data).cast("B"), layers * count * geometry.layer_token_bytes // 2
+        identity = self.identity
+        view, want = memoryview(data).cast("B"), layers * count * identity.layer_token_bytes // 2
         if len(view) != want:
             raise ValueError(
                 f"{len(view)} bytes of KV, {want} expected for {layers} layers of {count} tokens"
             )
-        shape = (layers, count, geometry.kv_heads, geometry.head_dim)
-        return reading(view).view(geometry.torch_dtype).view(shape)
+        shape = (layers, count, identity.kv_heads, identity.head_dim)
+        return reading(view).view(DTYPES[identity.dtype]).view(shape)
 
 
 def _raw(x: Tensor) -> NDArray[np.int16]:
@@ -159,9 +160,9 @@ class TailKv:
     """
 
     def __init__(
-        self, geometry: Geometry, tokens: int, rows: int, device: torch.device | str = "cpu"
+        self, identity: ModelIdentity, tokens: int, rows: int, device: torch.device | str = "cpu"
     ) -> None:
-        shape = (geometry.layers, tokens, rows, geometry.kv_heads, geometry.head_dim)
+        shape = (identity.layers, tokens, rows, identity.kv_heads, identity.head_dim)
         # Zeros, not whatever memory held: a masked slot times zero must not become NaN.
-        self.k: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype, device=device)
-        self.v: Tensor = torch.full(shape, 0.0, dtype=geometry.torch_dtype, device=device)
+        self.k: Tensor = torch.full(shape, 0.0, dtype=DTYPES[identity.dtype], device=device)
+        self.v: Tensor = torch.full(shape, 0.0, dtype=DTYPES[identity.dtype], device=device)

@@ -18,7 +18,7 @@ from xgr_runtime.model.backends.huggingface import Checkpoint, load_eager, open_
 from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.backends.refusals import describe
 from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
-from xgr_runtime.model.base import Geometry, Place, Stage
+from xgr_runtime.model.base import Place, Stage
 from xgr_runtime.model.sglang.startup import start_model, undisturbed
 from xgr_runtime.model.sglang.versions import check_version, installed_version
 
@@ -42,24 +42,24 @@ class SGLangBackend:
 
     name = "sglang"
 
-    def __init__(self, model: nn.Module, geometry: Geometry, weights_hash: str) -> None:
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, dtype: str) -> None:
         """Raises ModelError where `model` is not built as expected."""
-        self.geometry = geometry
-        self.weights_hash = weights_hash
+        self.identity = checkpoint.identity(dtype)
+        self.q_heads, self.max_positions = checkpoint.q_heads, checkpoint.max_positions
         _refuse_layers(model)
         self._decoder = _decoder(model)
-        self._head = _head(model, self._decoder, geometry.vocab)
+        self._head = _head(model, self._decoder, self.identity.vocab)
         self.device: torch.device = next(model.parameters()).device
         self._stage: Stage | None = None  # of the running forward
         self.prunes = False
         layers = getattr(self._decoder, "layers", None)
         if isinstance(layers, nn.ModuleList):
-            prune(layers[geometry.layers - 1], lambda _: self._stage, rows=0)
+            prune(layers[self.identity.layers - 1], lambda _: self._stage, rows=0)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
         if keep is not None:
-            stage = KeptRows(stage, keep, self.geometry.layers - 1)
+            stage = KeptRows(stage, keep, self.identity.layers - 1)
         context = ForwardContext(attn_backend=_StageAttention(stage))
         with torch.inference_mode(), _running, forward_context(context):
             self._stage = stage
@@ -95,13 +95,12 @@ def load_sglang(
     assert version is not None, "this module imports sglang"
     check_version(version, any_version)
     checkpoint = open_checkpoint(folder)
-    geometry = checkpoint.geometry(dtype)
-    want, architecture = _reference(checkpoint, geometry, device)
+    want, architecture = _reference(checkpoint, dtype, device)
     try:
         model = start_model(folder, dtype, device)
         if place is not None:
             place(model)
-        backend = SGLangBackend(model, geometry, checkpoint.weights_hash)
+        backend = SGLangBackend(model, checkpoint, dtype)
         check_backend(backend, want, architecture)
         backend.prunes = prunes(backend)
     except ModelError as error:
@@ -114,10 +113,10 @@ def load_sglang(
     return backend
 
 
-def _reference(checkpoint: Checkpoint, geometry: Geometry, device: str) -> tuple[Tensor, str]:
+def _reference(checkpoint: Checkpoint, dtype: str, device: str) -> tuple[Tensor, str]:
     """Hugging Face's logits, and the name of its model's class."""
-    model = load_eager(checkpoint, geometry.dtype, device)
-    return reference_logits(model, geometry), type(model).__name__
+    model = load_eager(checkpoint, dtype, device)
+    return reference_logits(model, checkpoint.identity(dtype).vocab), type(model).__name__
 
 
 class _StageAttention(AttentionBackend):  # type: ignore[misc]
