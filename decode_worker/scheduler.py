@@ -2,7 +2,7 @@
 
 The policy, in five lines:
 - Higher priority first, then the earliest deadline: for pages, for rows, and for the next step.
-- Whoever waits for more pages or rows than are free may be passed, as `xgr_runtime.scheduling.line` says.
+- Whoever waits for more pages or rows than are free may be passed, as `xgr_runtime.scheduling.queue` says.
 - A request holds pages from GRANT and rows from its first step to its end: no pool is ever exceeded.
 - A step on a CPU takes so many searches that its fixed cost is a small share of it: all in it wait for all.
 - A request that cannot be in time any more is given up at once.
@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
 from xgr_runtime.scheduling.cost_model import Work, alone, marginal, worthwhile
-from xgr_runtime.scheduling.line import Line, Waiter
+from xgr_runtime.scheduling.queue import UrgencyQueue, Waiter
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 
@@ -56,8 +56,8 @@ class DecodeScheduler(Generic[T]):
     cache: PromptCache
     rows: PagePool
     cost: StepCost | None = None
-    waiting: Line[T] = field(default_factory=Line)  # for pages
-    ready: Line[T] = field(default_factory=Line)  # KV is here, waiting for rows
+    waiting: UrgencyQueue[T] = field(default_factory=UrgencyQueue)  # for pages
+    ready: UrgencyQueue[T] = field(default_factory=UrgencyQueue)  # KV is here, waiting for rows
     _held: dict[AttemptId, HeldPrompt] = field(default_factory=dict)
     _rows_of: dict[AttemptId, PageIds] = field(default_factory=dict)
 

@@ -18,7 +18,7 @@ from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
-from xgr_runtime.scheduling.line import urgency
+from xgr_runtime.scheduling.queue import urgency
 from xgr_runtime.transport import Listener, Poller, told_address
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.arrays import float32s, pack

@@ -25,7 +25,7 @@ from xgr_runtime.scheduling.cost_model import (
     tokens_within,
     worthwhile,
 )
-from xgr_runtime.scheduling.line import Line, urgency
+from xgr_runtime.scheduling.queue import UrgencyQueue, urgency
 from xgr_runtime.wire.messages import AttemptId
 
 LEAST_PIECE = 256  # tokens: whoever is urgent can wait for so few
@@ -97,7 +97,7 @@ class PrefillScheduler:
         costs: CostModel | None = None,
         window: float = 0.0,
     ) -> None:
-        self.waiting: Line[Prompt] = Line()  # for pages
+        self.waiting: UrgencyQueue[Prompt] = UrgencyQueue()  # for pages
         self.begun: list[Prompt] = []  # with pages, and with tokens that are not computed
         self.costs = costs or CostModel()
         self._cache = cache

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from math import inf
 
-Rank = tuple[int, float]  # (minus priority, due): sorts like `line.urgency`
+Rank = tuple[int, float]  # (minus priority, due): sorts like `queue.urgency`
 
 
 @dataclass(eq=False, slots=True)

@@ -10,7 +10,7 @@ from decode_worker.scheduler import DecodeScheduler, share_step
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
 from xgr_runtime.scheduling.cost_model import Work, worthwhile
-from xgr_runtime.scheduling.line import PASSES
+from xgr_runtime.scheduling.queue import PASSES
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 THREE_STEPS = Work(3, 100, 0)

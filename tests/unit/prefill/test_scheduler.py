@@ -11,7 +11,7 @@ from prefill_worker.scheduler import LEAST_PIECE, PrefillScheduler, Prompt, Turn
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.cost_model import CostModel, worthwhile
-from xgr_runtime.scheduling.line import PASSES
+from xgr_runtime.scheduling.queue import PASSES
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 PAGE = 16

@@ -17,7 +17,7 @@ PASSES = 16
 
 
 class Waiter(Protocol):
-    """What a line needs to know of whoever stands in it; neither may change meanwhile."""
+    """What a queue needs to know of whoever waits in it; neither may change meanwhile."""
 
     @property
     def priority(self) -> int: ...
@@ -43,7 +43,7 @@ class _Place(Generic[W]):
 
 
 @dataclass(eq=False)
-class Line(Generic[W]):
+class UrgencyQueue(Generic[W]):
     """Waiters, the most urgent first."""
 
     _places: list[_Place[W]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Line(Generic[W]):
         insort(self._places, _Place(waiter), key=lambda place: urgency(place.waiter))
 
     def remove(self, waiter: W) -> None:
-        """Whoever is not in the line changes nothing."""
+        """Whoever is not in the queue changes nothing."""
         self._places = [place for place in self._places if place.waiter is not waiter]
 
     def serve(
