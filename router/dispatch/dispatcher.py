@@ -7,7 +7,7 @@ from itertools import count
 
 from router.dispatch.attempts import Attempts
 from router.dispatch.hedge import hedge
-from router.dispatch.poison import Suspects
+from router.dispatch.poison import PoisonRequests
 from router.dispatch.tries import Tries
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.workers.following import Following
@@ -46,7 +46,7 @@ class Dispatcher:
         self._following = Following(self._workers, config)
         self._tracer = Tracer()
         self._attempts = Attempts(self._workers, router, self._tracer.timeline)
-        self._suspects = Suspects()
+        self._poison = PoisonRequests()
         self._numbers = count(1)
         self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
         self._tries: dict[str, Tries] = {}  # of live requests, the oldest first
@@ -59,7 +59,7 @@ class Dispatcher:
         """See `Dispatch.generate`."""
         self._admit(job)
         aborted = self._live[job.rid] = asyncio.get_running_loop().create_future()
-        tries = Tries(job, next(self._numbers), self._attempts, self._suspects, self._config)
+        tries = Tries(job, next(self._numbers), self._attempts, self._poison, self._config)
         self._tries[job.rid] = tries
         work = asyncio.ensure_future(tries.outcome())
         try:
@@ -155,7 +155,7 @@ class Dispatcher:
             raise DuplicateRequest(f"rid {job.rid!r} is in use by a live request", "rid")
         if len(self._live) >= self._config.max_live and not job.probe:
             raise Overloaded(f"{len(self._live)} requests are live, the limit: try again later")
-        self._suspects.check(job, time.monotonic())
+        self._poison.check(job, time.monotonic())
 
     def _end_live(self, rid: str, error: RequestError) -> bool:
         """End a live request with `error`; False when there is none of that id."""

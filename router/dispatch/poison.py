@@ -26,7 +26,7 @@ class _Deaths:
     last: float
 
 
-class Suspects:
+class PoisonRequests:
     """Digests of the last `most` requests that had a worker which died. Plain data: no clock."""
 
     def __init__(self, seconds: float = SECONDS, most: int = MOST) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from router.dispatch.attempt import Attempt, Retry, Wanted
 from router.dispatch.attempts import Attempts
-from router.dispatch.poison import Suspects
+from router.dispatch.poison import PoisonRequests
 from router.dispatch.validation import found_in
 from router.job import Job, Outcome
 from xgr_runtime.config import RouterConfig
@@ -22,12 +22,12 @@ class Tries:
     """One live request, from its first attempt to its one outcome."""
 
     def __init__(
-        self, job: Job, number: int, attempts: Attempts, suspects: Suspects, config: RouterConfig
+        self, job: Job, number: int, attempts: Attempts, poison: PoisonRequests, config: RouterConfig
     ) -> None:
         self.hedged = False
         self._wanted = Wanted(job, number, asyncio.Queue())
         self._attempts = attempts
-        self._suspects = suspects
+        self._poison = poison
         self._config = config
         self._running: list[Attempt] = []
         self._made = 0
@@ -78,7 +78,7 @@ class Tries:
     async def _next(self) -> None:
         """Begin another attempt, or raise why there is none."""
         if self._crashes:
-            self._suspects.check(self._wanted.job, time.monotonic())
+            self._poison.check(self._wanted.job, time.monotonic())
         if self._crashes >= self._config.crash_budget:
             problem = f"{self._crashes} workers died while they had this request: it is given up"
             log.error("request %s: %s", self._wanted.job.rid, problem)
@@ -108,10 +108,10 @@ class Tries:
         if retry.crashed and (tried.alone or not self._crashes):
             self._crashes += 1
         if retry.crashed and tried.alone:
-            self._suspects.died(self._wanted.job, time.monotonic())
+            self._poison.died(self._wanted.job, time.monotonic())
 
     def _answer(self, tried: Attempt, result: Result) -> Outcome:
-        self._suspects.survived(self._wanted.job)
+        self._poison.survived(self._wanted.job)
         timing = whole(result.timing, tried.ended - tried.started)
         return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
 

@@ -263,9 +263,9 @@ async def test_two_deaths_in_company_are_no_proof(folder: Path) -> None:
 
 
 @play
-async def test_while_a_suspect_is_tried_new_requests_go_elsewhere_if_they_can(folder: Path) -> None:
+async def test_while_a_poison_request_is_tried_new_requests_go_elsewhere_if_they_can(folder: Path) -> None:
     async with stage(folder, 2, 3) as s:
-        (suspect,) = await all_on_the_first(s, 1)
+        (poison,) = await all_on_the_first(s, 1)
         s.decode[0].die()
         again = await s.decode[1].next(DecodeRequest)
         new = s.ask("new", tokens=(9,))
@@ -273,7 +273,7 @@ async def test_while_a_suspect_is_tried_new_requests_go_elsewhere_if_they_can(fo
         assert request.id.prefill != again.id.prefill
         s.decode[2].send(result_of(request))
         s.decode[1].send(result_of(again))
-        await asyncio.gather(new, suspect)
+        await asyncio.gather(new, poison)
 
 
 async def all_on_the_first(s: Stage, number: int) -> "list[asyncio.Task[object]]":
