@@ -37,7 +37,7 @@ from xgr_runtime.wire.messages import (
     WorkerHello,
 )
 from xgr_runtime.worker.desk import Desk
-from xgr_runtime.worker.device_turns import DECODE_SEAT, LOOK_EVERY, turn_for_trials, turns_of
+from xgr_runtime.worker.device_turns import DECODE_SIDE, LOOK_EVERY, turn_for_trials, turns_of
 from xgr_runtime.worker.known_costs import KnownCosts
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class DecodeWorker:
         self.data_address = told_address(config.advertise_data_address or config.data_address, keys)
         self.clock = clock
         self.known_costs = KnownCosts(engine.costs)
-        self.device_turns = turns_of(config.turns_file, DECODE_SEAT, config.device)
+        self.device_turns = turns_of(config.turns_file, DECODE_SIDE, config.device)
         self.turn_taken = False  # by another worker, when we asked last
         self.tasks: dict[AttemptId, DecodeTask] = {}
         self.running: list[DecodeTask] = []
@@ -99,8 +99,8 @@ class DecodeWorker:
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(self.inbound.data.listener)
-        if self.device_turns.bell is not None:
-            self.poller.add(self.device_turns.bell)
+        if self.device_turns.wakeup is not None:
+            self.poller.add(self.device_turns.wakeup)
 
     def warm_up(self) -> None:
         """Pay all first-use costs before the first request."""

@@ -38,7 +38,7 @@ from xgr_runtime.wire.messages import (
     WorkerHello,
 )
 from xgr_runtime.worker.desk import Desk
-from xgr_runtime.worker.device_turns import LOOK_EVERY, PREFILL_SEAT, turn_for_trials, turns_of
+from xgr_runtime.worker.device_turns import LOOK_EVERY, PREFILL_SIDE, turn_for_trials, turns_of
 from xgr_runtime.worker.known_costs import KnownCosts
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class PrefillWorker:
         self.max_prompt_tokens = max_prompt_tokens
         self.clock = clock
         self.memory = memory  # the pool's, if decode workers may map it
-        self.device_turns = turns_of(config.turns_file, PREFILL_SEAT, config.device)
+        self.device_turns = turns_of(config.turns_file, PREFILL_SIDE, config.device)
         self.turn_taken = False  # by another worker, when we asked last
         self.held = 0.0  # seconds for which the next forward waits for more prompts
         self.cache = PromptCache.bounded(
@@ -88,8 +88,8 @@ class PrefillWorker:
         self.timeline, self.counters = self.desk.timeline, self.desk.counters
         self.poller = Poller()
         self.poller.add(listener)
-        if self.device_turns.bell is not None:
-            self.poller.add(self.device_turns.bell)
+        if self.device_turns.wakeup is not None:
+            self.poller.add(self.device_turns.wakeup)
         self.outbound = Outbound(
             config.name,
             self.desk.incarnation,

@@ -14,11 +14,11 @@ import pytest
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.worker.device_turns import (
-    DECODE_SEAT,
+    DECODE_SIDE,
     KEEP_EVERY,
     OVERDUE,
     PATIENCE,
-    PREFILL_SEAT,
+    PREFILL_SIDE,
     FileTurns,
     NoTurns,
     turns_of,
@@ -57,9 +57,9 @@ for line in sys.stdin:
 class Player:
     """Another process in the game."""
 
-    def __init__(self, path: Path, seat: int) -> None:
+    def __init__(self, path: Path, side: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PLAYER, str(path), str(seat)],
+            [sys.executable, "-c", PLAYER, str(path), str(side)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,13 +90,13 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other(path: Path) -> Iterator[Player]:
-    made = Player(path, DECODE_SEAT)
+    made = Player(path, DECODE_SIDE)
     yield made
     made.kill()
 
 
 def test_one_at_a_time(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT)
+    ours = FileTurns(path, PREFILL_SIDE)
     assert ours.try_take() and ours.try_take()
     assert other.say("take") == "False"
     ours.give()
@@ -107,7 +107,7 @@ def test_one_at_a_time(path: Path, other: Player) -> None:
 
 
 def test_a_holder_sees_that_another_waits(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT)
+    ours = FileTurns(path, PREFILL_SIDE)
     assert ours.try_take() and not ours.wanted()
     other.say("take")
     assert ours.wanted()
@@ -116,7 +116,7 @@ def test_a_holder_sees_that_another_waits(path: Path, other: Player) -> None:
 
 
 def test_whoever_had_it_last_leaves_it_to_one_who_waits(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    ours = FileTurns(path, PREFILL_SIDE, clock=lambda: 1.0)
     assert ours.try_take() and other.say("take") == "False"
     ours.give()
     assert not ours.try_take(), "the other asked meanwhile"
@@ -125,8 +125,8 @@ def test_whoever_had_it_last_leaves_it_to_one_who_waits(path: Path, other: Playe
     assert ours.try_take(), "we waited"
 
 
-def test_a_bell_rings_when_the_turn_that_one_waits_for_is_given(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT)
+def test_a_waiter_is_woken_when_its_turn_is_given(path: Path, other: Player) -> None:
+    ours = FileTurns(path, PREFILL_SIDE)
     assert other.say("take") == "True" and not ours.try_take()
     assert not rings(ours, 0.0)
     other.say("give")
@@ -138,7 +138,7 @@ def test_a_bell_rings_when_the_turn_that_one_waits_for_is_given(path: Path, othe
 
 
 def test_a_turn_that_is_given_just_as_another_begins_to_wait_is_taken(path: Path) -> None:
-    giver, taker = FileTurns(path, PREFILL_SEAT), FileTurns(path, DECODE_SEAT)
+    giver, taker = FileTurns(path, PREFILL_SIDE), FileTurns(path, DECODE_SIDE)
     assert giver.try_take()
     inner = taker._wait
 
@@ -152,11 +152,11 @@ def test_a_turn_that_is_given_just_as_another_begins_to_wait_is_taken(path: Path
 
 
 def rings(turns: FileTurns, seconds: float) -> bool:
-    return bool(select.select([turns.bell], [], [], seconds)[0])
+    return bool(select.select([turns.wakeup], [], [], seconds)[0])
 
 
 def test_alone_one_takes_turn_after_turn(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    ours = FileTurns(path, PREFILL_SIDE, clock=lambda: 1.0)
     for _ in range(3):
         assert ours.try_take()
         ours.give()
@@ -164,7 +164,7 @@ def test_alone_one_takes_turn_after_turn(path: Path, other: Player) -> None:
 
 @pytest.mark.parametrize("how", ["forget", "die"])
 def test_nobody_waits_for_one_who_waits_no_more(path: Path, other: Player, how: str) -> None:
-    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: 1.0)
+    ours = FileTurns(path, PREFILL_SIDE, clock=lambda: 1.0)
     assert ours.try_take() and other.say("take") == "False"
     if how == "forget":
         other.say("forget")
@@ -176,7 +176,7 @@ def test_nobody_waits_for_one_who_waits_no_more(path: Path, other: Player, how: 
 
 def test_a_player_that_stops_while_it_waits_costs_little(path: Path, other: Player) -> None:
     now = [1.0]
-    ours = FileTurns(path, PREFILL_SEAT, clock=lambda: now[0])
+    ours = FileTurns(path, PREFILL_SIDE, clock=lambda: now[0])
     assert ours.try_take() and other.say("take") == "False"
     other.process.send_signal(signal.SIGSTOP)
     ours.give()
@@ -186,7 +186,7 @@ def test_a_player_that_stops_while_it_waits_costs_little(path: Path, other: Play
 
 
 def test_a_killed_holder_frees_its_turn(path: Path, other: Player) -> None:
-    ours = FileTurns(path, PREFILL_SEAT)
+    ours = FileTurns(path, PREFILL_SIDE)
     assert other.say("take") == "True" and not ours.try_take()
     other.process.send_signal(signal.SIGSTOP)
     assert not ours.try_take(), "its work may still run"
@@ -197,13 +197,13 @@ def test_a_killed_holder_frees_its_turn(path: Path, other: Player) -> None:
 
 def test_nobody_starves(path: Path) -> None:
     """Both play as fast as they can: turns never overlap, and each waits for one of the other's at most."""
-    players = [Player(path, seat) for seat in (PREFILL_SEAT, DECODE_SEAT)]
+    players = [Player(path, side) for side in (PREFILL_SIDE, DECODE_SIDE)]
     for player in players:
         player.begin("play 60")
     assert [player.hear() for player in players] == ["played"] * 2
     lines = Path(f"{path}.log").read_text().splitlines()
     turns = [line[1:] for line in lines[::2]]
-    assert lines == [sign + seat for seat in turns for sign in "+-"], "one at a time"
+    assert lines == [sign + side for side in turns for sign in "+-"], "one at a time"
     contested = turns[: len(turns) // 2]  # later some may be through with theirs
     twice = sum(a == b for a, b in pairwise(contested))
     assert twice < len(contested) / 4, "nobody plays alone while others wait"
@@ -221,7 +221,7 @@ def test_cores_of_a_holder_that_stopped_are_used_in_the_end(
     path: Path, other: Player, device: str, goes_on: bool
 ) -> None:
     now = [1.0]
-    ours = turns_of(str(path), PREFILL_SEAT, device)
+    ours = turns_of(str(path), PREFILL_SIDE, device)
     assert isinstance(ours, FileTurns)
     ours._clock = lambda: now[0]
     assert other.say("take") == "True"
@@ -237,7 +237,7 @@ def test_cores_of_a_holder_that_stopped_are_used_in_the_end(
 
 def test_a_closed_file_of_the_same_name_changes_nothing(path: Path, other: Player) -> None:
     """As with the locks of a process, of which closing any descriptor of the file would drop all."""
-    ours = FileTurns(path, PREFILL_SEAT)
+    ours = FileTurns(path, PREFILL_SIDE)
     assert ours.try_take()
     path.open().close()
     assert other.say("take") == "False"
@@ -247,7 +247,7 @@ def test_a_full_disk_takes_no_turn_away(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    turns = FileTurns(tmp_path / "turns", PREFILL_SEAT)
+    turns = FileTurns(tmp_path / "turns", PREFILL_SIDE)
     monkeypatch.setattr(os, "pwrite", full)
     assert turns.try_take() and turns.holds
     turns.give()
@@ -256,17 +256,17 @@ def test_a_full_disk_takes_no_turn_away(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_file_that_cannot_be_used_names_the_flag(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--turns-file"):
-        turns_of(str(tmp_path / "none" / "turns"), PREFILL_SEAT, "cpu")
+        turns_of(str(tmp_path / "none" / "turns"), PREFILL_SIDE, "cpu")
 
 
-@pytest.mark.parametrize("cleaned", ["all", "the-turn", "bells", "the-folder"])
+@pytest.mark.parametrize("cleaned", ["all", "the-turn", "wakeups", "the-folder"])
 def test_players_whose_files_are_removed_meet_again(cleaned: str, tmp_path: Path) -> None:
     """Each looks by itself; a third, started later, finds the same files."""
     path = tmp_path / "run" / "turns"
     path.parent.mkdir()
     now = [0.0]
-    players = [FileTurns(path, seat, clock=lambda: now[0]) for seat in (PREFILL_SEAT, DECODE_SEAT)]
-    bells = [player.bell for player in players]
+    players = [FileTurns(path, side, clock=lambda: now[0]) for side in (PREFILL_SIDE, DECODE_SIDE)]
+    wakeups = [player.wakeup for player in players]
     assert (not players[0].wanted() and not players[1].try_take()) or players[1].holds
     for player in players:
         player.give()
@@ -287,11 +287,11 @@ def test_players_whose_files_are_removed_meet_again(cleaned: str, tmp_path: Path
         player.give()
     now[0] += 2 * PATIENCE
     assert players[0].try_take() and not players[1].try_take(), "one at a time"
-    assert [player.bell for player in players] == bells
+    assert [player.wakeup for player in players] == wakeups
     players[0].give()
     assert rings(players[1], 5.0) and players[1].try_take()
     players[1].give()
-    later = FileTurns(path, PREFILL_SEAT, clock=lambda: now[0])
+    later = FileTurns(path, PREFILL_SIDE, clock=lambda: now[0])
     now[0] += 2 * PATIENCE
     assert players[1].try_take() and not later.try_take()
     for player in (*players, later):

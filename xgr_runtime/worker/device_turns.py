@@ -2,7 +2,7 @@
 
 Two processes that launch at will slice each other's time, and both get slower: with turns only one of them
 has work on the device. A turn is a lock of the kernel on a file: it ends with its holder, however that dies.
-Whoever gives it rings the other's bell, a named pipe, so that nobody looks for it all the time.
+Whoever gives it wakes the other by a named pipe, so that nobody looks for it all the time.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import Protocol
 from xgr_runtime.errors import ConfigError
 
 PATIENCE = 0.1  # seconds for which one who had the turn leaves it to one who waits and does not take it
-LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if no bell rings
+LOOK_EVERY = PATIENCE / 5  # seconds until a turn is asked for again, if nobody wakes us
 OVERDUE = 1.0  # seconds after which cores are used without a turn: their holder may have been stopped
 KEEP_EVERY = 1.0  # seconds between looks at whether the files are still there
 _TRIAL_PATIENCE = 2.0  # seconds for which trials at the start wait for the turn
-PREFILL_SEAT, DECODE_SEAT = 0, 1
+PREFILL_SIDE, DECODE_SIDE = 0, 1
 
 _TURN = 0  # the byte of the file whose lock is the turn, and which says who had it last
 _FLOCK = "hhqqi4x"  # struct flock of fcntl.h: type, whence, start, length, pid
@@ -31,14 +31,14 @@ _FLOCK = "hhqqi4x"  # struct flock of fcntl.h: type, whence, start, length, pid
 class Turns(Protocol):
     """When a process may launch."""
 
-    bell: int | None
+    wakeup: int | None
     """A descriptor to wait for: it can be read once a turn that we wait for may have come free."""
 
     def try_take(self) -> bool:
         """Take the turn if we may have it now; never waits. True as well for one who holds it already.
 
-        Whoever asks in vain is waiting, until it gets the turn or says `forget`: ask again when the bell
-        rings, or after `LOOK_EVERY`, for the holder may have died.
+        Whoever asks in vain is waiting, until it gets the turn or says `forget`: ask again when woken,
+        or after `LOOK_EVERY`, for the holder may have died.
         """
         ...
 
@@ -58,7 +58,7 @@ class Turns(Protocol):
 class NoTurns:
     """Launch at will."""
 
-    bell: int | None = None
+    wakeup: int | None = None
 
     def try_take(self) -> bool:
         return True
@@ -74,10 +74,10 @@ class NoTurns:
 
 
 class FileTurns:
-    """One of the two players who name the same file, each in a seat of its own.
+    """One of the two processes that name the same file, each on a side of its own.
 
     Whoever had the turn last leaves it to the other if that one waits. Waiting is a lock as well, so nobody
-    waits for the dead, and a player that stops while it waits costs the other `PATIENCE` once per turn. One
+    waits for the dead, and a process that stops while it waits costs the other `PATIENCE` once per turn. One
     that stops in its turn keeps it: its work may still be running. Where that cannot be, on a machine's
     cores, the other waits for `overdue` seconds and then launches without it.
     """
@@ -85,7 +85,7 @@ class FileTurns:
     def __init__(
         self,
         path: Path,
-        seat: int,
+        side: int,
         clock: Callable[[], float] = time.monotonic,
         overdue: float = math.inf,
     ) -> None:
@@ -94,28 +94,28 @@ class FileTurns:
         self._waits_since = 0.0
         self._path = path
         self._fd = _open_file(path)
-        self._seat = seat
+        self._side = side
         self._clock = clock
         self._gave_at = 0.0
         self._looked_at = clock()
         self._waits = False
-        self._pipe = _open_bell(_bell_of(path, seat))
-        self.bell: int | None = self._pipe
+        self._pipe = _open_wakeup(_wakeup_of(path, side))
+        self.wakeup: int | None = self._pipe
 
     def try_take(self) -> bool:
         """See `Turns`."""
         if self.holds:
             return True
         self._keep()
-        self._silence()
+        self._drain()
         if self._leaves_it() or not self._lock(_TURN):
             self._wait(True)
-            # Given just before we were seen to wait, it came without a bell.
+            # Given just before we were seen to wait, it came without a wake-up.
             if self._leaves_it() or not self._lock(_TURN):
                 return self._clock() - self._waits_since >= self._overdue
         self.holds = True
         with contextlib.suppress(OSError):  # a full disk: that we had it last is a courtesy, the lock is not
-            os.pwrite(self._fd, bytes([1 + self._seat]), _TURN)
+            os.pwrite(self._fd, bytes([1 + self._side]), _TURN)
         self._wait(False)
         return True
 
@@ -129,55 +129,55 @@ class FileTurns:
             self.holds, self._gave_at = False, self._clock()
             self._unlock(_TURN)
             if self.wanted():
-                self._ring()
+                self._wake()
 
     def forget(self) -> None:
         """See `Turns`."""
-        self._silence()
+        self._drain()
         self._wait(False)
 
     def close(self) -> None:
-        """Leave the game; the kernel takes back what we hold."""
+        """Take part no more; the kernel takes back what we hold."""
         os.close(self._fd)
         os.close(self._pipe)
 
     @property
     def _other(self) -> int:
-        return PREFILL_SEAT + DECODE_SEAT - self._seat
+        return PREFILL_SIDE + DECODE_SIDE - self._side
 
     def _keep(self) -> None:
         """See now and then that the other finds our files, for temporary folders are cleaned by others.
 
-        Until both players have looked, both may launch. Descriptors keep their numbers, for somebody waits
-        for the bell.
+        Until both have looked, both may launch. Descriptors keep their numbers, for somebody waits
+        for the pipe.
         """
         if self._clock() < self._looked_at + KEEP_EVERY:
             return
         self._looked_at = self._clock()
-        bell = _bell_of(self._path, self._seat)
+        wakeup = _wakeup_of(self._path, self._side)
         with contextlib.suppress(OSError):  # their folder is gone, too: later
             if not _leads_to(self._path, self._fd):
                 self._wait(False)
                 _replace(self._fd, _open_file(self._path))
-            if not _leads_to(bell, self._pipe):
-                _replace(self._pipe, _open_bell(bell))
+            if not _leads_to(wakeup, self._pipe):
+                _replace(self._pipe, _open_wakeup(wakeup))
 
-    def _ring(self) -> None:
-        """Nobody there, or a bell that rings already: both are well."""
+    def _wake(self) -> None:
+        """Nobody there, or woken already: both are well."""
         with contextlib.suppress(OSError):
-            bell = os.open(_bell_of(self._path, self._other), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            wakeup = os.open(_wakeup_of(self._path, self._other), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.write(bell, b"!")
+                os.write(wakeup, b"!")
             finally:
-                os.close(bell)
+                os.close(wakeup)
 
-    def _silence(self) -> None:
+    def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._pipe, 4096)
 
     def _leaves_it(self) -> bool:
         """Whether the other shall have it. Only one of the two had it last, so one of them takes it."""
-        if os.pread(self._fd, 1, _TURN) != bytes([1 + self._seat]):
+        if os.pread(self._fd, 1, _TURN) != bytes([1 + self._side]):
             return False
         patient = self._clock() - self._gave_at < PATIENCE
         return patient and self.wanted()
@@ -185,7 +185,7 @@ class FileTurns:
     def _wait(self, waits: bool) -> None:
         if waits != self._waits:
             self._waits, self._waits_since = waits, self._clock()
-            self._lock(1 + self._seat) if waits else self._unlock(1 + self._seat)
+            self._lock(1 + self._side) if waits else self._unlock(1 + self._side)
 
     # Locks of an open file, not of a process, which would lose them by closing any descriptor of the file.
 
@@ -221,15 +221,15 @@ def turn_for_trials(turns: Turns, clock: Callable[[], float] = time.monotonic) -
         turns.forget()
 
 
-def _bell_of(path: Path, seat: int) -> Path:
-    return path.with_name(f"{path.name}.bell{seat}")
+def _wakeup_of(path: Path, side: int) -> Path:
+    return path.with_name(f"{path.name}.wakeup{side}")
 
 
 def _open_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _open_bell(path: Path) -> int:
+def _open_wakeup(path: Path) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path, 0o600)
     # For writing, too: a pipe without a writer would be at its end, and readable for ever.
@@ -249,12 +249,12 @@ def _replace(descriptor: int, other: int) -> None:
     os.close(other)
 
 
-def turns_of(path: str, seat: int, device: str) -> Turns:
-    """The game that `--turns-file` names, for `device`; no path: no game. Raises `ConfigError`."""
+def turns_of(path: str, side: int, device: str) -> Turns:
+    """The turns that `--turns-file` names, for `device`; no path: none are taken. Raises `ConfigError`."""
     if not path:
         return NoTurns()
     try:
-        return FileTurns(Path(path), seat, overdue=OVERDUE if device == "cpu" else math.inf)
+        return FileTurns(Path(path), side, overdue=OVERDUE if device == "cpu" else math.inf)
     except OSError as error:
         raise ConfigError(
             f"--turns-file {path} cannot be used ({error.strerror}): name a file in a folder of your own"

@@ -198,7 +198,7 @@ def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_do
     worker.device_turns = turns
     assert not worker.may_launch() and said == ["forget"]
     worker.desk.take(request(worker, [1, 2, 3]), 10.0)
-    assert not worker.may_launch() and worker.idle_seconds() < PATIENCE, "or until the bell rings"
+    assert not worker.may_launch() and worker.idle_seconds() < PATIENCE, "or until it is woken"
     turns.try_take = lambda: True
     assert worker.may_launch() and worker.idle_seconds() > PATIENCE
 
