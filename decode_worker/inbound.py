@@ -94,7 +94,7 @@ class Inbound:
     def receive(self) -> None:
         """What prefill workers sent since the last turn."""
         batch = list(self.data.receive())
-        self.drop_hasty(batch)
+        self.drop_overdrawn(batch)
         for received in batch:
             self.handle(received, self.clock())  # while KV comes in, this may go on for long
         self.drop_unreadable()
@@ -133,7 +133,7 @@ class Inbound:
                 case Cancel(reason=reason) if not task.committed_at:
                     self.fail(task.id, WorkerLost(f"prefill gave up: {reason}", "prefill"))
 
-    def drop_hasty(self, batch: list[Received[Message]]) -> None:
+    def drop_overdrawn(self, batch: list[Received[Message]]) -> None:
         """More chunks than a hand-over has credits were under way at once: none of these was credited yet."""
         chunks = Counter((r.peer, r.message.id) for r in batch if isinstance(r.message, KvChunk | KvReady))
         for (peer, id), count in chunks.items():

@@ -31,7 +31,7 @@ class Worker(ABC):
         self.absence = "it has not answered yet"  # why it is not alive
         self.away_since = time.monotonic()  # while it is not alive
         self.leaving = False  # it is removed, and gets no more requests
-        self.stranger = False  # it answers, but cannot be used: asked again now and then
+        self.incompatible = False  # it answers, but cannot be used: asked again now and then
         self.load = 0  # what this router has under way there
         self.in_flight = 0  # attempts
         self._unanswered = 0  # heartbeats since it was last heard
@@ -93,7 +93,7 @@ class Worker(ABC):
         if self.alive and hello.incarnation != self.incarnation:
             self.lost("it was restarted")
         newcomer = not self.alive
-        self.hello, self.alive, self.stranger = hello, True, False
+        self.hello, self.alive, self.incompatible = hello, True, False
         if newcomer:
             problem = f", unusable: {self.problem}" if self.problem else ""
             log.info("%s worker %s connected%s", self.role, hello.worker, problem)
@@ -101,7 +101,7 @@ class Worker(ABC):
     def _unusable(self, problem: str) -> None:
         """It answers, but not as a worker that we can use; said once."""
         self.lost(problem)
-        self.stranger = True
+        self.incompatible = True
         if problem != self.absence:
             log.warning("%s worker at %s is unusable: %s", self.role, self.address, problem)
             self.absence = problem

@@ -133,7 +133,7 @@ class WorkerLink(Worker):
             self._link.send(self._beat)
             self._unanswered += 1
             slept = loop.time()
-            pause = self._silence if self.stranger else self._heartbeat
+            pause = self._silence if self.incompatible else self._heartbeat
             await asyncio.sleep(pause)
             now = loop.time()
             if now - slept > pause + self._silence / 2:

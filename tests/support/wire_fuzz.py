@@ -1,4 +1,4 @@
-"""Messages made from the types of the wire protocol itself, and what strangers make of them."""
+"""Messages made from the types of the wire protocol itself, and what others could make of them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_the_queue_ends_where_it_is_told() -> None:
     assert list(queue) == waiters[1:]
 
 
-def test_who_leaves_is_gone_and_strangers_change_nothing() -> None:
+def test_who_leaves_is_gone_and_others_change_nothing() -> None:
     first, second = Waiter(1), Waiter(1)
     queue = queue_of(first, second)
     queue.remove(first)

@@ -303,7 +303,7 @@ def test_an_answer_that_arrives_before_a_send_still_wakes_its_reader(address: st
         "ipc:///nowhere/s",
     ],
 )
-def test_addresses_that_let_strangers_in_are_refused(address: str) -> None:
+def test_addresses_that_let_others_in_are_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"tcp|ipc|folder"):
         check_address(address)
 

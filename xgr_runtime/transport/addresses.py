@@ -1,4 +1,4 @@
-"""Which addresses are safe to listen on and to connect to: those that no stranger reaches."""
+"""Which addresses are safe to listen on and to connect to: those that nobody else reaches."""
 
 import ipaddress
 import os
@@ -19,7 +19,7 @@ SOCKET_PATH = 107
 
 
 def check_address(address: str, keyed: bool = False) -> None:
-    """Refuse what would let strangers in. Raises `ConfigError`.
+    """Refuse what would let others in. Raises `ConfigError`.
 
     A folder of our own with mode 0700 guards `ipc://`; `tcp://` leaves this machine only with keys.
     """
@@ -47,7 +47,7 @@ def split_peer(address: str) -> tuple[str, str]:
 
 
 def is_guarded(address: str) -> bool:
-    """Whether the folder around this socket keeps strangers out, so that it needs no keys."""
+    """Whether the folder around this socket keeps other users out, so that it needs no keys."""
     return address.startswith("ipc://")
 
 

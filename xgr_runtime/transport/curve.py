@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _ZAP = "inproc://zeromq.zap.01"
 _WELCOME, _NOT_NOW = b"200", b"300"  # a client that is told 400 never tries again, listed or not
-_QUIET = 10.0  # seconds between two lines about strangers
+_QUIET = 10.0  # seconds between two lines about peers who are not listed
 
 
 def new_key_pair() -> tuple[str, str]:
@@ -146,7 +146,7 @@ class _Doorkeeper:
         return [version, request, _WELCOME, b"", name.encode(), b""]
 
     def _tell(self, address: bytes, key: bytes) -> None:
-        """Strangers may come by the thousand: one line says enough."""
+        """Peers may come by the thousand: one line says enough."""
         now = time.monotonic()
         if now - self._told < _QUIET:
             return

@@ -1,6 +1,6 @@
 """Connecting anew where libzmq would not.
 
-It tries a lost connection again, but not one whose handshake broke the rules: a stranger who had the address
+It tries a lost connection again, but not one whose handshake broke the rules: another who had the address
 for a moment, or a peer that was started without keys, would end a link for good.
 """
 

@@ -59,7 +59,7 @@ def _decoded(decoder: msgspec.msgpack.Decoder[Any], frame: Frame) -> Any:
 
 
 def _read(decoder: msgspec.msgpack.Decoder[Any], frame: Frame) -> Any:
-    """What a frame holds, or None. Strangers choose its bytes: they may be nested, large or cut off."""
+    """What a frame holds, or None. Anybody may choose its bytes: they may be nested, large or cut off."""
     try:
         return decoder.decode(frame)
     except (msgspec.DecodeError, ValueError, RecursionError, MemoryError, OverflowError):

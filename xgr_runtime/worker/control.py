@@ -47,7 +47,7 @@ class ControlServer:
     refused: int = 0  # greetings of routers that speak another protocol, or for whom there is no room
     _routers: dict[int, _Router] = field(default_factory=dict)
     _seen: dict[int, None] = field(default_factory=dict)  # incarnations, the latest last
-    _strangers: set[int] = field(default_factory=set)  # protocols that were logged
+    _refused_protocols: set[int] = field(default_factory=set)  # protocols that were logged
 
     def receive(self, now: float) -> Iterator[Message]:
         """Some of the requests and cancels that are here; heartbeats and traces are answered on the way.
@@ -117,10 +117,10 @@ class ControlServer:
         if len(self._seen) > _MOST_SEEN:
             del self._seen[next(iter(self._seen))]
 
-    def _refuse(self, peer: bytes, stranger: OtherProtocol) -> None:
+    def _refuse(self, peer: bytes, greeting: OtherProtocol) -> None:
         """Tell who we are, so that it can say why it does not use us."""
         self.refused += 1
-        if stranger.protocol not in self._strangers and len(self._strangers) < MOST_ROUTERS:
-            self._strangers.add(stranger.protocol)
-            log.error("a router cannot be served: %s", stranger.problem_with("worker"))
+        if greeting.protocol not in self._refused_protocols and len(self._refused_protocols) < MOST_ROUTERS:
+            self._refused_protocols.add(greeting.protocol)
+            log.error("a router cannot be served: %s", greeting.problem_with("worker"))
         self.listener.send(peer, self.introduce())

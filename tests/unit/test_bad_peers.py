@@ -1,4 +1,4 @@
-"""Strangers at every port of real workers, which live on and serve whoever speaks their protocol."""
+"""Peers without manners at every port of real workers, which live on and serve who speaks their protocol."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Runs:
 
 
 def frames() -> list[list[bytes]]:
-    """What strangers send as messages: pickles of two kinds, random bytes, depth, many parts."""
+    """What they send as messages: pickles of two kinds, random bytes, depth, many parts."""
     chance = random.Random(6)
     junk = [chance.randbytes(chance.randrange(200)) for _ in range(100)]
     bodies = [
@@ -120,11 +120,11 @@ def intrude(address: str) -> None:
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(raw)
     for kind in (zmq.DEALER, zmq.REQ):
-        stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-        stranger.connect(address)
+        peer: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+        peer.connect(address)
         for parts in frames()[: None if kind == zmq.DEALER else 1]:
-            stranger.send_multipart(parts)  # waits, unlike `throw`: they are counted
-        stranger.close(linger=2000)
+            peer.send_multipart(parts)  # waits, unlike `throw`: they are counted
+        peer.close(linger=2000)
 
 
 def heard(link: Link[Any], message: Any, *frames: bytes) -> Any:
