@@ -14,7 +14,7 @@ from router.http.intake import Intake
 from router.http.long_body import decode_long, outline
 from router.http.readers import Readers
 from router.http.schema import GenerateRequest
-from router.http.server.edge import Visit, visit_of
+from router.http.server.edge import AccessRecord, record_of
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
 from router.job import Dispatch, Job, Outcome
@@ -63,79 +63,81 @@ class Generate:
         self._giant_reader = Readers(1)
 
     async def __call__(self, request: Request) -> Response:
-        visit = visit_of(request)
+        record = record_of(request)
         if self.dispatch.draining:
             raise Draining("the deployment is stopping and takes no new requests")
         with ExitStack() as leases:
             async with self.bodies.read(request) as body:
-                asked = await self._understand(request, visit, body, leases)
-            note_job(visit, asked.job)
-            self.dispatch.timeline.add(REQUEST, "intake", visit.arrival, rid=visit.rid)
+                asked = await self._understand(request, record, body, leases)
+            note_job(record, asked.job)
+            self.dispatch.timeline.add(REQUEST, "intake", record.arrival, rid=record.rid)
             work = self.dispatch.generate(asked.job)
             outcome = await while_connected(request, work, asked.job.deadline)
-            return self.respond(visit, asked, outcome)
+            return self.respond(record, asked, outcome)
 
-    async def _understand(self, request: Request, visit: Visit, body: Body, leases: ExitStack) -> Asked:
+    async def _understand(
+        self, request: Request, record: AccessRecord, body: Body, leases: ExitStack
+    ) -> Asked:
         """What `body` asks, about a version of the catalog that is leased from here on.
 
         Raises `BadRequest`, `UnknownModel`, `DeadlineExceeded`, `NoWorkers`, `ClientGone`.
         """
-        head = await self._head(request, visit, body)
+        head = await self._head(request, record, body)
         model = self.models.named(head.model)
         view = leases.enter_context(model.catalogs.lease()).view
         if head.whole is not None and len(head.whole.text or "") <= LONG_TEXT:
-            return self._asked(visit, head.whole, model, view)
+            return self._asked(record, head.whole, model, view)
         if model.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
-        due = visit.arrival + self.intake.seconds(head.timeout_ms)
+        due = record.arrival + self.intake.seconds(head.timeout_ms)
         readers = self._readers if len(body) <= GIANT_BODY else self._giant_reader
-        work = partial(self._read, visit, body, head, model, view)
+        work = partial(self._read, record, body, head, model, view)
         return await while_connected(request, readers.run(work, due), due, grace=0)
 
-    async def _head(self, request: Request, visit: Visit, body: Body) -> Head:
+    async def _head(self, request: Request, record: AccessRecord, body: Body) -> Head:
         if len(body) <= LONG_BODY:
             whole = decode(_DECODER, body)
-            note_rid(visit, whole)
+            note_rid(record, whole)
             return Head(whole.model, whole.timeout_ms, whole)
-        latest = visit.arrival + self.intake.seconds(None)
-        reading = self._outliner.run(partial(outline, body), visit.arrival)
+        latest = record.arrival + self.intake.seconds(None)
+        reading = self._outliner.run(partial(outline, body), record.arrival)
         found = await while_connected(request, reading, latest, grace=0)
         return Head(found.model_name, found.timeout, None)
 
-    def _read(self, visit: Visit, body: Body, head: Head, model: Model, view: CatalogView) -> Asked:
+    def _read(self, record: AccessRecord, body: Body, head: Head, model: Model, view: CatalogView) -> Asked:
         """What a thread does of it."""
         if head.whole is not None:
-            return self._asked(visit, head.whole, model, view)
+            return self._asked(record, head.whole, model, view)
         whole = decode_long(body, self.intake.max_prompt_tokens(model.limits()))
-        note_rid(visit, whole)
-        return self._asked(visit, whole, model, view)
+        note_rid(record, whole)
+        return self._asked(record, whole, model, view)
 
-    def _asked(self, visit: Visit, body: GenerateRequest, model: Model, view: CatalogView) -> Asked:
+    def _asked(self, record: AccessRecord, body: GenerateRequest, model: Model, view: CatalogView) -> Asked:
         limits = model.limits()
-        query = self.intake.query(body, visit.rid, visit.arrival, view, limits)
+        query = self.intake.query(body, record.rid, record.arrival, view, limits)
         job = bind(query, model, view, self.intake.max_prompt_tokens(limits))
         return Asked(job, model, body.stream)
 
-    def respond(self, visit: Visit, asked: Asked, outcome: Outcome) -> Response:
+    def respond(self, record: AccessRecord, asked: Asked, outcome: Outcome) -> Response:
         """The answer, as one event where the client asked for a stream."""
         started = time.monotonic()
-        visit.wanted, visit.results = asked.job.results, len(outcome.leaves)
-        body = _ENCODER.encode(answer(asked.job, outcome, asked.model.tokenizer, visit.arrival))
-        self.dispatch.timeline.add(REQUEST, "compose", started, rid=visit.rid, results=visit.results)
+        record.wanted, record.results = asked.job.results, len(outcome.leaves)
+        body = _ENCODER.encode(answer(asked.job, outcome, asked.model.tokenizer, record.arrival))
+        self.dispatch.timeline.add(REQUEST, "compose", started, rid=record.rid, results=record.results)
         if not asked.stream:
             return Response(body, media_type="application/json")
         event = b"data: " + body + b"\n\ndata: [DONE]\n\n"
         return Response(event, headers={"cache-control": "no-cache"}, media_type="text/event-stream")
 
 
-def note_job(visit: Visit, job: Job) -> None:
+def note_job(record: AccessRecord, job: Job) -> None:
     """What the access log says of a job."""
-    visit.prompt_tokens, visit.width = len(job.tokens), job.width
+    record.prompt_tokens, record.width = len(job.tokens), job.width
 
 
-def note_rid(visit: Visit, body: GenerateRequest) -> None:
+def note_rid(record: AccessRecord, body: GenerateRequest) -> None:
     """From here on the request has the client's name for it. Raises `BadRequest`."""
-    visit.rid = checked_rid(body.rid) or visit.id
+    record.rid = checked_rid(body.rid) or record.id
 
 
 def checked_rid(rid: str | None) -> str | None:

@@ -30,11 +30,11 @@ from xgr_runtime.trace.timeline import REQUEST, Timeline
 log = logging.getLogger("router.http")
 
 LOGGED_PATH = SHOWN_PATH = 200  # characters
-_VISIT = "xgr.visit"
+_RECORD = "xgr.record"
 
 
 @dataclass
-class Visit:
+class AccessRecord:
     """What one HTTP request leaves in log and metrics; handlers fill in what they learn."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -68,20 +68,20 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit()
-        scope[_VISIT] = visit
+        record = AccessRecord()
+        scope[_RECORD] = record
         try:
-            await self._serve(visit, scope, receive, send)
+            await self._serve(record, scope, receive, send)
         except asyncio.CancelledError:
-            visit.status = Cancelled.status
+            record.status = Cancelled.status
             raise
         finally:
-            self._record(visit, scope)
+            self._record(record, scope)
 
-    async def _serve(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, record: AccessRecord, scope: Scope, receive: Receive, send: Send) -> None:
         async def noting_status(message: Message) -> None:
             if message["type"] == "http.response.start":
-                visit.status = message["status"]
+                record.status = message["status"]
             await send(message)
 
         try:
@@ -90,56 +90,56 @@ class Edge:
             await self.app(scope, receive, noting_status)
             return
         except (ClientGone, ClientDisconnect):
-            visit.status = Cancelled.status
+            record.status = Cancelled.status
             return
         except RequestError as error:
             problem = error
             if isinstance(error, InternalError):
-                log.exception("request %s failed", visit.request_id)
+                log.exception("request %s failed", record.request_id)
         except Exception:
-            log.exception("request %s failed", visit.request_id)
+            log.exception("request %s failed", record.request_id)
             problem = InternalError("")
-        if visit.status:  # the answer has begun; the server closes the connection on an unfinished one
+        if record.status:  # the answer has begun; the server closes the connection on an unfinished one
             raise problem
         problem.__traceback__ = None  # its frames hold the body, and themselves through what they waited for
-        response = error_response(problem, visit.request_id, self.settings.retry_after)
+        response = error_response(problem, record.request_id, self.settings.retry_after)
         await response(scope, receive, noting_status)
 
-    def _record(self, visit: Visit, scope: Scope) -> None:
-        seconds = time.monotonic() - visit.arrival
+    def _record(self, record: AccessRecord, scope: Scope) -> None:
+        seconds = time.monotonic() - record.arrival
         if scope["path"] == "/generate":
             self.metrics.observe(
-                visit.status, seconds, visit.prompt_tokens, underfilled=visit.results < visit.wanted
+                record.status, seconds, record.prompt_tokens, underfilled=record.results < record.wanted
             )
             self.timeline.add(
                 REQUEST,
                 "request",
-                visit.arrival,
-                visit.arrival + seconds,
-                rid=visit.request_id,
-                status=visit.status,
-                prompt_tokens=visit.prompt_tokens,
-                beam_width=visit.width,
+                record.arrival,
+                record.arrival + seconds,
+                rid=record.request_id,
+                status=record.status,
+                prompt_tokens=record.prompt_tokens,
+                beam_width=record.width,
             )
         # Probes and scrapes come every few seconds: only failures are worth a line, and waiting is none.
-        quiet = scope["method"] == "GET" and (visit.status < 400 or scope["path"] == "/readiness")
+        quiet = scope["method"] == "GET" and (record.status < 400 or scope["path"] == "/readiness")
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d %.1f ms rid=%s prompt=%d width=%d",
             scope["method"],
             printable(scope["path"]),
-            visit.status,
+            record.status,
             seconds * 1000,
-            visit.request_id,
-            visit.prompt_tokens,
-            visit.width,
+            record.request_id,
+            record.prompt_tokens,
+            record.width,
         )
 
 
-def visit_of(request: Request) -> Visit:
-    """The visit that `request` belongs to."""
-    visit: Visit = request.scope[_VISIT]
-    return visit
+def record_of(request: Request) -> AccessRecord:
+    """The record of `request`."""
+    record: AccessRecord = request.scope[_RECORD]
+    return record
 
 
 def printable(path: str) -> str:
@@ -160,4 +160,4 @@ async def http_exception(request: Request, error: Exception) -> Response:
         problem = NotFound(f"there is no {path}: see /docs for the routes")
     else:
         problem = BadRequest(error.detail)
-    return error_response(problem, visit_of(request).request_id, 1, error.headers)
+    return error_response(problem, record_of(request).request_id, 1, error.headers)
