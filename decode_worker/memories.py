@@ -84,6 +84,12 @@ class PrefillMemories:
             self._orphan("has died")
 
     @property
+    def read_in_place(self) -> int:
+        """The id of the memory outside which no prompt can be; 0 where prompts come from any."""
+        shared = self._pool.memory.shared if self.in_place else None
+        return shared.id if shared is not None else 0
+
+    @property
     def outlives_owner(self) -> bool:
         """Whether a prompt can still be read in place when its owner has died."""
         shared = self._pool.memory.shared

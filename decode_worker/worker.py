@@ -313,6 +313,7 @@ class DecodeWorker:
             limits=self.limits,
             load=self.load(),
             turns=self.config.turns_file,
+            memory=self.inbound.memories.read_in_place,
         )
 
     def load(self) -> Load:

@@ -338,6 +338,7 @@ class PrefillWorker:
             limits=Limits(self.max_prompt_tokens),
             load=self.load(),
             turns=self.config.turns_file,
+            memory=self.memory.id if self.memory else 0,
         )
 
     def load(self) -> Load:

@@ -19,6 +19,7 @@ class Candidate:
     cost: StepCost | None = None  # of its launches, if known
     reuse: int = 0  # of the request's first tokens, how many it probably holds
     turns: str = ""  # names the device that it shares with others of that name; empty: it has its own
+    memory: int = 0  # prefill: where its prompts lie; decode: what it reads in place, and no other
     proven: bool = True  # the cost was learned from requests, not tried at the start alone
 
     @property
@@ -52,7 +53,12 @@ def pairs_by_finish(
 
     Times within a millisecond are a tie. Incarnations in `avoid` (they failed this request before) come last.
     """
-    pairs = [Pair(p, d) for p in prefill for d in decode if p.model == d.model and catalog in d.catalogs]
+    pairs = [
+        Pair(p, d)
+        for p in prefill
+        for d in decode
+        if p.model == d.model and catalog in d.catalogs and d.memory in (0, p.memory)
+    ]
 
     def order(pair: Pair) -> tuple[int, float, int, int, int, str, str]:
         p, d = pair.prefill, pair.decode

@@ -179,6 +179,8 @@ def no_pair(states: list[WorkerState]) -> str:
         if one.role == "prefill" and other.role == "decode" and (name := one.model.difference(other.model)):
             values = [f"{hello.worker} has {getattr(hello.model, name)}" for hello in (one, other)]
             problems.append(f"they differ in {name}: {', '.join(values)}")
+        if one.role == "prefill" and other.role == "decode" and other.memory not in (0, one.memory):
+            problems.append(f"{other.worker} reads the memory of another prefill worker than {one.worker}")
     reason = f" ({'; '.join(problems)})" if problems else ""
     return f"no compatible pair of prefill and decode workers is ready{reason}"
 

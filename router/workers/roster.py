@@ -227,6 +227,7 @@ def candidates(workers: Sequence[Worker], reuse: Callable[[int], int] = lambda _
             # A worker may be started without a cache, or have lost what we remember.
             reuse(w.incarnation) if w.hello.load.pages_cached else 0,
             w.hello.turns,
+            w.hello.memory,
             w.hello.load.counters.get(LAUNCHES, LEAST) >= LEAST,
         )
         for w in workers

@@ -188,6 +188,9 @@ class WorkerHello(Message, frozen=True, tag="worker_hello"):
     limits: Limits
     load: Load
     turns: Name = ""  # workers that name the same take turns on one device: only one of them runs at a time
+    memory: Number = (
+        0  # prefill: where its prompts lie; decode: what it reads in place, and no other; 0: none
+    )
 
 
 class PrefillRequest(Message, frozen=True, tag="prefill"):

@@ -72,6 +72,12 @@ def test_a_pair_shares_one_model() -> None:
     ]
 
 
+def test_who_reads_a_memory_in_place_has_one_partner() -> None:
+    p0, p1 = replace(P0, memory=7), replace(P1, memory=8)
+    assert names(pairs_by_finish([p0, p1, prefill("p2", 3)], [replace(D0, memory=8)], "v1")) == [("p1", "d0")]
+    assert len(pairs_by_finish([p0, p1], [D0], "v1")) == 2, "others take prompts from anywhere"
+
+
 def test_no_pair() -> None:
     assert not pairs_by_finish([], [D0], "v1")
     assert not pairs_by_finish([P0], [], "v1")
