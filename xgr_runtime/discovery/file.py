@@ -1,5 +1,6 @@
 """Workers that a file names: `{"prefill": [...], "decode": [...]}`. Another is renamed over it."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,7 @@ class FileList:
     def _named(self) -> _Named:
         try:
             with open_ordinary(self._path) as stream:
+                self._check_owner(os.fstat(stream.fileno()))
                 content = stream.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
                 raise ConfigError(f"{self} has more than {MOST_BYTES} bytes: name fewer workers")
@@ -50,3 +52,10 @@ class FileList:
             ValueError,
         ) as error:  # the latter of what is no ordinary file, or no text
             raise ConfigError(f"{self} is no list of workers ({error}): {_SHAPE}") from None
+
+    def _check_owner(self, found: os.stat_result) -> None:
+        """Whoever can write to it decides where prompts go."""
+        if found.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"{self} belongs to another user: chown it to the one that runs the router")
+        if found.st_mode & 0o022:
+            raise ConfigError(f"others may write to {self}, run: chmod go-w {self}")

@@ -59,6 +59,17 @@ def test_what_is_no_file_is_named_and_waited_for_by_nobody(tmp_path: Path) -> No
             FileList(path).look()
 
 
+def test_a_file_that_others_may_write_to_names_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "workers.json"
+    path.write_text('{"prefill": [], "decode": []}')
+    for mode in (0o620, 0o602):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match=f"chmod go-w {path}"):
+            FileList(path).look()
+    path.chmod(0o644)
+    assert FileList(path).look() == []
+
+
 def test_settings_name_each_worker_once() -> None:
     assert StaticList(["a", "b"], ["c"]).look() == [
         WorkerAddress("prefill", "a"),
