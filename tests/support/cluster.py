@@ -145,6 +145,14 @@ class Cluster(AbstractContextManager["Cluster"]):
         (self._spawn_prefill if name in self._prefill else self._spawn_decode)(name)
         self._note(name, time.monotonic() + PATIENCE)
 
+    def beside(self, *names: str) -> list[str]:
+        """The addresses of more workers, `prefill-N` or `decode-N`, of which the router is not told."""
+        for name in names:
+            (self._spawn_prefill if name.startswith("prefill") else self._spawn_decode)(name)
+        for name in names:
+            self._note(name, time.monotonic() + PATIENCE)
+        return [self._address(name) for name in names]
+
     def _spawn_prefill(self, name: str) -> None:
         own = {"name": name, "control_address": self._address(name)}
         self._spawn(name, "prefill_worker", PrefillConfig, own | self._of_prefill)
