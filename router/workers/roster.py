@@ -143,8 +143,7 @@ class Roster:
         while worker.in_flight:
             await asyncio.sleep(LOOK)
         del self._members[worker.address]
-        if worker.alive:
-            self._told[1](worker, worker.incarnation, "it was removed")
+        worker.lost("it was removed")
         await worker.stop()
         self._drains.pop(worker, None)
         log.info("%s worker at %s is forgotten", worker.role, worker.address)

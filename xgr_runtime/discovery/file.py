@@ -27,7 +27,7 @@ class FileList:
         self._path = path
 
     def __str__(self) -> str:
-        return str(self._path)
+        return f"--workers-file {self._path}"
 
     def look(self) -> list[WorkerAddress]:
         """See `Source.look`."""
@@ -58,4 +58,4 @@ class FileList:
         if found.st_uid not in (0, os.geteuid()):
             raise ConfigError(f"{self} belongs to another user: chown it to the one that runs the router")
         if found.st_mode & 0o022:
-            raise ConfigError(f"others may write to {self}, run: chmod go-w {self}")
+            raise ConfigError(f"others may write to {self}, run: chmod go-w {self._path}")

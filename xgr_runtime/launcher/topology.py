@@ -33,13 +33,13 @@ def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_host_names(config.allowed_hosts)
     layout_of(config)
+    if config.workers_file:
+        FileList(Path(config.workers_file)).look()
     _check_machine(config)
     check_port(config.host, config.port)
     read_config(Path(config.model_path))
     for url in config.sglang_prefill:
         check_url(url, "--sglang-prefill")
-    if config.workers_file:
-        FileList(Path(config.workers_file)).look()
     if not config.prefill_workers and not config.sglang_prefill:
         raise ConfigError(
             "--prefill-workers is 0: start at least one, or name an SGLang server: --sglang-prefill"

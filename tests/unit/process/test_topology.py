@@ -22,6 +22,7 @@ SERVE = ServeConfig(
     decode_workers=3,
     api_key="sesame",
     max_rows=1500,
+    workers_file="workers.json",
 )
 
 
@@ -49,6 +50,7 @@ def test_plan_is_what_the_processes_parse() -> None:
     assert config.prefill == [c.control_address for c in prefill]
     assert config.decode == [c.control_address for c in decode]
     assert config.api_key == "sesame"
+    assert config.workers_file == "workers.json"
 
 
 def test_key_is_in_no_argument_and_only_the_router_has_it() -> None:
@@ -126,6 +128,15 @@ def test_layouts(settings: dict[str, object], gpus: int, expected: list[tuple[st
 def test_what_cannot_be_colocated_is_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(serve(layout="colocated", port=0, **settings))
+
+
+@pytest.mark.parametrize("content", [None, '{"prefill": []}'], ids=["missing", "no list"])
+def test_a_file_of_workers_is_read_before_anything_starts(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "workers.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"--workers-file {path}"):
+        check(serve(port=0, workers_file=str(path)))
 
 
 @pytest.mark.parametrize(("visible", "count"), [("0", 1), ("2,5", 2), ("", 1)])
