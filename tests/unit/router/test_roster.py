@@ -10,6 +10,7 @@ from played_workers import PlayedWorker, Stage, play, result_of, stage, until
 
 from router.dispatch.dispatcher import Dispatcher
 from router.workers.following import check_named
+from router.workers.roster import LOOK
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import BadRequest, ConfigError, NotFound, NoWorkers
@@ -73,8 +74,12 @@ async def test_one_that_is_removed_finishes_what_it_has_and_gets_no_more(folder:
         request = await old.next(DecodeRequest)
         removed = s.dispatcher.remove_worker("decode-20")
         assert removed.leaving and not removed.usable and "removed" in removed.problem
-        for rid in ("a", "b", "c"):
-            await answered(s, other, rid)
+        later = [s.ask(rid) for rid in ("a", "b", "c")]  # more than the other one has, too
+        requests = [await other.next(DecodeRequest) for _ in later]
+        for each in requests:
+            other.send(Committed(each.id))
+            other.send(result_of(each))
+        assert [found.attempts for found in await asyncio.gather(*later)] == [1, 1, 1]
         assert old.address in addresses(s) and old.inbox.empty()
         assert s.dispatcher.remove_worker("decode-20").leaving, "twice is once"
         old.send(Committed(request.id))
@@ -123,8 +128,9 @@ async def test_one_that_is_added_again_while_it_leaves_stays(folder: Path) -> No
         worker.send(Committed(request.id))
         worker.send(result_of(request))
         await answer
-        await answered(s, worker, "second")
+        await asyncio.sleep(5 * LOOK)
         assert worker.address in addresses(s)
+        await answered(s, worker, "second")
 
 
 @play
