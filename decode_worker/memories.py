@@ -90,10 +90,12 @@ class PrefillMemories:
         return shared.id if shared is not None else 0
 
     @property
-    def outlives_owner(self) -> bool:
-        """Whether a prompt can still be read in place when its owner has died."""
+    def took_prompts_along(self) -> bool:
+        """Whether prompts that were read in place are gone with their owner; main memory outlives it."""
+        if not self.orphaned:
+            return False
         shared = self._pool.memory.shared
-        return shared is not None and isinstance(shared.kv, HostRegion)
+        return shared is None or not isinstance(shared.kv, HostRegion)
 
     def _map(self, hello: LinkHello, memory: SharedKv) -> None:
         if len(self._mapped) >= MOST_MEMORIES:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from decode_worker.phases import TaskPhase
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
 from xgr_runtime.scheduling.cost_model import Work, alone, marginal, worthwhile
@@ -29,8 +30,14 @@ class Task(Waiter, Protocol):
     @property
     def most_beams(self) -> int: ...
     @property
+    def phase(self) -> TaskPhase: ...
+    @property
     def work_left(self) -> Work:
         """The steps that its search still needs."""
+        ...
+
+    def let_go(self) -> None:
+        """It is over, and no launch has it: what it leased is free."""
         ...
 
 
@@ -47,7 +54,7 @@ S = TypeVar("S", bound=Steps)
 
 @dataclass(eq=False)
 class DecodeScheduler(Generic[T]):
-    """Pages for prompts that arrive, rows for prompts that are here.
+    """Pages for prompts that arrive, rows for prompts that are here, and both back from those that leave.
 
     `cost` is that of a step. As long as it is None, every search takes part in every step, and only what is
     late is given up.
@@ -58,6 +65,7 @@ class DecodeScheduler(Generic[T]):
     cost: StepCost | None = None
     waiting: UrgencyQueue[T] = field(default_factory=UrgencyQueue)  # for pages
     ready: UrgencyQueue[T] = field(default_factory=UrgencyQueue)  # KV is here, waiting for rows
+    leaving: list[T] = field(default_factory=list)  # over, but a launch still reads what they hold
     _held: dict[AttemptId, HeldPrompt] = field(default_factory=dict)
     _rows_of: dict[AttemptId, PageIds] = field(default_factory=dict)
 
@@ -93,14 +101,31 @@ class DecodeScheduler(Generic[T]):
         """
         return task.due <= now or (others and self.cost is not None and self.slack(task, now) < 0)
 
+    def leave(self, task: T) -> bool:
+        """A task is over. True if it holds nothing any more; else `landed` gives it back after its launch."""
+        if task.phase is TaskPhase.IN_FLIGHT:
+            self.leaving.append(task)
+            return False
+        self.end(task)
+        return True
+
+    def landed(self) -> list[T]:
+        """Those that left during a launch which is over: they hold nothing any more."""
+        landed = [task for task in self.leaving if task.phase is not TaskPhase.IN_FLIGHT]
+        self.leaving = [task for task in self.leaving if task.phase is TaskPhase.IN_FLIGHT]
+        for task in landed:
+            self.end(task)
+        return landed
+
     def end(self, task: T) -> None:
-        """Let go of all that a task holds or waits for."""
+        """Let go of all that a task holds or waits for; no launch may have it."""
         self.waiting.remove(task)
         self.ready.remove(task)
         if (held := self._held.pop(task.id, None)) is not None:
             self.cache.end(held)
         if (rows := self._rows_of.pop(task.id, None)) is not None:
             self.rows.release(rows)
+        task.let_go()
 
 
 def share_step(searches: Sequence[S], cost: StepCost | None) -> list[S]:

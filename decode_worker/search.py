@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from decode_worker.phases import TaskPhase
 from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
@@ -78,7 +79,7 @@ class Search:
         self.hidden = hidden  # [hidden] of the prompt's last token, if it came
         self.level = 0
         self.invalid = False
-        self.launched = False  # it is in the engine's hands
+        self.phase = TaskPhase.SEARCH  # what its engine says
         self.forward_seconds = 0.0
         self.scores: Floats = np.zeros(1, np.float32)
         unknown = [question.last_token] if hidden is None else []

@@ -1,11 +1,11 @@
 """One attempt at a request in the decode worker, and how a router's message becomes one."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from decode_worker.memories import Source
+from decode_worker.phases import TaskPhase
 from decode_worker.search import Question, Search
 from xgr_kernels.trie import LeafFilter, leaf_filter
 from xgr_runtime.catalog import Catalogs, CatalogView, Lease
@@ -16,10 +16,8 @@ from xgr_runtime.kv.prompt_cache import Tokens
 from xgr_runtime.model.device.device import Event
 from xgr_runtime.scheduling.cost_model import Work
 from xgr_runtime.trace.timeline import REQUEST, Timeline
-from xgr_runtime.wire.arrays import int32s
-from xgr_runtime.wire.messages import AttemptId, Commit, DecodeRequest, Limits, ModelIdentity, Open, Timing
-
-_PHASES = ("wait for prefill", "wait for pages", "receive KV", "wait for rows", "search")
+from xgr_runtime.wire.arrays import float32s, int32s
+from xgr_runtime.wire.messages import AttemptId, DecodeRequest, Limits, ModelIdentity, Timing
 
 
 @dataclass(eq=False)
@@ -39,12 +37,27 @@ class DecodeTask:
     copied: Event | None = None  # the last copy into our pages
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
-    arrived_at: float = 0.0
-    opened_at: float = 0.0
-    granted_at: float = 0.0
-    committed_at: float = 0.0
-    started_at: float = 0.0  # the search
+    began: dict[TaskPhase, float] = field(default_factory=dict)  # its phases so far, in order
     search: Search | None = None
+
+    @property
+    def phase(self) -> TaskPhase:
+        """How far it is."""
+        return self.search.phase if self.search else next(reversed(self.began))
+
+    def enter(self, phase: TaskPhase, now: float) -> None:
+        """It gets so far."""
+        self.began[phase] = now
+
+    def let_go(self) -> None:
+        """Nothing reads its version of the catalog any more."""
+        self.lease.end()
+
+    def start_search(self, rows: PageIds, tail_tokens: int, now: float) -> None:
+        """It has rows: see `Search`."""
+        hidden = None if self.hidden is None else float32s(self.hidden).copy()
+        self.search = Search(self.question, self.pages, rows, hidden, tail_tokens)
+        self.enter(TaskPhase.SEARCH, now)
 
     @property
     def due(self) -> float:
@@ -65,40 +78,23 @@ class DecodeTask:
 
     def timing(self, now: float) -> Timing:
         """Where the time went, but for the transfer, in seconds."""
+        arrived, started = self.began[TaskPhase.ROWS], self.began[TaskPhase.SEARCH]
         return Timing(
             queue=self.receiver.queue_seconds,
             prefill=self.receiver.prefill_seconds,
             transfer=0.0,
-            decode=now - self.committed_at,
+            decode=now - arrived,
             forward=self.search.forward_seconds if self.search else 0.0,
-            wait=self.started_at - self.committed_at,
+            wait=started - arrived,
         )
 
     def record(self, timeline: Timeline, now: float) -> None:
         """Its life in this worker, which ends `now`: the whole, and the phases that it reached."""
-        moments = [self.arrived_at, self.opened_at, self.granted_at, self.committed_at, self.started_at]
-        begin = min([moment for moment in moments if moment] or [now])
+        begin = min(self.began.values())
         timeline.add(REQUEST, "request", begin, now, self.id, rows=self.most_beams)
-        ends = [*moments[1:], now]
-        for name, start, end in zip(_PHASES, moments, ends, strict=True):
-            if start and (end or now) >= start:  # an OPEN may have come before the request
-                timeline.add(REQUEST, name, start, end or now, self.id)
-
-
-class EarlyOpen(NamedTuple):
-    """An OPEN that overtook the router's request."""
-
-    peer: bytes
-    message: Open
-    arrived: float
-
-
-class Arrival(NamedTuple):
-    """A COMMIT that waits for the copies before it."""
-
-    task: DecodeTask
-    message: Commit
-    frames: list[memoryview]
+        for (phase, start), end in zip(self.began.items(), [*self.began.values(), now][1:], strict=True):
+            if end >= start:  # an OPEN may have come before the request
+                timeline.add(REQUEST, phase.value, start, end, self.id)
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,9 @@ class TaskFactory:
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
         )
         deadline = now + request.timeout
-        return DecodeTask(
-            request.id, tokens, question, receiver, lease, deadline, request.priority, arrived_at=now
-        )
+        task = DecodeTask(request.id, tokens, question, receiver, lease, deadline, request.priority)
+        task.enter(TaskPhase.PREFILL, now)
+        return task
 
 
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:

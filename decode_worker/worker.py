@@ -1,4 +1,4 @@
-"""The decode worker's loop: take requests, step all beams together, answer. KV comes in by `Inbound`."""
+"""The decode worker's loop: step all beams together, answer. Prompts come in by `Inbound`."""
 
 import logging
 import time
@@ -10,12 +10,13 @@ import numpy as np
 from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.launches import LaunchSpan
 from decode_worker.inbound import Inbound
+from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
 from decode_worker.task import DecodeTask, TaskFactory
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError
+from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError, WorkerLost
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.queue import urgency
@@ -70,8 +71,7 @@ class DecodeWorker:
         self.known_costs = KnownCosts(engine.costs)
         self.device_turns = turns_of(config.turns_file, DECODE_SIDE, config.device)
         self.turn_taken = False  # by another worker, when we asked last
-        self.tasks: dict[AttemptId, DecodeTask] = {}
-        self.running: list[DecodeTask] = []
+        self.searching: dict[AttemptId, DecodeTask] = {}  # from COMMIT to the answer
         self.ended_at = 0.0  # the last task
         self.worked = (
             False  # the last turn ran searches: pages, rows or messages may have come free meanwhile
@@ -82,20 +82,7 @@ class DecodeWorker:
         control: Listener[Message] = Listener(config.control_address, ToDecode, keys=keys)
         self.desk = Desk(self, "decode", DecodeRequest, control, config.silence)
         self.timeline, self.counters = self.desk.timeline, self.desk.counters
-        self.inbound = Inbound(
-            config,
-            identity,
-            self.desk.incarnation,
-            engine.pool,
-            self.scheduler,
-            self.tasks,
-            self.counters,
-            arrived=self.arrived,
-            fail=self.fail,
-            timeline=self.timeline,
-            clock=clock,
-            keys=keys,
-        )
+        self.inbound = Inbound(config, identity, engine.pool, self.scheduler, self.desk, clock, keys)
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(self.inbound.data.listener)
@@ -120,10 +107,10 @@ class DecodeWorker:
             now = self.clock()
             self.desk.listen(now)
             self.desk.handle(now)
-            self.inbound.receive()
+            self.take_over(self.inbound.receive())
             self.expire(now)
             self.inbound.grant_pages(now)
-            self.inbound.take_arrivals(self.clock())
+            self.take_over(self.inbound.settle(self.clock()))
             self.start_searches(now)
             self.worked = bool(self.running) or self.engine.busy
             self.launch()
@@ -135,7 +122,7 @@ class DecodeWorker:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
         self.turn_taken = False
         running = sorted(self.running, key=urgency)
-        waiting = [task.search for task in running if task.search and not task.search.launched]
+        waiting = [task.search for task in running if task.search and task.phase is TaskPhase.SEARCH]
         if not waiting:
             self.device_turns.forget()
         if not waiting or not self.engine.ready or not self.may_launch():
@@ -171,13 +158,12 @@ class DecodeWorker:
 
     def answer_finished(self) -> None:
         """Answer the searches that are over; those whose request ended meanwhile only give back."""
-        over = set(self.engine.collect())
+        self.engine.collect()
         if not self.engine.busy:
             self.device_turns.give()
-        for task in [t for t in self.inbound.leaving if t.search in over]:
-            self.inbound.leaving.remove(task)
-            self.give_back(task)
-        for task in [t for t in self.running if t.search in over]:
+        for task in self.scheduler.landed():
+            self.inbound.release(task)
+        for task in [t for t in self.running if t.phase is TaskPhase.OVER]:
             self.answer(task)
 
     def answer(self, task: DecodeTask) -> None:
@@ -193,50 +179,80 @@ class DecodeWorker:
         self.counters["answered"] += 1
         self.desk.control.send(task.id.router, result)
 
+    def end(self, task: DecodeTask) -> None:
+        """A search is over, or wanted no more: free what it holds, once no launch reads it."""
+        del self.searching[task.id]
+        self.ended_at = self.clock()
+        task.record(self.timeline, self.ended_at)
+        if self.scheduler.leave(task):
+            self.inbound.release(task)
+
     # --- requests, as they come in at the desk ---
 
     def between_layers(self) -> None:
         """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it."""
         if self.desk.deaf(self.clock()):
             self.desk.listen(self.clock())
-            self.inbound.receive()
+            self.take_over(self.inbound.receive())
 
     def holds(self, id: AttemptId) -> bool:
         """See `Holder`."""
-        return id in self.tasks
+        return id in self.inbound.arriving or id in self.searching
 
     def accept(self, request: DecodeRequest, now: float) -> None:
         """See `Holder`. Raises `Overloaded`, `BadRequest`."""
-        if len(self.tasks) >= self.config.max_queued:
-            raise Overloaded(f"decode worker {self.config.name} holds {len(self.tasks)} requests")
+        held = len(self.tasks)
+        if held >= self.config.max_queued:
+            raise Overloaded(f"decode worker {self.config.name} holds {held} requests")
         if self.inbound.memories.orphaned:
             raise Overloaded(f"decode worker {self.config.name} starts again")
-        task = self.tasks[request.id] = self.factory.make(request, now)
-        self.inbound.expect(task)
+        self.inbound.expect(self.factory.make(request, now))
 
     def cancel(self, id: AttemptId) -> None:
         """See `Holder`."""
-        self.inbound.forget(id)
-        if id in self.tasks:
-            self.end(self.tasks[id], tell_prefill="cancelled by the router")
+        self.drop(id, "cancelled by the router")
 
     def fail(self, id: AttemptId, error: RequestError) -> None:
         """See `Holder`."""
-        self.end(self.tasks[id], tell_prefill=error.message)
+        self.drop(id, error.message)
         self.desk.report(id, error)
+
+    def drop(self, id: AttemptId, reason: str) -> None:
+        """End an attempt without a word to its router; one that is unknown may still come."""
+        if id in self.searching:
+            self.end(self.searching[id])
+        else:
+            self.inbound.end(id, reason)
 
     def part_with(self, router: int, error: RequestError) -> None:
         """See `Holder`."""
-        for id in [id for id in self.tasks if id.router == router]:
-            self.fail(id, error)
+        for task in self.tasks:
+            if task.id.router == router:
+                self.fail(task.id, error)
 
     # --- searches ---
+
+    @property
+    def tasks(self) -> list[DecodeTask]:
+        """All that are not over."""
+        return [*self.inbound.arriving.values(), *self.searching.values()]
+
+    @property
+    def running(self) -> list[DecodeTask]:
+        """Those that have rows."""
+        return [task for task in self.searching.values() if task.search]
+
+    def take_over(self, tasks: Sequence[DecodeTask]) -> None:
+        """Prompts are here."""
+        for task in tasks:
+            self.arrived(task)
 
     def arrived(self, task: DecodeTask) -> None:
         """A prompt is here: its search may start.
 
         Without a hidden state nothing shows yet that its KV is finite, as all that is shared must be.
         """
+        self.searching[task.id] = task
         if task.hidden is not None and np.isfinite(float32s(task.hidden)).all():
             self.scheduler.keep(task)
         self.desk.control.send(task.id.router, Committed(task.id))
@@ -245,51 +261,28 @@ class DecodeWorker:
     def start_searches(self, now: float) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
         for task, rows in self.scheduler.next_starts(now):
-            hidden = None if task.hidden is None else float32s(task.hidden).copy()
-            task.search = Search(task.question, task.pages, rows, hidden, self.engine.tail_tokens)
-            task.started_at = self.clock()
-            self.running.append(task)
-
-    # --- ends ---
-
-    def end(self, task: DecodeTask, tell_prefill: str = "") -> None:
-        """Free all that the task holds; a prefill worker that still sends is told why it may stop."""
-        del self.tasks[task.id]
-        self.ended_at = self.clock()
-        task.record(self.timeline, self.ended_at)
-        self.running = [t for t in self.running if t is not task]
-        if tell_prefill:
-            self.inbound.refuse(task, tell_prefill)
-        if task.search and task.search.launched and not task.search.over:
-            self.inbound.leaving.append(task)
-        else:
-            self.give_back(task)
-
-    def give_back(self, task: DecodeTask) -> None:
-        """Nothing reads its catalog and its pages any more, nor those in which it was read in place."""
-        task.lease.end()
-        self.scheduler.end(task)
-        if task.committed_at:
-            self.inbound.release(task)
+            task.start_search(rows, self.engine.tail_tokens, self.clock())
 
     def expire(self, now: float) -> None:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
         self.scheduler.cost = self.engine.costs.cost
-        others = len(self.tasks) > 1
-        for task in list(self.tasks.values()):
+        tasks = self.tasks
+        for task in tasks:
             # What a launch has in hand costs no more time, and nobody knows how far it is.
-            flying = task.search is not None and task.search.launched
-            if not self.scheduler.hopeless(task, now, others and not flying):
-                continue
-            self.fail(task.id, DeadlineExceeded("the deadline could not be met by the search"))
+            others = len(tasks) > 1 and task.phase is not TaskPhase.IN_FLIGHT
+            if self.scheduler.hopeless(task, now, others):
+                self.fail(task.id, DeadlineExceeded("the deadline could not be met by the search"))
         self.desk.dismiss_gone(now)
         self.inbound.expire(now)
+        if self.inbound.memories.took_prompts_along:
+            for task in list(self.searching.values()):
+                self.fail(task.id, WorkerLost("the prefill worker died", "prefill"))
 
     @property
     def finished(self) -> bool:
         """Whether this process can be of no use any more, and neither holds nor sends what could be."""
         over = self.inbound.memories.orphaned and not self.tasks
-        return over and self.clock() - self.ended_at >= _LAST_WORDS
+        return over and self.clock() - max(self.ended_at, self.inbound.ended_at) >= _LAST_WORDS
 
     # --- state ---
 
@@ -299,7 +292,7 @@ class DecodeWorker:
             return LOOK_EVERY
         if self.running or self.worked or self.engine.busy:
             return 0.0  # a launch whose requests are all gone still holds the device's turn
-        return _COPY_WAIT if self.inbound.arrivals else self.config.heartbeat / 2
+        return _COPY_WAIT if self.inbound.commits else self.config.heartbeat / 2
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(
@@ -329,8 +322,8 @@ class DecodeWorker:
             pages_used=self.cache.used,
             pages_cached=self.cache.cached_pages,
             pages_total=self.cache.capacity,
-            credits_out=sum(task.receiver.credits_out for task in self.tasks.values()),
-            leases=sum(task.receiver.renewable for task in self.tasks.values()),
+            credits_out=sum(task.receiver.credits_out for task in self.inbound.holding),
+            leases=sum(task.receiver.renewable for task in self.inbound.holding),
             rows_used=self.scheduler.rows.used,
             counters=counters,
             cost=self.engine.costs.cost,

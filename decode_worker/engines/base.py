@@ -42,7 +42,8 @@ class DecodeEngine(Protocol):
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """Run, or begin to run. `on_layer` is called now and then: a long launch need not make anyone deaf.
 
-        Raises DeviceLost if nothing can run here again.
+        The searches are `IN_FLIGHT` until the launch is over, then `OVER`, or `SEARCH` if levels are left.
+        Those of a launch that raises were not begun. Raises DeviceLost if nothing can run here again.
         """
         ...
 

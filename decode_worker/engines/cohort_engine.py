@@ -14,6 +14,7 @@ import torch
 
 from decode_worker.engines.cohort import choose_cohort
 from decode_worker.engines.cohort_steps import COHORTS, Cohort, CohortSteps
+from decode_worker.phases import TaskPhase
 from decode_worker.search import Question, Search
 from xgr_kernels.trie import ScoreMode, Trie, no_filter
 from xgr_runtime.model.device.device import losing_the_device
@@ -62,7 +63,7 @@ class CohortEngine:
         taken = {cohort.place for cohort in self._flying}
         self._queue(searches, next(place for place in range(COHORTS) if place not in taken))
         for search in searches:
-            search.launched = True
+            search.phase = TaskPhase.IN_FLIGHT
 
     def collect(self) -> list[Search]:
         """See `DecodeEngine`."""
@@ -123,6 +124,7 @@ class CohortEngine:
                 self._overflown.append(search)
             else:
                 search.finish(answer.scores, answer.leaves, answer.invalid)
+                search.phase = TaskPhase.OVER
                 over.append(search)
         self.counters["steps"] += len(cohort.steps)
         self.counters["rows"] += sum(step.rows for step in cohort.steps)

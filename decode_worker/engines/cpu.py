@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import share_step
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
@@ -58,7 +59,13 @@ class CpuDecodeEngine:
         """One step; returns when it is done."""
         rows = sum(len(search.scores) for search in searches)
         work, started = together(search.next_work for search in searches), time.monotonic()
-        selection = self.step(searches, on_layer)
+        for search in searches:
+            search.phase = TaskPhase.IN_FLIGHT
+        try:
+            selection = self.step(searches, on_layer)
+        finally:
+            for search in searches:
+                search.phase = TaskPhase.OVER if search.over else TaskPhase.SEARCH
         self.costs.observe(work, time.monotonic() - started)
         self._over += [search for search in searches if search.over]
         self.counters["steps"] += 1

@@ -161,6 +161,7 @@ class Faults:
         replace(PrefillWorker, "prompt_of", poisoned)
 
     def decode(self) -> None:
+        from decode_worker.chunk_copies import ChunkCopies
         from decode_worker.engines.cpu import CpuDecodeEngine
         from decode_worker.inbound import Inbound
         from decode_worker.task import TaskFactory
@@ -169,7 +170,7 @@ class Faults:
 
         self.after(TaskFactory, "make", "queued")
         self.after(Inbound, "grant", "granted")
-        self.after(Inbound, "note", "chunk")
+        self.after(ChunkCopies, "note", "chunk")
         self.before(DecodeWorker, "arrived", "committed")
         later = lambda _, searches, *__: any(search.level for search in searches)  # noqa: E731
         self.before(CpuDecodeEngine, "launch", "beams", when=later)
@@ -178,8 +179,8 @@ class Faults:
 
         def refusing(original: Wrapper, inbound: Any, task: Any, *args: Any) -> None:
             original(task, *args)
-            if self.file.read("refuse") and task.id in inbound.tasks:
-                inbound.fail(task.id, WorkerLost("refused after the grant", "decode"))
+            if self.file.read("refuse") and task.id in inbound.arriving:
+                inbound.fail(task, WorkerLost("refused after the grant", "decode"))
 
         replace(Inbound, "grant", refusing)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from decode_worker.phases import TaskPhase
 from xgr_runtime.scheduling.cost_model import CostModel
 
 
@@ -41,8 +42,10 @@ class PlayedEngine:
             raise RuntimeError("a launch that cannot be done")
         self.launches.append(list(searches))
         for search in searches:
-            search.launched = self.keeps
+            search.phase = TaskPhase.IN_FLIGHT if self.keeps else TaskPhase.SEARCH
 
     def collect(self) -> list[Any]:
         finished, self.finished = self.finished, []
+        for search in finished:
+            search.phase = TaskPhase.OVER
         return finished

@@ -16,6 +16,7 @@ from itertools import count
 
 import numpy as np
 
+from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import DecodeScheduler, share_step
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from router.admission.admission import Admission, Ask, Promise
@@ -103,9 +104,16 @@ class Request:
 
     # --- what the decode scheduler asks of a task, and a step of a search ---
 
+    def let_go(self) -> None:
+        pass
+
     @property
     def id(self) -> AttemptId:
         return AttemptId(1, self.number, 1, 2, 3)
+
+    @property
+    def phase(self) -> TaskPhase:
+        return TaskPhase.SEARCH  # no launch outlives its step
 
     @property
     def most_beams(self) -> int:

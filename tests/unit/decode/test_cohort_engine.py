@@ -12,6 +12,7 @@ from read_backs import NoReadBack
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import CpuDecodeEngine
+from decode_worker.phases import TaskPhase
 from decode_worker.search import Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
@@ -225,10 +226,12 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
         events.append(len(device.passed) - 1)
         device.passed[-1] = False
     assert not prompts.gpu.ready and prompts.gpu.collect() == []
+    assert {search.phase for search in flown} == {TaskPhase.IN_FLIGHT}
     device.passed[events[1]] = True
     assert prompts.gpu.collect() == [], "the second does not overtake the first"
     device.passed[events[0]] = True
     assert prompts.gpu.collect() == flown and prompts.gpu.ready
+    assert {search.phase for search in flown} == {TaskPhase.OVER}
     assert_same(flown, prompts.expected(*flown))
 
 

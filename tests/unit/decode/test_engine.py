@@ -10,6 +10,7 @@ from made_catalogs import build_from_arrays
 
 from decode_worker import trials
 from decode_worker.engines.cpu import CpuDecodeEngine
+from decode_worker.phases import TaskPhase
 from decode_worker.search import Question, Search
 from decode_worker.trials import try_searches
 from prefill_worker.engines.base import Part
@@ -108,6 +109,27 @@ def test_one_step_mixes_every_kind_of_start_with_running_beams(backend: ModelBac
     requests.finish(running, from_kv, from_hidden)
     for search, other in zip((running, from_kv, from_hidden), expected, strict=True):
         assert_same(search, other)
+
+
+def test_a_search_is_in_flight_while_a_launch_has_it(
+    backend: ModelBackend, trie: Trie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = Requests(backend, trie, [33])
+    search, engine, seen = requests.search(0, True), requests.engine, list[TaskPhase]()
+    for _ in range(DEPTH):
+        engine.launch([search], lambda layer: seen.append(search.phase))
+        seen.append(search.phase)
+    assert {*seen[:-1]} == {TaskPhase.SEARCH, TaskPhase.IN_FLIGHT} and seen[-1] is TaskPhase.OVER
+    assert engine.collect() == [search]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a step that cannot be done")
+
+    again = requests.search(0, True)
+    monkeypatch.setattr(engine, "step", fail)
+    with pytest.raises(RuntimeError):
+        engine.launch([again])
+    assert again.phase is TaskPhase.SEARCH, "it may be launched alone, or end at once"
 
 
 def test_an_engine_of_few_rows_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:

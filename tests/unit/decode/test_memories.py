@@ -140,7 +140,8 @@ def test_in_place_a_prompt_stays_where_it_is(offered: Offered) -> None:
     assert not ours.greeted(hello(offered.shared))
     source = ours.source_of(offered.open())
     assert source is not None and source.pool is ours._pool and ours.way_of(source) == "in place"
-    assert ours.outlives_owner
+    ours.orphaned = True
+    assert not ours.took_prompts_along, "main memory outlives its owner"
 
 
 def test_in_place_the_kv_of_others_is_refused(offered: Offered) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import DecodeScheduler, share_step
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
@@ -24,6 +25,11 @@ class FakeTask:
     due: float = 100.0
     priority: int = 0
     work_left: Work = THREE_STEPS
+    phase: TaskPhase = TaskPhase.ROWS
+    leased: bool = True
+
+    def let_go(self) -> None:
+        self.leased = False
 
     @property
     def tokens(self) -> Tokens:
@@ -50,6 +56,24 @@ def test_pages_go_to_the_most_urgent_and_past_those_who_do_not_fit() -> None:
     assert numbers(s.next_grants(0.0)) == [0, 2]
     s.end(first)
     assert numbers(s.next_grants(0.0)) == [1]
+
+
+def test_who_leaves_in_flight_holds_pages_and_rows_until_its_launch_is_over() -> None:
+    s = scheduler(pages=1, rows=100)
+    flying, waiting = FakeTask(0, 1, 100), FakeTask(1, 1, 100)
+    s.waiting.add(flying)
+    assert numbers(s.next_grants(0.0)) == [0]
+    s.ready.add(flying)
+    s.next_starts(0.0)
+    flying.phase = TaskPhase.IN_FLIGHT
+    s.waiting.add(waiting)
+    s.ready.add(waiting)
+    assert not s.leave(flying) and not s.landed() and flying.leased
+    assert not s.next_grants(0.0) and not s.next_starts(0.0)
+    flying.phase = TaskPhase.OVER
+    assert s.landed() == [flying] and not s.landed() and not s.leaving and not flying.leased
+    assert numbers(s.next_grants(0.0)) == [1] and numbers(s.next_starts(0.0)) == [1]
+    assert s.leave(waiting) and not s.cache.used and not s.rows.used
 
 
 def test_rows_are_never_exceeded() -> None:

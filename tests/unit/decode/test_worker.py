@@ -13,7 +13,9 @@ import torch
 from made_catalogs import build_from_arrays
 from played_engine import PlayedEngine
 
+from decode_worker.early_opens import EarlyOpen
 from decode_worker.memories import PrefillMemories
+from decode_worker.phases import TaskPhase
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import Catalogs, CatalogView
@@ -74,8 +76,7 @@ def worker(tmp_path: Path) -> Iterator[DecodeWorker]:
 
 
 class PlayedSearch:
-    launched = False
-    over = False
+    phase = TaskPhase.SEARCH
     invalid = False
     forward_seconds = 0.0
     forward_rows = 0
@@ -89,10 +90,22 @@ def searching(worker: DecodeWorker, number: int) -> Any:
     id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
+    task = worker.searching[id] = worker.inbound.arriving.pop(id)
+    for phase in (TaskPhase.ROWS, TaskPhase.SEARCH):
+        task.enter(phase, 0.0)
     search: Any = PlayedSearch()
-    worker.tasks[id].search = search
-    worker.running.append(worker.tasks[id])
+    task.search = search
     return search
+
+
+def ids(worker: DecodeWorker) -> list[AttemptId]:
+    """Of the attempts that are not over."""
+    return [task.id for task in worker.tasks]
+
+
+def numbers(worker: DecodeWorker) -> list[int]:
+    """Of their requests."""
+    return [id.request for id in ids(worker)]
 
 
 def test_heartbeats_are_answered_between_the_layers_of_a_launch(worker: DecodeWorker) -> None:
@@ -126,7 +139,7 @@ def test_a_launch_that_fails_ends_only_the_request_at_fault(worker: DecodeWorker
     worker.engine.broken.append(searches[1])  # type: ignore[attr-defined]
     worker.launch()
     assert [task.id.request for task in worker.running] == [0, 2]
-    assert [id.request for id in worker.tasks] == [0, 2] and worker.counters["failed"] == 1
+    assert numbers(worker) == [0, 2] and worker.counters["failed"] == 1
     worker.launch()
     assert len(worker.running) == 2 and worker.counters["failed"] == 1
 
@@ -147,7 +160,7 @@ def test_a_search_in_flight_is_launched_once_and_answered_when_it_is_over(worker
     assert engine.launches == [[first], [second]] and len(worker.tasks) == 2
     engine.finished = [second]
     worker.answer_finished()
-    assert [id.request for id in worker.tasks] == [0] and worker.counters["answered"] == 1
+    assert numbers(worker) == [0] and worker.counters["answered"] == 1
 
 
 def test_an_engine_that_is_not_ready_gets_nothing(worker: DecodeWorker) -> None:
@@ -162,12 +175,12 @@ def test_an_engine_that_is_not_ready_gets_nothing(worker: DecodeWorker) -> None:
 
 def test_a_request_cancelled_in_flight_is_forgotten_and_its_end_ignored(worker: DecodeWorker) -> None:
     engine, (search, other) = kept(worker, 2)
-    first = next(iter(worker.tasks.values()))
+    first = worker.tasks[0]
     worker.scheduler.waiting.add(first)
     assert [len(held.pages) for _, held in worker.scheduler.next_grants(0.0)] == [1]
     worker.launch()
     worker.desk.take(Cancel(first.id, "gone"), 0.0)
-    assert [id.request for id in worker.tasks] == [1]
+    assert numbers(worker) == [1]
     assert worker.cache.used == 1, "the launch still reads them"
     engine.finished = [search]
     worker.answer_finished()
@@ -183,10 +196,10 @@ NEWER = CatalogView(build_from_arrays(["a", "b"], np.array([[1, 2], [1, 4]], np.
 def test_a_version_is_held_until_its_last_search_is_over(worker: DecodeWorker) -> None:
     engine, (search, other) = kept(worker, 2)
     old = worker.catalogs.newest.version
-    first, second = worker.tasks.values()
+    first, second = worker.tasks
     worker.launch()
     worker.catalogs.add(NEWER)
-    worker.fail(first, DeadlineExceeded("late"))
+    worker.fail(first.id, DeadlineExceeded("late"))
     worker.desk.take(Cancel(second.id, "gone"), 0.0)
     assert not worker.tasks and worker.introduce().catalogs == [old, NEWER.version], "a launch reads it"
     engine.finished = [search]
@@ -199,7 +212,7 @@ def test_a_version_is_held_until_its_last_search_is_over(worker: DecodeWorker) -
 
 def test_a_request_gets_the_version_that_it_names(worker: DecodeWorker) -> None:
     searching(worker, 0)
-    (old,) = worker.tasks.values()
+    (old,) = worker.tasks
     worker.catalogs.add(NEWER)
     searching(worker, 1)
     request = DecodeRequest(
@@ -214,8 +227,8 @@ def test_a_request_gets_the_version_that_it_names(worker: DecodeWorker) -> None:
         9.0,
     )
     worker.desk.take(request, 0.0)
-    levels = [task.question.trie.tokens[-1].tolist() for task in worker.tasks.values()]
-    assert levels == [[2, 3], [2, 4], [2, 3]]
+    levels = {task.id.request: task.question.trie.tokens[-1].tolist() for task in worker.tasks}
+    assert levels == {0: [2, 3], 1: [2, 4], 2: [2, 3]}
 
 
 @pytest.mark.parametrize(("version", "deny"), [("gone", b""), (None, np.array([7], np.int32).tobytes())])
@@ -306,7 +319,7 @@ def test_the_loop_does_not_sleep_while_a_launch_flies_for_nobody(worker: DecodeW
     engine, _ = kept(worker, 1)
     worker.launch()
     engine.busy = True
-    worker.desk.take(Cancel(next(iter(worker.tasks)), "gone"), 0.0)
+    worker.desk.take(Cancel(ids(worker)[0], "gone"), 0.0)
     assert not worker.running and worker.idle_seconds() == 0
     engine.busy = False
     assert worker.idle_seconds() > 0
@@ -323,7 +336,7 @@ def opened(worker: DecodeWorker, number: int = 1) -> AttemptId:
     id = AttemptId(1, number, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
-    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    worker.inbound.open(worker.inbound.arriving[id], b"p", Open(id, 10, 0.0), 0.0)
     return id
 
 
@@ -334,12 +347,12 @@ def test_a_request_out_of_range_is_refused(worker: DecodeWorker, tokens: tuple[i
     worker.desk.take(msgspec.structs.replace(request, tokens=np.array(tokens, np.int32).tobytes()), 0.0)
     assert not worker.tasks and worker.counters["failed"] == 1
     worker.desk.take(request, 0.0)
-    assert id in worker.tasks
+    assert id in ids(worker)
 
 
 def test_an_open_that_comes_twice_waits_for_pages_once(worker: DecodeWorker) -> None:
     id = opened(worker)
-    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0), 0.0)
+    worker.inbound.open(worker.inbound.arriving[id], b"p", Open(id, 10, 0.0), 0.0)
     assert len(worker.scheduler.waiting) == 1 and worker.counters["stale_messages"] == 1
 
 
@@ -357,20 +370,23 @@ def test_a_prefill_worker_hears_of_a_longer_lease_in_time(
 
 
 def test_a_message_that_cannot_be_read_fails_the_transfers_of_its_sender(worker: DecodeWorker) -> None:
-    mine, other = opened(worker), opened(worker, 2)
-    worker.tasks[other].peer = b"q"
+    opened(worker)
+    other = opened(worker, 2)
+    worker.inbound.arriving[other].peer = b"q"
     worker.inbound.data.listener._bad_peers.add(b"p")
     worker.inbound.drop_unreadable()
-    assert mine not in worker.tasks and other in worker.tasks
+    assert ids(worker) == [other]
     assert worker.counters["broken_transfers"] == 1
 
 
 def test_a_cancel_of_prefill_after_the_commit_changes_nothing(worker: DecodeWorker) -> None:
     id = opened(worker)
-    worker.tasks[id].committed_at = 1.0
+    worker.inbound.arriving[id].receiver.grant(1, 10.0, held_tokens=10)
+    worker.inbound.take_commit(worker.inbound.arriving[id], Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
+    worker.take_over(worker.inbound.settle(1.0))
     worker.inbound.data._welcome[b"p"] = id.prefill
     worker.inbound.handle(Received(b"p", Cancel(id, "the lease lapsed"), []), 1.0)
-    assert id in worker.tasks
+    assert id in ids(worker)
 
 
 @pytest.mark.parametrize(
@@ -382,25 +398,26 @@ def test_a_commit_with_the_wrong_frames_fails(
     worker: DecodeWorker, checksum: int | None, frames: list[bytes]
 ) -> None:
     id = opened(worker)
-    task = worker.tasks[id]
+    task = worker.inbound.arriving[id]
     task.receiver.grant(1, 10.0, held_tokens=10)
     commit = Commit(id, 0, digest_of([]), checksum, 0.1)
     worker.inbound.take_commit(task, commit, [memoryview(frame) for frame in frames], 1.0)
-    assert id not in worker.tasks and worker.counters["broken_transfers"] == 1
+    assert id not in ids(worker) and worker.counters["broken_transfers"] == 1
 
 
 def test_a_commit_without_a_hidden_state_is_taken(worker: DecodeWorker) -> None:
     id = opened(worker)
-    task = worker.tasks[id]
+    task = worker.inbound.arriving[id]
     task.receiver.grant(1, 10.0, held_tokens=10)
     worker.inbound.take_commit(task, Commit(id, 0, digest_of([]), None, 0.1), [], 1.0)
+    worker.take_over(worker.inbound.settle(1.0))
     worker.start_searches(0.0)
     assert task.search is not None and task.search.forward_rows == 1
 
 
 def test_an_open_whose_request_never_comes_is_forgotten(worker: DecodeWorker) -> None:
     id = AttemptId(1, 2, 1, 3, worker.desk.incarnation)
-    worker.inbound.keep_early(b"peer", Open(id, 10, 0.0), now=100.0)
+    worker.inbound.keep_early(EarlyOpen(b"peer", Open(id, 10, 0.0), 100.0))
     worker.expire(100.0 + worker.config.lease)
     assert id in worker.inbound.early_opens
     worker.expire(100.1 + worker.config.lease)
@@ -425,7 +442,7 @@ def offered_by(worker: DecodeWorker, in_place: bool) -> PagePool:
     )
     worker.engine.pool = pool
     worker.inbound.memories = PrefillMemories(pool, in_place, pull=True)
-    worker.inbound.copies = Copies(pool)
+    worker.inbound.chunks.copies = Copies(pool)
     assert not worker.inbound.memories.greeted(LinkHello(PROTOCOL, "prefill-0", 3, IDENTITY, exported.shared))
     return PagePool(8, exported.generations)
 
@@ -454,8 +471,8 @@ def opened_in(worker: DecodeWorker, theirs: PagePool) -> tuple[DecodeTask, PageI
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
     named = (pages.tobytes(), theirs.generations[pages].tobytes())
-    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, *named), 0.0)
-    return worker.tasks[id], pages
+    worker.inbound.open(worker.inbound.arriving[id], b"p", Open(id, 10, 0.0, *named), 0.0)
+    return worker.inbound.arriving[id], pages
 
 
 def whole(task: DecodeTask) -> KvReady:
@@ -468,6 +485,7 @@ def commit_of(task: DecodeTask, *chunks: KvReady) -> Commit:
 
 def say(worker: DecodeWorker, message: Any, now: float = 1.0) -> None:
     worker.inbound.handle(Received(b"p", message, []), now)
+    worker.take_over(worker.inbound.settle(now))
 
 
 def test_kv_that_cannot_be_written_does_not_count_as_received(worker: DecodeWorker, heard: Heard) -> None:
@@ -478,8 +496,8 @@ def test_kv_that_cannot_be_written_does_not_count_as_received(worker: DecodeWork
     def full(*_: object) -> None:
         raise MemoryError
 
-    worker.inbound.copies.pull = full  # type: ignore[method-assign, assignment]
-    worker.inbound.pull(task, whole(task))
+    worker.inbound.chunks.copies.pull = full  # type: ignore[method-assign, assignment]
+    worker.inbound.answer(task, worker.inbound.chunks.pull(task, whole(task)))
     assert isinstance(heard[-1], Nack) and not worker.tasks and not worker.cache.used
 
 
@@ -503,11 +521,11 @@ def test_a_commit_waits_for_the_copies_before_it(worker: DecodeWorker, heard: He
     done: list[bool] = []
     task.copied = SimpleNamespace(done=lambda: bool(done))
     say(worker, commit_of(task, whole(task)))
-    worker.inbound.take_arrivals(2.0)
-    assert not task.committed_at and 0 < worker.idle_seconds() < 0.01
+    worker.take_over(worker.inbound.settle(2.0))
+    assert task.phase is TaskPhase.KV and 0 < worker.idle_seconds() < 0.01
     done.append(True)
-    worker.inbound.take_arrivals(3.0)
-    assert task.committed_at == 3.0 and not worker.inbound.arrivals
+    worker.take_over(worker.inbound.settle(3.0))
+    assert task.began[TaskPhase.ROWS] == 3.0 and not worker.inbound.commits
 
 
 def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWorker, heard: Heard) -> None:
@@ -517,8 +535,8 @@ def test_a_request_that_ends_while_copies_run_is_not_verified(worker: DecodeWork
     task.copied = SimpleNamespace(done=lambda: False)
     say(worker, commit_of(task, whole(task)))
     worker.desk.take(Cancel(task.id, "not wanted"), 2.0)
-    worker.inbound.take_arrivals(3.0)
-    assert not worker.inbound.arrivals and isinstance(heard[-1], Nack) and not worker.cache.used
+    assert not worker.inbound.settle(3.0)
+    assert not worker.inbound.commits and isinstance(heard[-1], Nack) and not worker.cache.used
 
 
 def test_pages_that_are_reused_before_the_commit_fail_the_attempt(worker: DecodeWorker, heard: Heard) -> None:
@@ -543,7 +561,7 @@ def test_in_place_the_owner_waits_for_the_answer(worker: DecodeWorker, heard: He
     assert [type(message) for message in heard[1:]] == [Renew], "it goes on holding for us"
     assert worker.load().leases == 1 and worker.counters["kv_bytes_in_place"] == 10 * IDENTITY.token_bytes
     say(worker, Cancel(task.id, "the deadline passed"))
-    assert task.id in worker.tasks, "all KV is there: the search goes on"
+    assert task.id in ids(worker), "all KV is there: the search goes on"
     worker.start_searches(0.0)
     assert task.search is not None
     task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid=False)
@@ -581,7 +599,7 @@ def test_pages_that_cannot_be_the_prompts_fail_the_attempt(
     id = AttemptId(1, 1, 1, 3, worker.desk.incarnation)
     request = DecodeRequest(id, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
-    worker.inbound.open(worker.tasks[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
+    worker.inbound.open(worker.inbound.arriving[id], b"p", Open(id, 10, 0.0, b"", b""), 0.0)
     assert isinstance(heard[-1], Nack) and not worker.tasks and worker.counters["broken_transfers"] == 1
 
 
@@ -589,16 +607,17 @@ def test_when_the_owner_died_its_prompts_are_searched_to_the_end_and_no_others(
     worker: DecodeWorker, heard: Heard
 ) -> None:
     theirs = offered_by(worker, in_place=True)
+    worker.clock = worker.inbound.clock = lambda: 5.0
     read, _ = opened_in(worker, theirs)
     say(worker, commit_of(read))
     waiting = opened(worker, 2)
     worker.inbound.memories._alive = lambda process: False
     worker.expire(5.0)
-    assert waiting not in worker.tasks and list(worker.tasks) == [read.id] and not worker.finished
+    assert waiting not in ids(worker) and ids(worker) == [read.id] and not worker.finished
     worker.desk.take(
         DecodeRequest(waiting, TOKENS, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0), 6.0
     )
-    assert waiting not in worker.tasks, "nothing new begins"
+    assert waiting not in ids(worker), "nothing new begins"
     worker.clock = lambda: 7.0
     worker.end(read)
     assert not worker.finished, "the answer is on its way: a process that ends now takes it along"
@@ -625,18 +644,21 @@ def handed_over(
     prompt = np.arange(tokens, dtype=np.int32).tobytes()
     request = DecodeRequest(id, prompt, 4, 2, "vocab", worker.catalogs.newest.version, None, b"", 60.0)
     worker.desk.take(request, 0.0)
-    task = worker.tasks[id]
+    task = worker.inbound.arriving[id]
     worker.inbound.open(task, b"p", Open(id, tokens, 0.0), 0.0)
     worker.inbound.grant_pages(0.0)
     held = task.receiver._next_token[0]
     body = bytes((tokens - held) * IDENTITY.layer_token_bytes)  # of both layers' keys, or values
     chunk = KvChunk(id, 0, 0, 2, held, tokens - held, 0, 1, chunk_checksum(body, body))
-    worker.inbound.take_chunk(task, chunk, [memoryview(body), memoryview(body)])
+    worker.inbound.answer(
+        task, worker.inbound.chunks.write(task, chunk, [memoryview(body), memoryview(body)])
+    )
     state = None if hidden is None else np.full(8, hidden, np.float32).tobytes()
     frames = [] if state is None else [memoryview(state)]
     checksum = None if state is None else chunk_checksum(state, b"")
     commit = Commit(id, 1, digest_of([chunk.checksum]), checksum, 0.1, cached)
     worker.inbound.take_commit(task, commit, frames, 1.0)
+    worker.take_over(worker.inbound.settle(1.0))
     return task
 
 
@@ -644,7 +666,7 @@ def handed_over(
 def pooled(worker: DecodeWorker, heard: Heard) -> DecodeWorker:
     """Four pages of sixteen tokens that are really there."""
     pool = KvPool(ModelIdentity("", "float32", 2, 1, 4, 8, 100, 1), 4, 16)
-    worker.engine.pool, worker.inbound.copies = pool, Copies(pool)
+    worker.engine.pool, worker.inbound.chunks.copies = pool, Copies(pool)
     return worker
 
 
@@ -679,7 +701,7 @@ def test_kv_that_may_not_be_finite_is_shared_only_once_beams_have_read_it(
     assert grants(heard) == [0, 0]
     ended(pooled, task, invalid=True)
     assert pooled.load().pages_cached == 0 and pooled.counters["failed"] == 1
-    ended(pooled, pooled.tasks[AttemptId(1, 2, 1, 3, pooled.desk.incarnation)])
+    ended(pooled, pooled.searching[AttemptId(1, 2, 1, 3, pooled.desk.incarnation)])
     assert pooled.load().pages_cached == 1
 
 
@@ -747,7 +769,7 @@ def test_a_request_that_cannot_be_handled_ends_alone(
         worker.desk.take(message, 0.0)
     (failed,) = told
     assert failed.id == searching_id and failed.code == "internal_error"
-    assert "nobody had thought" in caplog.text and list(worker.tasks) == [kept]
+    assert "nobody had thought" in caplog.text and ids(worker) == [kept]
 
 
 @pytest.mark.parametrize("what", ["Open", "KvChunk", "Commit"])
@@ -755,11 +777,14 @@ def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
     pooled: DecodeWorker, heard: Heard, told: list[Any], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = AttemptId(1, 1, 1, 3, pooled.desk.incarnation)
-    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", pooled.catalog.version, None, b"", 60.0)
+    request = DecodeRequest(id, TOKENS, 4, 2, "vocab", pooled.catalogs.newest.version, None, b"", 60.0)
     pooled.desk.take(request, 0.0)
     other = AttemptId(1, 2, 1, 3, pooled.desk.incarnation)
     pooled.desk.take(msgspec.structs.replace(request, id=other), 0.0)
-    receiver, step = pooled.tasks[id].receiver, {"Open": "open", "KvChunk": "chunk", "Commit": "commit"}[what]
+    receiver, step = (
+        pooled.inbound.arriving[id].receiver,
+        {"Open": "open", "KvChunk": "chunk", "Commit": "commit"}[what],
+    )
     monkeypatch.setattr(receiver, step, broken)
     say(pooled, Open(id, 10, 0.0))
     pooled.inbound.grant_pages(0.0)
@@ -767,7 +792,7 @@ def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
         say(pooled, KvChunk(id, 0, 0, 2, 0, 10, 0, 1, 1))
     elif what == "Commit":
         say(pooled, Commit(id, 0, digest_of([]), None, 0.1))
-    assert list(pooled.tasks) == [other] and pooled.load().pages_used == 0
+    assert ids(pooled) == [other] and pooled.load().pages_used == 0
     assert told[-1].id == id and told[-1].code == "worker_lost" and pooled.counters["broken_transfers"] == 1
 
 
@@ -778,7 +803,7 @@ def test_a_lost_device_is_not_one_hand_overs_fault(pooled: DecodeWorker, heard: 
     def lose(*_: Any) -> None:
         raise DeviceLost("it fell off the bus")
 
-    pooled.inbound.copies.write = lose  # type: ignore[method-assign, assignment]
+    pooled.inbound.chunks.copies.write = lose  # type: ignore[method-assign, assignment]
     body = bytes(10 * IDENTITY.layer_token_bytes)
     chunk = KvChunk(id, 0, 0, 2, 0, 10, 0, 1, chunk_checksum(body, body))
     with pytest.raises(DeviceLost):
@@ -799,24 +824,24 @@ def test_more_chunks_at_once_than_credits_break_the_protocol(
         batch.append(Received(b"p", chunk, [memoryview(keys), memoryview(keys)]))
     monkeypatch.setattr(pooled.inbound.data, "receive", lambda: iter(batch))
     pooled.inbound.receive()
-    assert (id in pooled.tasks) == (count == 8)
+    assert (id in ids(pooled)) == (count == 8)
     nacks = [message for message in heard if isinstance(message, Nack)]
     assert len(nacks) == (count == 9) and all("9 chunks" in nack.reason for nack in nacks)
 
 
 def test_opens_that_come_before_their_requests_are_bounded(worker: DecodeWorker, heard: Heard) -> None:
-    def ids(first: int, count: int) -> list[AttemptId]:
+    def some(first: int, count: int) -> list[AttemptId]:
         return [AttemptId(1, first + n, 1, 3, worker.desk.incarnation) for n in range(count)]
 
-    for id in ids(0, 1024):
-        worker.inbound.keep_early(b"p", Open(id, 10, 0.0), 1.0)
+    for id in some(0, 1024):
+        worker.inbound.keep_early(EarlyOpen(b"p", Open(id, 10, 0.0), 1.0))
     assert len(worker.inbound.early_opens) == 1024 and not heard
-    worker.inbound.keep_early(b"p", Open(ids(1024, 1)[0], 10, 0.0), 1.0)
+    worker.inbound.keep_early(EarlyOpen(b"p", Open(some(1024, 1)[0], 10, 0.0), 1.0))
     assert len(worker.inbound.early_opens) == 1024 and isinstance(heard[-1], Nack)
     worker.expire(1000.0)
     pages = bytes(1 << 20)
-    for id in ids(0, 64):
-        worker.inbound.keep_early(b"p", Open(id, 10, 0.0, pages, pages), 1000.0)
+    for id in some(0, 64):
+        worker.inbound.keep_early(EarlyOpen(b"p", Open(id, 10, 0.0, pages, pages), 1000.0))
     assert len(worker.inbound.early_opens) == 32, "of 2 MiB each"
 
 

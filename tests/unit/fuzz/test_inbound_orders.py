@@ -15,6 +15,7 @@ from made_catalogs import build_from_arrays
 from played_engine import PlayedEngine
 from wire_fuzz import HOSTILE_INTS, SETTINGS, Errors
 
+from decode_worker.phases import TaskPhase
 from decode_worker.task import DecodeTask
 from decode_worker.worker import DecodeWorker
 from xgr_runtime.catalog import Catalogs, CatalogView
@@ -77,7 +78,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
             config, engine, Catalogs(CatalogView(catalog)), IDENTITY, Limits(64, 8), clock=lambda: self.now
         )
         self.inbound = self.worker.inbound
-        self.inbound.copies = Copies(engine.pool)
+        self.inbound.chunks.copies = Copies(engine.pool)
         self.nacks: list[Nack] = []
         self.failed: list[Failed] = []
         self.inbound.data.send = self.hear  # type: ignore[method-assign]
@@ -106,10 +107,10 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         if len(batch) < len(messages):
             self.inbound.data.listener._bad_peers.add(peer)
         self.inbound.data.receive = lambda: iter(batch)  # type: ignore[method-assign]
-        self.inbound.receive()
+        self.worker.take_over(self.inbound.receive())
 
     def task(self, request: int) -> DecodeTask | None:
-        return self.worker.tasks.get(self.id(request))
+        return next((task for task in self.worker.tasks if task.id == self.id(request)), None)
 
     def next_chunk(self, request: int) -> tuple[KvChunk, bytes, bytes]:
         """The chunk that is due, of whole layers as long as nothing came; else the first one."""
@@ -134,14 +135,14 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
                 self.ask(request, 60.0)
             elif not task.receiver.opened:
                 self.open(request, b"p", TOKENS)
-            elif not task.receiver.has_pages or (task.committed_at and task.search is None):
+            elif task.phase in (TaskPhase.PAGES, TaskPhase.ROWS):
                 self.turn(0.1)
-            elif not task.committed_at and task.receiver._next_token[0] < TOKENS:
-                self.chunk(request, 1)
-            elif not task.committed_at:
-                self.commit(request, {})
-            else:
+            elif task.phase is TaskPhase.SEARCH:
                 self.finish_searches()
+            elif task.receiver._next_token[0] < TOKENS:
+                self.chunk(request, 1)
+            else:
+                self.commit(request, {})
 
     # --- the router ---
 
@@ -238,7 +239,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         self.now += seconds
         self.worker.expire(self.now)
         self.inbound.grant_pages(self.now)
-        self.inbound.take_arrivals(self.now)
+        self.worker.take_over(self.inbound.settle(self.now))
         self.worker.start_searches(self.now)
 
     @rule()
@@ -263,11 +264,16 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
         try:
             self.now += 1000.0
             self.worker.expire(self.now)
-            for id in list(self.worker.tasks):  # whose deadline is in a million years
+            for id in [task.id for task in self.worker.tasks]:  # whose deadline is in a million years
                 self.worker.desk.take(Cancel(id, "no longer wanted"), self.now)
             load = self.worker.load()
             assert not load.requests and not load.pages_used and not load.credits_out and not load.leases
-            assert not load.rows_used and not self.inbound.early_opens and not self.inbound.arrivals
+            assert (
+                not load.rows_used
+                and not self.inbound.early_opens
+                and not self.inbound.commits
+                and not self.inbound.reading
+            )
             assert self.worker.scheduler.rows.used == 0 and not self.errors.said
         finally:
             self.errors.remove()
