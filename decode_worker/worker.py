@@ -144,8 +144,8 @@ class DecodeWorker:
         return not self.turn_taken
 
     def launch_alone(self, searches: Sequence[Search]) -> None:
-        """Find out whose launch fails: only that request ends."""
-        for task in [t for t in self.running if t.search in searches]:
+        """Find out whose launch fails: only that request ends. What the failed one did finish is over."""
+        for task in [t for t in self.running if t.search in searches and t.phase is TaskPhase.SEARCH]:
             assert task.search is not None
             while not self.engine.ready:
                 self.answer_finished()
@@ -243,16 +243,20 @@ class DecodeWorker:
         return [task for task in self.searching.values() if task.search]
 
     def take_over(self, tasks: Sequence[DecodeTask]) -> None:
-        """Prompts are here."""
+        """Prompts are here. What goes wrong with one ends its request and no other."""
         for task in tasks:
-            self.arrived(task)
+            self.searching[task.id] = task
+            try:
+                self.arrived(task)
+            except Exception:
+                log.exception("request %d could not be taken over", task.id.request)
+                self.fail(task.id, self.desk.bug())
 
     def arrived(self, task: DecodeTask) -> None:
         """A prompt is here: its search may start.
 
         Without a hidden state nothing shows yet that its KV is finite, as all that is shared must be.
         """
-        self.searching[task.id] = task
         if task.hidden is not None and np.isfinite(float32s(task.hidden)).all():
             self.scheduler.keep(task)
         self.desk.control.send(task.id.router, Committed(task.id))

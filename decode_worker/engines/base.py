@@ -43,7 +43,7 @@ class DecodeEngine(Protocol):
         """Run, or begin to run. `on_layer` is called now and then: a long launch need not make anyone deaf.
 
         The searches are `IN_FLIGHT` until the launch is over, then `OVER`, or `SEARCH` if levels are left.
-        Those of a launch that raises were not begun. Raises DeviceLost if nothing can run here again.
+        A launch that raises leaves none of them in flight. Raises DeviceLost if nothing can run here again.
         """
         ...
 

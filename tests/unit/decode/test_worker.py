@@ -38,6 +38,7 @@ from xgr_runtime.wire.messages import (
     Commit,
     Credit,
     DecodeRequest,
+    Failed,
     FlushCache,
     Grant,
     Hello,
@@ -794,6 +795,19 @@ def test_a_message_of_prefill_that_cannot_be_handled_ends_its_hand_over_alone(
         say(pooled, Commit(id, 0, digest_of([]), None, 0.1))
     assert ids(pooled) == [other] and pooled.load().pages_used == 0
     assert told[-1].id == id and told[-1].code == "worker_lost" and pooled.counters["broken_transfers"] == 1
+
+
+def test_a_prompt_that_cannot_be_taken_over_ends_alone(
+    pooled: DecodeWorker, heard: Heard, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = pooled.scheduler.keep
+    monkeypatch.setattr(
+        pooled.scheduler, "keep", lambda task: broken() if task.id.request == 1 else keep(task)
+    )
+    hurt = handed_over(pooled, 1, 20)
+    kept = handed_over(pooled, 2, 20)
+    assert ids(pooled) == [kept.id] and [task for task in pooled.scheduler.ready] == [kept]
+    assert [message.id for message in told if isinstance(message, Failed)] == [hurt.id]
 
 
 def test_a_lost_device_is_not_one_hand_overs_fault(pooled: DecodeWorker, heard: Heard) -> None:
