@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from router.query.prompts import TextPrompts, shorten
 from xgr_runtime.catalog import Catalogs
-from xgr_runtime.errors import UnknownModel
+from xgr_runtime.errors import BadRequest, UnknownModel
 from xgr_runtime.wire.messages import Limits
 
 
@@ -47,11 +47,15 @@ class Models:
         return next(iter(self))
 
     def named(self, name: str | None) -> Model:
-        """The model that a request means; where there is one, it needs no name. Raises `UnknownModel`."""
-        if name is None and len(self._by_name) == 1:
+        """The model that a request means; where there is one, it needs no name.
+
+        Raises `UnknownModel`, and `BadRequest` where several are served and none is named.
+        """
+        names = ", ".join(self.names)
+        if name is None:
+            if len(self._by_name) > 1:
+                raise BadRequest(f"no model is named, and several are served: send one of {names}", "model")
             return self.default
-        model = self._by_name.get(name or "")
-        if model is None:
-            asked = "no model is named" if name is None else f"model is {shorten(name)}"
-            raise UnknownModel(f"{asked}, served here: {', '.join(self.names)}: name one of these", "model")
-        return model
+        if name not in self._by_name:
+            raise UnknownModel(f"model is {shorten(name)}, served here: {names}: send one of these", "model")
+        return self._by_name[name]
