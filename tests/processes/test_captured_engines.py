@@ -11,7 +11,7 @@ from items import Items
 from oracle import Oracle
 from sameness import assert_same
 
-from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.program import Program
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 WIDTH = 6

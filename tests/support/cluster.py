@@ -23,7 +23,8 @@ from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
-from xgr_runtime.launcher.child import Child, Program
+from xgr_runtime.launcher.child import Child
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.wire.answers import WorkerStatus
 
 

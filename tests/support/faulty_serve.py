@@ -17,7 +17,7 @@ from link_proxy import LinkProxy
 from xgr_runtime.cli import main
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher import deployment
-from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.supervisor import StartGroup
 from xgr_runtime.launcher.topology import plan
 

@@ -16,10 +16,12 @@ from xgr_runtime.config.structs import (
     Backend,
     DecodeConfig,
     Dtype,
+    ImportsConfig,
     KernelsConfig,
     PrefillConfig,
     RouterConfig,
     ServeConfig,
+    TemplateConfig,
 )
 
 __all__ = [
@@ -28,10 +30,12 @@ __all__ = [
     "C",
     "DecodeConfig",
     "Dtype",
+    "ImportsConfig",
     "KernelsConfig",
     "PrefillConfig",
     "RouterConfig",
     "ServeConfig",
+    "TemplateConfig",
     "add_flags",
     "check_environ",
     "check_secret",

@@ -34,6 +34,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "split", "colocated"]
 KvTransfer = Literal["auto", "frames"]
 Sharing = Literal["turns", "mps", "none"]
+StartMethod = Literal["auto", "fork", "spawn"]
 Device = Annotated[
     str, Meta(pattern=r"^(cpu|cuda(:[0-9]{1,4})?)\Z", extra={"choices": ["cpu", "cuda", "cuda:N"]})
 ]
@@ -182,6 +183,17 @@ class KernelsConfig(_Process, frozen=True, kw_only=True):
     dtype: Annotated[Literal["float32", "bfloat16"], about("weights and KV of the model")] = "float32"
 
 
+class ImportsConfig(_Model, frozen=True, kw_only=True):
+    """What imports depend on that a template does for workers."""
+
+
+class TemplateConfig(_Process, frozen=True, kw_only=True):
+    """What imports once for all workers that are forked from it."""
+
+    link_fd: Annotated[Annotated[int, Meta(ge=0, le=1 << 30)], about("socket to the launcher")]
+    room: Annotated[str, about("as long as the arguments that forked processes show")] = ""
+
+
 class RouterConfig(_Process, frozen=True, kw_only=True):
     """The router."""
 
@@ -267,6 +279,13 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
     ] = 1 << 20
     chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
+    start_method: Annotated[
+        StartMethod,
+        about(
+            "fork: processes begin as copies of one that has imported all they need; spawn: each imports for "
+            "itself; auto: fork where that is safe"
+        ),
+    ] = "auto"
     start_timeout: Annotated[
         SecondsOrNone,
         about("seconds until all processes are ready; 0: 180, on a GPU 900, where kernels compile first"),

@@ -1,4 +1,4 @@
-"""A process of ours from the outside: spawn it, hear that it is ready, learn why it ended, stop it.
+"""A process of ours from the outside: start it, hear that it is ready, learn why it ended, stop it.
 
 The launcher holds one `Child` per process. What the process does on its side is in
 `xgr_runtime.process.lifecycle`.
@@ -16,21 +16,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xgr_runtime.config import SECRETS, flag
-from xgr_runtime.config.variables import variable
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher.memory_kills import MemoryKills
+from xgr_runtime.launcher.program import Program, Start, spawn
 from xgr_runtime.process.lifecycle import STARTUP_FAILED
 from xgr_runtime.process.log import stderr
 
 log = logging.getLogger(__name__)
 
-BEGIN = "xgr_runtime.process.begin"  # the module that runs a program's
 UNKILLABLE = 5.0  # seconds after SIGKILL
 LAST_LINES = 20  # of a child's stderr, kept to explain its end
 NO_MEMORY = (
@@ -47,17 +44,6 @@ class ChildFailed(StartupError):
         self.startup = startup
 
 
-@dataclass(frozen=True)
-class Program:
-    """How to start a child: as `python -m module argv...` does."""
-
-    name: str
-    module: str
-    argv: Sequence[str] = ()
-    # On top of ours; for what `ps` and a log of this object must not show.
-    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
 class Child:
     """One running process, from `start` until its end has been collected.
 
@@ -65,10 +51,15 @@ class Child:
     """
 
     def __init__(
-        self, program: Program, inherits: Sequence[int] = (), kills: MemoryKills | None = None
+        self,
+        program: Program,
+        inherits: Sequence[int] = (),
+        kills: MemoryKills | None = None,
+        start: Start = spawn,
     ) -> None:
         """`inherits`: descriptors of ours that the process has too, under their numbers."""
         self.program = program
+        self._start = start
         self._inherits = tuple(inherits)
         self._kills = kills or MemoryKills()
         self._starved: bool | None = None  # whether the kernel killed it for want of memory, once known
@@ -86,12 +77,12 @@ class Child:
         return self._process.pid
 
     def start(self) -> None:
-        """Spawn the process in a group of its own, so that a Ctrl-C reaches the launcher alone.
+        """Start the process in a group of its own, so that a Ctrl-C reaches the launcher alone.
 
         Raises `StartupError` where the system has no process, memory or descriptor left.
         """
         try:
-            self._spawn()
+            self._begin()
         except OSError as error:
             remedy = (
                 "stop other programs, or raise the limits for processes and open files (ulimit -u, ulimit -n)"
@@ -105,22 +96,11 @@ class Child:
         self._reader.start()
         self._kills.look(self.pid)
 
-    def _spawn(self) -> None:
+    def _begin(self) -> None:
         self._ready_fd, theirs = os.pipe()
         os.set_blocking(self._ready_fd, False)
-        program, last = self.program, f"{flag('ready_fd')}={theirs}"
         try:
-            self._process = subprocess.Popen(
-                # -P: a folder of the same name in the working directory is not the module that is meant.
-                [sys.executable, "-P", "-m", BEGIN, str(theirs), program.module, *program.argv, last],
-                env=_environment(program.environ),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=(theirs, *self._inherits),
-                # Of its own, but in our session: as we die, the kernel wakes and ends whoever is stopped in
-                # it, also a process that did not come far enough to ask for its own end.
-                process_group=0,
-            )
+            self._process = self._start(self.program, theirs, self._inherits)
         except BaseException:
             os.close(self._ready_fd)
             raise
@@ -258,10 +238,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has none
         return f"signal {number}"
-
-
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours without the launcher's own file and keys: a child gets every setting that it needs by itself."""
-    own = {variable(name) for name in ("config", *SECRETS)}
-    ours = {name: value for name, value in os.environ.items() if name not in own}
-    return ours | dict(extra)

@@ -1,7 +1,7 @@
 """The launcher: one router and the workers behind it, from one configuration to a clean end.
 
-It starts the processes by `python -m` and imports none of them. What can be wrong with the configuration is
-found out before any port opens, and reaches the user as one line.
+It starts the processes, forked from templates or by `python -m`, and imports none of them. What can be wrong
+with the configuration is found out before any port opens, and reaches the user as one line.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from xgr_runtime.errors import CatalogError
 from xgr_runtime.launcher.kernels_first import cache_for_all, compile_first
 from xgr_runtime.launcher.run_folder import run_folder
 from xgr_runtime.launcher.supervisor import StopRequest, Supervisor
-from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan
+from xgr_runtime.launcher.template import Starter
+from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan, templates
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +86,16 @@ class Deployment:
 
     def _run(self) -> None:
         """Everything from the checks to the clean end, in one thread: children die with theirs."""
-        config = self.config
+        config, cores = self.config, len(os.sched_getaffinity(0))
         check(config)
-        with self._sealed_catalog() as catalog, run_folder() as folder:
+        with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
+            starter = Starter(templates(config, cores))
+            held.callback(starter.close)
+            starter.begin()  # their imports are most of a start: the rest goes on beside them
+            catalog = held.enter_context(self._sealed_catalog())
             compile_first(config, self._stop_request)
-            groups = plan(config, folder.path, inherited_path(catalog), len(os.sched_getaffinity(0)))
+            groups = plan(config, folder.path, inherited_path(catalog), cores)
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
             self._supervisor = Supervisor(
                 groups,
@@ -99,6 +104,7 @@ class Deployment:
                 config.stuck_timeout,
                 inherited=[catalog.fileno()],
                 chore=folder.keep,
+                starter=starter,
             )
             self._supervisor.run(self._missing)
 

@@ -12,7 +12,8 @@ from xgr_runtime.cache.folder import NONE, cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
-from xgr_runtime.launcher.child import Child, ChildFailed, Program
+from xgr_runtime.launcher.child import Child, ChildFailed
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.run_folder import CACHE
 from xgr_runtime.launcher.supervisor import PULSE, StopRequest
 

@@ -11,8 +11,10 @@ from enum import Enum
 from typing import Any
 
 from xgr_runtime.errors import StartupError
-from xgr_runtime.launcher.child import Child, ChildFailed, Program
+from xgr_runtime.launcher.child import Child, ChildFailed
 from xgr_runtime.launcher.memory_kills import MemoryKills
+from xgr_runtime.launcher.program import Program
+from xgr_runtime.launcher.template import Starter
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ LONGEST_BACKOFF = 10.0
 HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
 LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
 PULSE = 0.05  # seconds between looks at the children
+START_PULSE = 0.01  # the same while they start for the first time
 CHORE_EVERY = 1.0  # seconds
 STUCK_ROOM = 5.0  # seconds that a stuck child gets to end itself, with its stacks in the log
 
@@ -110,8 +113,9 @@ class Supervisor:
         stuck_timeout: float = 0.0,
         inherited: Sequence[int] = (),
         chore: Callable[[], None] = lambda: None,
+        starter: Starter | None = None,
     ) -> None:
-        """`inherited`: descriptors that every child has too.
+        """`inherited`: descriptors that every child has too. `starter`: see there; it has begun.
 
         `chore` is done now and then, and before a child is started again. It raises `StartupError` where the
         whole cannot go on: then all drain and stop, and `run` raises it.
@@ -131,6 +135,7 @@ class Supervisor:
         self._looked = 0.0  # at the children, last
         self._inherited = inherited
         self._chore = chore
+        self._starter = starter or Starter()
         self._next_chore = 0.0
 
     def run(self, missing: Missing) -> None:
@@ -158,6 +163,7 @@ class Supervisor:
         while not self._stop.drain:
             time.sleep(PULSE)
             self._do_chore()
+            self._starter.look()
             self._look_after_all()
             if complete:
                 continue
@@ -168,18 +174,25 @@ class Supervisor:
 
     def _start_all(self, deadline: float) -> bool:
         """Whether all became ready; False when asked to stop before. Raises `StartupError`."""
+        while not self._starter.settled() and time.monotonic() < deadline:
+            if not self._pause():
+                return False
         for group in self.groups:
             for program in group.programs:
                 self._start(program.name)
             names = [program.name for program in group.programs]
             while not all([self._is_ready(name) for name in names]):  # a list: look at every child each time
-                time.sleep(PULSE)
-                self._do_chore()
-                if self._stop.drain:
+                if not self._pause():
                     return False
                 if time.monotonic() >= deadline:
                     raise self._too_late(names)
         return True
+
+    def _pause(self) -> bool:
+        """Until the next look at children that start; False when asked to stop. Raises `StartupError`."""
+        time.sleep(START_PULSE)
+        self._do_chore()
+        return not self._stop.drain
 
     def _do_chore(self, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -240,7 +253,7 @@ class Supervisor:
         return True
 
     def _start(self, name: str) -> None:
-        child = Child(self.programs[name], self._inherited, self._kills)
+        child = Child(self.programs[name], self._inherited, self._kills, self._starter.start)
         child.start()
         self._children[name] = child
         self._move(name, Phase.STARTING)

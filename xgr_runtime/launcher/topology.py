@@ -3,30 +3,44 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from xgr_runtime.checkpoint import read_config
-from xgr_runtime.config import SECRETS, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, flag, to_argv
+from xgr_runtime.config import (
+    SECRETS,
+    DecodeConfig,
+    ImportsConfig,
+    PrefillConfig,
+    RouterConfig,
+    ServeConfig,
+    flag,
+    to_argv,
+)
 from xgr_runtime.config.machine import check_memory, check_threads, check_workers
 from xgr_runtime.config.variables import variable
 from xgr_runtime.discovery.file import FileList
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.supervisor import StartGroup
+from xgr_runtime.launcher.template import Template
+from xgr_runtime.process.template import Imports
 from xgr_runtime.transport.addresses import check_host_names, check_url, is_loopback
 
 log = logging.getLogger(__name__)
 
-ROUTER = "router"
+ROUTER, PREFILL, DECODE = "router", "prefill_worker", "decode_worker"  # modules that run as processes
+IMPORTS = "xgr_runtime.model.imports"  # which knows what a model needs
+WORKERS = "workers"  # the template of both kinds
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 MEMORY_FILE = "memory.json"  # see `xgr_runtime.kv.published`
 TURNS_FILE = "gpu.turns"  # see `xgr_runtime.worker.device_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
 
-C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig)
+C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig, ImportsConfig)
 
 
 def check(config: ServeConfig) -> None:
@@ -35,6 +49,7 @@ def check(config: ServeConfig) -> None:
     layout_of(config)
     if config.workers_file:
         FileList(Path(config.workers_file)).look()
+    _forks(config)
     _check_machine(config)
     check_port(config.host, config.port)
     read_config(Path(config.model_path))
@@ -70,11 +85,10 @@ def plan(
     `gpus`: of this machine, by default all.
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
-    sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
     layout = layout_of(config, gpus)
     devices = _devices(config, layout, gpus)
-    turns = config.sharing == "turns" and _share_a_device(config, layout)
-    threads = config.threads or (cores if turns else max(1, cores // sharing))
+    turns = _take_turns(config, layout)
+    threads, environ = _threads(config, cores, turns)
     common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
     memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
@@ -110,13 +124,34 @@ def plan(
         prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
         decode=[worker.control_address for worker in decode],
     )
-    crowded = threads * sharing > cores
-    workers = [_worker("prefill_worker", c, crowded) for c in prefill]
-    workers += [_worker("decode_worker", c, crowded) for c in decode]
+    workers = [Program(c.name, PREFILL, to_argv(c), environ, WORKERS) for c in prefill]
+    workers += [Program(c.name, DECODE, to_argv(c), environ, WORKERS) for c in decode]
     return [
         StartGroup(workers, WORKER_GRACE),
         StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
     ]
+
+
+def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
+    """From which the deployment's processes are forked, none where they are not. Nothing is started yet."""
+    if not _forks(config):
+        return {}
+    _, environ = _threads(config, cores, _take_turns(config, layout_of(config)))
+    modules = [PREFILL] * bool(config.prefill_workers) + [DECODE]
+    argv = to_argv(_derive(ImportsConfig, config))
+    ours = [
+        (WORKERS, Imports([*(f"{name}.__main__" for name in modules), IMPORTS], argv), environ),
+        (ROUTER, Imports([f"{ROUTER}.__main__"], []), {}),
+    ]
+    return {name: Template(f"template of {name}", imports, environ) for name, imports, environ in ours}
+
+
+def _forks(config: ServeConfig) -> bool:
+    """Raises `ConfigError`."""
+    linux = sys.platform == "linux"
+    if config.start_method == "fork" and not linux:
+        raise ConfigError("--start-method fork needs Linux: use --start-method spawn")
+    return config.start_method != "spawn" and linux
 
 
 def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", "colocated"]:
@@ -142,10 +177,10 @@ def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", 
     return config.layout
 
 
-def _share_a_device(config: ServeConfig, layout: str) -> bool:
-    """Whether there are two workers, on one GPU or on the cores of this machine."""
+def _take_turns(config: ServeConfig, layout: str) -> bool:
+    """Whether there are two workers that share one GPU or the cores of this machine, each with all of it."""
     pair = (config.prefill_workers, config.decode_workers) == (1, 1) and not config.sglang_prefill
-    return pair and (config.device == "cpu" or layout == "colocated")
+    return config.sharing == "turns" and pair and (config.device == "cpu" or layout == "colocated")
 
 
 def count_gpus() -> int:
@@ -170,21 +205,26 @@ def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
     return kind(**(shared | {"ready_fd": -1} | own))
 
 
-def _worker(module: str, config: PrefillConfig | DecodeConfig, crowded: bool) -> Program:
-    # For the thread pools that torch's own setting does not reach.
-    environ = {"OMP_NUM_THREADS": str(config.threads)}
-    if crowded:
+def _threads(config: ServeConfig, cores: int, turns: bool) -> tuple[int, dict[str, str]]:
+    """Of each worker, and its environment for thread pools that torch's own setting does not reach.
+
+    They read it as they are loaded, so a template has to have it.
+    """
+    sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
+    threads = config.threads or (cores if turns else max(1, cores // sharing))
+    environ = {"OMP_NUM_THREADS": str(threads)}
+    if threads * sharing > cores:
         # Threads that wait for each other spin. Where workers share cores, spinning for long starves the one
         # that computes (10 times slower, seen); not spinning at all costs every forward a factor of two.
         environ["GOMP_SPINCOUNT"] = "20000"
-    return Program(config.name, module, to_argv(config), environ)
+    return threads, environ
 
 
 def _router(config: RouterConfig) -> Program:
     """Keys travel in the environment: everybody on the machine can read a process's arguments."""
     argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in SECRETS))]
     environ = {variable(key): value for key in SECRETS if (value := getattr(config, key))}
-    return Program(ROUTER, "router", argv, environ)
+    return Program(ROUTER, "router", argv, environ, ROUTER)
 
 
 def _names(role: str, count: int) -> list[str]:

@@ -35,7 +35,7 @@ def load_backend(
         raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
     if name not in BACKENDS:
         raise ModelError(f"unknown model backend {name!r}: use one of {', '.join(BACKENDS)}")
-    obstacle = _why_not_sglang(any_sglang_version, device)
+    obstacle = why_not_sglang(any_sglang_version, device)
     if name == "sglang" and obstacle:
         raise ModelError(f"model backend sglang cannot be used: {obstacle}")
     # Imported here because both libraries take seconds to import and refusals above should not.
@@ -60,7 +60,7 @@ def _check_device(device: str) -> None:
         raise ModelError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs")
 
 
-def _why_not_sglang(any_version: bool, device: str) -> str | None:
+def why_not_sglang(any_version: bool, device: str) -> str | None:
     """Why SGLang cannot run a model here, and what to change; None where it can be tried."""
     version = installed_version()
     if version is None:

@@ -9,7 +9,10 @@ import psutil
 import pytest
 from until import until
 
-from xgr_runtime.launcher.child import Child, Program
+from xgr_runtime.launcher.child import Child
+from xgr_runtime.launcher.program import Program, spawn
+from xgr_runtime.launcher.template import Template
+from xgr_runtime.process.template import Imports
 
 BODY = """
     import ctypes, logging, os, signal, sys, time
@@ -79,7 +82,7 @@ BODY = """
 
 LAUNCHER = """
     import sys, time
-    from xgr_runtime.launcher.child import Program
+    from xgr_runtime.launcher.program import Program
     from xgr_runtime.launcher.supervisor import StartGroup, StopRequest, Supervisor
 
     def missing(infos):
@@ -110,12 +113,24 @@ def tiny(tmp_path: Path) -> Tiny:
 
 
 @pytest.fixture
-def start(tiny: Tiny) -> Iterator[Callable[..., Child]]:
-    """Starts tiny children, and sees to it that they are gone afterwards."""
+def template(tiny: Tiny) -> Iterator[Template]:
+    """A template for tiny children, which has imported what they need."""
+    environ = tiny().environ
+    template = Template("template", Imports(["xgr_runtime.process.lifecycle"], []), environ)
+    template.begin()
+    until(template.settled, "it has imported all", 20)
+    yield template
+    template.close()
+
+
+@pytest.fixture(params=["spawn", "fork"])
+def start(request: pytest.FixtureRequest, tiny: Tiny) -> Iterator[Callable[..., Child]]:
+    """Starts tiny children in either way, and sees to it that they are gone afterwards."""
     children = []
+    begin = request.getfixturevalue("template").fork if request.param == "fork" else spawn
 
     def started(**flags: object) -> Child:
-        child = Child(tiny(**flags))
+        child = Child(tiny(**flags), start=begin)
         child.start()
         children.append(child)
         return child

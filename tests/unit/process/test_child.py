@@ -17,7 +17,8 @@ from until import until
 
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher import child as module
-from xgr_runtime.launcher.child import Child, ChildFailed, Program
+from xgr_runtime.launcher.child import Child, ChildFailed
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.process.lifecycle import Lifecycle
 from xgr_runtime.process.log import stderr
 
@@ -222,7 +223,8 @@ def test_killed_launcher_leaves_no_child(stopped: bool, launcher: tuple[Path, di
 
 BEFORE_IT_CAN_ASK = """
     import sys, time
-    from xgr_runtime.launcher.child import Child, Program
+    from xgr_runtime.launcher.child import Child
+    from xgr_runtime.launcher.program import Program
 
     child = Child(Program("late", "late_imports"))
     child.start()

@@ -12,8 +12,9 @@ import pytest
 from until import until
 
 from xgr_runtime.config.machine import memory_bytes
-from xgr_runtime.launcher.child import Child, Program
+from xgr_runtime.launcher.child import Child
 from xgr_runtime.launcher.memory_kills import LOOK_EVERY, RECENT, MemoryKills
+from xgr_runtime.launcher.program import Program
 
 PID, OTHER = 71, 72
 LAYOUTS = {

@@ -14,7 +14,7 @@ from until import until
 
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher import supervisor as module
-from xgr_runtime.launcher.child import Program
+from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.supervisor import (
     Phase,
     StartGroup,
