@@ -8,7 +8,9 @@ import torch
 
 from xgr_runtime.config import Backend
 from xgr_runtime.errors import ModelError
+from xgr_runtime.model.backends.saved import load_saved
 from xgr_runtime.model.base import DTYPES, ModelBackend, Place
+from xgr_runtime.model.kept_checks import KeptChecks
 from xgr_runtime.model.sglang.versions import installed_version, untested
 
 log = logging.getLogger(__name__)
@@ -23,12 +25,13 @@ def load_backend(
     any_sglang_version: bool = False,
     device: str = "cpu",
     place: Place | None = None,
+    checks: KeptChecks | None = None,
 ) -> ModelBackend:
     """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
 
     `dtype` is "float32" or "bfloat16", `device` is "cpu", "cuda" or "cuda:N"; `any_sglang_version` lets
-    releases run that were not tested; `place` may move the weights. Logs the choice and its reason. Raises
-    ModelError with one line that says what to change.
+    releases run that were not tested; `place` may move the weights; `checks` are those of earlier starts.
+    Logs the choice and its reason. Raises ModelError with one line that says what to change.
     """
     _check_device(device)
     if dtype not in DTYPES:
@@ -41,14 +44,17 @@ def load_backend(
     # Imported here because both libraries take seconds to import and refusals above should not.
     if name == "transformers" or obstacle:
         log.info("model backend: transformers, %s", obstacle if name == "auto" else "as asked for")
+        if checks and place is None and (saved := load_saved(model_path, dtype, device, checks)):
+            log.info("the model was checked before, and needs no library")
+            return saved
         from xgr_runtime.model.backends.transformers import load_transformers
 
-        return load_transformers(model_path, dtype, device, place)
+        return load_transformers(model_path, dtype, device, place, checks)
     found = installed_version()
     log.info("model backend: sglang %s, %s", found, "it is installed" if name == "auto" else "as asked for")
     from xgr_runtime.model.sglang.backend import load_sglang
 
-    return load_sglang(model_path, dtype, any_sglang_version, device, place)
+    return load_sglang(model_path, dtype, any_sglang_version, device, place, checks)
 
 
 def _check_device(device: str) -> None:

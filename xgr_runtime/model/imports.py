@@ -10,8 +10,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from numba.core.registry import cpu_target
+
+from xgr_runtime.cache.folder import cache_folder
+from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import ImportsConfig, parse
+from xgr_runtime.model.backends.saved import is_saved
 from xgr_runtime.model.choice import why_not_sglang
+from xgr_runtime.model.kept_checks import KeptChecks
 
 # torch then counts GPUs without a call that a fork would not survive.
 _COUNT_WITHOUT_CUDA = "PYTORCH_NVML_BASED_CUDA_CHECK"
@@ -21,12 +27,21 @@ def import_ahead(argv: Sequence[str]) -> None:
     """Import what a worker with these settings will. `argv` are those of an `ImportsConfig`."""
     config = parse(ImportsConfig, argv, {})
     with _no_cuda(), contextlib.suppress(Exception):  # of a library, or of ours that refuses a checkpoint
+        cpu_target.target_context.refresh()  # imports how numba makes code, which takes it half a second
+        cpu_target.typing_context.refresh()
         obstacle = why_not_sglang(config.sglang_any_version, config.device)
-        if config.model_backend == "transformers" or obstacle:
-            importlib.import_module("xgr_runtime.model.backends.transformers")
-        else:
-            importlib.import_module("xgr_runtime.model.sglang.backend")
-        _import_family(Path(config.model_path))
+        sglang = config.model_backend != "transformers" and not obstacle
+        if sglang or not _needs_no_library(config):
+            library = "sglang.backend" if sglang else "backends.transformers"
+            importlib.import_module(f"xgr_runtime.model.{library}")
+            _import_family(Path(config.model_path))
+
+
+def _needs_no_library(config: ImportsConfig) -> bool:
+    """Whether an earlier start has checked the model in layers of our own."""
+    folder = Path(config.model_path)
+    dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
+    return is_saved(folder, dtype, config.device, KeptChecks(cache_folder(config.cache_folder)))
 
 
 def _import_family(folder: Path) -> None:

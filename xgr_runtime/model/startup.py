@@ -19,6 +19,7 @@ from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
+from xgr_runtime.model.kept_checks import KeptChecks
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.memory.shared_weights import WeightSharing
@@ -39,6 +40,7 @@ class LoadedModel:
     weights: WeightSharing  # keeps the memory that others map
     publication: Publication | None = None  # says where that is
     cache: Path | None = None  # the folder of what is kept for later starts
+    check_seconds: float = 0.0  # that its answers were compared with those of others
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -63,8 +65,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
     weights = WeightSharing(bool(publishes), memory_of, stopping)
     place = weights.place if weights.shares else None
+    checks = KeptChecks(cache)
     backend = load_backend(
-        config.model_backend, folder, dtype, config.sglang_any_version, config.device, place
+        config.model_backend, folder, dtype, config.sglang_any_version, config.device, place, checks
     )
     use_threads(threads)
     keep_freed_memory()
@@ -91,7 +94,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, pool, threads, weights, publication, cache)
+    return LoadedModel(backend, pool, threads, weights, publication, cache, checks.seconds)
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:

@@ -42,7 +42,7 @@ def test_tested_sglang_is_taken(
     caplog.set_level(logging.INFO)
     calls = installed(version)
     load_backend(name, FOLDER, "float32")
-    assert calls == [(FOLDER, "float32", False, "cpu", None)]
+    assert calls == [(FOLDER, "float32", False, "cpu", None, None)]
     why = "it is installed" if name == "auto" else "as asked for"
     assert f"model backend: sglang {version}, {why}" in caplog.text
 
@@ -81,7 +81,7 @@ def test_asking_for_sglang_that_cannot_run_is_refused(
 def test_a_flag_lets_any_release_run(installed: Installed, name: str) -> None:
     calls = installed("0.6.0")
     load_backend(name, FOLDER, "float32", any_sglang_version=True)
-    assert calls == [(FOLDER, "float32", True, "cpu", None)]
+    assert calls == [(FOLDER, "float32", True, "cpu", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_sglang_runs_on_the_gpu_that_is_asked_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     load_backend("auto", FOLDER, "bfloat16", device="cuda:1", place=print)
-    assert calls == [(FOLDER, "bfloat16", False, "cuda:1", print)]
+    assert calls == [(FOLDER, "bfloat16", False, "cuda:1", print, None)]
 
 
 def test_sglang_stays_off_a_gpu_that_is_not_asked_for(

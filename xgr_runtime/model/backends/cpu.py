@@ -6,8 +6,10 @@ compiled pass each. Whoever loads a checkpoint compares them with the library's 
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from xgr_runtime.model.backends.head import Head
 from xgr_runtime.model.backends.packed_linear import PackedLinear
 from xgr_runtime.model.backends.selfcheck import check_backend
 from xgr_runtime.model.base import ModelBackend, Stage
+from xgr_runtime.wire.messages import ModelIdentity
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +27,47 @@ HfModel: TypeAlias = Any  # transformers' models are not typed
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are these."""
+EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
+
+
+STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
+"""Rotary positions whose frequencies do not depend on the prompt."""
+
+Weights: TypeAlias = Mapping[str, Tensor]  # float32, by their names in the library's model
+
+
+class LayerFacts(msgspec.Struct, frozen=True):
+    """What these layers need to know of a checkpoint besides its weights."""
+
+    identity: ModelIdentity
+    q_heads: int
+    max_positions: int
+    scale: float  # of attention
+    eps: float  # of the norms of the residual stream
+    head_eps: float | None  # of those of queries and keys; None: there are none
+    tied: bool  # whether the embedding is also the head
+    frequencies: list[float]  # of rotary positions, [D / 2]
+    rotary_scale: float
 
 
 class CpuBackend:
-    """A checkpoint of the family in float32; weights are copied out of the library's model."""
+    """A checkpoint of the family in float32; its weights are laid out anew."""
 
     name = "transformers"  # whose embedding, rotary positions and weights these are
 
-    def __init__(self, model: HfModel, library: ModelBackend) -> None:
-        self.identity = library.identity
-        self.q_heads, self.max_positions = library.q_heads, library.max_positions
+    def __init__(self, facts: LayerFacts, weights: Weights) -> None:
+        """Raises KeyError if a weight is missing."""
+        self.facts = facts
+        self.identity = identity = facts.identity
+        self.q_heads, self.max_positions = facts.q_heads, facts.max_positions
         self.device = torch.device("cpu")
         self.prunes = True
-        decoder, head = model.base_model, model.get_output_embeddings()
-        self._embedding: Tensor = decoder.embed_tokens.weight.detach()
-        self._rotary = decoder.rotary_emb
-        self._layers = [_Layer(layer, index, library) for index, layer in enumerate(decoder.layers)]
-        self._norm = _Norm(decoder.norm)
-        self._head = Head(head.weight, head.bias, self.identity.vocab)
+        self._embedding: Tensor = weights[EMBEDDING]
+        self._rotary = _Rotary(facts)
+        self._layers = [_Layer(weights, index, facts) for index in range(identity.layers)]
+        self._norm = _Norm(weights[NORM], facts.eps)
+        self._head = Head(weights[head_of(facts)], weights.get(HEAD_BIAS), identity.vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -63,39 +89,90 @@ class CpuBackend:
         self._head.logits_into(hidden, out)
 
 
-def own_way(library: ModelBackend, model: HfModel, want: Tensor) -> ModelBackend:
-    """A `CpuBackend` of the library's `model`, if it gives the logits `want` too; else `library` itself."""
-    if (
-        model.config.model_type not in FAMILY
-        or library.identity.dtype != "float32"
-        or library.device.type != "cpu"
-    ):
-        return library
+def own_way(library: ModelBackend, model: HfModel, want: Tensor) -> CpuBackend | None:
+    """A backend in these layers, if it gives the logits `want` of the library's `model` too; else None."""
+    runs = model.config.model_type in FAMILY and library.device.type == "cpu"
+    if not runs or library.identity.dtype != "float32":
+        return None
     try:
-        backend = CpuBackend(model, library)
+        backend = CpuBackend(facts_of(model, library), weights_of(model))
         check_backend(backend, want, type(model).__name__)
-    except (ModelError, AttributeError) as error:  # a layer of that family with more, or less, in it
+    except (ModelError, AttributeError, KeyError) as error:  # a layer with more, or less, in it
         log.warning("the model runs in the library's layers, which is slower: %s", error)
-        return library
+        return None
     return backend
+
+
+def facts_of(model: HfModel, library: ModelBackend) -> LayerFacts:
+    """Of the `library`'s `model`. Raises AttributeError for one with other parts, ModelError."""
+    decoder = model.base_model
+    attention, rotary = decoder.layers[0].self_attn, decoder.rotary_emb
+    if rotary.rope_type not in STATIC_ROTARY:
+        raise ModelError(f"rotary positions of type {rotary.rope_type} may depend on the prompt")
+    return LayerFacts(
+        library.identity,
+        library.q_heads,
+        library.max_positions,
+        scale=float(attention.scaling),
+        eps=float(decoder.norm.variance_epsilon),
+        head_eps=float(attention.q_norm.variance_epsilon) if hasattr(attention, "q_norm") else None,
+        tied=model.get_output_embeddings().weight is decoder.embed_tokens.weight,
+        frequencies=rotary.inv_freq.float().tolist(),
+        rotary_scale=float(rotary.attention_scaling),
+    )
+
+
+def weights_of(model: HfModel) -> Weights:
+    """Those of the library's `model`."""
+    return {name: weight.detach() for name, weight in model.named_parameters(remove_duplicate=False)}
+
+
+def head_of(facts: LayerFacts) -> str:
+    """The name of the head's weights."""
+    return EMBEDDING if facts.tied else HEAD
+
+
+class _Rotary:
+    """Rotary positions, as the library computes them, to the bit."""
+
+    def __init__(self, facts: LayerFacts) -> None:
+        self._frequencies = torch.tensor(facts.frequencies, dtype=torch.float32)
+        self._scale = facts.rotary_scale
+
+    def __call__(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [1, N] -> cosines and sines [1, N, D]."""
+        angles = positions[..., None].float() * self._frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self._scale, angles.sin() * self._scale
 
 
 class _Layer:
     """One layer: attention, then the gated products."""
 
-    def __init__(self, layer: HfModel, index: int, library: ModelBackend) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
+    def __init__(self, weights: Weights, index: int, facts: LayerFacts) -> None:
         self._index = index
-        self._heads = library.q_heads, library.identity.kv_heads
-        self._scale = float(attention.scaling)
-        self._before, self._between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self._qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self._out = _joined(attention.o_proj)
-        self._gate_up = _joined(mlp.gate_proj, mlp.up_proj)
-        self._down = _joined(mlp.down_proj)
-        normed = hasattr(attention, "q_norm")
-        self._head_norms = (attention.q_norm.weight, attention.k_norm.weight) if normed else None
-        self._eps = attention.q_norm.variance_epsilon if normed else 0.0
+        self._heads = facts.q_heads, facts.identity.kv_heads
+        self._scale = facts.scale
+
+        def joined(*names: str) -> PackedLinear:
+            parts = [f"model.layers.{index}.{name}" for name in names]
+            return PackedLinear(
+                [weights[f"{part}.weight"] for part in parts], [weights.get(f"{part}.bias") for part in parts]
+            )
+
+        def norm(name: str) -> Tensor:
+            return weights[f"model.layers.{index}.{name}.weight"]
+
+        self._before = _Norm(norm("input_layernorm"), facts.eps)
+        self._between = _Norm(norm("post_attention_layernorm"), facts.eps)
+        self._qkv = joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self._out = joined("self_attn.o_proj")
+        self._gate_up = joined("mlp.gate_proj", "mlp.up_proj")
+        self._down = joined("mlp.down_proj")
+        self._head_norms: tuple[Tensor, Tensor] | None = None
+        if facts.head_eps is not None:
+            self._head_norms = norm("self_attn.q_norm"), norm("self_attn.k_norm")
+        self._eps = facts.head_eps or 0.0
 
     def run(
         self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor, stage: Stage, keep: Tensor | None
@@ -116,14 +193,10 @@ class _Layer:
 class _Norm:
     """An RMS norm of the residual stream."""
 
-    def __init__(self, norm: HfModel) -> None:
-        self._weight: Tensor = norm.weight.detach()
-        self._eps = float(norm.variance_epsilon)
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self._weight = weight
+        self._eps = eps
 
     def __call__(self, x: Tensor, delta: Tensor | None) -> Tensor:
         """Adds `delta` to x in place, which stays the residual stream; returns x normed."""
         return residual_norm(x, delta, self._weight, self._eps)
-
-
-def _joined(*linears: HfModel) -> PackedLinear:
-    return PackedLinear([part.weight for part in linears], [part.bias for part in linears])

@@ -16,8 +16,10 @@ from xgr_runtime.model.backends.cpu import own_way
 from xgr_runtime.model.backends.head import Head
 from xgr_runtime.model.backends.huggingface import Checkpoint, HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
+from xgr_runtime.model.backends.saved import keep_check
 from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.base import ModelBackend, Place, Stage
+from xgr_runtime.model.kept_checks import KeptChecks
 
 shims.install()
 from transformers import AttentionInterface  # noqa: E402, after the shims
@@ -64,23 +66,39 @@ class TransformersBackend:
 
 
 def load_transformers(
-    folder: Path, dtype: str, device: str = "cpu", place: Place | None = None
+    folder: Path,
+    dtype: str,
+    device: str = "cpu",
+    place: Place | None = None,
+    checks: KeptChecks | None = None,
 ) -> ModelBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line.
 
-    Weights that nobody else is to find may be laid out anew: then a CPU has a way of its own.
+    Weights that nobody else is to find may be laid out anew: then a CPU has a way of its own. What was
+    checked before, on this machine with all of this, is not checked again.
     """
+    checks = checks or KeptChecks()
     checkpoint = open_checkpoint(folder)
+    check = checks.of(checkpoint.weights_hash, "transformers", dtype, device)
     model = load_eager(checkpoint, dtype, device)
-    want = reference_logits(model, checkpoint.identity(dtype).vocab)
+    with checks.timed():
+        want = None if check.known else reference_logits(model, checkpoint.identity(dtype).vocab)
     # The model has given its own answers: our attention takes the place of its own for good.
     model.set_attn_implementation(_ATTENTION)
     if place is not None:
         place(model)
     backend = TransformersBackend(model, checkpoint, dtype)
-    check_backend(backend, want, type(model).__name__)
-    backend.prunes = prunes(backend)
-    return own_way(backend, model, want) if place is None else backend
+    if check.known is not None:
+        backend.prunes = check.known.prunes
+        return backend
+    assert want is not None
+    with checks.timed():
+        check_backend(backend, want, type(model).__name__)
+        backend.prunes = prunes(backend)
+        own = own_way(backend, model, want) if place is None else None
+        if place is None:
+            keep_check(check, backend, own, folder, model)
+    return own or backend
 
 
 def _attention(

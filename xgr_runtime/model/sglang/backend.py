@@ -19,6 +19,7 @@ from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.backends.refusals import describe
 from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.base import Place, Stage
+from xgr_runtime.model.kept_checks import Finding, KeptChecks
 from xgr_runtime.model.sglang.startup import start_model, undisturbed
 from xgr_runtime.model.sglang.versions import check_version, installed_version
 
@@ -84,25 +85,35 @@ def load_sglang(
     any_version: bool = False,
     device: str = "cpu",
     place: Place | None = None,
+    checks: KeptChecks | None = None,
 ) -> SGLangBackend:
     """The checkpoint in `folder`, checked against Hugging Face's model. Raises ModelError, in one line.
 
     Hugging Face's model is the reference, because SGLang's own attention would prove nothing about SGLang's
     layers, which differ on a CPU from those that most people run. It is gone before SGLang loads the
-    weights, so that there is never a second copy of them.
+    weights, so that there is never a second copy of them. What was checked before, on this machine with all
+    of this, is not checked again.
     """
     version = installed_version()
     assert version is not None, "this module imports sglang"
     check_version(version, any_version)
     checkpoint = open_checkpoint(folder)
-    want, architecture = _reference(checkpoint, dtype, device)
+    checks = checks or KeptChecks()
+    check = checks.of(checkpoint.weights_hash, f"sglang {version}", dtype, device)
+    with checks.timed():
+        reference = None if check.known else _reference(checkpoint, dtype, device)
+    architecture = reference[1] if reference else str(checkpoint.config.model_type)
     try:
         model = start_model(folder, dtype, device)
         if place is not None:
             place(model)
         backend = SGLangBackend(model, checkpoint, dtype)
-        check_backend(backend, want, architecture)
-        backend.prunes = prunes(backend)
+        with checks.timed():
+            if check.known:
+                backend.prunes = check.known.prunes
+            else:
+                backend.prunes = _checked(backend, reference)
+                check.keep(Finding(backend.prunes))
     except ModelError as error:
         raise ModelError(f"sglang {version} on {folder}: {error}: {_REMEDY}") from error
     except ConfigError:
@@ -111,6 +122,13 @@ def load_sglang(
         reason = f"cannot run {architecture} here: {describe(error)}"
         raise ModelError(f"sglang {version} {reason}: {_REMEDY}") from error
     return backend
+
+
+def _checked(backend: SGLangBackend, reference: tuple[Tensor, str] | None) -> bool:
+    """Whether it prunes, after its answers were found to be those of the reference. Raises ModelError."""
+    assert reference is not None, "only what was found before needs none"
+    check_backend(backend, *reference)
+    return prunes(backend)
 
 
 def _reference(checkpoint: Checkpoint, dtype: str, device: str) -> tuple[Tensor, str]:
