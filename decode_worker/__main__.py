@@ -19,6 +19,7 @@ from xgr_runtime.wire.messages import START_SECONDS, Limits
 
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
+    lifecycle.passed("imports")
     max_rows = config.max_rows or 2 * config.max_beam_width
     keys = read_keyring(config.curve_key, config.curve_allow)  # what is wrong here needs no model to be said
     check_listener(config.control_address, keys)
@@ -27,6 +28,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     kernels = choose_kernels(config.device)
     catalog = load_catalog(config.catalog, config.model_path)
     model = load_model(config, lambda: lifecycle.stopping)
+    lifecycle.passed("load", {"check": model.check_seconds})
     engine = make_engine(config, model, catalog, max_rows, kernels)
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     catalogs = Catalogs(CatalogView(catalog))
@@ -36,6 +38,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         spread_threads(backwards=True)  # prefill workers do it forwards
     worker.learn_costs(model.cache, [model.backend.name, kernels])
     worker.counters[START_SECONDS] = age()
+    lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})
     worker.run(lambda: lifecycle.turn() or worker.finished)
 

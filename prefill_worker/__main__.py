@@ -17,10 +17,12 @@ from xgr_runtime.wire.messages import START_SECONDS
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
+    lifecycle.passed("imports")
     keys = read_keyring(config.curve_key, config.curve_allow)
     check_listener(config.control_address, keys)
     kernels = choose_kernels(config.device)
     model = load_model(config, lambda: lifecycle.stopping)
+    lifecycle.passed("load", {"check": model.check_seconds})
     engine = make_engine(config, model, kernels)
     engine.warm_up()
     limit = prompt_limit(model, config.max_prompt_tokens)
@@ -35,6 +37,7 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
         spread_threads()
     worker.learn_costs(model.cache, [model.backend.name, kernels])
     worker.counters[START_SECONDS] = age()
+    lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})
 
     def turn() -> bool:

@@ -27,7 +27,7 @@ from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.errors import CatalogError
 from xgr_runtime.launcher.kernels_first import cache_for_all, compile_first
 from xgr_runtime.launcher.run_folder import run_folder
-from xgr_runtime.launcher.supervisor import StopRequest, Supervisor
+from xgr_runtime.launcher.supervisor import StopRequest, Supervisor, parts_of_start
 from xgr_runtime.launcher.template import Starter
 from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan, templates
 
@@ -48,6 +48,8 @@ class Deployment:
         self.config = config
         self.url = ""  # of the HTTP server, once ready
         self._supervisor: Supervisor | None = None
+        self._starter = Starter()
+        self._began = 0.0
         self._stop_request = StopRequest()
         self._over = threading.Event()  # started, or failed to
         self._error: BaseException | None = None
@@ -87,10 +89,11 @@ class Deployment:
     def _run(self) -> None:
         """Everything from the checks to the clean end, in one thread: children die with theirs."""
         config, cores = self.config, len(os.sched_getaffinity(0))
+        self._began = time.monotonic()
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
-            starter = Starter(templates(config, cores))
+            self._starter = starter = Starter(templates(config, cores))
             held.callback(starter.close)
             starter.begin()  # their imports are most of a start: the rest goes on beside them
             catalog = held.enter_context(self._sealed_catalog())
@@ -144,10 +147,10 @@ class Deployment:
         self._reason = reason
         self._next_probe = time.monotonic() + PROBE_EVERY
         if not self._reason:
-            self._announce(port)
+            self._announce(port, infos)
         return self._reason
 
-    def _announce(self, port: int) -> None:
+    def _announce(self, port: int, infos: Mapping[str, dict[str, Any]]) -> None:
         assert self._supervisor
         config, router = self.config, self._supervisor.programs[ROUTER]
         # A restarted router comes back where its clients know it, also if any free port was asked for.
@@ -158,7 +161,12 @@ class Deployment:
             workers += " that reads its memory"
         if config.sglang_prefill:
             workers += f", prompts also to {', '.join(config.sglang_prefill)}"
-        log.info("ready at %s (%s)", self.url, workers)
+        parts = _slowest(infos)
+        parts["imports"] = parts.get("imports", 0.0) + self._starter.seconds
+        log.info(
+            "ready at %s (%s) after %.1f s; templates and the slowest worker took %s",
+            *(self.url, workers, time.monotonic() - self._began, parts_of_start(parts)),
+        )
         self._over.set()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
@@ -173,6 +181,12 @@ class Deployment:
                 self._stop_request.ask()
                 self._thread.join()
         self._signals.close()
+
+
+def _slowest(infos: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """The parts of the longest start, in seconds."""
+    starts = [dict(info.get("start", {})) for info in infos.values()]
+    return max(starts, key=lambda parts: sum(parts.values()), default={})
 
 
 def probe(host: str, port: int) -> str:

@@ -77,6 +77,12 @@ def stuck(beat: float, now: float, stuck_timeout: float) -> bool:
     return stuck_timeout > 0 and now >= beat + stuck_timeout + STUCK_ROOM
 
 
+def parts_of_start(parts: Mapping[str, float]) -> str:
+    """Seconds in words, in all and of each part."""
+    told = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+    return f"{sum(parts.values()):.1f} s ({told})" if told else ""
+
+
 @dataclass(frozen=True)
 class StartGroup:
     """Children that start together once the group before is ready, and stop together before it stops."""
@@ -249,7 +255,8 @@ class Supervisor:
         self._info[name] = info
         self._beats[name] = time.monotonic()
         self._move(name, Phase.READY)
-        log.info("%s is ready (pid %d)", name, self._children[name].pid)
+        took = parts_of_start(info.get("start", {}))
+        log.info("%s is ready (pid %d)%s", name, self._children[name].pid, took and f" after {took}")
         return True
 
     def _start(self, name: str) -> None:

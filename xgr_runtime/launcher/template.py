@@ -153,6 +153,11 @@ class Starter:
         for template in self.templates.values():
             template.look()
 
+    @property
+    def seconds(self) -> float:
+        """That the slowest template took for its imports."""
+        return max((template.seconds for template in self.templates.values()), default=0.0)
+
     def start(self, program: Program, ready_fd: int, inherits: Sequence[int]) -> Process:
         """See `launcher.program.Start`."""
         template = self.templates.get(program.template)

@@ -40,6 +40,18 @@ class Lifecycle:
         self._is_ready = False
         self._ready_fd = ready_fd
         self._callbacks: list[Callable[[], None]] = []
+        self._parts: dict[str, float] = {}  # of the start, in seconds
+        self._told = time.monotonic() - age()
+
+    def passed(self, part: str, within: Mapping[str, float] | None = None) -> None:
+        """What has passed since the start of the process, or the last call, was spent on `part` of its start.
+
+        `within` are seconds of it that were spent on other parts.
+        """
+        now, others = time.monotonic(), dict(within or {})
+        seconds = {part: now - self._told - sum(others.values())} | others
+        self._parts |= {name: self._parts.get(name, 0.0) + took for name, took in seconds.items()}
+        self._told = now
 
     def listen(self) -> None:
         """Let SIGTERM and SIGINT stop this process. Main thread only."""
@@ -66,6 +78,8 @@ class Lifecycle:
     def ready(self, info: Mapping[str, Any]) -> None:
         """Tell the launcher, once, that this process now does its work; `info` is plain JSON.
 
+        It also hears under "start" what took how long.
+
         From now on the body must take turns: see `turn`.
         """
         gc.collect()
@@ -73,7 +87,7 @@ class Lifecycle:
         self._is_ready = True
         if self._ready_fd < 0:
             return
-        line = (json.dumps(dict(info)) + "\n").encode()
+        line = (json.dumps({**info, "start": self._parts}) + "\n").encode()
         with contextlib.suppress(BrokenPipeError):  # the launcher died: its death signal is on the way
             os.write(self._ready_fd, line)
         os.set_blocking(self._ready_fd, False)  # beats that nobody reads are not waited for
