@@ -114,8 +114,11 @@ class Dispatch(Protocol):
     async def flush(self) -> list[Flush]:
         """Drop the prompt KV that only caches hold, in all workers; one entry each, prefill first."""
 
+    async def refresh(self) -> None:
+        """Ask all workers how they are; who is silent or gone keeps what it said last."""
+
     def workers(self) -> list[WorkerState]:
-        """All workers, prefill first."""
+        """All workers, prefill first, as they last said."""
 
     def add_worker(self, named: WorkerAddress) -> WorkerState:
         """Talk to one more from now on; one that is there, or was leaving, stays.

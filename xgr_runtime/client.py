@@ -65,9 +65,9 @@ class XgrClient:
         except httpx.TransportError:
             return False
 
-    def workers(self) -> list[WorkerStatus]:
-        """State and load of every worker, prefill first."""
-        return read(self.http.get("/workers"), WorkerList).workers
+    def workers(self, fresh: bool = False) -> list[WorkerStatus]:
+        """State and load of every worker, prefill first, as of its last heartbeat; `fresh`: as of now."""
+        return read(self.http.get("/workers", params={"fresh": fresh}), WorkerList).workers
 
     def add_worker(self, address: str, role: Role) -> WorkerStatus:
         """Take one more worker in; `workers` tells when it has answered. Raises `BadRequest`."""

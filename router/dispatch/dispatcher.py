@@ -84,6 +84,10 @@ class Dispatcher:
         self._attempts.reuse.flush()
         return await self._workers.flush()
 
+    async def refresh(self) -> None:
+        """See `Dispatch.refresh`."""
+        await self._workers.refresh()
+
     def workers(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
         return self._workers.states()

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from router.http.control import Control
 from router.http.generate import Generate
-from router.http.schema import AbortRequest, AddWorker, GenerateRequest, TraceQuery
+from router.http.schema import AbortRequest, AddWorker, GenerateRequest, TraceQuery, WorkersQuery
 from router.http.server.keys import PUBLIC_PATHS, for_operators
 from router.http.workers import WorkerRoutes
 from xgr_runtime.errors import (
@@ -138,7 +138,14 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             answers.Status,
             errors=(Cancelled, NoWorkers, Unhealthy, DeadlineExceeded),
         ),
-        get("/workers", "State and load of every worker", workers.show, answers.WorkerList),
+        get(
+            "/workers",
+            "State and load of every worker",
+            workers.show,
+            answers.WorkerList,
+            query=WorkersQuery,
+            errors=(BadRequest,),
+        ),
         post(
             "/workers",
             "Take one more worker in",

@@ -158,6 +158,14 @@ class AddWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role
 
 
+class WorkersQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How old the answer may be."""
+
+    fresh: Annotated[
+        bool, Meta(description="Ask the workers now, instead of saying what their last heartbeats said.")
+    ] = False
+
+
 class TraceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which part of the past a trace shows."""
 

@@ -4,9 +4,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.http.schema import AddWorker
+from router.http.schema import AddWorker, WorkersQuery
 from router.http.server.inbound import Bodies
-from router.http.server.problems import decode
+from router.http.server.problems import decode, from_query
 from router.job import Dispatch, WorkerState
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.wire.answers import WorkerList, WorkerStatus
@@ -23,6 +23,8 @@ class WorkerRoutes:
         self.bodies = bodies
 
     async def show(self, request: Request) -> Response:
+        if from_query(WorkersQuery, request.query_params).fresh:
+            await self.dispatch.refresh()
         return _as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
 
     async def add(self, request: Request) -> Response:

@@ -15,7 +15,7 @@ from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
-from xgr_runtime.errors import BadRequest, ConfigError, NotFound
+from xgr_runtime.errors import BadRequest, ConfigError, NotFound, WorkerLost
 from xgr_runtime.scheduling.cost_model import LEAST
 from xgr_runtime.transport.addresses import check_url, is_url, is_wildcard
 from xgr_runtime.transport.curve import check_link
@@ -153,6 +153,13 @@ class Roster:
     async def flush(self) -> list[Flush]:
         """See `Dispatch.flush`."""
         return await asyncio.gather(*(flushed(worker) for worker in self))
+
+    async def refresh(self) -> None:
+        """See `Dispatch.refresh`."""
+        asked = [worker.refresh() for worker in self if worker.alive]
+        for failed in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(failed, BaseException) and not isinstance(failed, WorkerLost):
+                raise failed
 
     def problem(self, worker: Worker) -> str:
         """Why requests cannot go there, or an empty string."""

@@ -109,6 +109,10 @@ class SglangServer(Worker):
             raise WorkerLost(f"the SGLang server answered {answer.status_code}: {answer.text[:200].strip()}")
         return pages
 
+    async def refresh(self) -> None:
+        """See `Worker.refresh`."""
+        await self._ask()
+
     # --- one prompt ---
 
     async def _prefill(self, request: PrefillRequest) -> None:

@@ -64,6 +64,10 @@ class Worker(ABC):
     async def flush_cache(self) -> int:
         """Drop the prompt KV that only its cache holds; returns pages. Raises `RequestError`."""
 
+    @abstractmethod
+    async def refresh(self) -> None:
+        """Let it introduce itself now, and wait until it has. Raises `WorkerLost`."""
+
     @property
     def incarnation(self) -> int:
         return self.hello.incarnation if self.hello else 0

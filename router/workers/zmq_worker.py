@@ -5,6 +5,8 @@ import logging
 from itertools import count
 from typing import Any
 
+from msgspec.structs import replace
+
 from router.workers.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
 from xgr_runtime.transport import AsyncLink
@@ -49,7 +51,7 @@ class WorkerLink(Worker):
         self._task: asyncio.Task[None] | None = None
         self._router = router
         self._numbers = count(1)
-        self._flushes: dict[int, asyncio.Future[int]] = {}  # that wait for an answer
+        self._asked: dict[int, asyncio.Future[int]] = {}  # numbers of what waits for an answer
 
     def start(self) -> None:
         """See `Worker.start`."""
@@ -72,22 +74,29 @@ class WorkerLink(Worker):
 
     async def flush_cache(self) -> int:
         """See `Worker.flush_cache`."""
-        number = next(self._numbers)
-        answer = self._flushes[number] = asyncio.get_running_loop().create_future()
-        try:
-            self.send(FlushCache(self._router, number))
-            return await asyncio.wait_for(answer, self._silence)
-        except TimeoutError:
-            raise WorkerLost(f"no answer for {self._silence:g} s") from None
-        finally:
-            del self._flushes[number]
+        return await self._answer(FlushCache(self._router, next(self._numbers)))
+
+    async def refresh(self) -> None:
+        """See `Worker.refresh`."""
+        await self._answer(replace(self._beat, number=next(self._numbers)))
 
     def lost(self, reason: str) -> None:
         """See `Worker.lost`."""
         super().lost(reason)
-        for answer in self._flushes.values():
+        for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(WorkerLost(reason))
+
+    async def _answer(self, message: FlushCache | Hello) -> int:
+        """What the worker answers to a message with a number. Raises `WorkerLost`."""
+        answer = self._asked[message.number] = asyncio.get_running_loop().create_future()
+        try:
+            self.send(message)
+            return await asyncio.wait_for(answer, self._silence)
+        except TimeoutError:
+            raise WorkerLost(f"no answer for {self._silence:g} s") from None
+        finally:
+            del self._asked[message.number]
 
     def _connected(self) -> "AsyncLink[Any]":
         return AsyncLink(self.address, ToRouter, self._keys)
@@ -111,15 +120,16 @@ class WorkerLink(Worker):
                 self._unusable(message.problem_with("router"))
             elif isinstance(message, WorkerHello):
                 self.meet(message)
+                self._answered(message.number)
             elif isinstance(message, CacheFlushed):
-                self._flushed(message)
+                self._answered(message.number, message.pages)
             else:
                 self._on_message(self, message)
 
-    def _flushed(self, message: CacheFlushed) -> None:
-        answer = self._flushes.get(message.number)
+    def _answered(self, number: int, pages: int = 0) -> None:
+        answer = self._asked.get(number)
         if answer is not None and not answer.done():
-            answer.set_result(message.pages)
+            answer.set_result(pages)
 
     async def _watch(self) -> None:
         """A killed process closes its socket at once: no need to wait for silence."""

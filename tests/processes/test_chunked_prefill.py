@@ -10,7 +10,7 @@ from time import sleep
 from typing import Any
 
 import pytest
-from freed import assert_all_freed, fresh_workers
+from freed import assert_all_freed
 from sameness import assert_identical
 
 from xgr_runtime.client import Request, XgrClient
@@ -126,6 +126,6 @@ def abort(client: XgrClient, rid: str, future: Future[Answer]) -> None:
 
 def tokens_computed(client: XgrClient) -> float:
     """Prompt tokens that the prefill worker has run so far."""
-    (worker,) = [worker for worker in fresh_workers(client) if worker.role == "prefill"]
+    (worker,) = [worker for worker in assert_all_freed(client) if worker.role == "prefill"]
     assert worker.load is not None
     return worker.load.counters.get("prompt_tokens", 0.0)

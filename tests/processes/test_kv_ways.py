@@ -52,7 +52,7 @@ def ask(client: XgrClient, prompt: list[int], width: int = WIDTH) -> Answer:
 
 def load_of(cluster: Cluster, name: str) -> Any:
     with cluster.client() as client:
-        return next(worker.load for worker in client.workers() if worker.worker == name)
+        return next(worker.load for worker in client.workers(fresh=True) if worker.worker == name)
 
 
 def mapped(cluster: Cluster, name: str, what: str = "") -> set[str]:

@@ -39,7 +39,7 @@ def ask_alone(client: XgrClient, prompts: list[list[int]]) -> float:
         started = time.monotonic()
         client.generate(input_ids=prompt, beam_width=WIDTH, n=1)
         seconds.append(time.monotonic() - started)
-    time.sleep(1.5)  # until their next heartbeats have told the router
+    client.workers(fresh=True)  # so that the router knows it
     return statistics.median(seconds)
 
 

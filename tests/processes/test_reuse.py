@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from freed import assert_all_freed, fresh_workers
+from freed import assert_all_freed
 from sameness import assert_identical
 
 from xgr_runtime.client import XgrClient
@@ -77,7 +77,7 @@ def ask(client: XgrClient, prompt: list[int]) -> Answer:
 def counters(client: XgrClient, role: str) -> dict[str, float]:
     """Of all workers of a role, added up."""
     found: dict[str, float] = {}
-    for worker in fresh_workers(client):
+    for worker in assert_all_freed(client):
         if worker.role == role and worker.load:
             for name, value in worker.load.counters.items():
                 found[name] = found.get(name, 0.0) + value
@@ -203,7 +203,7 @@ def test_a_flush_empties_every_worker(
         flushed = client.flush_cache()
         assert flushed.success and flushed.flushed_pages == sum(kept)
         assert sorted(worker.flushed_pages for worker in flushed.workers) == sorted(kept)
-        assert not any(worker.load.pages_cached for worker in fresh_workers(client) if worker.load)
+        assert not any(worker.load.pages_cached for worker in assert_all_freed(client) if worker.load)
         answer = ask(client, sessions[0])
         assert_identical(answer, expected[0])
         assert answer.meta_info.cached_tokens == 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from freed import assert_all_freed, fresh_workers
+from freed import assert_all_freed
 from sameness import assert_identical
 
 from xgr_runtime.client import Query, XgrClient
@@ -64,7 +64,7 @@ def test_work_spreads_over_all_workers(double: XgrClient, queries: list[Query]) 
 
 def counted(client: XgrClient) -> dict[str, float]:
     """Requests done so far, by worker."""
-    return {str(worker.worker): done_by(worker) for worker in fresh_workers(client)}
+    return {str(worker.worker): done_by(worker) for worker in assert_all_freed(client)}
 
 
 def done_by(worker: WorkerStatus) -> float:

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 from cluster import Cluster
-from freed import assert_all_freed, fresh_workers
+from freed import assert_all_freed
 from items import Items
 from oracle import Oracle
 from references import Reference, check_all
@@ -107,7 +107,7 @@ def test_what_both_caches_know_is_neither_computed_nor_sent(
 
 def sent(client: XgrClient) -> dict[str, float]:
     """Counters of the decode worker."""
-    return next(w.load.counters for w in fresh_workers(client) if w.role == "decode" and w.load)
+    return next(w.load.counters for w in assert_all_freed(client) if w.role == "decode" and w.load)
 
 
 def test_a_prompt_of_one_token(client: XgrClient, items: Items, oracle: Oracle) -> None:
@@ -168,7 +168,9 @@ def test_a_server_that_hangs_counts_as_lost(
             answer = pool.submit(ask, client, fifty[0])
             with pytest.raises(WorkerLost, match="no answer"):
                 answer.result(30)
-            assert [worker.alive for worker in fresh_workers(client) if worker.role == "prefill"] == [False]
+            assert [worker.alive for worker in client.workers(fresh=True) if worker.role == "prefill"] == [
+                False
+            ]
         finally:
             scheduler.send_signal(signal.SIGCONT)
         until(client.ready, "the router takes the server back", 30)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from fleet import TIMES, Fleet
+from fleet import Fleet
+from freed import EVERY
 
 from xgr_runtime.client import XgrClient, read
 from xgr_runtime.wire.answers import ServerInfo, WorkerStatus
@@ -61,18 +62,18 @@ def leaks(fleet: Fleet, before: Census, seconds: float = 15.0) -> list[str]:
     """What is still held `seconds` after the last request, empty as soon as it is nothing."""
     end = time.monotonic() + seconds
     while True:
-        time.sleep(4 * TIMES["heartbeat"])  # what workers say of themselves is up to a heartbeat old
         with fleet.client() as client:
             found = [*held(client), *grown(before, _take(fleet))]
         if not found or time.monotonic() > end:
             return found
+        time.sleep(EVERY)
 
 
 def held(client: XgrClient) -> list[str]:
     """Requests, pages, rows, credits and leases that nobody can want any more."""
     live = live_requests(client)
     found = [f"router: {live} requests"] if live else []
-    return found + [text for worker in client.workers() if worker.alive for text in held_by(worker)]
+    return found + [text for worker in client.workers(fresh=True) if worker.alive for text in held_by(worker)]
 
 
 def live_requests(client: XgrClient) -> int:

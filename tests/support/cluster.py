@@ -65,6 +65,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             "threads": 1,
             "kv_bytes": 64 << 20,
             "log_level": "ERROR",  # losing workers is what the tests do
+            "heartbeat": 1.0 if sglang else 0.1,  # an SGLang server answers in turns of its scheduler
             "kv_transfer": "frames" if proxies else "auto",
         } | settings
         memory = str(self.folder / "memory.json") if colocated else ""

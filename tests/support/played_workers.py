@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from made_catalogs import build_from_arrays
+from msgspec.structs import replace
 
 from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
@@ -87,7 +88,7 @@ class PlayedWorker:
                 self._peer = received.peer
                 if isinstance(received.message, Hello):
                     if not self.mute:
-                        self._listener.send(self._peer, self.hello)
+                        self._listener.send(self._peer, replace(self.hello, number=received.message.number))
                 else:
                     self.inbox.put_nowait(received.message)
             await asyncio.sleep(0.001)

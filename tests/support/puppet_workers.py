@@ -46,6 +46,8 @@ class Puppet(Worker):
     async def flush_cache(self) -> int:
         return 0
 
+    async def refresh(self) -> None: ...
+
 
 class Theatre:
     """A dispatcher whose workers are puppets."""

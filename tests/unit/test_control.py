@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from xgr_runtime.transport import A_TURN, Link, Listener, Poller
 from xgr_runtime.wire.messages import (
@@ -65,6 +66,8 @@ def hear(link: Link[Any]) -> Any:
 def test_a_heartbeat_is_answered_and_requests_are_passed_on(server: ControlServer) -> None:
     link: Link[Any] = Link(server.listener.address, ToRouter)
     assert say(server, link, Hello(PROTOCOL, 7, "router-0")) == [] and hear(link) == ME
+    say(server, link, Hello(PROTOCOL, 7, "router-0", number=3))
+    assert hear(link) == replace(ME, number=3), "so that a router knows which question it answers"
     cancel = Cancel(ID, "no longer wanted")
     assert say(server, link, cancel) == [cancel]
     assert server.send(7, Committed(ID)) and hear(link) == Committed(ID)

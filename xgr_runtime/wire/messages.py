@@ -173,6 +173,7 @@ class Hello(Message, frozen=True, tag="hello"):
     protocol: Number
     router: Number  # incarnation
     name: Name
+    number: Number = 0  # of a router that waits for this answer; zero: of a heartbeat
 
 
 class WorkerHello(Message, frozen=True, tag="worker_hello"):
@@ -188,9 +189,8 @@ class WorkerHello(Message, frozen=True, tag="worker_hello"):
     limits: Limits
     load: Load
     turns: Name = ""  # workers that name the same take turns on one device: only one of them runs at a time
-    memory: Number = (
-        0  # prefill: where its prompts lie; decode: what it reads in place, and no other; 0: none
-    )
+    memory: Number = 0  # prefill: where prompts lie; decode: what it reads in place, and no other; 0: none
+    number: Number = 0  # of the `Hello` that it answers
 
 
 class PrefillRequest(Message, frozen=True, tag="prefill"):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.transport import Listener
 from xgr_runtime.wire.messages import PROTOCOL, Hello, Message, OtherProtocol, TraceAsk, WorkerHello
@@ -103,7 +105,7 @@ class ControlServer:
         else:
             self.refused += 1
             return
-        self.listener.send(peer, self.introduce())
+        self.listener.send(peer, replace(self.introduce(), number=hello.number))
 
     def _replace(self, hello: Hello) -> None:
         """A router that was never seen before takes the place of the one of its name."""

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from played_workers import LOAD, MODEL, VIEW, Stage, play, result_of, stage, until
 
 from router.http.control import no_pair
+from router.job import WorkerState
 from xgr_runtime.errors import (
     BadRequest,
     Cancelled,
@@ -258,6 +260,31 @@ def test_a_worker_of_another_kind_says_why_it_is_not_used(tmp_path: Path, change
             assert s.dispatcher.limits() is None
 
     asyncio.run(asyncio.wait_for(run(), 30))
+
+
+@play
+async def test_a_fresh_list_is_what_workers_say_now_and_waits_for_no_dead_one(folder: Path) -> None:
+    async with stage(folder, prefill=2) as s:
+        s.prefill[1].die()
+        await until(lambda: not s.dispatcher.workers()[1].alive)
+        for worker in (s.prefill[0], s.decode[0]):
+            worker.hello = replace(worker.hello, load=replace(LOAD, pages_used=7))
+        assert [pages_used(state) for state in s.dispatcher.workers()] == [LOAD.pages_used] * 3
+        await s.dispatcher.refresh()
+        assert [pages_used(state) for state in s.dispatcher.workers()] == [7, LOAD.pages_used, 7]
+
+
+@play
+async def test_a_fresh_list_waits_no_longer_than_the_silence(folder: Path) -> None:
+    async with stage(folder, silence=0.3) as s:
+        s.decode[0].mute = True
+        await s.dispatcher.refresh()
+        await until(lambda: not s.dispatcher.workers()[1].alive)
+
+
+def pages_used(state: WorkerState) -> int:
+    assert state.hello is not None
+    return state.hello.load.pages_used
 
 
 @play

@@ -25,6 +25,8 @@ class AskedWorker(Worker):
     async def flush_cache(self) -> int:
         return 0
 
+    async def refresh(self) -> None: ...
+
     def send(self, message: Message) -> bool:
         self.asked.append(message)
         return self.reachable

@@ -65,6 +65,7 @@ class FakeDispatch:
     error: BaseException | None = None
     pair: Limits | None = field(default_factory=lambda: Limits(64, 32))
     states: list[WorkerState] = field(default_factory=lambda: [worker("prefill"), worker("decode")])
+    fresh: list[WorkerState] = field(default_factory=list)  # what a refresh finds
     draining: bool = False
     hang: bool = False
     jobs: list[Job] = field(default_factory=list)
@@ -108,6 +109,10 @@ class FakeDispatch:
         if task is not None:
             task.set_exception(Cancelled("aborted"))
         return task is not None
+
+    async def refresh(self) -> None:
+        await asyncio.sleep(0)
+        self.states = self.fresh or self.states
 
     def workers(self) -> list[WorkerState]:
         return self.states

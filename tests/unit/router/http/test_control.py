@@ -149,6 +149,17 @@ def test_models(server: Server) -> None:
     assert card["max_model_len"] == 30
 
 
+def test_workers_are_asked_again_only_where_a_caller_wants_that(
+    server: Server, dispatch: FakeDispatch
+) -> None:
+    dispatch.fresh = dispatch.states[:1]
+    assert len(server.get("/workers").json()["workers"]) == 2
+    assert len(server.get("/workers", params={"fresh": "false"}).json()["workers"]) == 2
+    assert len(server.get("/workers", params={"fresh": "true"}).json()["workers"]) == 1
+    refused = server.get("/workers", params={"fresh": "perhaps"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "fresh")
+
+
 def test_workers_tell_pages_of_requests_from_pages_of_caches(server: Server, dispatch: FakeDispatch) -> None:
     dispatch.states.append(replace(dispatch.states[0], address="ipc:///new", hello=None, alive=False))
     prefill, decode, new = server.get("/workers").json()["workers"]
