@@ -39,6 +39,12 @@ logged() {
     fi
 }
 
+# pytest in that environment.
+test_in() {
+    say "== pytest ${*:2}"
+    "$1/bin/python" -m pytest "${@:2}"
+}
+
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }
 
 # Where SGLang is installed. Beside a CPU torch its packages break a plain `import transformers`, so without a

@@ -1,5 +1,6 @@
 """Which environment the scripts take where SGLang is asked for or left out, with and without a GPU."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def told(clone: Path) -> Path:
     program(clone / "deploy" / "check", "echo check")
     oldest = re.search(r'"transformers>=([^"]+)"', (clone / "pyproject.toml").read_text())
     assert oldest
+    for name in ("test_one.py", "test_two.py"):
+        program(clone / "tests" / "sglang" / name, "")
     for name in (".venv", ".venv-sglang", f".cache/venv-transformers-{oldest[1]}"):
         program(clone / name / "bin" / "xgr", f'echo "{name} $*"')
         program(clone / name / "bin" / "python", f'echo "{name} $*"')
@@ -60,32 +63,61 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
     assert done.stdout.splitlines() == ["setup --sglang", ".venv serve --model-backend=sglang"]
 
 
-ALL = "-m pytest"
-SGLANG = "-m pytest tests/sglang"
+UNITS = ["tests/unit", "tests/kernels"]
+GATE = "tests/kernels/test_compile_for_gpus.py"
+SGLANG = [f".venv-sglang -m pytest tests/sglang/{name}" for name in ("test_one.py", "test_two.py")]
+
+
+def with_ours(*, long: bool = False) -> list[str]:
+    """How the tests without SGLang are run when nothing is asked for."""
+    always, more = ("--always ", "--long ") if long else ("", "")
+    unless = f".venv deploy/unless_tested.py {always}"
+    return [
+        f".venv -m pytest --numprocesses=auto --dist=loadfile {' '.join(UNITS)} --ignore={GATE}",
+        f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
+        f"{unless}oldest-transformers deploy/test-oldest",
+        f".venv -m pytest {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",
+    ]
 
 
 @without_gpu
 @pytest.mark.parametrize(
     ("args", "setups", "runs"),
     [
-        ([], ["--sglang"], [f".venv {ALL}", f".venv-sglang {SGLANG}"]),
-        (["--without-sglang"], ["--without-sglang"], [f".venv {ALL}"]),
-        (["tests/unit", "-x"], [], [f".venv {ALL} tests/unit -x"]),
-        (["tests/sglang", "-x"], ["--sglang"], [f".venv-sglang {SGLANG} -x"]),
+        ([], ["--sglang"] * 2, [*with_ours(), *SGLANG]),
+        (["--long", "--without-sglang"], ["--without-sglang"], with_ours(long=True)),
+        (["--without-sglang"], ["--without-sglang"], with_ours()),
+        (["tests/unit", "-x"], [], [".venv -m pytest tests/unit -x"]),
+        (["--long", "tests/faults"], [], [".venv -m pytest --long tests/faults"]),
+        (["tests/sglang", "-x"], ["--sglang"], [".venv-sglang -m pytest tests/sglang -x"]),
     ],
-    ids=["all", "without-sglang", "some", "some-with-sglang"],
+    ids=["all", "long-without-sglang", "without-sglang", "some", "some-long", "some-with-sglang"],
 )
 def test_the_tests_with_sglang_run_in_its_environment(
     told: Path, args: list[str], setups: list[str], runs: list[str]
 ) -> None:
     done = run(told / "deploy" / "test", *args)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = done.stdout.replace(f"{told}/", "").splitlines()
     assert [line for line in lines if line.startswith("setup")] == [f"setup {flag}" for flag in setups]
     assert [line for line in lines if line.startswith(".venv")] == runs
     assert ("== the tests with SGLang are left out (--without-sglang)" in lines) == (
-        args == ["--without-sglang"]
+        "--without-sglang" in args
     )
+
+
+@without_gpu
+def test_a_file_that_dies_with_sglang_costs_no_other_and_shows_its_core(told: Path) -> None:
+    """What it was doing is in the log, and the rest was tested as well."""
+    program(told / "bin" / "gdb", 'echo "gdb $*"')
+    python = told / ".venv-sglang" / "bin" / "python"
+    dies = f'case "$*" in *test_one*) touch {told}/core.1; kill -SEGV $$ ;; esac'
+    program(python, f'echo ".venv-sglang $*"; {dies}')
+    done = run(told / "deploy" / "test", PATH=f"{told}/bin:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith(".venv-sglang")] == SGLANG
+    assert f"thread apply all backtrace {python} {told}/core.1" in done.stdout
+    assert "failed with SGLang: tests/sglang/test_one.py" in done.stderr
 
 
 @without_gpu

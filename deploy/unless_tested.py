@@ -1,0 +1,138 @@
+"""Runs a command unless what it checks is as it was when it last passed.
+
+Usage: unless_tested.py [--always] NAME COMMAND
+
+What a part checks is a list of paths and packages (`PARTS`). After a pass their fingerprint is written to
+`deploy/tested.txt`, which is committed, so that a fresh clone knows it too. Where the line is missing, old or
+wrong, the command runs: a line can save a run, but a wrong one makes nothing pass. One commit in `SPOT_CHECK`
+runs the command whatever the line says, so that a line that nobody earned does not last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SPOT_CHECK = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Paths below the root, and packages whose versions matter; folders count with all that is in them."""
+
+    paths: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+PARTS = {
+    "oldest-transformers": Part(
+        (
+            "deploy/test-oldest",
+            "kernels",
+            "pyproject.toml",
+            "tests/conftest.py",
+            "tests/kernels/test_names.py",
+            "tests/support",
+            "tests/unit/model",
+            "xgr_runtime/cache",
+            "xgr_runtime/checkpoint.py",
+            "xgr_runtime/kv",
+            "xgr_runtime/model",
+        ),
+        ("numpy", "safetensors", "torch"),
+    ),
+    "compile-gate": Part(
+        ("kernels", "tests/kernels/test_compile_for_gpus.py", "tests/support/triton_gate.py"), ("triton",)
+    ),
+}
+
+
+def files_of(root: Path, part: Part) -> Iterator[Path]:
+    """In a fixed order, without what Python leaves beside them. Ends the program where a path is gone."""
+    for path in (root / name for name in part.paths):
+        if not path.exists():
+            sys.exit(f"error: {path} is gone: correct PARTS in deploy/unless_tested.py")
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        yield from (f for f in found if f.is_file() and "__pycache__" not in f.parts)
+
+
+def fingerprint(root: Path, part: Part) -> str:
+    """Of the names and bytes of the files, the packages' versions, Python's, and the processor's kind."""
+    digest = hashlib.sha256(f"{platform.python_version()} {platform.machine()}\n".encode())
+    for package in part.packages:
+        digest.update(f"{package} {_version(package)}\n".encode())
+    for file in files_of(root, part):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(root)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+class Tested:
+    """The file of fingerprints: a line `NAME FINGERPRINT` for each part."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def lines(self) -> dict[str, str]:
+        text = self.file.read_text() if self.file.exists() else ""
+        return dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+
+    def keep(self, name: str, found: str) -> None:
+        lines = self.lines() | {name: found}
+        self.file.write_text("".join(f"{part} {lines[part]}\n" for part in sorted(lines)))
+
+
+def is_spot_check(commit: str, name: str) -> bool:
+    """Whether this commit (hex, or empty where there is none) runs the part whatever is known of it."""
+    return not commit or hashlib.sha256(f"{commit} {name}".encode()).digest()[0] % SPOT_CHECK == 0
+
+
+def head(root: Path) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def run(root: Path, name: str, command: Sequence[str], always: bool = False) -> int:
+    """The exit code of the command, or zero where it need not run; says which."""
+    tested, found = Tested(root / "deploy" / "tested.txt"), fingerprint(root, PARTS[name])
+    if tested.lines().get(name) != found:
+        why = "what it checks has changed since it last passed"
+    elif always:
+        why = "all is asked for"
+    elif is_spot_check(head(root), name):
+        why = f"one commit in {SPOT_CHECK} runs it in any case"
+    else:
+        print(f"== {name}: left out, it passed with these very files and packages ({found[:12]})", flush=True)
+        return 0
+    print(f"== {name}: {why}", flush=True)
+    code = subprocess.run(command, cwd=root, check=False).returncode
+    if code == 0 and tested.lines().get(name) != found:
+        tested.keep(name, found)
+        print(f"== {name}: passed; commit deploy/tested.txt, and it is left out until it changes", flush=True)
+    return code
+
+
+def main(argv: Sequence[str]) -> int:
+    always = argv[:1] == ["--always"]
+    name, *command = argv[1:] if always else argv
+    return run(ROOT, name, command, always)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
