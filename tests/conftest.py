@@ -16,7 +16,7 @@ import pytest
 from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
-from references import Reference, stored_references
+from references import SHARES, Reference, share_of, share_of_commit, stored_references
 
 from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
@@ -31,16 +31,18 @@ collect_ignore = [] if SGLANG else ["sglang"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long`: overload, soak and chaos take minutes instead of seconds."""
-    parser.addoption("--long", action="store_true", help="let the fault suite run for minutes")
+    """`--long`: overload, soak and chaos take minutes instead of seconds, and all references are asked."""
+    parser.addoption("--long", action="store_true", help="minutes of faults, and all references")
 
 
-def pytest_report_header() -> list[str]:
-    """Says at the top which data the run uses, and whether SGLang's tests are in it."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Says at the top which data the run uses, how much of it, and whether SGLang's tests are in it."""
     found = real_data()
     data = f"{found.catalog.parent}" if found else "generated (XGR_TEST_DATA is not set)"
     sglang = "installed" if SGLANG else "not installed, tests/sglang is left out (./deploy/test runs it)"
-    return [f"test data: {data}", f"sglang: {sglang}"]
+    share = f"share {share_of_commit() + 1} of {SHARES}, by the commit (--long asks all)"
+    asked = "all" if config.getoption("--long") else share
+    return [f"test data: {data}", f"stored references: {asked}", f"sglang: {sglang}"]
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +107,12 @@ def references(
     prompts: list[list[int]],
     items: Items,
     oracle: Oracle,
+    request: pytest.FixtureRequest,
 ) -> list[Reference]:
-    """The files beside the real catalog (520 requests), else a few computed now."""
-    return stored_references(catalog_source.parent) or [
+    """The commit's share of those beside the real catalog, all with `--long`; else a few computed now."""
+    if stored := stored_references(catalog_source.parent):
+        return stored if request.config.getoption("--long") else share_of(stored, share_of_commit())
+    return [
         Reference(prompt, oracle.hugging_face(prompt, items, width), str(row["next"]))
         for row, prompt in zip(rows, prompts, strict=True)
         for width in (8, 20)

@@ -75,7 +75,7 @@ def test_answers_are_those_of_the_reference(
     oracle: Oracle,
     items: Items,
 ) -> None:
-    some = references[:: max(1, len(references) // 40)]
+    some = references[:: max(1, len(references) // 20)]
     with (
         Cluster(checkpoint, catalog_source, 1, 1, **WAYS[way]) as cluster,
         cluster.client() as client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,5 +44,8 @@ def find_data() -> TestData:
     """The real files, or the generated ones (made once, then kept in .cache/tests)."""
     if found := real_data():
         return found
-    made = prepare(GENERATED, CACHE, report=lambda _: None)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # of the processes of one run, one makes them
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = prepare(GENERATED, CACHE, report=lambda _: None)
     return TestData(made.model, made.catalog, made.histories)
