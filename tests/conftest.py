@@ -20,6 +20,8 @@ from references import SHARES, Reference, share_of, share_of_commit, stored_refe
 
 from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
+from xgr_runtime.config import ServeConfig
+from xgr_runtime.launcher.deployment import Deployment
 
 # Kernels compile once for the tests and for the processes that they start.
 if (_cache := cache_folder()) is not None:
@@ -117,6 +119,20 @@ def references(
         for row, prompt in zip(rows, prompts, strict=True)
         for width in (8, 20)
     ]
+
+
+@pytest.fixture(scope="session")
+def deployment(checkpoint: Path, catalog_source: Path) -> Iterator[Deployment]:
+    """One prefill and one decode worker, for all tests that leave them as they are."""
+    config = ServeConfig(
+        model_path=str(checkpoint),
+        catalog=str(catalog_source),
+        port=0,
+        kv_bytes=256 << 20,
+        log_level="WARNING",
+    )
+    with Deployment(config) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

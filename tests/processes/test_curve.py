@@ -66,7 +66,7 @@ class KeyedCluster(Cluster):
         return super()._spawn(name, module, kind, dict(own) | more)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def keyed(checkpoint: Path, catalog_source: Path) -> Iterator[KeyedCluster]:
     with KeyedCluster(checkpoint, catalog_source) as cluster:
         yield cluster
@@ -78,7 +78,7 @@ def ask(client: XgrClient, prompts: list[list[int]]) -> list[Answer]:
 
 def statuses(cluster: Cluster) -> dict[str, WorkerStatus]:
     with cluster.client() as client:
-        return {status.worker: status for status in client.workers()}
+        return {status.worker: status for status in client.workers(fresh=True)}
 
 
 class Strangers:

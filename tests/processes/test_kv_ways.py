@@ -19,6 +19,7 @@ from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical
 from until import until
+from ways import Served
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
@@ -29,12 +30,6 @@ from xgr_runtime.wire.answers import Answer
 WIDTH = 64
 LEASE = 1.0  # seconds
 BY_LAYER = 4096  # chunk bytes: small layers would be told together, and a proxy holds between two chunks
-WAYS: dict[str, dict[str, Any]] = {
-    "frames": {"kv_transfer": "frames"},
-    "pull": {},
-    "pull-into-other-pages": {"decode_settings": {"page_size": 7}},
-    "in-place": {"colocated": True},
-}
 MOVED = {"frames": "kv_bytes_as_frames", "pull": "kv_bytes_pulled", "in-place": "kv_bytes_in_place"}
 
 
@@ -65,40 +60,23 @@ def descriptors(cluster: Cluster, name: str) -> int:
     return len(list(Path(f"/proc/{cluster.pid(name)}/fd").iterdir()))
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("way", WAYS)
 def test_answers_are_those_of_the_reference(
-    way: str,
-    checkpoint: Path,
-    catalog_source: Path,
-    references: list[Reference],
-    oracle: Oracle,
-    items: Items,
+    served: Served, references: list[Reference], oracle: Oracle, items: Items
 ) -> None:
     some = references[:: max(1, len(references) // 20)]
-    with (
-        Cluster(checkpoint, catalog_source, 1, 1, **WAYS[way]) as cluster,
-        cluster.client() as client,
-        ThreadPoolExecutor(8) as pool,
-    ):
+    with served.cluster.client() as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda r: client.generate(input_ids=r.prompt, beam_width=r.width), some))
-        cluster.settled()
-        counters = load_of(cluster, "decode-0").counters
+    served.cluster.settled()
     check_all(answers, some, oracle, items)
-    came = next(name for way_name, name in MOVED.items() if way.startswith(way_name))
+    counters = load_of(served.cluster, "decode-0").counters
+    came = next(name for way, name in MOVED.items() if served.way.startswith(way))
     assert {name for name in counters if name in MOVED.values()} == {came}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    checkpoint: Path, catalog_source: Path, long_prompts: list[list[int]]
-) -> Iterator[list[Answer]]:
-    """The answers to the long prompts as frames bring them."""
-    with (
-        Cluster(checkpoint, catalog_source, 1, 1, kv_transfer="frames") as cluster,
-        cluster.client() as client,
-    ):
-        yield [ask(client, prompt) for prompt in long_prompts]
+def undisturbed(client: XgrClient, long_prompts: list[list[int]]) -> list[Answer]:
+    """The answers to the long prompts where nothing happens."""
+    return [ask(client, prompt) for prompt in long_prompts]
 
 
 def ask_until_held(
@@ -196,9 +174,12 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
         assert load_of(cluster, "prefill-0").counters["outlived_leases"] == 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def colocated(checkpoint: Path, catalog_source: Path) -> Iterator[Cluster]:
-    """One worker of each kind that share memory, with a proxy on their link; decode hangs on command."""
+    """One worker of each kind that share memory, with a proxy on their link; decode hangs on command.
+
+    Tests that kill one of them start it again.
+    """
     with Cluster(
         checkpoint,
         catalog_source,
@@ -222,7 +203,7 @@ def stop_at_commit(cluster: Cluster) -> threading.Event:
             cluster.signal("decode-0", signal.SIGSTOP)
             stopped.set()
 
-    cluster.proxies[0].on_commit = stop
+    cluster.proxies[-1].on_commit = stop
     return stopped
 
 

@@ -8,34 +8,26 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster import Cluster
 from freed import assert_all_freed
 from sameness import assert_identical
+from ways import PAGE, WAYS, Served
 
 from xgr_runtime.client import XgrClient
+from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
 
-PAGE = 8
 WIDTH = 32
-WAYS: dict[str, dict[str, Any]] = {
-    "frames": {"kv_transfer": "frames"},
-    "pull": {},
-    "pull-into-other-pages": {"decode_settings": {"page_size": 7}},
-    "in-place": {"colocated": True},
-}
-# Whatever is small enough to hurt: a few prompts fill the pool, and each takes several forwards.
-SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "chunked": {"batch_tokens": 48, "chunk_bytes": 4096}}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def vocabulary(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def token_bytes(checkpoint: Path) -> int:
     """Keys and values of one token in float32."""
     config = json.loads((checkpoint / "config.json").read_text())
@@ -43,7 +35,7 @@ def token_bytes(checkpoint: Path) -> int:
     return 2 * 4 * int(config["num_hidden_layers"] * config["num_key_value_heads"] * head)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sessions(vocabulary: int) -> list[list[int]]:
     """Prompts in the order of their arrival: they grow, repeat, diverge inside of a page, and shrink."""
     draw = random.Random(5)
@@ -59,15 +51,17 @@ def sessions(vocabulary: int) -> list[list[int]]:
     return [prompts[i] for n in range(4) for i in range(n, len(prompts), 4)]
 
 
-@pytest.fixture(scope="module")
-def expected(checkpoint: Path, catalog_source: Path, sessions: list[list[int]]) -> Iterator[list[Answer]]:
-    """The answers of a deployment that caches nothing."""
-    with Cluster(checkpoint, catalog_source, cache_bytes=0) as cluster, cluster.client() as client:
-        answers = [ask(client, prompt) for prompt in sessions]
-        assert not any(answer.meta_info.cached_tokens for answer in answers)
-        loads = [worker.load for worker in cluster.settled()]
-        assert not any(load.pages_cached for load in loads if load)
-        yield answers
+@pytest.fixture(scope="session")
+def expected(deployment: Deployment, sessions: list[list[int]]) -> list[Answer]:
+    """The answers where nothing is cached. Kept for the session, for modules take turns at `served`."""
+    answers = []
+    with XgrClient(deployment.url) as client:
+        for prompt in sessions:
+            assert_all_freed(client)
+            client.flush_cache()
+            answers.append(ask(client, prompt))
+    assert not any(answer.meta_info.cached_tokens for answer in answers)
+    return answers
 
 
 def ask(client: XgrClient, prompt: list[int]) -> Answer:
@@ -84,45 +78,36 @@ def counters(client: XgrClient, role: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("way", "settings"),
-    [
-        ("frames", "chunked"),
-        ("pull", "plain"),
-        ("pull-into-other-pages", "chunked"),
-        ("in-place", "plain"),
-        ("in-place", "chunked"),
-    ],
-)
 def test_answers_are_those_of_a_deployment_without_caches(
-    way: str,
-    settings: str,
-    checkpoint: Path,
-    catalog_source: Path,
-    sessions: list[list[int]],
-    expected: list[Answer],
-    token_bytes: int,
+    served: Served, sessions: list[list[int]], expected: list[Answer], token_bytes: int
 ) -> None:
-    more = {"page_size": PAGE, **SETTINGS[settings]}
-    with Cluster(checkpoint, catalog_source, **WAYS[way], **more) as cluster, cluster.client() as client:
+    with served.cluster.client() as client, ThreadPoolExecutor(8) as pool:
+        assert_all_freed(client)
+        client.flush_cache()
+        before = counters(client, "prefill"), counters(client, "decode")
         seen: list[list[int]] = []
         for prompt, other in zip(sessions, expected, strict=True):
             answer = ask(client, prompt)
             assert_identical(answer, other)
             assert answer.meta_info.cached_tokens == longest_known(prompt, seen)
             seen.append(prompt)
-        with ThreadPoolExecutor(8) as pool:  # all of them again, at a time
-            for answer, other in zip(pool.map(lambda p: ask(client, p), sessions), expected, strict=True):
-                assert_identical(answer, other)
-        cluster.settled()
-        prefill, decode = counters(client, "prefill"), counters(client, "decode")
-        assert prefill["cached_tokens"] + prefill["prompt_tokens"] == 2 * sum(map(len, sessions))
-        if way == "in-place":
-            assert not decode.get("cached_tokens")
-        else:
-            sent = 2 * sum(map(len, sessions)) - decode["cached_tokens"]
-            assert decode["kv_bytes"] == sent * token_bytes
-            assert decode["cached_tokens"] > sum(map(len, sessions)) / 2
+        # All of them again, at a time.
+        for answer, other in zip(pool.map(lambda p: ask(client, p), sessions), expected, strict=True):
+            assert_identical(answer, other)
+        after = counters(client, "prefill"), counters(client, "decode")
+    prefill, decode = (risen(*pair) for pair in zip(before, after, strict=True))
+    assert prefill["cached_tokens"] + prefill["prompt_tokens"] == 2 * sum(map(len, sessions))
+    if served.way == "in-place":
+        assert not decode.get("cached_tokens")
+    else:
+        sent = 2 * sum(map(len, sessions)) - decode["cached_tokens"]
+        assert decode["kv_bytes"] == sent * token_bytes
+        assert decode["cached_tokens"] > sum(map(len, sessions)) / 2
+
+
+def risen(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """By how much each counter has gone up."""
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
 def longest_known(prompt: list[int], seen: list[list[int]]) -> int:
@@ -137,7 +122,7 @@ def longest_known(prompt: list[int], seen: list[list[int]]) -> int:
 
 @pytest.mark.parametrize(
     ("way", "tier"),
-    [("frames", 0), ("pull", 0), ("in-place", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],
+    [("frames", 0), ("in-place", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],
 )
 def test_pools_for_two_prompts_serve_everybody_in_turn(
     way: str,
@@ -179,12 +164,11 @@ def test_a_user_with_a_few_new_items_costs_a_few_items_work(
 ) -> None:
     history = [1 + (5 * i * i + i) % (vocabulary - 1) for i in range(400)]
     with cached.client() as client:
-        before = (counters(client, "prefill"), counters(client, "decode"))
+        before = counters(client, "prefill"), counters(client, "decode")
         visits = [ask(client, history[: 300 + 4 * n]) for n in range(20)]
-        after = (counters(client, "prefill"), counters(client, "decode"))
-        assert_all_freed(client)
-    computed = after[0]["prompt_tokens"] - before[0].get("prompt_tokens", 0.0)
-    sent = after[1]["kv_bytes"] - before[1].get("kv_bytes", 0.0)
+        after = counters(client, "prefill"), counters(client, "decode")
+    computed = risen(before[0], after[0])["prompt_tokens"]
+    sent = risen(before[1], after[1])["kv_bytes"]
     most = 300 + 19 * (4 + PAGE)  # what is new, and what of the last page has to be computed again
     assert computed <= most and sent <= most * token_bytes
     assert all(answer.meta_info.cached_tokens >= 300 - PAGE for answer in visits[1:])

@@ -49,7 +49,7 @@ def queries(histories: list[dict[str, Any]]) -> list[Query]:
 
 
 @pytest.fixture(scope="session")
-def single(deploy: Deploy, queries: list[Query]) -> list[Answer]:
-    """The answers when one request is asked at a time."""
-    with deploy() as deployment, XgrClient(deployment.url) as client:
+def single(deployment: Deployment, queries: list[Query]) -> list[Answer]:
+    """The answers of one prefill and one decode worker when one request is asked at a time."""
+    with XgrClient(deployment.url) as client:
         return [client.generate(**query) for query in queries]
