@@ -17,6 +17,7 @@ from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
 from references import SHARES, Reference, share_of, share_of_commit, stored_references
+from shared_templates import close_all, deployment_of
 
 from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
@@ -121,6 +122,13 @@ def references(
     ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_template_is_left() -> Iterator[None]:
+    """Those that deployments of the run have shared end with it."""
+    yield
+    close_all()
+
+
 @pytest.fixture(scope="session")
 def deployment(checkpoint: Path, catalog_source: Path) -> Iterator[Deployment]:
     """One prefill and one decode worker, for all tests that leave them as they are."""
@@ -131,7 +139,7 @@ def deployment(checkpoint: Path, catalog_source: Path) -> Iterator[Deployment]:
         kv_bytes=256 << 20,
         log_level="WARNING",
     )
-    with Deployment(config) as running:
+    with deployment_of(config) as running:
         yield running
 
 

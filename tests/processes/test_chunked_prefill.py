@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from freed import assert_all_freed
 from sameness import assert_identical
+from shared_templates import deployment_of
 
 from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
-from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
 
 BUDGET = 48  # tokens per forward
@@ -35,7 +35,7 @@ def chunked(checkpoint: Path, catalog_source: Path) -> Iterator[XgrClient]:
         chunk_bytes=4096,
         log_level="WARNING",
     )
-    with Deployment(config) as running, XgrClient(running.url, timeout=120.0) as client:
+    with deployment_of(config) as running, XgrClient(running.url, timeout=120.0) as client:
         yield client
         assert_all_freed(client)
 

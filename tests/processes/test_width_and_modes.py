@@ -9,11 +9,11 @@ import pytest
 from items import Items
 from oracle import Oracle
 from sameness import assert_items, assert_same, ranked
+from shared_templates import deployment_of
 
 from xgr_kernels.trie import ScoreMode
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launcher.deployment import Deployment
 
 MODES: list[ScoreMode] = ["vocab", "legal"]
 
@@ -37,7 +37,7 @@ def small(
     config = ServeConfig(
         model_path=str(checkpoint), catalog=str(index), port=0, kv_bytes=32 << 20, log_level="WARNING"
     )
-    with Deployment(config) as deployment, XgrClient(deployment.url) as client:
+    with deployment_of(config) as deployment, XgrClient(deployment.url) as client:
         yield Small(client, chosen)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared_templates import deployment_of
 
 from xgr_runtime.client import Query, XgrClient
 from xgr_runtime.config import ServeConfig
@@ -23,7 +24,7 @@ def deploy(checkpoint: Path, catalog_source: Path) -> Deploy:
     def make(**settings: Any) -> Deployment:
         # A busy machine would be reason enough to try two pairs, and tests count attempts.
         defaults = {"port": 0, "kv_bytes": 64 << 20, "log_level": "WARNING", "hedge_after": 0.0}
-        return Deployment(
+        return deployment_of(
             ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source), **(defaults | settings))
         )
 

@@ -9,10 +9,10 @@ from freed import assert_all_freed
 from items import Items
 from oracle import Oracle
 from references import Reference, check_all
+from shared_templates import deployment_of
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
-from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
 
 
@@ -32,7 +32,7 @@ def client(request: pytest.FixtureRequest, checkpoint: Path, catalog_source: Pat
         prefill_workers=workers,
         decode_workers=workers,
     )
-    with Deployment(config) as deployment, XgrClient(deployment.url, timeout=120.0) as open_client:
+    with deployment_of(config) as deployment, XgrClient(deployment.url, timeout=120.0) as open_client:
         yield open_client
         assert len(assert_all_freed(open_client)) == 2 * workers
 

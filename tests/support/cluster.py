@@ -19,12 +19,14 @@ from typing import Any
 from faulty_worker import BOLT, STRUCK, Fault, FaultFile
 from freed import assert_all_freed
 from kv_proxy import KvProxy
+from shared_templates import SharedStarter
 from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
-from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, to_argv
+from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, to_argv
 from xgr_runtime.launcher.child import Child
 from xgr_runtime.launcher.program import Program
+from xgr_runtime.launcher.topology import ROUTER, WORKERS
 from xgr_runtime.wire.answers import WorkerStatus
 
 
@@ -72,6 +74,10 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._of_prefill = {"publish_memory": memory}
         self._of_decode = {"memory_of": memory} | dict(decode_settings or {})
         self._catalog = str(catalog)
+        backend = self._common.get("model_backend", "auto")
+        self._starter = SharedStarter(
+            ServeConfig(model_path=str(model), catalog=str(catalog), model_backend=backend, threads=1)
+        )
         self.url = ""
 
     def __enter__(self) -> Cluster:
@@ -124,6 +130,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         shutil.rmtree(self.folder)
 
     def _start(self) -> None:
+        until(self._starter.settled, "templates have imported")
         for name in self._prefill:
             self._spawn_prefill(name)
         for name in self._decode:
@@ -179,14 +186,15 @@ class Cluster(AbstractContextManager["Cluster"]):
     def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:
         """A process with its own settings, and those of all that it knows."""
         shared = {k: v for k, v in self._common.items() if k in kind.__struct_fields__}
-        child = Child(self._program(name, module, to_argv(kind(**(shared | dict(own))))))
+        program = self._program(name, module, to_argv(kind(**(shared | dict(own)))))
+        child = Child(program, start=self._starter.start)
         child.start()
         self.children[name] = child
         return child
 
     def _program(self, name: str, module: str, argv: list[str]) -> Program:
         if name not in self._faulty:
-            return Program(name, module, argv)
+            return Program(name, module, argv, template=ROUTER if module == ROUTER else WORKERS)
         environ = {"FAULTS": str(self._faults), "PYTHONPATH": os.pathsep.join(sys.path)}
         return Program(name, "faulty_worker", [module, *argv], environ)
 

@@ -44,11 +44,12 @@ class Deployment:
     Both raise `StartupError` when it cannot start, and leave no process, socket or folder behind.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, starter: Starter | None = None) -> None:
+        """`starter`: one that has begun and serves other deployments too; by default one of our own."""
         self.config = config
+        self._starter = starter
         self.url = ""  # of the HTTP server, once ready
         self._supervisor: Supervisor | None = None
-        self._starter = Starter()
         self._began = 0.0
         self._stop_request = StopRequest()
         self._over = threading.Event()  # started, or failed to
@@ -93,9 +94,7 @@ class Deployment:
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
-            self._starter = starter = Starter(templates(config, cores))
-            held.callback(starter.close)
-            starter.begin()  # their imports are most of a start: the rest goes on beside them
+            self._starter = starter = self._starter or held.enter_context(_own_starter(config, cores))
             catalog = held.enter_context(self._sealed_catalog())
             compile_first(config, self._stop_request)
             groups = plan(config, folder.path, inherited_path(catalog), cores)
@@ -151,7 +150,7 @@ class Deployment:
         return self._reason
 
     def _announce(self, port: int, infos: Mapping[str, dict[str, Any]]) -> None:
-        assert self._supervisor
+        assert self._supervisor and self._starter
         config, router = self.config, self._supervisor.programs[ROUTER]
         # A restarted router comes back where its clients know it, also if any free port was asked for.
         self._supervisor.programs[ROUTER] = replace(router, argv=[*router.argv, f"{flag('port')}={port}"])
@@ -201,6 +200,17 @@ def probe(host: str, port: int) -> str:
         return f"the router does not answer /readiness ({type(error).__name__})"
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def _own_starter(config: ServeConfig, cores: int) -> Iterator[Starter]:
+    """Its templates import already: that is most of a start, and the rest goes on beside them."""
+    starter = Starter(templates(config, cores))
+    try:
+        starter.begin()
+        yield starter
+    finally:
+        starter.close()
 
 
 @contextlib.contextmanager
