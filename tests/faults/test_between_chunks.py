@@ -5,6 +5,7 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster
@@ -44,7 +45,7 @@ def assert_undisturbed(answers: list[Answer], undisturbed: list[Answer]) -> None
 def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
     checkpoint: Path, catalog_source: Path, prompts: list[list[int]], victim: str
 ) -> None:
-    settings = {"proxies": True, "chunk_bytes": CHUNK_BYTES, "cache_bytes": 0}
+    settings: dict[str, Any] = {"proxies": True, "chunk_bytes": CHUNK_BYTES, "cache_bytes": 0}
     with (
         Cluster(checkpoint, catalog_source, 1, 1, **settings) as cluster,
         cluster.client() as client,

@@ -1,6 +1,7 @@
 """Beam selection in Triton against the definition: on a GPU where there is one, else interpreted."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -425,7 +426,7 @@ def test_refuses_logits_that_no_gpu_can_read(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_refuses_what_keys_cannot_tell_apart() -> None:
-    sizes = {"rows": 4, "requests": 1, "tail_tokens": 1, "device": DEVICE}
+    sizes: dict[str, Any] = {"rows": 4, "requests": 1, "tail_tokens": 1, "device": DEVICE}
     with pytest.raises(ValueError, match="width 4097"):
         Selector(vocab=64, max_width=MOST_ROWS + 1, **sizes)
     with pytest.raises(ValueError, match="vocabulary 1048577"):

@@ -133,7 +133,7 @@ def test_plans_of_queued_launches_do_not_mix(stream: Stream, depth: int) -> None
             asked.append((i + 1, pages, lengths))
             bucket.plan([0, i + 1, i + 3], pages, lengths)
             out = bucket.attend(pool.q[: bucket.rows], pool.k, pool.v, SIZES.scale)
-            stream.launch(lambda out=out: results.append((out[0].clone(), out[1].clone())))
+            stream.launch(lambda out=out: results.append((out[0].clone(), out[1].clone())))  # type: ignore[misc]
         assert bool(results) == (depth < 10), "the ring waits for the device only if it must"
     for (o, lse2), (split, pages, lengths) in zip(results, asked, strict=True):
         for b, rows in enumerate([slice(0, split), slice(split, split + 2)]):

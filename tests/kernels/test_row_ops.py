@@ -1,5 +1,7 @@
 """Norm, rotary embedding and gate: the compiled kernels against their definition."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from xgr_kernels.row_ops import gated_silu, norm_and_rotate, residual_norm
 
 # float32: sums of up to a thousand squares in another order, and an exponential that is good to 1e-7
-TOLERANCE = {"rtol": 2e-6, "atol": 2e-6}
+TOLERANCE: dict[str, Any] = {"rtol": 2e-6, "atol": 2e-6}
 ROWS = pytest.mark.parametrize("N", [0, 1, 7, 65])
 
 

@@ -54,8 +54,11 @@ def draw(R: int, Hq: int, Hkv: int, D: int, T: int, dtype: torch.dtype, integers
     tails = [normal(T, R + 7, Hkv, D) for _ in range(2)]
     for tail in tails:
         tail[:, 5:] = torch.nan
-    return Case(
-        *(normal(R, Hq, D), normal(R, Hkv, D), normal(R, Hkv, D), *tails),
+    return Case(  # type: ignore[misc]
+        normal(R, Hq, D),
+        normal(R, Hkv, D),
+        normal(R, Hkv, D),
+        *tails,
         anc=anc.to(integers).to(DEVICE),
         rows=(5 + torch.randperm(R + 2, generator=g)[:R]).to(integers).to(DEVICE),
         tail_len=tail_len.to(integers).to(DEVICE),
@@ -69,8 +72,8 @@ def run_and_compare(case: Case) -> Tensor:
     dtype, scale = case.q.dtype, case.q.shape[2] ** -0.5
     other = case.copy()
     wanted = Case(*(x.cpu() for x in case.copy()))
-    want = reference.attend(*wanted, scale)
-    got = tail_attention_merge(*other, scale, "cuda")
+    want = reference.attend(*wanted, scale)  # type: ignore[call-arg]
+    got = tail_attention_merge(*other, scale, "cuda")  # type: ignore[call-arg]
     assert got.dtype == dtype and got.data_ptr() == other.o.data_ptr()
     torch.testing.assert_close(got.cpu().double(), want.double(), rtol=0, atol=TOLERANCE[dtype])
     torch.testing.assert_close(other.tail_k.cpu(), wanted.tail_k, rtol=0, atol=0, equal_nan=True)
@@ -144,7 +147,7 @@ def test_padding_rows_change_nothing() -> None:
     case.tail_len[real:] = torch.tensor([0, 2, 9])
     case.anc[real:] = 0
     other = case.copy()
-    got = tail_attention_merge(*other, 64**-0.5, "cuda")
+    got = tail_attention_merge(*other, 64**-0.5, "cuda")  # type: ignore[call-arg]
     torch.testing.assert_close(got[:real], alone, rtol=0, atol=0)
     assert got.isfinite().all()
     torch.testing.assert_close(other.tail_k[0, 9], case.k[4], rtol=0, atol=0)

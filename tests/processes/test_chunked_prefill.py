@@ -53,7 +53,8 @@ def queries(histories: list[dict[str, Any]], long_prompt: list[int]) -> list[Req
     by_length = sorted(histories, key=lambda row: len(row["history"]))
     users = [[str(item) for item in row["history"]] for row in by_length[:: len(by_length) // 20]]
     short: list[Request] = [{"history": history, "beam_width": 40} for history in users]
-    return [*short, *({"input_ids": long_prompt[: 400 * n], "beam_width": 20} for n in range(1, 5))]
+    long: list[Request] = [{"input_ids": long_prompt[: 400 * n], "beam_width": 20} for n in range(1, 5)]
+    return [*short, *long]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def other_traffic(client: XgrClient, users: list[list[str]], names: list[str]) -
         for i, width in enumerate((1, 7, 300))
         for j, extra in enumerate(filters)
     ]
-    return [lambda query=query: client.generate(**query) for query in queries]
+    return [partial(client.generate, **query) for query in queries]
 
 
 @pytest.mark.parametrize("width", [2, 8, 20], ids="W={}".format)

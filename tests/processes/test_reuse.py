@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster
@@ -135,7 +136,7 @@ def test_pools_for_two_prompts_serve_everybody_in_turn(
 ) -> None:
     """Every prompt pushes another out; some find a part of theirs, in the tier behind the pool or here."""
     kv_bytes = 2 * max(map(len, sessions)) * token_bytes
-    tiny = {"page_size": PAGE, "kv_bytes": kv_bytes, "host_cache_bytes": tier}
+    tiny: dict[str, Any] = {"page_size": PAGE, "kv_bytes": kv_bytes, "host_cache_bytes": tier}
     with (
         Cluster(checkpoint, catalog_source, **WAYS[way], **tiny) as cluster,
         cluster.client() as client,

@@ -109,7 +109,7 @@ def test_the_three_forms_of_a_prompt_are_one(
 
     spell = read_tokenizer(checkpoint).id_to_token
     # The tokenizer itself puts the begin token in front of a text.
-    text = "".join(spell(token) for token in prompts[2][1:])
+    text = "".join(str(spell(token)) for token in prompts[2][1:])
     ids = client.generate(input_ids=prompts[2], beam_width=10)
     for other in (
         client.generate(history=users[2], beam_width=10),

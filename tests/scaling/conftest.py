@@ -23,7 +23,12 @@ def deploy(checkpoint: Path, catalog_source: Path) -> Deploy:
 
     def make(**settings: Any) -> Deployment:
         # A busy machine would be reason enough to try two pairs, and tests count attempts.
-        defaults = {"port": 0, "kv_bytes": 64 << 20, "log_level": "WARNING", "hedge_after": 0.0}
+        defaults: dict[str, Any] = {
+            "port": 0,
+            "kv_bytes": 64 << 20,
+            "log_level": "WARNING",
+            "hedge_after": 0.0,
+        }
         return deployment_of(
             ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source), **(defaults | settings))
         )

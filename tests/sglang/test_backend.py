@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,7 +306,7 @@ def test_an_attention_that_is_asked_for_more_is_refused(extra: str) -> None:
     attention = _StageAttention(Echo())
     assert attention.forward_decode(q, k, v, layer, None).shape == (3, 32)
     with pytest.raises(ModelError, match=f"layer 5 asks its attention for {extra}"):
-        attention.forward_decode(q, k, v, layer, None, **{extra: torch.ones(4)})
+        attention.forward_decode(q, k, v, layer, None, **{extra: torch.ones(4)})  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="layer 5 shares the keys"):
         attention.forward_decode(q, None, None, layer, None)
 
@@ -320,7 +321,8 @@ def test_logits_are_float32_and_not_padded(make_checkpoint: MakeCheckpoint, tied
 
 def test_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint) -> None:
     backend = load_backend("sglang", make_checkpoint("qwen3", 2), "float32")
-    alone, again = Run(backend), []
+    alone = Run(backend)
+    again: list[Any] = []
 
     def repeat() -> None:
         again.extend(Run(backend).difference(alone) for _ in range(5))

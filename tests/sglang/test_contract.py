@@ -214,7 +214,7 @@ def test_an_attention_layer_hands_its_rows_over() -> None:
     )
     with contexts.forward_context(contexts.ForwardContext(attn_backend=Spy())):
         output = layer(torch.zeros(3, 32), torch.zeros(3, 16), torch.zeros(3, 16), batch)
-    expected = ((3, 32), (3, 2, 8), (3, 2, 8), layer, set())
+    expected = ((3, 32), (3, 2, 8), (3, 2, 8), layer, set())  # type: ignore[var-annotated]
     promise(seen == [expected], f"an attention layer hands over {seen}", BACKEND)
     promise(bool((output == 1).all()), "an attention layer changes its backend's answer", BACKEND)
 

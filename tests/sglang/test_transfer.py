@@ -85,7 +85,7 @@ class PlayedDecode:
                 case Commit() as message:
                     assert not received.frames, "SGLang has no hidden state to send"
                     assert self.receiver.commit(message, None) is None
-                    reply = self.receiver.release()
+                    reply = self.receiver.release()  # type: ignore[assignment]
                     assert isinstance(reply, Ack), reply
                     self.committed, self.cached_tokens = True, message.cached_tokens
                     self.links.send(self.peer, reply)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from xgr_kernels.attention.shared.api import SharedPlan
+from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.base import ModelBackend
-from xgr_runtime.model.memory.kv_pool import KvPool, PageIds, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage, PrefillStage
 
 PAGE, TAIL = 8, 2  # tokens

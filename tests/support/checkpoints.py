@@ -48,7 +48,8 @@ def checkpoint_maker(make_folder: Callable[[str], Path]) -> MakeCheckpoint:
         if key not in made:
             folder = make_folder(f"{family}-{kv_heads}-{seed}")
             model = build(family, kv_heads, seed, **overrides)
-            model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+            more: dict[str, Any] = {"max_shard_size": shard} if shard else {}
+            model.save_pretrained(folder, **more)
             made[key] = folder
         return made[key]
 

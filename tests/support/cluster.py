@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from faulty_worker import BOLT, STRUCK, Fault, FaultFile
 from freed import assert_all_freed
@@ -74,13 +74,13 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._of_prefill = {"publish_memory": memory}
         self._of_decode = {"memory_of": memory} | dict(decode_settings or {})
         self._catalog = str(catalog)
-        backend = self._common.get("model_backend", "auto")
+        backend: Any = self._common.get("model_backend", "auto")
         self._starter = SharedStarter(
-            ServeConfig(model_path=str(model), catalog=str(catalog), model_backend=backend, threads=1)
+            ServeConfig(model_path=str(model), catalog=str(catalog), model_backend=backend, threads=1)  # type: ignore[arg-type]
         )
         self.url = ""
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:

@@ -24,11 +24,13 @@ from xgr_runtime.launcher.topology import plan
 REMOTE = [name for name in os.environ.get("REMOTE", "").split(",") if name]
 
 
-def faulty_plan(config: ServeConfig, folder: Path, catalog: str, cores: int) -> list[StartGroup]:
+def faulty_plan(
+    config: ServeConfig, folder: Path, catalog: str, cores: int, gpus: int | None = None
+) -> list[StartGroup]:
     """The deployment's own plan, with other programs for the workers and other addresses for the router."""
     return [
         replace(group, programs=[faulty(program, folder) for program in group.programs])
-        for group in plan(config, folder, catalog, cores)
+        for group in plan(config, folder, catalog, cores, gpus)
     ]
 
 
@@ -58,7 +60,7 @@ def elsewhere(arg: str) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    deployment.plan = faulty_plan
+    vars(deployment)["plan"] = faulty_plan
     return main(["serve", *argv])
 
 

@@ -62,8 +62,8 @@ class Items:
 
 def read_items(catalog: Path, model: Path) -> Items:
     """The items of an index.json or of a catalog.jsonl."""
-    number = read_tokenizer(model).token_to_id
-    return Items({item: tuple(number(token) for token in sid) for item, sid in _rows(catalog)})
+    number = read_tokenizer(model).get_vocab()
+    return Items({item: tuple(number[token] for token in sid) for item, sid in _rows(catalog)})
 
 
 def read_tokenizer(model: Path) -> Tokenizer:

@@ -87,7 +87,7 @@ class KvProxy:
     def _to_decode(self, parts: list[bytes], poller: zmq.Poller) -> None:
         peer, *rest = parts
         if peer not in self._backs:
-            back = zmq.Context.instance().socket(zmq.DEALER)
+            back: Any = zmq.Context.instance().socket(zmq.DEALER)
             back.connect(self._target)
             poller.register(back, zmq.POLLIN)
             self._backs[peer] = back

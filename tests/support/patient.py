@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from census import Census, take
 from crowd import Crowd, Question, make_prompts, undisturbed
@@ -15,7 +16,7 @@ PROMPTS = 24
 LONGEST = 400  # tokens of a prompt
 WIDTHS = (8, 32, 64)
 # Some prompts are cached when they come again, most are not; and a prompt takes several chunks.
-SETTINGS = {"cache_bytes": 1 << 20, "chunk_bytes": 16384}
+SETTINGS: dict[str, Any] = {"cache_bytes": 1 << 20, "chunk_bytes": 16384}
 
 
 class Patient:

@@ -11,6 +11,7 @@ import numpy as np
 from made_catalogs import build_from_arrays
 from msgspec.structs import replace
 
+from router.dispatch.attempt import Attempt
 from router.dispatch.dispatcher import Dispatcher
 from router.job import Job, Outcome
 from xgr_runtime.catalog import Catalogs, CatalogView, FilterSpec
@@ -164,6 +165,6 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def result_of(request: DecodeRequest) -> Result:
+def result_of(request: DecodeRequest | Attempt) -> Result:
     leaves, scores = np.array([5, 3], np.int32), np.array([-1.0, -2.0], np.float32)
     return Result(request.id, leaves.tobytes(), scores.tobytes(), TIMING)

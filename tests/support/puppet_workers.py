@@ -15,7 +15,7 @@ from router.job import Outcome
 from router.workers.worker import Worker
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.wire.messages import PROTOCOL, Committed, Failed, Limits, Message, Role, WorkerHello
+from xgr_runtime.wire.messages import PROTOCOL, Committed, Failed, Limits, Message, WorkerHello
 
 POISON = (6, 6, 6)
 
@@ -54,11 +54,14 @@ class Theatre:
 
     def __init__(self, seed: int, prefill: int, decode: int, **settings: Any) -> None:
         self.chance = random.Random(seed)
-        names: dict[Role, list[str]] = {
-            "prefill": [f"p{i}" for i in range(prefill)],
-            "decode": [f"d{i}" for i in range(decode)],
-        }
-        config = RouterConfig(model_path="m", catalog="c", **names, heartbeat=60.0, **settings)
+        config = RouterConfig(
+            model_path="m",
+            catalog="c",
+            prefill=[f"p{i}" for i in range(prefill)],
+            decode=[f"d{i}" for i in range(decode)],
+            heartbeat=60.0,
+            **settings,
+        )
         self.dispatcher = Dispatcher(config, Catalogs(VIEW))
         self.dispatcher.start()
 

@@ -52,7 +52,7 @@ class StockServer(AbstractContextManager["StockServer"]):
         self._prefill = prefill
         self._ranks = int(flags.get("tp-size", "1"))
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> StockServer:
         self.start()
@@ -65,12 +65,12 @@ class StockServer(AbstractContextManager["StockServer"]):
     def start(self) -> None:
         """Start it (again, on the same port) and wait until it answers."""
         command = [sys.executable, "-m", "xgr_runtime.model.sglang.serve", *self._argv]
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=self._environ()
         )
         until = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert self._process.poll() is None, f"the server ended:\n{self.log()[-4000:]}"
+            assert process.poll() is None, f"the server ended:\n{self.log()[-4000:]}"
             assert time.monotonic() < until, f"the server never came up:\n{self.log()[-4000:]}"
             time.sleep(0.2)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
+from typing import Any
 
 import zmq
 from faulty_worker import Fault, FaultFile
@@ -93,7 +94,7 @@ class Upsets:
         for path in [folder / name, folder / f"{name}.data"]:
             if not path.exists():
                 continue
-            socket = zmq.Context.instance().socket(zmq.DEALER)
+            socket: Any = zmq.Context.instance().socket(zmq.DEALER)
             socket.connect(f"ipc://{path}")
             for _ in range(20):
                 parts = [

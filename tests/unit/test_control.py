@@ -161,7 +161,7 @@ def test_a_turn_takes_so_many_messages_and_leaves_the_rest_for_the_next(server: 
     for _ in range(A_TURN):
         assert link.send(cancel)
         link.socket.send(b"junk")
-    taken = []
+    taken: list[int] = []
     while sum(taken) < A_TURN:
         taken.append(len(list(server.receive(0.0))))
     assert max(taken) <= A_TURN / 2 and server.listener.bad_messages >= A_TURN - 1

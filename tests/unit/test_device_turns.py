@@ -147,12 +147,12 @@ def test_a_turn_that_is_given_just_as_another_begins_to_wait_is_taken(path: Path
             giver.give()  # before it can see us wait
         inner(value)
 
-    taker._wait = waits  # type: ignore[method-assign]
+    taker._wait = waits  # type: ignore[assignment, method-assign]
     assert taker.try_take()
 
 
 def rings(turns: FileTurns, seconds: float) -> bool:
-    return bool(select.select([turns.wakeup], [], [], seconds)[0])
+    return bool(select.select([turns.wakeup], [], [], seconds)[0])  # type: ignore[type-var]
 
 
 def test_alone_one_takes_turn_after_turn(path: Path, other: Player) -> None:

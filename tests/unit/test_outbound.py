@@ -167,7 +167,7 @@ def hand_over(played: Played, way: Way) -> tuple[Transfer, Receiver]:
     transfer.prompt_ready(0.25, HIDDEN)
     while not isinstance(message := (received := played.hear()).message, Commit):
         assert isinstance(message, KvReady) and not received.frames, "no bytes of KV travel"
-        played.decode.send(played.peer, receiver.ready(message))
+        played.decode.send(played.peer, receiver.ready(message))  # type: ignore[arg-type]
     assert receiver.commit(message, received.frames[0]) is None
     return transfer, receiver
 

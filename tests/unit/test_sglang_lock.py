@@ -42,4 +42,4 @@ def test_satisfies_what_is_asked_for(requirement: Requirement) -> None:
 
 def test_is_of_the_release_that_the_extra_installs() -> None:
     cuda = {r.name: str(r.specifier) for r in map(Requirement, PROJECT["optional-dependencies"]["cuda"])}
-    assert cuda["sglang"] == f"=={PINNED['sglang']}"
+    assert cuda["sglang"] == f"=={PINNED['sglang']}"  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ def test_any_name_of_the_temporary_folder_carries_sockets(tmp_path: Path, name: 
         addresses = [f"ipc://{folder.path / worker}" for worker in ("prefill-0", "prefill-1")]
         config = RouterConfig(model_path="/m", catalog="/c", prefill=addresses, decode=addresses[:1])
         assert parse(RouterConfig, to_argv(config), {}) == config
-        listener, link = Listener(addresses[0], ToDecode), Link(addresses[0], ToDecode)
+        listener: Listener[Any] = Listener(addresses[0], ToDecode)
+        link: Link[Any] = Link(addresses[0], ToDecode)
         link.close()
         listener.close()
 

@@ -147,14 +147,14 @@ def test_sealed_memory_with_wrong_sums_is_refused(built: Path) -> None:
 def test_a_file_that_changes_while_it_is_taken_is_refused_or_whole(
     way: str, change: str, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.shutil.copyfileobj
+    real = module.shutil.copyfileobj  # type: ignore[attr-defined]
 
     def copy_meanwhile(source: Any, target: Any, length: int) -> None:
         target.write(source.read(1000))
         CHANGES[change](built)
         real(source, target, length)
 
-    monkeypatch.setattr(module.shutil, "copyfileobj", copy_meanwhile)
+    monkeypatch.setattr(module.shutil, "copyfileobj", copy_meanwhile)  # type: ignore[attr-defined]
     if (way, change) == ("open", "one-array"):
         Catalog.open(built)  # reads the header alone
         return
@@ -193,13 +193,13 @@ def descriptors() -> int:
 def test_a_file_that_goes_away_while_it_is_looked_at(
     command: str, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = module.shutil.copyfileobj
+    real = module.shutil.copyfileobj  # type: ignore[attr-defined]
 
     def copy_and_lose(source: Any, target: Any, length: int) -> None:
         real(source, target, length)
         os.truncate(built, 0)
         built.unlink()
 
-    monkeypatch.setattr(module.shutil, "copyfileobj", copy_and_lose)
+    monkeypatch.setattr(module.shutil, "copyfileobj", copy_and_lose)  # type: ignore[attr-defined]
     assert main(["catalog", command, str(built)]) == 0
     assert example().version in capsys.readouterr().out

@@ -21,7 +21,7 @@ def refusal(argv: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -
     try:
         code = main([part.format(folder=folder) for part in argv])
     except SystemExit as stop:  # argparse's own
-        code = stop.code
+        code = stop.code  # type: ignore[assignment]
     assert code == 2
     lines = capsys.readouterr().err.splitlines()
     assert not any("Traceback" in line for line in lines)

@@ -1,5 +1,6 @@
 """Who gets pages and rows: order, hard bounds, and everything freed at the end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def scheduler(pages: int = 4, rows: int = 100) -> DecodeScheduler[FakeTask]:
     return DecodeScheduler(PromptCache(PagePool(pages), 16), PagePool(rows))
 
 
-def numbers(granted: list[tuple[FakeTask, object]]) -> list[int]:
+def numbers(granted: Sequence[tuple[FakeTask, object]]) -> list[int]:
     return [task.number for task, _ in granted]
 
 

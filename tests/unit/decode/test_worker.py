@@ -263,7 +263,7 @@ class PlayedTurns:
 
 def test_a_gpu_that_another_worker_has_is_asked_for_again(worker: DecodeWorker) -> None:
     engine, (search,) = kept(worker, 1)
-    worker.device_turns = turns = PlayedTurns()
+    worker.device_turns = turns = PlayedTurns()  # type: ignore[assignment]
     turns.free = False
     worker.launch()
     assert not engine.launches and turns.said == []
@@ -276,7 +276,7 @@ def test_a_gpu_that_another_worker_has_is_asked_for_again(worker: DecodeWorker) 
 
 def test_a_gpu_that_another_worker_wants_is_given_once_the_queue_is_empty(worker: DecodeWorker) -> None:
     engine, (first, second) = kept(worker, 2)
-    worker.device_turns = turns = PlayedTurns()
+    worker.device_turns = turns = PlayedTurns()  # type: ignore[assignment]
     engine.choose = lambda waiting: waiting[:1]
     worker.launch()
     engine.busy, turns.want = True, True

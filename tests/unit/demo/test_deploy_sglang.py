@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripts import fake_torch, fake_venv, program, run, stamp
@@ -51,9 +52,10 @@ def test_the_backend_chooses_the_environment(
     told: Path, args: list[str], environ: dict[str, str], venv: str, backend: str
 ) -> None:
     setup = "setup --sglang" if backend == "sglang" else "setup "
-    serve = run(told / "deploy" / "serve", *args, **environ)
+    variables: Any = environ  # none of them is the path
+    serve = run(told / "deploy" / "serve", *args, **variables)
     assert serve.stdout.splitlines() == [setup, " ".join([venv, "serve", *args])]
-    demo = run(told / "deploy" / "demo", *args, **environ)  # with one cache for both environments
+    demo = run(told / "deploy" / "demo", *args, **variables)  # with one cache for both environments
     words = [venv, "demo", "--cache", f"{told}/.cache/demo", "--model-backend", backend, *args]
     assert demo.stdout.splitlines() == [setup, " ".join(words)]
 

@@ -63,7 +63,7 @@ def test_tail(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(*of: Any) -> torch.Tensor:
         return tail_reference.attend(*TAIL_MISTAKES[mistake](*of))
 
-    monkeypatch.setattr(attention_checks.tail_cuda, "attend", attend)
+    monkeypatch.setattr(attention_checks.tail_cuda, "attend", attend)  # type: ignore[attr-defined]
     assert (status(attention_checks.tail, lab) == "ok") == (mistake == "none")
 
 
@@ -103,9 +103,11 @@ SELECT_MISTAKES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("mistake", SELECT_MISTAKES)
 def test_selection(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = selection_checks.cuda_batch.unpack
+    right = selection_checks.cuda_batch.unpack  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        selection_checks.cuda_batch, "unpack", lambda *of: SELECT_MISTAKES[mistake](right(*of))
+        selection_checks.cuda_batch,  # type: ignore[attr-defined]
+        "unpack",
+        lambda *of: SELECT_MISTAKES[mistake](right(*of)),  # type: ignore[attr-defined]
     )
     found = status(selection_checks.against_reference, lab)
     assert (found == "ok") == (mistake == "none")

@@ -53,7 +53,7 @@ def test_a_call_takes_its_share_of_a_replay(lab: Lab, captured: bool) -> None:
     timed = lab.measure([work, work, work])
     assert timed.seconds == pytest.approx(1.0) and timed.spread == pytest.approx(0.0)
     assert timed.repeats >= 7
-    assert ("not permitted" in timed.facts.get("not captured", "")) != captured
+    assert ("not permitted" in timed.facts.get("not captured", "")) != captured  # type: ignore[operator]
 
 
 def test_inputs_in_turn_are_more_than_a_cache_holds(lab: Lab) -> None:

@@ -199,7 +199,7 @@ def test_self_check_catches_rows_that_mix_outside_of_attention(
 ) -> None:
     def shifted(self: nn.Module, x: Tensor) -> Tensor:
         earlier = torch.cat([x[:, :1] * 0, x[:, :-1]], dim=1)
-        return inner(self, x + earlier)
+        return inner(self, x + earlier)  # type: ignore[arg-type]
 
     inner = modeling_qwen3.Qwen3MLP.forward
     monkeypatch.setattr(modeling_qwen3.Qwen3MLP, "forward", shifted)
@@ -231,12 +231,12 @@ def test_attention_that_drops_keyword_arguments_is_refused(
 def test_attention_that_asks_for_more_is_refused(
     folder: Path, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def function(name: str, default: object) -> Callable[..., tuple[Tensor, None]]:
+    def function(name: str, default: Any) -> Callable[..., tuple[Tensor, None]]:
         attention = find(name, default)
         return lambda *args, **kwargs: attention(*args, **{**kwargs, extra: torch.ones(4)})
 
-    find = modeling_qwen3.ALL_ATTENTION_FUNCTIONS.get_interface
-    monkeypatch.setattr(modeling_qwen3.ALL_ATTENTION_FUNCTIONS, "get_interface", function)
+    find = modeling_qwen3.ALL_ATTENTION_FUNCTIONS.get_interface  # type: ignore[attr-defined]
+    monkeypatch.setattr(modeling_qwen3.ALL_ATTENTION_FUNCTIONS, "get_interface", function)  # type: ignore[attr-defined]
     assert extra in refusal(folder)
 
 

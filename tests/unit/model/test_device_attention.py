@@ -93,7 +93,7 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
 
     plain = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
     for asked in ([(0, 5), (1, 4), (2, 1)], [(1, 3)], [(0, 2, False), (2, 2)]):
-        searches, alone = [search(*a) for a in asked], [search(*a) for a in asked]
+        searches, alone = [search(*a) for a in asked], [search(*a) for a in asked]  # type: ignore[arg-type]
         engine.launch(searches)
         assert engine.collect() == searches
         for one, other in zip(searches, alone, strict=True):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from xgr_runtime.model.memory.kv_pool import KvPool, PageIds, TailKv
+from xgr_runtime.kv.pages import PageIds
+from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.wire.messages import ModelIdentity
 
 PAGE = 4
@@ -40,7 +41,7 @@ def test_chunk_crosses_bit_for_bit(dtype: str, pages: PageIds, start: int, count
         k_bytes, v_bytes = sender.read_bytes(first, last, pages, start, count)
         chunk = (last - first) * count * sender.identity.token_bytes // 2 // sender.identity.layers
         assert (k_bytes.nbytes, v_bytes.nbytes) == (chunk, chunk)
-        receiver.write_bytes(first, last, there, start, count, bytes(k_bytes), bytearray(v_bytes))
+        receiver.write_bytes(first, last, there, start, count, bytes(k_bytes), bytearray(v_bytes))  # type: ignore[arg-type]
         for layer in range(first, last):
             sent, got = sender.read(layer, pages, start, count), receiver.read(layer, there, start, count)
             assert all(torch.equal(a, b) for a, b in zip(sent, got, strict=True))

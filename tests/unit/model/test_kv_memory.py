@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.kv.pages import PagePool
+from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.model.memory import kv_memory
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory
-from xgr_runtime.model.memory.kv_pool import KvPool, PageIds
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.wire.messages import HostRegion, ModelIdentity, SharedKv
 
 CPU = torch.device("cpu")

@@ -59,7 +59,7 @@ def test_a_last_layer_that_needs_its_neighbours_runs_for_all(
     inner = modeling_qwen3.Qwen3MLP.forward
 
     def mixing(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return inner(self, x) + 0.1 * x.shape[1]
+        return inner(self, x) + 0.1 * x.shape[1]  # type: ignore[arg-type]
 
     folder = make_checkpoint("qwen3", 2)
     whole = load_backend("transformers", folder, "float32", place=lambda _: None)  # in the library's layers

@@ -48,7 +48,7 @@ def loaded(checkpoint: Path) -> Iterator[ModelBackend]:
 
 @pytest.fixture
 def engine(loaded: ModelBackend) -> CpuPrefillEngine:
-    return CpuPrefillEngine(Counted(loaded), KvPool(loaded.identity, PAGES, PAGE))
+    return CpuPrefillEngine(Counted(loaded), KvPool(loaded.identity, PAGES, PAGE))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,10 +83,10 @@ def devices(config: ServeConfig, gpus: int) -> list[tuple[str, bool, bool]]:
     parsed = [parse(kind, p.argv, {}) for kind, p in zip(kinds, workers.programs, strict=True)]
     memory = [getattr(c, "publish_memory", "") or getattr(c, "memory_of", "") for c in parsed]
     assert set(memory) <= {"", "/run/x/memory.json"} and len(set(memory)) == 1
-    return [(c.device, bool(m), bool(c.turns_file)) for c, m in zip(parsed, memory, strict=True)]
+    return [(c.device, bool(m), bool(c.turns_file)) for c, m in zip(parsed, memory, strict=True)]  # type: ignore[attr-defined]
 
 
-def serve(**settings: object) -> ServeConfig:
+def serve(**settings: Any) -> ServeConfig:
     return ServeConfig(model_path="m", catalog="c", **settings)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from puppet_workers import POISON, Puppet, Theatre
 
+from router.job import Outcome
 from router.workers import roster
 from router.workers.breaker import LONGEST
 from xgr_runtime.errors import Cancelled, CrashedWorkers, RequestError
@@ -46,7 +47,7 @@ def happen(t: Theatre) -> None:
             t.answer(tried, sound=event == "answer")
 
 
-async def finish(t: Theatre, asked: "list[asyncio.Task[object]]") -> list[object]:
+async def finish(t: Theatre, asked: "list[asyncio.Task[Outcome]]") -> list[Outcome | BaseException]:
     """From now on all goes well."""
     for _ in range(20 * REQUESTS):
         for worker in t.workers:

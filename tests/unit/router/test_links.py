@@ -60,7 +60,7 @@ async def test_a_message_that_cannot_be_handled_costs_the_worker_its_requests_no
 ) -> None:
     async with stage(folder, 1, 2) as s:
         attempts = s.dispatcher._attempts
-        once = attempts.heard = Once(attempts.heard)  # type: ignore[method-assign]
+        once = attempts.heard = Once(attempts.heard)  # type: ignore[assignment, method-assign]
         answer = s.ask()
         first = await s.decode[0].next(DecodeRequest)
         once.armed = True
@@ -110,8 +110,8 @@ async def test_a_send_that_raises_is_a_worker_out_of_reach_and_leaks_nothing(fol
 async def test_a_bug_while_sending_leaves_nothing_in_the_books(folder: Path) -> None:
     async with stage(folder) as s:
         for worker in s.dispatcher._workers:
-            worker.send = Once(worker.send)  # type: ignore[method-assign]
-            worker.send.armed = True
+            worker.send = Once(worker.send)  # type: ignore[assignment, method-assign]
+            worker.send.armed = True  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="a bug"):
             await s.ask()
         assert s.idle

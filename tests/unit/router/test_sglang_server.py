@@ -65,7 +65,7 @@ class PlayedServer:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         config = uvicorn.Config(Starlette(routes=routes), log_config=None, lifespan="off")
         self._server = uvicorn.Server(config)
-        self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+        self._server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
 
     async def _info(self, request: Request) -> Response:

@@ -244,7 +244,7 @@ async def test_the_neighbours_of_a_poison_are_all_answered(folder: Path) -> None
         for _ in innocent[1:]:
             await answered(s.decode[2])
             await asyncio.sleep(0)
-        assert [(await answer).attempts for answer in innocent] == [2] * 5
+        assert [(await answer).attempts for answer in innocent] == [2] * 5  # type: ignore[attr-defined]
         assert s.idle
 
 

@@ -98,7 +98,7 @@ class FakeDispatch:
     def outcome(self, job: Job) -> Outcome:
         live = np.arange(self.catalog.leaves) if job.allow is None else job.allow
         leaves = live[~np.isin(live, job.deny)][: job.results].astype(np.int32)
-        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)
+        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)  # type: ignore[arg-type]
 
     async def flush(self) -> list[Flush]:
         await asyncio.sleep(0)

@@ -142,7 +142,7 @@ def test_chunks_are_not_read_once_their_request_is_refused(server: Server, size:
         assert read_one(client)[0] == 401
         (connection,) = live.server.server_state.connections
         heard: list[bytes] = []
-        connection.on_body = heard.append  # type: ignore[method-assign]
+        connection.on_body = heard.append  # type: ignore[method-assign, union-attr]
         with suppress(OSError):
             client.sendall(chunks)
         assert read_all(client) == b""

@@ -8,7 +8,7 @@ import logging
 import time
 import tracemalloc
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 from unittest.mock import Mock
 
 import msgspec
@@ -31,7 +31,7 @@ FLOOR = 0.004  # seconds; what is quicker than that counts as much
 EXPONENT = 1.5  # that the cost may grow with: twice as much may cost 2.8 times, four times as much 8
 OWN = 5000  # bytes that a refusal has of itself
 
-Fill = "Callable[[int], bytes]"
+Fill: TypeAlias = "Callable[[int], bytes]"
 
 
 def string(unit: bytes, start: bytes = b"") -> Fill:
@@ -111,7 +111,7 @@ class Meter:
         parts = iter([{"type": "http.request", "body": sent, "more_body": False}])
 
         async def receive() -> Message:
-            return next(parts, None) or await asyncio.Future()
+            return next(parts, None) or await asyncio.Future()  # type: ignore[arg-type]
 
         async def send(message: Message) -> None:
             answer.append(message)
@@ -172,7 +172,7 @@ def test_up_to_the_limit_of_a_body(meter: Meter, name: str) -> None:
     for place in (("",), ("sampling_params", "score_mode")):
         meter.check(
             [*BODIES, 1 << 20, LIMIT],
-            lambda size, at=place: meter.ask("/generate", body(at, value(name, size))),
+            lambda size, at=place: meter.ask("/generate", body(at, value(name, size))),  # type: ignore[misc]
         )  # type: ignore[misc]
 
 
@@ -242,7 +242,7 @@ def test_many_parameters_cost_what_they_are_long(meter: Meter) -> None:
     for one in (b"a=1&", b"seconds=1&", b"&", b"%ff%25=&", b"=&"):
         meter.check(
             HEADS,
-            lambda n, one=one: meter.ask("/trace", b"", method="GET", query_string=one * (n // len(one))),
+            lambda n, one=one: meter.ask("/trace", b"", method="GET", query_string=one * (n // len(one))),  # type: ignore[misc]
         )  # type: ignore[misc]
 
 

@@ -50,7 +50,7 @@ def test_disconnect_cancels_the_work(
 
     async def exchange() -> Talk:
         talk = Talk({"input_ids": [1], "rid": "left"})
-        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))
+        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))  # type: ignore[arg-type]
         await until_live(dispatch)
         talk.hang_up()
         await asyncio.wait_for(app, 10)
@@ -68,7 +68,7 @@ def test_disconnect_before_the_body_ends(server: Server, dispatch: FakeDispatch)
         talk = Talk({})
         talk.incoming = asyncio.Queue()
         talk.hang_up()
-        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)  # type: ignore[arg-type]
         return talk
 
     assert asyncio.run(exchange()).sent == []
@@ -81,7 +81,7 @@ def test_who_stops_waits_for_no_body(server: Server, dispatch: FakeDispatch) -> 
     async def exchange() -> Talk:
         talk = Talk({})
         talk.incoming = asyncio.Queue()  # of a client that never sends its body
-        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)  # type: ignore[arg-type]
         return talk
 
     start, body = asyncio.run(exchange()).sent
@@ -93,7 +93,7 @@ def test_cancelled_server_cancels_the_work(server: Server, dispatch: FakeDispatc
 
     async def exchange() -> None:
         talk = Talk({"input_ids": [1], "rid": "r"})
-        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))
+        app = asyncio.ensure_future(server.app(server.scope(), talk.incoming.get, talk.send))  # type: ignore[arg-type]
         await until_live(dispatch)
         app.cancel()
         await asyncio.wait({app}, timeout=10)
@@ -129,7 +129,7 @@ def test_late_dispatcher_is_cut_off(
 
     async def exchange() -> Talk:
         talk = Talk({"input_ids": [1], "rid": "slow", "timeout_ms": 20})
-        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)
+        await asyncio.wait_for(server.app(server.scope(), talk.incoming.get, talk.send), 10)  # type: ignore[arg-type]
         assert (dispatch.cancelled, dispatch.tasks) == (["slow"], {})
         return talk
 
@@ -149,7 +149,7 @@ def test_a_body_that_never_ends_has_a_deadline() -> None:
 
 async def read(bodies: Bodies, request: Request) -> bytes:
     async with bodies.read(request) as body:
-        return body
+        return body  # type: ignore[return-value]
 
 
 def test_bodies_share_a_bounded_memory() -> None:

@@ -98,7 +98,7 @@ def test_keys_are_compared_as_digests(server: Server, monkeypatch: pytest.Monkey
         compared.append((one, other))
         return one == other
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", noting)
+    monkeypatch.setattr(keys.hmac, "compare_digest", noting)  # type: ignore[attr-defined]
     server.set(api_key=CLIENT, admin_api_key=ADMIN)
     for given in (CLIENT, ADMIN, "x", "x" * 1000):
         compared.clear()

@@ -34,7 +34,7 @@ def outcome(decoded: Any, body: bytes) -> Any:
 
 texts = st.text(st.sampled_from(list('a,"\\[]{}:\n é\U0001f600')), max_size=5)
 ids = texts | st.integers(-(10**18), 10**18)
-wrong = st.sampled_from([None, True, 1.5, [1, 2], [[]], {"a": 1, "b": 2}, 1 << 70])
+wrong = st.sampled_from([None, True, 1.5, [1, 2], [[]], {"a": 1, "b": 2}, 1 << 70])  # type: ignore[var-annotated]
 # One list a body, so that only one thing can be wrong with it.
 lists = st.lists(ids, max_size=9) | st.lists(ids | wrong, max_size=9) | wrong | texts
 filters = st.fixed_dictionaries({"allow": lists}) | st.fixed_dictionaries({"deny": lists}) | wrong

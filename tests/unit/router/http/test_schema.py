@@ -36,13 +36,13 @@ def test_routes_keep_to_their_description(
     schema = schemathesis.openapi.from_asgi("/openapi.json", server.app)
     statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation = result.ok()  # type: ignore[union-attr]
         if mode.is_negative and not (operation.body or operation.query):
             continue  # there is nothing to get wrong
 
         @SETTINGS
         @given(operation.as_strategy(generation_mode=mode))
-        def check(case: Case) -> None:
+        def check(case: Case) -> None:  # type: ignore[type-arg]
             label = case.operation.label
             response = case.call_and_validate(excluded_checks=MORE_RULES.get(label, []))
             statuses[label][response.status_code] += 1
