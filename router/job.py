@@ -120,10 +120,14 @@ class Dispatch(Protocol):
     def workers(self) -> list[WorkerState]:
         """All workers, prefill first, as they last said."""
 
+    @property
+    def discovery_problem(self) -> str:
+        """Why workers count as their file named them before, or an empty string."""
+
     def add_worker(self, named: WorkerAddress) -> WorkerState:
         """Talk to one more from now on; one that is there, or was leaving, stays.
 
-        Raises `BadRequest` for an address that is refused, or is there in another role.
+        Raises `BadRequest` for an address that is refused, `DuplicateWorker` for one with another role.
         """
 
     def remove_worker(self, name: str) -> WorkerState:

@@ -107,6 +107,12 @@ class DuplicateRequest(RequestError):
     status, code, kind = 409, "duplicate_rid", "invalid_request_error"
 
 
+class DuplicateWorker(RequestError):
+    """HTTP 409. The address is that of a worker with another role."""
+
+    status, code, kind = 409, "duplicate_worker", "invalid_request_error"
+
+
 class RequestTimeout(RequestError):
     """HTTP 408. The client sent its request too slowly."""
 

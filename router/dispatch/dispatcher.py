@@ -92,8 +92,13 @@ class Dispatcher:
         """See `Dispatch.workers`."""
         return self._workers.states()
 
+    @property
+    def discovery_problem(self) -> str:
+        return self._following.problem
+
     def add_worker(self, named: WorkerAddress) -> WorkerState:
         """See `Dispatch.add_worker`."""
+        self._workers.check_role(named)
         try:
             return self._workers.state(self._workers.add(named, kept=True))
         except ConfigError as error:

@@ -21,6 +21,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
+    DuplicateWorker,
     ForeignPage,
     HeadTooLarge,
     InternalError,
@@ -152,7 +153,7 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             workers.add,
             answers.WorkerStatus,
             AddWorker,
-            _BODY,
+            (*_BODY, DuplicateWorker),
         ),
         delete(
             "/workers/{name}",

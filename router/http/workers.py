@@ -25,7 +25,8 @@ class WorkerRoutes:
     async def show(self, request: Request) -> Response:
         if from_query(WorkersQuery, request.query_params).fresh:
             await self.dispatch.refresh()
-        return _as_json(WorkerList([worker_status(state) for state in self.dispatch.workers()]))
+        workers = [worker_status(state) for state in self.dispatch.workers()]
+        return _as_json(WorkerList(workers, self.dispatch.discovery_problem))
 
     async def add(self, request: Request) -> Response:
         """It is not waited for: its state tells when it has answered."""

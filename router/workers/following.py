@@ -25,6 +25,7 @@ class Following:
         self._settings = StaticList(config.prefill, config.decode)
         self._file = FileList(Path(config.workers_file)) if config.workers_file else None
         self._named: Sequence[WorkerAddress] = ()  # by the file
+        self._again = config.ready_fd >= 0  # a launcher has read the file before, and may start us again
         self._watch: Watch | None = None
 
     def start(self) -> None:
@@ -38,6 +39,11 @@ class Following:
     def stop(self) -> None:
         if self._watch is not None:
             self._watch.stop()
+
+    @property
+    def problem(self) -> str:
+        """Why the file counts as it was before, or an empty string."""
+        return self._watch.problem if self._watch is not None else ""
 
     def follow(self, named: Sequence[WorkerAddress]) -> None:
         """`named` are all that the file names now. Raises `ConfigError`: then nobody leaves."""
@@ -63,13 +69,13 @@ class Following:
             )
 
     def _first(self, file: FileList) -> Sequence[WorkerAddress] | None:
-        """Follow it for the first time; None where it is no good, and the settings name a pair anyway."""
+        """Follow it for the first time; None where a router that was started again can go on without."""
         try:
             named = file.look()
             self.follow(named)
             return named
         except ConfigError:
-            if not self._roster.prefill or not self._roster.decode:
+            if not (self._again and self._roster.prefill and self._roster.decode):
                 raise
             return None  # the watch says why
 

@@ -15,7 +15,7 @@ from router.workers.zmq_worker import WorkerLink
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
-from xgr_runtime.errors import BadRequest, ConfigError, NotFound, WorkerLost
+from xgr_runtime.errors import BadRequest, ConfigError, DuplicateWorker, NotFound, WorkerLost
 from xgr_runtime.scheduling.cost_model import LEAST
 from xgr_runtime.transport.addresses import check_url, is_url, is_wildcard
 from xgr_runtime.transport.curve import check_link
@@ -72,6 +72,14 @@ class Roster:
             check_url(named.address, "--prefill")
         elif is_wildcard(check_link(named.address, self._keys)):
             raise ConfigError(f"nobody can connect to {named.address}: name a host and a port")
+
+    def check_role(self, named: WorkerAddress) -> None:
+        """Raises `DuplicateWorker` where that address is a worker of another role."""
+        worker = self._members.get(named.address)
+        if worker is not None and worker.role != named.role:
+            raise DuplicateWorker(
+                f"{named.address} is there as {worker.role} worker: remove it first", "role"
+            )
 
     def keeps(self, named: WorkerAddress) -> bool:
         """Whether it stays whatever discovery says."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,15 +33,17 @@ def test_no_request_is_lost_and_who_is_there_works(
     checkpoint: Path, catalog_source: Path, tmp_path: Path, some: list[Query]
 ) -> None:
     file = tmp_path / "workers.json"
-    name_in(file, [], [])
-    settings = {"hedge_after": 0.0, "heartbeat": 0.1, "workers_file": str(file)}
-    with Cluster(checkpoint, catalog_source, 1, 1, **settings) as cluster, cluster.client() as client:
+    settings: dict[str, Any] = {"hedge_after": 0.0, "heartbeat": 0.1, "workers_file": str(file)}
+    made = Cluster(checkpoint, catalog_source, 1, 1, **settings)
+    first = [f"ipc://{made.folder / name}" for name in ("prefill-0", "decode-0")]
+    name_in(file, *first)
+    with made as cluster, cluster.client() as client:
         expected = [client.generate(**query) for query in some]
         prefill, decode = cluster.beside("prefill-1", "decode-1")
         with load(cluster, some, expected):
-            name_in(file, [prefill], [decode])
+            name_in(file, *first, prefill, decode)
             works(client, "prefill-1", "decode-1")
-            name_in(file, [], [])
+            name_in(file, *first)
             left(client, "prefill-0", "decode-0")
 
             client.add_worker(prefill, "prefill")
@@ -53,8 +56,9 @@ def test_no_request_is_lost_and_who_is_there_works(
         assert len(cluster.settled()) == 2
 
 
-def name_in(file: Path, prefill: list[str], decode: list[str]) -> None:
-    write_whole(file, msgspec.json.encode({"prefill": prefill, "decode": decode}))
+def name_in(file: Path, *addresses: str) -> None:
+    """Prefill and decode workers in turn."""
+    write_whole(file, msgspec.json.encode({"prefill": addresses[::2], "decode": addresses[1::2]}))
 
 
 def done(client: XgrClient) -> dict[str, float]:

@@ -34,6 +34,10 @@ class FileList:
         named = self._named()
         workers = [WorkerAddress("prefill", address) for address in named.prefill]
         workers += [WorkerAddress("decode", address) for address in named.decode]
+        if not workers:  # whoever wrote it may have lost its own source
+            raise ConfigError(
+                f"{self} names no worker: name some, or remove the last ones by DELETE /workers"
+            )
         check_twice(workers, str(self))
         return workers
 

@@ -23,7 +23,7 @@ class Watch:
         self._source = source
         self._tell = tell
         self._told = told
-        self._problem = ""
+        self.problem = ""  # why the source counts as it was before, else empty
         self._over = threading.Event()
 
     def start(self) -> None:
@@ -41,13 +41,13 @@ class Watch:
             if named != self._told:
                 self._tell(named)
                 log.info("%s names %d workers", self._source, len(named))
-            elif self._problem:
+            elif self.problem:
                 log.info("%s names the same workers as before", self._source)
-            self._told, self._problem = named, ""
+            self._told, self.problem = named, ""
         except ConfigError as error:
-            if str(error) != self._problem:
+            if str(error) != self.problem:
                 log.warning("the workers stay as they are: %s", error)
-            self._problem = str(error)
+            self.problem = str(error)
 
     def _run(self) -> None:
         while not self._over.wait(LOOK_EVERY):

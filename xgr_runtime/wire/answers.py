@@ -113,9 +113,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class WorkerList(msgspec.Struct, frozen=True):
-    """All workers, prefill first."""
+    """All workers, prefill first. `problem`: why the file of workers counts as it was before, else empty."""
 
     workers: list[WorkerStatus]
+    problem: str = ""
 
 
 class Aborted(msgspec.Struct, frozen=True):

@@ -1,19 +1,23 @@
 """Workers that come and go while the router runs, played over real sockets."""
 
 import asyncio
+import gc
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from played_workers import PlayedWorker, Stage, play, result_of, stage, until
+from psutil import Process
 
 from router.dispatch.dispatcher import Dispatcher
+from router.http.metrics import RequestMetrics
 from router.workers.following import check_named
 from router.workers.roster import LOOK
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
-from xgr_runtime.errors import BadRequest, ConfigError, NotFound, NoWorkers
+from xgr_runtime.errors import BadRequest, ConfigError, DuplicateWorker, NotFound, NoWorkers
 from xgr_runtime.wire.messages import Committed, DecodeRequest, PrefillRequest, Role
 
 
@@ -165,29 +169,62 @@ async def test_addresses_that_cannot_be(folder: Path) -> None:
             ("decode", "tcp://10.0.0.1:1", "--curve-key"),
             ("decode", "ipc:///nowhere/at/all", "make the folder"),
             ("prefill", "http://10.0.0.1:1", "http://127.0.0.1:PORT"),
-            ("prefill", s.decode[0].address, "is a decode worker"),
         ):
             with pytest.raises(BadRequest, match=said) as raised:
                 s.dispatcher.add_worker(WorkerAddress(role, address))  # type: ignore[arg-type]
             assert raised.value.param == "address"
+        with pytest.raises(DuplicateWorker, match="is there as decode worker"):
+            s.dispatcher.add_worker(WorkerAddress("prefill", s.decode[0].address))
         assert addresses(s) == before
 
 
 @play
 async def test_a_file_adds_and_removes(folder: Path) -> None:
     file = folder / "workers.json"
-    write(file)
+    folder.chmod(0o700)
+    one, two = (PlayedWorker(f"ipc://{folder}/{number}", "decode", number) for number in (31, 32))
+    write(file, one)
     async with stage(folder, 1, 1, workers_file=str(file)) as s:
-        one, two = joined(s, folder, "decode", 31), joined(s, folder, "decode", 32)
-        settings = {s.prefill[0].address, s.decode[0].address}
-        write(file, one)
-        await until(lambda: usable(s, one))
+        s.decode += [one, two]
+        assert usable(s, one)
         write(file, one, two)
         await until(lambda: usable(s, two))
         write(file, two)
         await until(lambda: one.address not in addresses(s))
         write(file)
-        await until(lambda: addresses(s) == settings)
+        await until(lambda: "names no worker" in s.dispatcher.discovery_problem)
+        assert usable(s, two)
+        write(file, two)
+        await until(lambda: not s.dispatcher.discovery_problem)
+
+
+@play
+async def test_nothing_is_left_of_workers_that_came_and_went(folder: Path) -> None:
+    async with stage(folder, 1, 1) as s:
+        late = joined(s, folder, "decode", 30)
+        absent = [WorkerAddress("prefill", f"ipc://{folder}/absent-{number}") for number in range(19)]
+        metrics = RequestMetrics(lambda: 0, s.dispatcher.workers)
+        before = addresses(s)
+
+        async def come_and_go() -> None:
+            for worker in (named(late), *absent):
+                s.dispatcher.add_worker(worker)
+            await until(lambda: usable(s, late))
+            for worker in (named(late), *absent):
+                s.dispatcher.remove_worker(worker.address)
+            await until(lambda: addresses(s) == before)
+
+        def held() -> tuple[int, ...]:
+            series = len(metrics.render().splitlines())
+            return Process().num_fds(), len(asyncio.all_tasks()), series, len(s.dispatcher._workers.breakers)
+
+        await come_and_go()  # what is opened once
+        await asyncio.sleep(0.2)
+        first = held()
+        for _ in range(10):
+            await come_and_go()
+        gc.collect()
+        await until(lambda: all(now <= then for now, then in zip(held(), first, strict=True)))
 
 
 @play
@@ -242,29 +279,30 @@ async def test_a_worker_that_changes_its_role_leaves_first(folder: Path) -> None
         assert worker.address in addresses(s)
 
 
+def of(**settings: Any) -> RouterConfig:
+    return RouterConfig(model_path="m", catalog="c", **settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "content", "ends"),
     [
         ({}, None, True),
         ({}, "no list", True),
-        ({}, '{"prefill": [], "decode": []}', False),
-        ({"prefill": ["ipc://{}/p"]}, None, True),
-        ({"prefill": ["ipc://{}/p"], "decode": ["ipc://{}/d"]}, None, False),
+        ({}, '{"prefill": ["ipc://%s/p"], "decode": []}', False),
+        ({"prefill": ["ipc://%s/p"], "ready_fd": 9}, None, True),
+        ({"prefill": ["ipc://%s/p"], "decode": ["ipc://%s/d"]}, None, True),
+        ({"prefill": ["ipc://%s/p"], "decode": ["ipc://%s/d"], "ready_fd": 9}, None, False),
     ],
-    ids=["nothing", "bad", "empty", "half a pair", "a pair"],
+    ids=["missing", "bad", "half a pair", "half a pair, again", "a pair", "a pair, again"],
 )
-def test_a_start_without_a_good_file(
-    tmp_path: Path, settings: dict[str, list[str]], content: str | None, ends: bool
+def test_a_start_with_and_without_a_good_file(
+    tmp_path: Path, settings: dict[str, Any], content: str | None, ends: bool
 ) -> None:
     tmp_path.chmod(0o700)
     if content is not None:
-        (tmp_path / "w").write_text(content)
-    config = RouterConfig(
-        model_path="m",
-        catalog="c",
-        workers_file=str(tmp_path / "w"),
-        **{name: [address.format(tmp_path) for address in given] for name, given in settings.items()},
-    )
+        (tmp_path / "w").write_text(content.replace("%s", str(tmp_path)))
+    here = json.loads(json.dumps(settings).replace("%s", str(tmp_path)))
+    config = of(workers_file=str(tmp_path / "w"), **here)
 
     async def start() -> None:
         dispatcher = Dispatcher(config, "v1", [1])
@@ -280,5 +318,5 @@ def test_a_start_without_a_good_file(
 def test_somebody_has_to_name_workers() -> None:
     for settings, said in (({}, "--prefill"), ({"prefill": ["ipc:///r/p"]}, "--decode")):
         with pytest.raises(ConfigError, match=f"{said} names no worker"):
-            check_named(RouterConfig(model_path="m", catalog="c", **settings))
-    check_named(RouterConfig(model_path="m", catalog="c", workers_file="w"))
+            check_named(of(**settings))
+    check_named(of(workers_file="w"))

@@ -66,6 +66,7 @@ class FakeDispatch:
     pair: Limits | None = field(default_factory=lambda: Limits(64, 32))
     states: list[WorkerState] = field(default_factory=lambda: [worker("prefill"), worker("decode")])
     fresh: list[WorkerState] = field(default_factory=list)  # what a refresh finds
+    discovery_problem: str = ""
     draining: bool = False
     hang: bool = False
     jobs: list[Job] = field(default_factory=list)

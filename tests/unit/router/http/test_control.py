@@ -177,6 +177,12 @@ def test_a_worker_is_taken_in(server: Server, dispatch: FakeDispatch) -> None:
     assert added.json() == server.get("/workers").json()["workers"][-1]
 
 
+def test_why_workers_are_those_of_before(server: Server, dispatch: FakeDispatch) -> None:
+    assert server.get("/workers").json()["problem"] == ""
+    dispatch.discovery_problem = "the file is gone"
+    assert server.get("/workers").json()["problem"] == "the file is gone"
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
