@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shared_templates import deployment_of
 
-from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
@@ -37,7 +37,7 @@ def deploy(checkpoint: Path, catalog_source: Path) -> Deploy:
 
 
 @pytest.fixture(scope="session")
-def queries(histories: list[dict[str, Any]]) -> list[Query]:
+def queries(histories: list[dict[str, Any]]) -> list[Request]:
     """Different users, widths, modes and filters."""
     draw = random.Random(3)
     users = [[str(item) for item in row["history"]] for row in draw.sample(histories, 40)]
@@ -55,7 +55,7 @@ def queries(histories: list[dict[str, Any]]) -> list[Query]:
 
 
 @pytest.fixture(scope="session")
-def single(deployment: Deployment, queries: list[Query]) -> list[Answer]:
+def single(deployment: Deployment, queries: list[Request]) -> list[Answer]:
     """The answers of one prefill and one decode worker when one request is asked at a time."""
     with XgrClient(deployment.url) as client:
         return [client.generate(**query) for query in queries]

@@ -16,7 +16,7 @@ from cluster import Cluster
 from sameness import assert_identical
 from until import until
 
-from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.files import write_whole
 from xgr_runtime.wire.answers import Answer
 
@@ -25,12 +25,12 @@ DONE = {"prefill": "prompts", "decode": "answered"}  # counters of requests that
 
 
 @pytest.fixture
-def some(queries: list[Query]) -> list[Query]:
+def some(queries: list[Request]) -> list[Request]:
     return [{**query, "timeout_ms": 120_000} for query in queries[:8]]
 
 
 def test_no_request_is_lost_and_who_is_there_works(
-    checkpoint: Path, catalog_source: Path, tmp_path: Path, some: list[Query]
+    checkpoint: Path, catalog_source: Path, tmp_path: Path, some: list[Request]
 ) -> None:
     file = tmp_path / "workers.json"
     settings: dict[str, Any] = {"hedge_after": 0.0, "heartbeat": 0.1, "workers_file": str(file)}
@@ -82,7 +82,7 @@ def left(client: XgrClient, *names: str) -> None:
 
 
 @contextmanager
-def load(cluster: Cluster, queries: list[Query], expected: list[Answer]) -> Iterator[None]:
+def load(cluster: Cluster, queries: list[Request], expected: list[Answer]) -> Iterator[None]:
     """Callers who ask one request after the other; each answer is the expected one, at the first try."""
     over = threading.Event()
 

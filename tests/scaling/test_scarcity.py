@@ -10,7 +10,7 @@ import pytest
 from freed import assert_all_freed
 from sameness import assert_identical
 
-from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
@@ -43,7 +43,7 @@ def token_bytes(checkpoint: Path) -> int:
 
 
 def test_everybody_waits_and_is_answered(
-    scarce: XgrClient, queries: list[Query], single: list[Answer]
+    scarce: XgrClient, queries: list[Request], single: list[Answer]
 ) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda query: scarce.generate(**query), queries))
@@ -60,11 +60,11 @@ def test_a_prompt_that_can_never_fit_is_refused(scarce: XgrClient) -> None:
     assert response.json()["error"]["param"] == "input_ids"
 
 
-def test_cancelled_while_waiting(scarce: XgrClient, queries: list[Query], single: list[Answer]) -> None:
+def test_cancelled_while_waiting(scarce: XgrClient, queries: list[Request], single: list[Answer]) -> None:
     """Deadlines pass in every queue there is; whoever still has time is answered, and rightly."""
-    hurried: list[Query] = [{**query, "timeout_ms": 5 + 15 * i} for i, query in enumerate(queries)]
+    hurried: list[Request] = [{**query, "timeout_ms": 5 + 15 * i} for i, query in enumerate(queries)]
 
-    def ask(query: Query) -> Answer | None:
+    def ask(query: Request) -> Answer | None:
         try:
             return scarce.generate(**query)
         except (DeadlineExceeded, Overloaded):  # it was too late, or seen to be coming

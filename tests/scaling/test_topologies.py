@@ -8,7 +8,7 @@ import pytest
 from freed import assert_all_freed
 from sameness import assert_identical
 
-from xgr_runtime.client import Query, XgrClient
+from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer, WorkerStatus
 
@@ -22,14 +22,14 @@ def double(deploy: Callable[..., Deployment], single: list[Answer]) -> Iterator[
         assert len(assert_all_freed(client)) == 4
 
 
-def test_one_at_a_time(double: XgrClient, queries: list[Query], single: list[Answer]) -> None:
+def test_one_at_a_time(double: XgrClient, queries: list[Request], single: list[Answer]) -> None:
     for query, expected in zip(queries, single, strict=True):
         assert_identical(double.generate(**query), expected)
 
 
 @pytest.mark.parametrize("order", range(3), ids="order={}".format)
 def test_sixteen_at_a_time_in_any_order(
-    double: XgrClient, queries: list[Query], single: list[Answer], order: int
+    double: XgrClient, queries: list[Request], single: list[Answer], order: int
 ) -> None:
     """Each order puts other requests into the same batches."""
     pairs = list(zip(queries, single, strict=True))
@@ -42,7 +42,7 @@ def test_sixteen_at_a_time_in_any_order(
 
 
 def test_the_same_request_sixteen_times_at_once(
-    double: XgrClient, queries: list[Query], single: list[Answer]
+    double: XgrClient, queries: list[Request], single: list[Answer]
 ) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda _: double.generate(**queries[4]), range(16)))
@@ -50,7 +50,7 @@ def test_the_same_request_sixteen_times_at_once(
         assert_identical(answer, single[4])
 
 
-def test_work_spreads_over_all_workers(double: XgrClient, queries: list[Query]) -> None:
+def test_work_spreads_over_all_workers(double: XgrClient, queries: list[Request]) -> None:
     before = counted(double)
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda query: double.generate(**query), queries * 2))

@@ -1,5 +1,6 @@
 """Numbers as messages carry them, and the names of a prompt's blocks."""
 
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -10,7 +11,10 @@ import xxhash
 from xgr_runtime.kv.block_hashes import Digest, block_hashes
 from xgr_runtime.wire.arrays import float32s, int32s, pack, uint32s
 
-DIGESTS = {"xxh3": xxhash.xxh3_64, "keyed": lambda: blake2b(digest_size=16, key=b"k")}
+DIGESTS: dict[str, Callable[[], Digest]] = {
+    "xxh3": xxhash.xxh3_64,
+    "keyed": lambda: blake2b(digest_size=16, key=b"k"),
+}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,7 @@ def test_bytes_that_end_within_a_number_and_numbers_of_other_widths_are_refused(
 @pytest.mark.parametrize("kind", DIGESTS)
 def test_blocks_are_named_by_all_tokens_up_to_their_end(kind: str) -> None:
     def names(tokens: list[int]) -> list[bytes]:
-        digest: Digest = DIGESTS[kind]()
-        return block_hashes(pack(np.array(tokens, np.int32)), 4, digest)
+        return block_hashes(pack(np.array(tokens, np.int32)), 4, DIGESTS[kind]())
 
     whole = names(list(range(14)))
     assert len(whole) == len(set(whole)) == 3  # the two tokens behind are no block

@@ -1,5 +1,6 @@
 """What a start has checked, the next one need not: with the same answers, while nothing has changed."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -117,7 +118,7 @@ def changed_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def changed_versions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_checks.importlib.metadata, "version", lambda package: "999")
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "999")
 
 
 def changed_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

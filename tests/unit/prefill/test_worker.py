@@ -331,7 +331,7 @@ def test_a_flush_drops_what_no_request_holds_and_says_how_much(worker: PrefillWo
     asked(worker, [1] * 20, 1)
     asked(worker, [2] * 20, 2, end=False)
     said: list[Any] = []
-    worker.desk.control.send = lambda router, message: said.append((router, message))  # type: ignore[method-assign, assignment, func-returns-value]
+    worker.desk.control.send = lambda router, message: said.append((router, message))  # type: ignore[method-assign, assignment, func-returns-value, return-value]
     worker.desk.take(FlushCache(7, 3), 10.0)
     assert said == [(7, CacheFlushed(3, 1))] and worker.load().pages_cached == 0
     assert worker.load().pages_used == 2 and worker.load().counters["evicted_pages"] == 1

@@ -10,6 +10,7 @@ from router.job import Outcome
 from router.workers import roster
 from router.workers.breaker import LONGEST
 from xgr_runtime.errors import Cancelled, CrashedWorkers, RequestError
+from xgr_runtime.wire.messages import Role
 
 REQUESTS = 40
 EVENTS = ("commit", "answer", "unsound", "fail", "die", "revive", "quiet", "hedge", "abort", "wait")
@@ -17,7 +18,7 @@ EVENTS = ("commit", "answer", "unsound", "fail", "die", "revive", "quiet", "hedg
 
 @pytest.fixture(autouse=True)
 def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def puppet(self: roster.Roster, address: str, role: roster.Role) -> Puppet:
+    def puppet(self: roster.Roster, address: str, role: Role) -> Puppet:
         return Puppet(address, role, *self._told)
 
     monkeypatch.setattr(roster.Roster, "_worker", puppet)

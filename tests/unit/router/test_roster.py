@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from played_workers import PlayedWorker, Stage, play, result_of, stage, until
+from played_workers import VIEW, PlayedWorker, Stage, play, result_of, stage, until
 from psutil import Process
 
 from router.dispatch.dispatcher import Dispatcher
 from router.http.metrics import RequestMetrics
 from router.workers.following import check_named
 from router.workers.roster import LOOK
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import BadRequest, ConfigError, DuplicateWorker, NotFound, NoWorkers
@@ -305,7 +306,7 @@ def test_a_start_with_and_without_a_good_file(
     config = of(workers_file=str(tmp_path / "w"), **here)
 
     async def start() -> None:
-        dispatcher = Dispatcher(config, "v1", [1])
+        dispatcher = Dispatcher(config, Catalogs(VIEW))
         try:
             dispatcher.start()
         finally:
