@@ -24,15 +24,19 @@ _COUNT_WITHOUT_CUDA = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def import_ahead(argv: Sequence[str]) -> None:
-    """Import what a worker with these settings will. `argv` are those of an `ImportsConfig`."""
+    """Import what a worker with these settings will. `argv` are those of an `ImportsConfig`.
+
+    SGLang asks a GPU what it can as it is imported: for one, only what asks nothing is imported.
+    """
     config = parse(ImportsConfig, argv, {})
     with _no_cuda(), contextlib.suppress(Exception):  # of a library, or of ours that refuses a checkpoint
         cpu_target.target_context.refresh()  # imports how numba makes code, which takes it half a second
         cpu_target.typing_context.refresh()
-        obstacle = why_not_sglang(config.sglang_any_version, config.device)
-        sglang = config.model_backend != "transformers" and not obstacle
+        sglang = config.model_backend != "transformers" and not why_not_sglang(
+            config.sglang_any_version, config.device
+        )
         if sglang or not _needs_no_library(config):
-            library = "sglang.backend" if sglang else "backends.transformers"
+            library = "sglang.backend" if sglang and config.device == "cpu" else "backends.transformers"
             importlib.import_module(f"xgr_runtime.model.{library}")
             _import_family(Path(config.model_path))
 
