@@ -20,7 +20,7 @@ class Retry(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LiveRequest:
     """A job, its number, and where those who wait for it hear of attempts that ended."""
 
     job: Job
@@ -33,7 +33,7 @@ class Attempt:
     """One try: who works on it, and how it ended."""
 
     id: AttemptId
-    wanted: Wanted
+    request: LiveRequest
     prefill: Worker
     decode: Worker
     promise: Promise
@@ -52,4 +52,4 @@ class Attempt:
         """The first outcome counts."""
         if self.outcome is None:
             self.outcome = outcome
-            self.wanted.ended.put_nowait(self)
+            self.request.ended.put_nowait(self)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from router.admission.admission import Admission, Ask
 from router.admission.reuse import ReuseIndex
-from router.dispatch.attempt import Attempt, Retry, Wanted
+from router.dispatch.attempt import Attempt, LiveRequest, Retry
 from router.dispatch.validation import unsound
 from router.job import Job
 from router.workers.roster import Roster, candidates
@@ -51,7 +51,7 @@ class Attempts:
 
     def begin(
         self,
-        wanted: Wanted,
+        request: LiveRequest,
         number: int,
         avoid: Collection[int] = (),
         without: Collection[int] = (),
@@ -64,7 +64,7 @@ class Attempts:
         Incarnations in `avoid` are taken if there are no others, those in `without` never. `accepted`: see
         `Admission.admit`.
         """
-        job = wanted.job
+        job = request.job
         prefill = self._choice(self._workers.prefill, without)
         decode = self._choice(self._workers.decode, without)
         quiet = (w.incarnation for w in [*prefill, *decode] if w.quiet)
@@ -79,17 +79,17 @@ class Attempts:
         )
         p = next(w for w in prefill if w.incarnation == promise.pair.prefill.incarnation)
         d = next(w for w in decode if w.incarnation == promise.pair.decode.incarnation)
-        id = AttemptId(self._router, wanted.number, number, p.incarnation, d.incarnation)
-        tried = Attempt(id, wanted, p, d, promise, alone, time.monotonic())
-        self._book(tried)
+        id = AttemptId(self._router, request.number, number, p.incarnation, d.incarnation)
+        attempt = Attempt(id, request, p, d, promise, alone, time.monotonic())
+        self._book(attempt)
         try:
-            self._send(tried)
+            self._send(attempt)
         except Exception:
-            self.end(tried)
+            self.end(attempt)
             raise
-        return tried
+        return attempt
 
-    async def begin_alone(self, wanted: Wanted, number: int, avoid: Collection[int]) -> Attempt:
+    async def begin_alone(self, request: LiveRequest, number: int, avoid: Collection[int]) -> Attempt:
         """The same for a job whose worker died: beside it, no worker has another such job.
 
         They take turns, so that of those that were there when a worker died only the one to blame sees the
@@ -100,93 +100,93 @@ class Attempts:
                 self._freed.clear()
                 taken = self._taken()
                 try:
-                    return self.begin(wanted, number, avoid, taken, accepted=True, alone=True)
+                    return self.begin(request, number, avoid, taken, accepted=True, alone=True)
                 except NoWorkers:
                     if not taken:
                         raise
                 await self._freed.wait()
 
-    def end(self, tried: Attempt) -> None:
+    def end(self, attempt: Attempt) -> None:
         """Forget it; whatever still runs for it is cancelled."""
-        del self._live[tried.id]
-        self._alone.discard(tried)
-        now = tried.ended = time.monotonic()
-        self._timeline.add(REQUEST, ATTEMPT, tried.started, now, tried.id, tried.wanted.job.rid)
-        answered = isinstance(tried.outcome, Result)
-        late = isinstance(tried.outcome, DeadlineExceeded) or now >= tried.promise.deadline
-        self.admission.end(tried.promise, now, answered, late)
-        tried.decode.load -= tried.wanted.job.width
-        tried.decode.in_flight -= 1
-        if not tried.committed:
-            self._release_prefill(tried)
-        for worker in (tried.prefill, tried.decode):
-            self._workers.breakers[worker].ended(tried.id)
+        del self._live[attempt.id]
+        self._alone.discard(attempt)
+        now = attempt.ended = time.monotonic()
+        self._timeline.add(REQUEST, ATTEMPT, attempt.started, now, attempt.id, attempt.request.job.rid)
+        answered = isinstance(attempt.outcome, Result)
+        late = isinstance(attempt.outcome, DeadlineExceeded) or now >= attempt.promise.deadline
+        self.admission.end(attempt.promise, now, answered, late)
+        attempt.decode.load -= attempt.request.job.width
+        attempt.decode.in_flight -= 1
+        if not attempt.committed:
+            self._release_prefill(attempt)
+        for worker in (attempt.prefill, attempt.decode):
+            self._workers.breakers[worker].ended(attempt.id)
         self._freed.set()
         if not answered:
-            self._cancel(tried)
+            self._cancel(attempt)
 
     # --- events from the workers ---
 
     def heard(self, worker: Worker, message: Message) -> None:
         """What one of its workers says of an attempt; of one that is over, nothing matters any more."""
-        tried = self._live.get(message.id)  # type: ignore[attr-defined]
-        if tried is None or tried.outcome is not None:
+        attempt = self._live.get(message.id)  # type: ignore[attr-defined]
+        if attempt is None or attempt.outcome is not None:
             return
         match message:
-            case Committed() if worker is tried.decode and not tried.committed:
-                self._committed(tried)
-            case Result() if worker is tried.decode:
-                self._answered(tried, message)
-            case Failed(stage="prefill") if tried.committed:
+            case Committed() if worker is attempt.decode and not attempt.committed:
+                self._committed(attempt)
+            case Result() if worker is attempt.decode:
+                self._answered(attempt, message)
+            case Failed(stage="prefill") if attempt.committed:
                 pass  # all KV had arrived: the search goes on without it
-            case Failed() if worker in (tried.prefill, tried.decode):
-                self._failed(tried, worker, message)
+            case Failed() if worker in (attempt.prefill, attempt.decode):
+                self._failed(attempt, worker, message)
 
     def lost(self, incarnation: int, reason: str) -> None:
         """A worker is gone, and all it held."""
         self.reuse.forget(incarnation)
-        for tried in list(self._live.values()):
-            if incarnation == tried.id.decode:
-                worker = tried.decode
-            elif incarnation == tried.id.prefill and not tried.committed:
-                worker = tried.prefill
+        for attempt in list(self._live.values()):
+            if incarnation == attempt.id.decode:
+                worker = attempt.decode
+            elif incarnation == attempt.id.prefill and not attempt.committed:
+                worker = attempt.prefill
             else:
                 continue
-            crashed = incarnation == tried.at_work
+            crashed = incarnation == attempt.at_work
             if crashed:
-                self._workers.breakers[worker].failed(tried.id, tried.started)
+                self._workers.breakers[worker].failed(attempt.id, attempt.started)
             error = WorkerLost(f"the {worker.role} worker was lost: {reason}", worker.role)
-            tried.finish(Retry(error, crashed))
+            attempt.finish(Retry(error, crashed))
 
-    def _committed(self, tried: Attempt) -> None:
-        tried.committed = True
-        self._release_prefill(tried)
-        self.admission.committed(tried.promise, time.monotonic())
-        self._workers.breakers[tried.prefill].succeeded()
-        for incarnation in (tried.id.prefill, tried.id.decode):
-            self.reuse.note(incarnation, tried.wanted.job.tokens)
+    def _committed(self, attempt: Attempt) -> None:
+        attempt.committed = True
+        self._release_prefill(attempt)
+        self.admission.committed(attempt.promise, time.monotonic())
+        self._workers.breakers[attempt.prefill].succeeded()
+        for incarnation in (attempt.id.prefill, attempt.id.decode):
+            self.reuse.note(incarnation, attempt.request.job.tokens)
         self._freed.set()
 
-    def _answered(self, tried: Attempt, result: Result) -> None:
-        breaker = self._workers.breakers[tried.decode]
-        problem = unsound(result, tried.wanted.job)
+    def _answered(self, attempt: Attempt, result: Result) -> None:
+        breaker = self._workers.breakers[attempt.decode]
+        problem = unsound(result, attempt.request.job)
         if problem:
-            breaker.failed(tried.id, tried.started)
+            breaker.failed(attempt.id, attempt.started)
             error = WorkerLost(f"the decode worker's answer is unsound: {problem}", "decode")
-            tried.finish(Retry(error))
+            attempt.finish(Retry(error))
         else:
             breaker.succeeded()
-            tried.finish(result)
+            attempt.finish(result)
 
-    def _failed(self, tried: Attempt, worker: Worker, message: Failed) -> None:
+    def _failed(self, attempt: Attempt, worker: Worker, message: Failed) -> None:
         late = message.code == DeadlineExceeded.code  # a worker saw it before we did
         error = request_error(message.code, message.message, "timeout_ms" if late else message.stage)
         if isinstance(error, (WorkerLost, InternalError)):
             # A hand-over that breaks may be the fault of either; with others, the sound one soon succeeds.
-            both = isinstance(error, WorkerLost) and not tried.committed
-            for to_blame in (tried.prefill, tried.decode) if both else (worker,):
-                self._workers.breakers[to_blame].failed(tried.id, tried.started)
-        tried.finish(Retry(error) if error.elsewhere else error)
+            both = isinstance(error, WorkerLost) and not attempt.committed
+            for to_blame in (attempt.prefill, attempt.decode) if both else (worker,):
+                self._workers.breakers[to_blame].failed(attempt.id, attempt.started)
+        attempt.finish(Retry(error) if error.elsewhere else error)
 
     # --- what a pair gets ---
 
@@ -195,30 +195,30 @@ class Attempts:
 
     def _taken(self) -> set[int]:
         """Incarnations that have a job of `begin_alone`."""
-        decode = {tried.id.decode for tried in self._alone}
-        return decode | {tried.id.prefill for tried in self._alone if not tried.committed}
+        decode = {attempt.id.decode for attempt in self._alone}
+        return decode | {attempt.id.prefill for attempt in self._alone if not attempt.committed}
 
-    def _book(self, tried: Attempt) -> None:
-        self._live[tried.id] = tried
-        if tried.alone:
-            self._alone.add(tried)
-        job = tried.wanted.job
-        for worker, load in ((tried.prefill, len(job.tokens)), (tried.decode, job.width)):
+    def _book(self, attempt: Attempt) -> None:
+        self._live[attempt.id] = attempt
+        if attempt.alone:
+            self._alone.add(attempt)
+        job = attempt.request.job
+        for worker, load in ((attempt.prefill, len(job.tokens)), (attempt.decode, job.width)):
             worker.load += load
             worker.in_flight += 1
-            self._workers.breakers[worker].began(tried.id)
+            self._workers.breakers[worker].began(attempt.id)
 
-    def _release_prefill(self, tried: Attempt) -> None:
-        tried.prefill.load -= len(tried.wanted.job.tokens)
-        tried.prefill.in_flight -= 1
+    def _release_prefill(self, attempt: Attempt) -> None:
+        attempt.prefill.load -= len(attempt.request.job.tokens)
+        attempt.prefill.in_flight -= 1
 
-    def _send(self, tried: Attempt) -> None:
-        job, hello = tried.wanted.job, tried.decode.hello
+    def _send(self, attempt: Attempt) -> None:
+        job, hello = attempt.request.job, attempt.decode.hello
         assert hello is not None
         left = max(0.0, job.deadline - time.monotonic())
-        tokens, after = pack(job.tokens), tried.promise.after
+        tokens, after = pack(job.tokens), attempt.promise.after
         search = DecodeRequest(
-            id=tried.id,
+            id=attempt.id,
             tokens=tokens,
             width=job.width,
             results=job.results,
@@ -229,17 +229,17 @@ class Attempts:
             timeout=left,
             priority=job.priority,
         )
-        prompt = PrefillRequest(tried.id, hello.data_address, tokens, left, job.priority, after)
-        for worker, message in ((tried.decode, search), (tried.prefill, prompt)):
+        prompt = PrefillRequest(attempt.id, hello.data_address, tokens, left, job.priority, after)
+        for worker, message in ((attempt.decode, search), (attempt.prefill, prompt)):
             if not worker.send(message):
-                self._workers.breakers[worker].failed(tried.id, tried.started)
-                tried.finish(Retry(WorkerLost("a worker could not be reached", "dispatch")))
+                self._workers.breakers[worker].failed(attempt.id, attempt.started)
+                attempt.finish(Retry(WorkerLost("a worker could not be reached", "dispatch")))
                 return
 
-    def _cancel(self, tried: Attempt) -> None:
-        tried.decode.send(Cancel(tried.id, "no longer wanted"))
-        if not tried.committed:
-            tried.prefill.send(Cancel(tried.id, "no longer wanted"))
+    def _cancel(self, attempt: Attempt) -> None:
+        attempt.decode.send(Cancel(attempt.id, "no longer wanted"))
+        if not attempt.committed:
+            attempt.prefill.send(Cancel(attempt.id, "no longer wanted"))
 
 
 def _beams(job: Job) -> list[int]:

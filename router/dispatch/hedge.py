@@ -22,17 +22,17 @@ def hedge(live: Collection[Tries], after: float, now: float) -> None:
     for tries in live:
         if spare <= 0:
             return
-        if (tried := tries.only_one) is not None and (stuck := in_doubt(tried, after, now)):
+        if (attempt := tries.only_one) is not None and (stuck := in_doubt(attempt, after, now)):
             if not tries.hedge(stuck):
                 return  # others would fare no better
             spare -= 1
 
 
-def in_doubt(tried: Attempt, after: float, now: float) -> int:
+def in_doubt(attempt: Attempt, after: float, now: float) -> int:
     """The incarnation that the attempt seems to wait for in vain, or 0."""
-    for worker in (tried.decode,) if tried.committed else (tried.prefill, tried.decode):
+    for worker in (attempt.decode,) if attempt.committed else (attempt.prefill, attempt.decode):
         if worker.quiet:
             return worker.incarnation
-    promise = tried.promise
-    slow = promise.foreseen and now - tried.started > max(LEAST, after * promise.forecast.total)
-    return tried.at_work if slow else 0
+    promise = attempt.promise
+    slow = promise.foreseen and now - attempt.started > max(LEAST, after * promise.forecast.total)
+    return attempt.at_work if slow else 0

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from router.dispatch.attempt import Attempt, Retry, Wanted
+from router.dispatch.attempt import Attempt, LiveRequest, Retry
 from router.dispatch.attempts import Attempts
 from router.dispatch.poison import PoisonRequests
 from router.dispatch.validation import found_in
@@ -25,7 +25,7 @@ class Tries:
         self, job: Job, number: int, attempts: Attempts, poison: PoisonRequests, config: RouterConfig
     ) -> None:
         self.hedged = False
-        self._wanted = Wanted(job, number, asyncio.Queue())
+        self._request = LiveRequest(job, number, asyncio.Queue())
         self._attempts = attempts
         self._poison = poison
         self._config = config
@@ -41,18 +41,18 @@ class Tries:
             while True:
                 if not self._running:
                     await self._next()
-                tried = await self._wanted.ended.get()
-                self._end(tried)
-                match tried.outcome:
+                attempt = await self._request.ended.get()
+                self._end(attempt)
+                match attempt.outcome:
                     case Result() as result:
-                        return self._answer(tried, result)
+                        return self._answer(attempt, result)
                     case Retry() as retry:
-                        self._failed(tried, retry)
+                        self._failed(attempt, retry)
                     case Exception() as error:
                         raise error
         finally:
-            for tried in self._running[:]:
-                self._end(tried)
+            for attempt in self._running[:]:
+                self._end(attempt)
 
     @property
     def only_one(self) -> Attempt | None:
@@ -64,55 +64,55 @@ class Tries:
 
     def hedge(self, stuck: int) -> bool:
         """Try it on another pair too, without that incarnation; False if there is none in time."""
-        (tried,) = self._running
-        avoid = {*self._avoid, tried.id.prefill, tried.id.decode}
+        (attempt,) = self._running
+        avoid = {*self._avoid, attempt.id.prefill, attempt.id.decode}
         try:
-            other = self._attempts.begin(self._wanted, self._made + 1, avoid, {stuck}, accepted=False)
+            other = self._attempts.begin(self._request, self._made + 1, avoid, {stuck}, accepted=False)
         except RequestError:
             return False
         self._running.append(other)
         self._made, self.hedged = self._made + 1, True
-        log.info("request %s: tried on another pair too", self._wanted.job.rid)
+        log.info("request %s: tried on another pair too", self._request.job.rid)
         return True
 
     async def _next(self) -> None:
         """Begin another attempt, or raise why there is none."""
         if self._crashes:
-            self._poison.check(self._wanted.job, time.monotonic())
+            self._poison.check(self._request.job, time.monotonic())
         if self._crashes >= self._config.crash_budget:
             problem = f"{self._crashes} workers died while they had this request: it is given up"
-            log.error("request %s: %s", self._wanted.job.rid, problem)
+            log.error("request %s: %s", self._request.job.rid, problem)
             raise CrashedWorkers(problem)
         if self._made == self._config.max_attempts:
             raise self._last
         self._made += 1
         try:
             if self._crashes:
-                tried = await self._attempts.begin_alone(self._wanted, self._made, self._avoid)
+                attempt = await self._attempts.begin_alone(self._request, self._made, self._avoid)
             else:
                 accepted = self._made > 1
-                tried = self._attempts.begin(self._wanted, self._made, self._avoid, accepted=accepted)
+                attempt = self._attempts.begin(self._request, self._made, self._avoid, accepted=accepted)
         except NoWorkers:
             raise self._last from None
-        self._running.append(tried)
+        self._running.append(attempt)
 
-    def _end(self, tried: Attempt) -> None:
-        self._running.remove(tried)
-        self._attempts.end(tried)
+    def _end(self, attempt: Attempt) -> None:
+        self._running.remove(attempt)
+        self._attempts.end(attempt)
 
-    def _failed(self, tried: Attempt, retry: Retry) -> None:
-        log.warning("request %s attempt %d: %s", self._wanted.job.rid, tried.id.attempt, retry)
+    def _failed(self, attempt: Attempt, retry: Retry) -> None:
+        log.warning("request %s attempt %d: %s", self._request.job.rid, attempt.id.attempt, retry)
         self._last = retry.error
-        self._avoid |= {tried.id.prefill, tried.id.decode}
+        self._avoid |= {attempt.id.prefill, attempt.id.decode}
         # In company, somebody else may be to blame: only the first such death counts.
-        if retry.crashed and (tried.alone or not self._crashes):
+        if retry.crashed and (attempt.alone or not self._crashes):
             self._crashes += 1
-        if retry.crashed and tried.alone:
-            self._poison.died(self._wanted.job, time.monotonic())
+        if retry.crashed and attempt.alone:
+            self._poison.died(self._request.job, time.monotonic())
 
-    def _answer(self, tried: Attempt, result: Result) -> Outcome:
-        self._poison.survived(self._wanted.job)
-        timing = whole(result.timing, tried.ended - tried.started)
+    def _answer(self, attempt: Attempt, result: Result) -> Outcome:
+        self._poison.survived(self._request.job)
+        timing = whole(result.timing, attempt.ended - attempt.started)
         return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
 
 

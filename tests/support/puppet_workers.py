@@ -77,20 +77,20 @@ class Theatre:
         job = job_of(rid, tokens, time.monotonic() + 600.0)
         return asyncio.create_task(self.dispatcher.generate(job))
 
-    def commit(self, tried: Attempt) -> None:
-        tried.decode._on_message(tried.decode, Committed(tried.id))
+    def commit(self, attempt: Attempt) -> None:
+        attempt.decode._on_message(attempt.decode, Committed(attempt.id))
 
-    def answer(self, tried: Attempt, sound: bool = True) -> None:
-        result = result_of(tried)
+    def answer(self, attempt: Attempt, sound: bool = True) -> None:
+        result = result_of(attempt)
         if not sound:
             wrong = np.array([5, -1], np.int32).tobytes()
             result = type(result)(result.id, wrong, result.scores, result.timing)
-        tried.decode._on_message(tried.decode, result)
+        attempt.decode._on_message(attempt.decode, result)
 
-    def fail(self, tried: Attempt) -> None:
-        worker = self.chance.choice((tried.prefill, tried.decode))
+    def fail(self, attempt: Attempt) -> None:
+        worker = self.chance.choice((attempt.prefill, attempt.decode))
         code = self.chance.choice(("worker_lost", "overloaded"))
-        worker._on_message(worker, Failed(tried.id, worker.role, code, "broken"))
+        worker._on_message(worker, Failed(attempt.id, worker.role, code, "broken"))
 
     def hedge(self) -> None:
         hedge(self.dispatcher._tries.values(), 3.0, time.monotonic())

@@ -26,7 +26,7 @@ def puppets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def happen(t: Theatre) -> None:
     """One thing that can happen to an attempt or to a worker."""
-    tried, worker = t.chance.choice(t.live) if t.live else None, t.chance.choice(t.workers)
+    attempt, worker = t.chance.choice(t.live) if t.live else None, t.chance.choice(t.workers)
     event = t.chance.choice(EVENTS)
     if event == "die":
         worker.lost("killed")
@@ -38,14 +38,14 @@ def happen(t: Theatre) -> None:
         t.hedge()
     elif event == "wait":  # until an open breaker is half open
         t.dispatcher._workers.breakers[worker]._failed_at -= LONGEST
-    elif tried is not None and event == "abort":
-        t.dispatcher.abort(tried.wanted.job.rid)
-    elif tried is not None and event == "fail":
-        t.fail(tried)
-    elif tried is not None:
-        t.commit(tried)
+    elif attempt is not None and event == "abort":
+        t.dispatcher.abort(attempt.request.job.rid)
+    elif attempt is not None and event == "fail":
+        t.fail(attempt)
+    elif attempt is not None:
+        t.commit(attempt)
         if event != "commit":
-            t.answer(tried, sound=event == "answer")
+            t.answer(attempt, sound=event == "answer")
 
 
 async def finish(t: Theatre, asked: "list[asyncio.Task[Outcome]]") -> list[Outcome | BaseException]:
@@ -54,9 +54,9 @@ async def finish(t: Theatre, asked: "list[asyncio.Task[Outcome]]") -> list[Outco
         for worker in t.workers:
             if not worker.alive:
                 worker.revive()
-        for tried in t.live:
-            t.commit(tried)
-            t.answer(tried)
+        for attempt in t.live:
+            t.commit(attempt)
+            t.answer(attempt)
         await t.settle()
         if all(task.done() for task in asked):
             break
@@ -110,15 +110,15 @@ def test_only_the_poison_is_given_up_whoever_is_there_when_workers_die(seed: int
             for worker in t.workers:
                 if not worker.alive:
                     worker.revive()
-            tried = t.chance.choice(t.live)
-            poisoned = tried.wanted.job.tokens.tolist() == list(POISON)
+            attempt = t.chance.choice(t.live)
+            poisoned = attempt.request.job.tokens.tolist() == list(POISON)
             if poisoned and t.chance.random() < 0.5:
-                next(w for w in t.workers if w.incarnation == tried.at_work).lost("it died")
+                next(w for w in t.workers if w.incarnation == attempt.at_work).lost("it died")
                 deaths += 1
             elif t.chance.random() < 0.5:
-                t.commit(tried)
-            elif tried.committed and not poisoned:
-                t.answer(tried)
+                t.commit(attempt)
+            elif attempt.committed and not poisoned:
+                t.answer(attempt)
         given_up, *others = await finish(t, [asked[place], *asked[:place], *asked[place + 1 :]])
         assert isinstance(given_up, CrashedWorkers) and deaths == 2
         assert not [outcome for outcome in others if isinstance(outcome, BaseException)]
