@@ -47,7 +47,7 @@ def ask(client: XgrClient, prompt: list[int], width: int = WIDTH) -> Answer:
 
 def load_of(cluster: Cluster, name: str) -> Any:
     with cluster.client() as client:
-        return next(worker.load for worker in client.workers(fresh=True) if worker.worker == name)
+        return next(worker.load for worker in client.workers() if worker.worker == name)
 
 
 def mapped(cluster: Cluster, name: str, what: str = "") -> set[str]:
@@ -80,13 +80,23 @@ def undisturbed(client: XgrClient, long_prompts: list[list[int]]) -> list[Answer
 
 
 def ask_until_held(
-    proxy: KvProxy, client: XgrClient, pool: ThreadPoolExecutor, prompts: list[list[int]]
-) -> list[Future[Answer]]:
-    """All prompts, asked at once, while the second chunk of one waits at `proxy`."""
-    proxy.hold_after(1)
+    cluster: Cluster, client: XgrClient, pool: ThreadPoolExecutor, prompts: list[list[int]]
+) -> tuple[str, list[Future[Answer]]]:
+    """All prompts, asked at once, while the second chunk of one waits; the decode worker that it is for."""
+    for proxy in cluster.proxies:
+        proxy.hold_after(1)
     answers = [pool.submit(ask, client, prompt) for prompt in prompts]
-    assert proxy.held.wait(30)
-    return answers
+    held = until(
+        lambda: [n for n, proxy in enumerate(cluster.proxies) if proxy.held.is_set()], "a chunk is held", 30
+    )
+    for number, proxy in enumerate(cluster.proxies):
+        if number != held[0]:
+            proxy.release()
+    return f"decode-{held[0]}", answers
+
+
+def proxy_of(cluster: Cluster, decode: str) -> KvProxy:
+    return cluster.proxies[int(decode.removeprefix("decode-"))]
 
 
 def assert_all_identical(answers: list[Future[Answer]], undisturbed: list[Answer]) -> None:
@@ -94,9 +104,9 @@ def assert_all_identical(answers: list[Future[Answer]], undisturbed: list[Answer
         assert_identical(answer.result(60), expected)
 
 
-@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_worker_killed_while_kv_is_pulled(
-    victim: str,
+    role: str,
     checkpoint: Path,
     catalog_source: Path,
     long_prompts: list[list[int]],
@@ -118,16 +128,19 @@ def test_a_worker_killed_while_kv_is_pulled(
     ):
         warm = [pool.submit(ask, client, prompt) for prompt in long_prompts]
         assert_all_identical(warm, undisturbed)
+        before = {name: descriptors(cluster, name) for name in cluster.children}
+        decode, answers = ask_until_held(cluster, client, pool, long_prompts)
+        proxy = proxy_of(cluster, decode)
+        assert proxy.held_chunk is not None
+        victim = decode if role == "decode" else cluster.incarnations[proxy.held_chunk.id.prefill]
         others = [name for name in cluster.children if name not in (victim, "router")]
-        before = {name: descriptors(cluster, name) for name in others}
         memory = mapped(cluster, victim)
         assert any(memory & mapped(cluster, name) for name in others), "the memory of one is another's, too"
-        answers = ask_until_held(cluster.proxies[0], client, pool, long_prompts)
         cluster.kill(victim)
-        cluster.proxies[0].release()
+        proxy.release()
         assert_all_identical(answers, undisturbed)
         assert len(cluster.settled()) == 3
-        if victim == "prefill-0":
+        if role == "prefill":
             until(
                 lambda: not any(memory & mapped(cluster, name) for name in others), "its memory is let go", 30
             )
@@ -160,13 +173,13 @@ def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
         cluster.client() as client,
         ThreadPoolExecutor(8) as pool,
     ):
-        answers = ask_until_held(cluster.proxies[0], client, pool, long_prompts)
-        cluster.signal("decode-0", signal.SIGSTOP)
-        cluster.proxies[0].release()
+        stopped, answers = ask_until_held(cluster, client, pool, long_prompts)
+        cluster.signal(stopped, signal.SIGSTOP)
+        proxy_of(cluster, stopped).release()
         until(lambda: load_of(cluster, "prefill-0").counters.get("failed"), "a lease lapsed", 30)
         again = [pool.submit(ask, client, prompt) for prompt in long_prompts]  # into the pages that came free
         time.sleep(LEASE)
-        cluster.signal("decode-0", signal.SIGCONT)
+        cluster.signal(stopped, signal.SIGCONT)
         assert_all_identical(answers, undisturbed)
         assert_all_identical(again, undisturbed)
         assert max(answer.result().meta_info.attempts for answer in answers) > 1, "somebody was retried"
