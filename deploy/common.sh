@@ -39,10 +39,13 @@ logged() {
     fi
 }
 
-# pytest in that environment.
+# pytest in that environment, and how long it took.
 test_in() {
+    local began=$SECONDS code=0
     say "== pytest ${*:2}"
-    "$1/bin/python" -m pytest "${@:2}"
+    "$1/bin/python" -m pytest "${@:2}" || code=$?
+    say "== took $((SECONDS - began)) s: pytest ${*:2}"
+    return $code
 }
 
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }
