@@ -50,7 +50,13 @@ def test_routes_keep_to_their_description(
         with subtests.test(operation.label):
             check()
     if mode.is_negative:
-        assert set(statuses) == {"POST /generate", "POST /abort_request", "POST /workers", "GET /trace"}
+        assert set(statuses) == {
+            "POST /generate",
+            "POST /abort_request",
+            "POST /workers",
+            "GET /workers",
+            "GET /trace",
+        }
         assert all(seen[400] for seen in statuses.values())
         assert not statuses["POST /generate"][200]
     else:
