@@ -51,7 +51,7 @@ def test_a_full_machine_and_an_impatient_operator(
     port = free_port()
     wrapper = WITHOUT_SHARED_MEMORY if allowed(WITHOUT_SHARED_MEMORY) else []
     files = (checkpoint, catalog_source)
-    fleet = Fleet(*files, 1, 1, port=port, wrapper=wrapper, stderr=Path("/dev/full"))
+    fleet = Fleet(*files, 1, 1, port=port, wrapper=wrapper, said=Path("/dev/full"))
     left = orphan(fleet.folder)
     with fleet:
         assert not left.exists(), "the folder of a dead launcher is removed"

@@ -2,14 +2,11 @@
 
 import itertools
 import os
-import re
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,8 @@ import pytest
 from freed import assert_all_freed
 from items import Items
 from sameness import assert_identical
+from serve import Serve
+from until import until
 
 from xgr_runtime import errors
 from xgr_runtime.client import XgrClient, read
@@ -252,47 +251,25 @@ def test_slow_clients_slow_nobody_else(
 CLIENT, ADMIN = "client-s3same", "admin-s3same"
 
 
-@dataclass
-class Locked:
-    """A deployment that wants keys, and all that its processes print."""
-
-    process: psutil.Process
-    log: Path
-    url: str = ""
-
-    def wait_ready(self) -> None:
-        until = time.monotonic() + 150
-        while not (match := re.search(r"ready at (http://\S+)", self.log.read_text())):
-            assert time.monotonic() < until and self.process.is_running(), self.log.read_text()
-            time.sleep(0.05)
-        self.url = match.group(1)
-
-
 @pytest.fixture(scope="module")
-def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
-    folder = tmp_path_factory.mktemp("locked")
+def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A deployment that wants keys, and all that its processes print."""
     few = items.only(set(sorted(items.sids)[:30]))
-    index = few.write_index(folder / "index.json", checkpoint)
+    index = few.write_index(tmp_path_factory.mktemp("locked") / "index.json", checkpoint)
     files = ["--model-path", str(checkpoint), "--catalog", str(index)]
     flags = ["--port", "0", "--kv-bytes", str(32 << 20), "--log-level", "DEBUG"]
     keys = {"XGR_API_KEY": CLIENT, "XGR_ADMIN_API_KEY": ADMIN}
-    log = folder / "log"
-    with log.open("w") as out:
-        command = [sys.executable, "-m", "xgr_runtime.cli", "serve", *files, *flags]
-        process = psutil.Popen(command, stdout=out, stderr=out, env={**os.environ, **keys})
-    running = Locked(process, log)
-    try:
-        running.wait_ready()
+    with closing(Serve([*files, *flags], {**os.environ, **keys})) as running:
+        running.url()
         yield running
-    finally:
-        process.terminate()
-        process.wait(60)
+        running.process.terminate()
+        assert running.end() == 0
 
 
-def ask(locked: Locked, method: str, path: str, authorization: str | None) -> httpx.Response:
+def ask(locked: Serve, method: str, path: str, authorization: str | None) -> httpx.Response:
     headers = {} if authorization is None else {"authorization": authorization}
     body = {"input_ids": [1]} if method == "POST" else None
-    return httpx.request(method, locked.url + path, headers=headers, json=body, timeout=60)
+    return httpx.request(method, locked.url() + path, headers=headers, json=body, timeout=60)
 
 
 KEYS: list[tuple[str | None, str, str]] = [  # what is sent, and the refusals of a client and an admin route
@@ -308,7 +285,7 @@ ADMIN_ROUTES = [("GET", "/workers"), ("GET", "/trace"), ("POST", "/flush_cache")
 
 
 @pytest.mark.parametrize(("header", "code", "admin_code"), KEYS, ids=[str(header) for header, _, _ in KEYS])
-def test_key(locked: Locked, header: str | None, code: str, admin_code: str) -> None:
+def test_key(locked: Serve, header: str | None, code: str, admin_code: str) -> None:
     wanted = [(route, code) for route in ROUTES] + [(route, admin_code) for route in ADMIN_ROUTES]
     for (method, path), refusal in wanted:
         response = ask(locked, method, path, header)
@@ -319,15 +296,16 @@ def test_key(locked: Locked, header: str | None, code: str, admin_code: str) -> 
     assert ask(locked, "GET", "/readiness", None).status_code == 200, "probes need no key"
 
 
-def test_keys_are_told_to_nobody(locked: Locked) -> None:
+def test_keys_are_told_to_nobody(locked: Serve) -> None:
     """Not in what processes print, in their arguments, or in any answer."""
     told = []
     for method, path in [*ROUTES, *ADMIN_ROUTES, ("GET", "/model_info"), ("GET", "/metrics")]:
         for key in (CLIENT, ADMIN, f"{ADMIN}x"):
             told.append(ask(locked, method, path, f"Bearer {key}").text)
-    family = [locked.process, *locked.process.children(recursive=True)]
+    family = [psutil.Process(locked.process.pid), *locked.family()]
     assert len(family) >= 4, "launcher, two workers, router"
     told += [argument for process in family for argument in process.cmdline()]
-    log = locked.log.read_text()
+    until(lambda: any("GET /metrics" in line for line in locked.lines), "the last one is in the log", 20)
+    log = "".join(locked.lines)
     assert "POST /generate 200" in log, "it is all there"
     assert "s3same" not in "".join([*told, log])

@@ -1,77 +1,22 @@
 """The whole deployment as a user runs it: start, serve, stop, start again, and a worker that dies."""
 
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from freed import assert_all_freed
-from until import until
+from serve import Serve
+from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.errors import RequestError
-
-START_SECONDS = 150.0
-
-
-def hear_ctrl_c() -> None:
-    """As in a terminal: what a script runs in its background is born deaf to it, and so are its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Server:
-    """`xgr serve` in a process of its own, and what it printed."""
-
-    def __init__(self, *argv: str, folder: Path) -> None:
-        environ = {**os.environ, "TMPDIR": str(folder)}
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "xgr_runtime.cli", "serve", *argv],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environ,
-            start_new_session=True,
-            preexec_fn=hear_ctrl_c,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def url(self) -> str:
-        """Where it serves, once it says that it is ready."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
-            for line in self.lines:
-                if match := re.search(r"ready at (http://\S+)", line):
-                    return match.group(1)
-            time.sleep(0.05)
-        raise AssertionError("not ready:\n" + "".join(self.lines))
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def worker(self, module: str) -> psutil.Process:
-        return next(p for p in self.family() if module in p.cmdline())
-
-    def end(self, seconds: float = 60) -> int:
-        code = self.process.wait(seconds)
-        self._reader.join(5)
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
 
 
 @pytest.fixture
@@ -84,24 +29,16 @@ def folder() -> Iterator[Path]:
         yield odd
 
 
+def serve(folder: Path, *argv: str) -> Serve:
+    return Serve(argv, {**os.environ, "TMPDIR": str(folder)})
+
+
 @contextmanager
-def serving(checkpoint: Path, catalog: Path, folder: Path, *flags: str) -> Iterator[Server]:
+def serving(checkpoint: Path, catalog: Path, folder: Path, *flags: str) -> Iterator[Serve]:
     files = ["--model-path", str(checkpoint), "--catalog", str(catalog)]
-    server = Server(*files, "--port", "0", "--kv-bytes", "67108864", *flags, folder=folder)
-    try:
+    server = serve(folder, *files, "--port", "0", "--kv-bytes", "67108864", *flags)
+    with closing(server):
         yield server
-    finally:
-        family = [server.process, *_family_or_nothing(server)]
-        for process in family:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                process.kill()
-        server.process.wait(10)
-
-
-def _family_or_nothing(server: Server) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return server.family()
-    return []
 
 
 def assert_nothing_left(family: list[psutil.Process], folder: Path, shm: set[Path]) -> None:
@@ -195,7 +132,7 @@ def test_a_second_server_on_the_same_port_says_so(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         argv = ["--model-path", str(checkpoint), "--catalog", str(catalog_source), "--port", str(port)]
-        server = Server(*argv, folder=folder)
+        server = serve(folder, *argv)
         assert server.end() == 2
     errors = [line for line in server.lines if "error:" in line]
     assert len(errors) == 1 and "--port" in errors[0]
@@ -219,8 +156,8 @@ def test_a_wrong_flag_is_one_clear_line_before_any_port_opens(
 ) -> None:
     argv = {"--model-path": str(checkpoint), "--catalog": str(catalog_source), "--port": "0"}
     argv |= {flags[0]: flags[1]}
-    server = Server(*(part for pair in argv.items() for part in pair), folder=folder)
-    assert server.end(START_SECONDS) == 2
+    server = serve(folder, *(part for pair in argv.items() for part in pair))
+    assert server.end(PATIENCE) == 2
     errors = [line for line in server.lines if "error:" in line]
     assert len(errors) == 1 and named in errors[0], "".join(server.lines)
     assert not any("Traceback" in line or "ready at" in line for line in server.lines)

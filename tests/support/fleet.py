@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -19,6 +16,7 @@ from typing import Any
 import psutil
 from faulty_worker import BOLT, STRUCK, Fault, FaultFile
 from link_proxy import Direction
+from serve import Serve
 from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
@@ -31,7 +29,7 @@ TIMES = {"heartbeat": 0.2, "silence": 3.0, "lease": 4.0, "drain_timeout": 5.0}
 class Fleet(AbstractContextManager["Fleet"]):
     """`xgr serve` with `prefill` + `decode` workers. The `remote` ones are behind links that can be held.
 
-    `settings` are those of `xgr serve`; `wrapper` is a command in front of it, `stderr` a file instead of
+    `settings` are those of `xgr serve`; `wrapper` is a command in front of it, `said` a file instead of
     `lines`, which hold what the deployment said.
     """
 
@@ -43,7 +41,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         decode: int = 2,
         remote: Sequence[str] = (),
         wrapper: Sequence[str] = (),
-        stderr: Path | None = None,
+        said: Path | None = None,
         **settings: Any,
     ) -> None:
         self.workers = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
@@ -55,7 +53,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         self.folder = Path(tempfile.mkdtemp(prefix="xgr-t-", dir="/tmp"))
         self.faults = self.folder / "faults"
         self._wrapper = wrapper
-        self._stderr = stderr
+        self._said = said
         self._settings: dict[str, Any] = {
             "model_path": model,
             "catalog": catalog,
@@ -92,18 +90,18 @@ class Fleet(AbstractContextManager["Fleet"]):
             "REMOTE": ",".join(self.remote),
             "PYTHONPATH": os.pathsep.join(map(str, path)),
         }
-        command = [*self._wrapper, sys.executable, "-m", "faulty_serve", *flags]
-        target: Any = self._stderr.open("w") if self._stderr else subprocess.PIPE
-        self.launcher = subprocess.Popen(
-            command, stderr=target, text=True, env=environ, start_new_session=True
-        )
-        if self._stderr:
-            target.close()
+        self._serve = Serve(flags, environ, ("-m", "faulty_serve"), self._wrapper, self.lines, self._said)
+        if self._said:
+            self.url = f"http://127.0.0.1:{self._settings['port']}"
         else:
-            threading.Thread(target=self._read, args=(self.launcher,), daemon=True).start()
-        self.url = until(self._where, "ready", every=0.1)
+            self.url = self._serve.url()
         self.whole()
         self.cold_start = time.monotonic() - started
+
+    @property
+    def launcher(self) -> subprocess.Popen[str]:
+        """The process that starts and watches the others."""
+        return self._serve.process
 
     def client(self, timeout: float = 60.0) -> XgrClient:
         return XgrClient(self.url, timeout=timeout)
@@ -125,9 +123,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         return None
 
     def family(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.launcher.pid).children(recursive=True)
-        return []
+        return self._serve.family()
 
     def signal(self, name: str, number: signal.Signals) -> None:
         process = self.process(name)
@@ -200,26 +196,10 @@ class Fleet(AbstractContextManager["Fleet"]):
 
     def end(self, seconds: float = 60.0) -> int:
         """The exit code of the deployment, which was asked to stop."""
-        return self.launcher.wait(seconds)
+        return self._serve.end(seconds)
 
     def close(self) -> None:
         """Kill whatever is left."""
-        for process in [self.launcher, *self.family()] if hasattr(self, "launcher") else []:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                process.kill()
-        if hasattr(self, "launcher"):
-            self.launcher.wait(10)
+        if hasattr(self, "_serve"):
+            self._serve.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _where(self) -> str:
-        code = self.launcher.poll()
-        assert code is None, f"exit code {code}:\n" + "".join(self.lines)
-        if self._stderr:
-            return f"http://127.0.0.1:{self._settings['port']}"
-        found = [match for line in list(self.lines) if (match := re.search(r"ready at (http://\S+)", line))]
-        return found[0].group(1) if found else ""
-
-    def _read(self, launcher: subprocess.Popen[str]) -> None:
-        assert launcher.stderr is not None
-        for line in launcher.stderr:
-            self.lines.append(line)
