@@ -18,6 +18,7 @@ SINGLE = "model.safetensors"
 
 _BLOCK = 64 * 1024
 _BLOCKS = 256  # 16 MiB per file: smaller files are read whole, larger ones at even distances
+WHOLE = _BLOCK * _BLOCKS  # bytes of a file up to which all of it is read
 _RUN = ("float32", "bfloat16")  # the number types that weights are run in; others are made float32
 
 
@@ -59,6 +60,15 @@ def weights_hash(folder: Path, files: list[Path]) -> str:
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
         _digest_file(file, digest)
     return digest.hexdigest()
+
+
+def sampled_files(folder: Path) -> list[str]:
+    """Name, size, time and inode of each file of weights that `weights_hash` knows in part only.
+
+    A change between two samples shows here. Raises ModelError.
+    """
+    found = [(file, file.stat()) for file in _listed_files(folder)]
+    return [f"{f.name} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for f, s in found if s.st_size > WHOLE]
 
 
 def _digest_file(file: Path, digest: "xxhash.xxh3_128") -> None:

@@ -1,6 +1,7 @@
 """Small files of the cache folder, each named by what its content depends on: those used last stay."""
 
 import contextlib
+import fcntl
 import logging
 import os
 from pathlib import Path
@@ -11,10 +12,11 @@ from xgr_runtime.files import write_whole
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 16  # of a file
+_LOCK = "lock"  # held by whoever writes or removes
 
 
 class Records:
-    """Files `KEY.json` in a folder of at most `most` of them. All of them may be lost at any time."""
+    """Files `KEY.json` in a folder, `most` of them with `MOST_BYTES` each. All may be lost at any time."""
 
     def __init__(self, folder: Path, most: int) -> None:
         self._folder = folder
@@ -37,10 +39,16 @@ class Records:
 
     def write(self, key: str, content: bytes) -> None:
         """Keep it, where that can be; what cannot is said and no error."""
+        if len(content) > MOST_BYTES:
+            log.info("%s is not kept: it has over %d bytes", self._path(key).name, MOST_BYTES)
+            return
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            write_whole(self._path(key), content)
-            self._remove_old()
+            with (self._folder / _LOCK).open("w") as lock:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                write_whole(self._path(key), content)
+                self._remove_old()
         except (OSError, ConfigError) as error:
             log.info("%s is not kept: %s", self._path(key).name, error)
 

@@ -17,6 +17,7 @@ import torch
 
 from xgr_runtime.cache.kernels import kernel_key
 from xgr_runtime.cache.records import Records
+from xgr_runtime.checkpoint import sampled_files
 from xgr_runtime.model.backends.cpu import LayerFacts
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,10 @@ class KeptChecks:
         self.seconds = 0.0
         self._records = Records(cache / FOLDER, KEPT) if cache else None
 
-    def of(self, weights_hash: str, library: str, dtype: str, device: str) -> Check:
-        """That of the checkpoint with this hash."""
-        parts = [weights_hash, library, dtype, _device(device), kernel_key(), _sources(), *_versions()]
+    def of(self, folder: Path, weights_hash: str, library: str, dtype: str, device: str) -> Check:
+        """That of the checkpoint in `folder`, which has this hash. Raises ModelError."""
+        weights = [weights_hash, *sampled_files(folder)]
+        parts = [*weights, library, dtype, _device(device), kernel_key(), _sources(), *_versions()]
         return Check(self._records, hashlib.sha256(repr(parts).encode()).hexdigest()[:32])
 
     @contextlib.contextmanager

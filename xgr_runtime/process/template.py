@@ -96,7 +96,19 @@ def why_not_fork() -> str:
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         return f"imports started threads ({', '.join(others)})"
-    return "imports initialised CUDA" if _has_cuda() else ""
+    if _has_cuda():
+        return "imports initialised CUDA"
+    _try_fork()
+    tasks = len(list(Path("/proc/self/task").iterdir())) - 1
+    return f"imports started {tasks} threads outside of Python" if tasks else ""
+
+
+def _try_fork() -> None:
+    """Libraries that survive forks, as numpy's, end their threads before one; they begin them again later."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def fork_orphan() -> int:
@@ -175,6 +187,9 @@ def run(request: Fork, descriptors: Sequence[int]) -> int:
     die_with_parent(ready)
     ready = place(ready, inherited, request.inherits)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # as Python does by itself; else all would draw the same numbers
     os.environ.update(request.environ)
     arguments = [*request.argv, f"{flag('ready_fd')}={ready}"]
     _show_arguments([sys.executable, "-P", "-m", request.module, *arguments])

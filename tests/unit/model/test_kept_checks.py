@@ -13,7 +13,8 @@ import torch
 from checkpoints import MakeCheckpoint
 from safetensors.torch import load_file, save_file
 
-from xgr_runtime.cache.records import Records
+from xgr_runtime import checkpoint
+from xgr_runtime.cache.records import MOST_BYTES, Records
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import kept_checks
 from xgr_runtime.model.backends import transformers
@@ -130,7 +131,14 @@ def changed_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [changed_weights, changed_config, changed_versions, changed_kernels, changed_code]
+    "change",
+    [
+        changed_weights,
+        changed_config,
+        changed_versions,
+        changed_kernels,
+        changed_code,
+    ],
 )
 def test_whatever_changes_is_checked_again(
     change: object,
@@ -145,6 +153,24 @@ def test_whatever_changes_is_checked_again(
     request.getfixturevalue("no_more_checks")
     start(folder, tmp_path)
     change(folder, monkeypatch)  # type: ignore[operator]
+    with pytest.raises(AssertionError, match="checked before"):
+        start(folder, tmp_path)
+
+
+def test_large_file_that_was_written_again_is_checked_again(
+    make_checkpoint: MakeCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Its hash knows samples alone."""
+    monkeypatch.setattr(checkpoint, "WHOLE", 0)
+    folder = tmp_path / "model"
+    shutil.copytree(make_checkpoint("qwen3", 2), folder)
+    start(folder, tmp_path)
+    request.getfixturevalue("no_more_checks")
+    start(folder, tmp_path)
+    os.utime(folder / "model.safetensors")
     with pytest.raises(AssertionError, match="checked before"):
         start(folder, tmp_path)
 
@@ -167,7 +193,7 @@ def test_what_is_damaged_is_checked_again_and_made_good(
 ) -> None:
     folder = make_checkpoint("qwen3", 2)
     start(folder, tmp_path)
-    (file,) = (tmp_path / "checks").iterdir()
+    (file,) = (tmp_path / "checks").glob("*.json")
     sound = file.read_bytes()
     file.write_bytes(content)
     assert isinstance(start(folder, tmp_path), CpuBackend)
@@ -181,7 +207,9 @@ def test_only_so_many_stay(tmp_path: Path) -> None:
         os.utime(tmp_path / "some" / f"{number}.json", (number, number))
     assert records.read("0") is None and records.read("2") == b"x"
     records.write("5", b"x")
-    assert sorted(path.stem for path in (tmp_path / "some").iterdir()) == ["2", "4", "5"]
+    assert sorted(path.stem for path in (tmp_path / "some").glob("*.json")) == ["2", "4", "5"]
+    records.write("6", bytes(MOST_BYTES + 1))
+    assert records.read("6") is None
 
 
 def test_a_folder_that_takes_nothing_is_no_error(tmp_path: Path) -> None:

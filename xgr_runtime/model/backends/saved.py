@@ -59,7 +59,7 @@ def _find(folder: Path, dtype: str, device: str, checks: KeptChecks) -> tuple[La
         return None
     files = weight_files(folder)
     digest = weights_hash(folder, files)
-    known = checks.of(digest, "transformers", dtype, device).known
+    known = checks.of(folder, digest, "transformers", dtype, device).known
     return (known.own, files) if known and known.own else None
 
 

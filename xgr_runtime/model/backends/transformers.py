@@ -79,7 +79,7 @@ def load_transformers(
     """
     checks = checks or KeptChecks()
     checkpoint = open_checkpoint(folder)
-    check = checks.of(checkpoint.weights_hash, "transformers", dtype, device)
+    check = checks.of(folder, checkpoint.weights_hash, "transformers", dtype, device)
     model = load_eager(checkpoint, dtype, device)
     with checks.timed():
         want = None if check.known else reference_logits(model, checkpoint.identity(dtype).vocab)

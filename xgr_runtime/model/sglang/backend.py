@@ -99,7 +99,7 @@ def load_sglang(
     check_version(version, any_version)
     checkpoint = open_checkpoint(folder)
     checks = checks or KeptChecks()
-    check = checks.of(checkpoint.weights_hash, f"sglang {version}", dtype, device)
+    check = checks.of(folder, checkpoint.weights_hash, f"sglang {version}", dtype, device)
     with checks.timed():
         reference = None if check.known else _reference(checkpoint, dtype, device)
     architecture = reference[1] if reference else str(checkpoint.config.model_type)
