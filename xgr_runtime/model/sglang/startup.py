@@ -165,7 +165,8 @@ def _our_threads() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if torch.get_num_threads() != threads:  # the call begins a thread, which no template may have
+            torch.set_num_threads(threads)
 
 
 @contextmanager
