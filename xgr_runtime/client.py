@@ -153,7 +153,7 @@ def encode(request: Request) -> bytes:
 
 def read(response: httpx.Response, kind: type[T]) -> T:
     """The body as `kind`. Raises the `RequestError` that the server names."""
-    if response.status_code != 200:
+    if not response.is_success:
         raise failure(response)
     return msgspec.json.decode(response.content, type=kind)
 

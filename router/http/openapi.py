@@ -50,7 +50,7 @@ def operation(spec: RouteSpec) -> Json:
     described: Json = {
         "operationId": f"{spec.method.lower()}{_NO_NAME.sub('_', spec.path)}",
         "summary": spec.summary,
-        "responses": {"200": answer_200(spec), **errors(spec.all_errors)},
+        "responses": {str(spec.status): answer(spec), **errors(spec.all_errors)},
         "security": [] if spec.public else [{"admin_key" if spec.admin else "key": []}, {}],
     }
     if spec.body is not None:
@@ -81,7 +81,7 @@ def parameters(query: type[msgspec.Struct]) -> list[Json]:
     ]
 
 
-def answer_200(spec: RouteSpec) -> Json:
+def answer(spec: RouteSpec) -> Json:
     """What the route gives when all is well."""
     if isinstance(spec.answer, str):
         schema = {"type": "object"} if spec.answer == "application/json" else {"type": "string"}

@@ -57,6 +57,7 @@ class RouteSpec:
     errors: Errors = ()
     streams: bool = False
     query: type[msgspec.Struct] | None = None
+    status: int = 200  # when all is well
 
     @property
     def public(self) -> bool:
@@ -161,6 +162,7 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             workers.remove,
             answers.WorkerStatus,
             errors=(BadRequest, NotFound),
+            status=202,
         ),
         get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
         get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),

@@ -37,7 +37,8 @@ class WorkerRoutes:
 
     async def remove(self, request: Request) -> Response:
         """What it has is not waited for: it is in the list of workers until it is forgotten."""
-        return _as_json(worker_status(self.dispatch.remove_worker(request.path_params["name"])))
+        state = self.dispatch.remove_worker(request.path_params["name"])
+        return _as_json(worker_status(state), 202)
 
 
 def worker_status(state: WorkerState) -> WorkerStatus:
@@ -57,5 +58,5 @@ def worker_status(state: WorkerState) -> WorkerStatus:
     )
 
 
-def _as_json(value: msgspec.Struct) -> Response:
-    return Response(_ENCODER.encode(value), media_type="application/json")
+def _as_json(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(_ENCODER.encode(value), status, media_type="application/json")

@@ -20,11 +20,12 @@ from throw import throw
 from until import until
 
 from xgr_runtime.client import XgrClient
+from xgr_runtime.errors import BadRequest
 from xgr_runtime.launcher.child import Child
 from xgr_runtime.transport import new_key_pair
 from xgr_runtime.transport.keyring import read_key, write_key
 from xgr_runtime.wire.answers import Answer, WorkerStatus
-from xgr_runtime.wire.messages import PROTOCOL, FlushCache, Hello
+from xgr_runtime.wire.messages import PROTOCOL, FlushCache, Hello, Role
 
 NAMES = ("prefill-0", "decode-0", "router")
 
@@ -139,6 +140,20 @@ def test_a_restarted_worker_is_connected_again(
     with keyed.client() as over_tcp:
         until(over_tcp.ready, "its links are made again", 30)
         assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
+        rejoin(over_tcp, keyed.addresses[name], name)
+        assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
+
+
+def rejoin(client: XgrClient, address: str, name: str) -> None:
+    """Take a worker out and in again: whose key it has to be is asked for, and so is its line in the list."""
+    role: Role = "prefill" if name.startswith("prefill") else "decode"
+    client.remove_worker(name)
+    until(lambda: name not in {worker.worker for worker in client.workers()}, "it is forgotten", 30)
+    for wrong in (address, f"{address}#nobody"):
+        with pytest.raises(BadRequest):
+            client.add_worker(wrong, role)
+    client.add_worker(f"{address}#{name}", role)
+    until(client.ready, "its links are made anew", 30)
     keyed.settled()
 
 

@@ -62,4 +62,4 @@ def test_routes_keep_to_their_description(
     else:
         assert statuses["POST /generate"][200] > 10
         others = {status for label, seen in statuses.items() if label not in MORE_RULES for status in seen}
-        assert others == {200, 404}
+        assert {200, 404} <= others <= {200, 202, 404}
