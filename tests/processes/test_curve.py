@@ -142,6 +142,7 @@ def test_a_restarted_worker_is_connected_again(
         assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
         rejoin(over_tcp, keyed.addresses[name], name)
         assert_identical(ask(over_tcp, prompts[:1])[0], ask(client, prompts[:1])[0])
+    keyed.settled()
 
 
 def rejoin(client: XgrClient, address: str, name: str) -> None:
@@ -154,7 +155,6 @@ def rejoin(client: XgrClient, address: str, name: str) -> None:
             client.add_worker(wrong, role)
     client.add_worker(f"{address}#{name}", role)
     until(client.ready, "its links are made anew", 30)
-    keyed.settled()
 
 
 BEYOND, HERE = "tcp://0.0.0.0:7000", "tcp://127.0.0.1:7000"
