@@ -35,10 +35,14 @@ def import_ahead(argv: Sequence[str]) -> None:
         sglang = config.model_backend != "transformers" and not why_not_sglang(
             config.sglang_any_version, config.device
         )
-        if sglang or not _needs_no_library(config):
-            library = "sglang.backend" if sglang and config.device == "cpu" else "backends.transformers"
-            importlib.import_module(f"xgr_runtime.model.{library}")
-            _import_family(Path(config.model_path))
+        if sglang and config.device == "cpu":
+            importlib.import_module("xgr_runtime.model.sglang.backend")
+            importlib.import_module("xgr_runtime.model.sglang.startup").import_ahead()
+        elif sglang or not _needs_no_library(config):
+            importlib.import_module("xgr_runtime.model.backends.transformers")
+        else:
+            return
+        _import_family(Path(config.model_path))
 
 
 def _needs_no_library(config: ImportsConfig) -> bool:

@@ -5,6 +5,7 @@ says which those are.
 """
 
 import contextlib
+import importlib
 import inspect
 import io
 import logging
@@ -44,6 +45,27 @@ SETTINGS: dict[str, Any] = {
 }
 
 _groups_made = False
+
+
+# What `start_model` imports, in whichever release has it; the registry imports all of SGLang's models.
+_LATER = (
+    "server_args",
+    "runtime_context",
+    "configs.model_config",
+    "distributed.bootstrap",
+    "distributed.parallel_state_wrapper",
+    "eplb.expert_location",
+    "model_executor.model_runner",
+    "models.registry",
+)
+
+
+def import_ahead() -> None:
+    """Import what `start_model` will, and start nothing."""
+    with undisturbed():
+        for name in _LATER:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"sglang.srt.{name}")
 
 
 def start_model(folder: Path, dtype: str, device: str = "cpu") -> nn.Module:
