@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from pairs import by_pairs
 from torch import Tensor
 
 from xgr_kernels.attention.causal import causal_attention
@@ -94,10 +95,14 @@ def test_batch_mates_change_nothing() -> None:
 
 
 @BACKENDS
-@DTYPES
-@pytest.mark.parametrize("L", [0, 50])
-@pytest.mark.parametrize("T", [0, 1, 2, 5])
-@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)], ids=str)
+@by_pairs(
+    {
+        "Hq, Hkv, D": [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)],
+        "T": [0, 1, 2, 5],
+        "L": [0, 50],
+        "dtype": [torch.float32, torch.bfloat16],
+    }
+)
 def test_shared_then_tail(
     Hq: int, Hkv: int, D: int, T: int, L: int, dtype: torch.dtype, backend: str
 ) -> None:
@@ -151,10 +156,14 @@ def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, bac
 
 
 @BACKENDS
-@DTYPES
-@pytest.mark.parametrize("scattered", [False, True], ids=["contiguous", "scattered"])
-@pytest.mark.parametrize("prefixes", [[0, 0, 0, 0], [0, 7, 100, 1], [16, 33, 5, 64]], ids="P={}".format)
-@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 5), (6, 3, 32), (6, 2, 12), (8, 1, 64)], ids=str)
+@by_pairs(
+    {
+        "Hq, Hkv, D": [(2, 2, 5), (6, 3, 32), (6, 2, 12), (8, 1, 64)],
+        "prefixes": [[0, 0, 0, 0], [0, 7, 100, 1], [16, 33, 5, 64]],
+        "scattered": [False, True],
+        "dtype": [torch.float32, torch.bfloat16],
+    }
+)
 def test_causal_attention_over_a_prefix(
     Hq: int, Hkv: int, D: int, prefixes: list[int], scattered: bool, dtype: torch.dtype, backend: str
 ) -> None:
@@ -178,10 +187,14 @@ def test_causal_attention_over_a_prefix(
         torch.testing.assert_close(got[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
 
 
-@DTYPES
-@pytest.mark.parametrize("L", [1, 7, 127, 128, 129, 1031], ids="L={}".format)
-@pytest.mark.parametrize("R", [1, 2, 3, 10, 11, 12, 86, 87], ids="R={}".format)
-@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(3, 1, 32), (6, 2, 33), (4, 2, 128)], ids=str)
+@by_pairs(
+    {
+        "Hq, Hkv, D": [(3, 1, 32), (6, 2, 33), (4, 2, 128)],
+        "R": [1, 2, 3, 10, 11, 12, 86, 87],
+        "L": [1, 7, 127, 128, 129, 1031],
+        "dtype": [torch.float32, torch.bfloat16],
+    }
+)
 def test_shared_attention_at_the_borders_of_blocks(
     Hq: int, Hkv: int, D: int, R: int, L: int, dtype: torch.dtype
 ) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from pairs import by_pairs
 from torch import Tensor
 
 from xgr_kernels.attention.tail import reference, tail_attention_merge
@@ -81,10 +82,12 @@ def run_and_compare(case: Case) -> Tensor:
     return got
 
 
-@DTYPES
-@pytest.mark.parametrize("T", [0, 1, 2, 3, 4], ids="T={}".format)
-@pytest.mark.parametrize(
-    ("Hq", "Hkv", "D"), [(2, 2, 64), (4, 2, 128), (6, 2, 96), (10, 2, 64), (8, 1, 256), (1, 1, 96)], ids=str
+@by_pairs(
+    {
+        "Hq, Hkv, D": [(2, 2, 64), (4, 2, 128), (6, 2, 96), (10, 2, 64), (8, 1, 256), (1, 1, 96)],
+        "T": [0, 1, 2, 3, 4],
+        "dtype": list(TOLERANCE),
+    }
 )
 def test_matches_the_definition(Hq: int, Hkv: int, D: int, T: int, dtype: torch.dtype) -> None:
     run_and_compare(draw(5, Hq, Hkv, D, T, dtype, torch.int64))

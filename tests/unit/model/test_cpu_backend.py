@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MakeCheckpoint
+from pairs import by_pairs
 from torch import Tensor
 
 from xgr_runtime.model.backends import cpu
@@ -32,9 +33,7 @@ def run(model: ModelBackend, tokens: Tensor, keep: Tensor | None = None) -> tupl
     return model.logits(model.forward(tokens, torch.arange(len(tokens)), stage, keep)), pool
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17, 61])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("family", FAMILY)
+@by_pairs({"family": list(FAMILY), "kv_heads": [1, 2, 4], "rows": [1, 2, 17, 61]})
 def test_logits_and_kv_are_those_of_the_library(
     family: str, kv_heads: int, rows: int, make_checkpoint: MakeCheckpoint
 ) -> None:
