@@ -1,4 +1,4 @@
-"""Catalogs of items and SIDs that are in memory, and the leaf of a SID."""
+"""Catalogs of items and SIDs that are in memory, the leaf of a SID, the items of a leaf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from xgr_runtime.catalog import Catalog
 
@@ -57,3 +57,13 @@ def leaf_of_sid(catalog: Catalog, sid: Sequence[int]) -> int | None:
             return None
         first, last = (int(lo[node]), int(lo[node + 1])) if len(lo) else (node, node + 1)
     return first
+
+
+def items_of_leaf(
+    catalog: Catalog,
+    leaf: int,
+    allowed_rows: NDArray[np.int32] | None = None,
+    denied_rows: NDArray[np.int32] | None = None,
+) -> list[str]:
+    """`Catalog.items_of_leaves` for one leaf."""
+    return catalog.items_of_leaves([leaf], allowed_rows=allowed_rows, denied_rows=denied_rows)[0]

@@ -163,12 +163,6 @@ class Catalog:
         names = [name.decode() for name in self._ids.take(rows[keep])]
         return [names[first:last] for first, last in pairwise([0, *ends.tolist()])]
 
-    def items_of_leaf(
-        self, leaf: int, *, allowed_rows: Int32 | None = None, denied_rows: Int32 | None = None
-    ) -> list[str]:
-        """`items_of_leaves` for one leaf."""
-        return self.items_of_leaves([leaf], allowed_rows=allowed_rows, denied_rows=denied_rows)[0]
-
     def title(self, item: str | int) -> str | None:
         """The item's title; None if it has none or the catalog does not hold it."""
         row = int(self.item_rows([item])[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_catalogs import build_from_arrays, leaf_of_sid
+from made_catalogs import build_from_arrays, items_of_leaf, leaf_of_sid
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from xgr_runtime.catalog import Catalog, build_catalog
@@ -110,8 +110,8 @@ def test_collisions_come_by_popularity_then_number_then_text() -> None:
     items = ["b", "10", "9", "a", "top", "none"]
     popularity = [1, 1, 1, 1, 5, None]
     catalog = build_from_arrays(items, [[4, 4]] * 6, popularity=popularity)
-    assert catalog.items_of_leaf(0) == ["top", "9", "10", "a", "b", "none"]
-    assert build_from_arrays(items, [[4, 4]] * 6).items_of_leaf(0) == ["9", "10", "a", "b", "none", "top"]
+    assert items_of_leaf(catalog, 0) == ["top", "9", "10", "a", "b", "none"]
+    assert items_of_leaf(build_from_arrays(items, [[4, 4]] * 6), 0) == ["9", "10", "a", "b", "none", "top"]
 
 
 GOOD = ["1", sid(1, 1, 1)]
@@ -254,7 +254,7 @@ def test_shallowest_and_deepest(depth: int, tmp_path: Path) -> None:
     catalog = build_catalog(source, vocab_size=10)
     assert (catalog.depth, catalog.leaves, catalog.items) == (depth, 1, 1)
     assert leaf_of_sid(catalog, [9] * depth) == 0
-    assert catalog.items_of_leaf(0) == ["only"]
+    assert items_of_leaf(catalog, 0) == ["only"]
     assert catalog.vocab_size_needed == 10
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_catalogs import build_from_arrays, leaf_of_sid
+from made_catalogs import build_from_arrays, items_of_leaf, leaf_of_sid
 
 from xgr_kernels.trie import MAX_DENIED, LeafFilter, leaf_filter
 from xgr_runtime.catalog import Catalog, resolve_items
@@ -64,7 +64,7 @@ def test_items_and_leaves_match_a_dict(sids: Sids) -> None:
     catalog = build_from_arrays(names(len(sids)), sids)
     for leaf, sid in enumerate(sorted(set(sids))):
         expected = sorted(f"i{row}" for row, other in enumerate(sids) if other == sid)
-        assert catalog.items_of_leaf(leaf) == expected
+        assert items_of_leaf(catalog, leaf) == expected
         assert catalog.leaves_of_items(expected).tolist() == [leaf] * len(expected)
         assert catalog.leaf_of_row[catalog.item_rows(expected)].tolist() == [leaf] * len(expected)
 
@@ -80,12 +80,12 @@ def test_filter_is_a_catalog_without_the_items(sids: Sids, data: st.DataObject) 
     filter = leaf_filter(catalog.leaves, spec.allow_leaves, spec.deny_leaves)
 
     left = {item for item in items if (allow is None or item in allow) and item not in deny}
-    alive = [any(item in left for item in catalog.items_of_leaf(leaf)) for leaf in range(catalog.leaves)]
+    alive = [any(item in left for item in items_of_leaf(catalog, leaf)) for leaf in range(catalog.leaves)]
     assert living(filter, catalog.leaves).tolist() == alive
     assert filter.live(catalog.leaves) == sum(alive)
     for number in range(catalog.leaves):
-        kept = catalog.items_of_leaf(number, allowed_rows=spec.allowed_rows, denied_rows=spec.denied_rows)
-        assert kept == [item for item in catalog.items_of_leaf(number) if item in left]
+        kept = items_of_leaf(catalog, number, allowed_rows=spec.allowed_rows, denied_rows=spec.denied_rows)
+        assert kept == [item for item in items_of_leaf(catalog, number) if item in left]
     assert spec.unknown_allow == sum(item not in items for item in allow or [])
     assert spec.unknown_deny == sum(item not in items for item in deny)
 
@@ -155,7 +155,7 @@ def test_a_shared_leaf_lives_while_one_item_does() -> None:
     catalog = build_from_arrays(["a", "b", "c"], [[1, 1], [1, 1], [1, 2]])
     one, both = resolve_items(catalog, None, ["a"]), resolve_items(catalog, None, ["b", "a", "a"])
     assert one.deny_leaves.tolist() == []
-    assert catalog.items_of_leaf(0, denied_rows=one.denied_rows) == ["b"]
+    assert items_of_leaf(catalog, 0, denied_rows=one.denied_rows) == ["b"]
     assert both.deny_leaves.tolist() == [0]
     crossed = resolve_items(catalog, ["a"], ["a"])
     assert crossed.allow_leaves is not None

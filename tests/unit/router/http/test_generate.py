@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from made_catalogs import items_of_leaf
 
 from xgr_runtime.wire.messages import Limits
 
@@ -23,7 +24,7 @@ def best(catalog: Catalog, leaf: int) -> dict[str, Any]:
     mean = float(np.float32(total) / np.float32(catalog.depth))
     return {
         "output_ids": catalog.sids[leaf].tolist(),
-        "items": catalog.items_of_leaf(leaf),
+        "items": items_of_leaf(catalog, leaf),
         "meta_info": {"sequence_score": mean, "cumulative_logprob": total},
     }
 
@@ -136,7 +137,7 @@ def test_denied_item_leaves_a_shared_sid(server: Server, dispatch: FakeDispatch,
     every = server.generate(input_ids=[1], filters={"deny": [0]}, sampling_params={"beam_width": 64}).json()
     assert dispatch.jobs[0].deny.tolist() == []
     denied = catalog.item_rows(["0"])
-    expected = [catalog.items_of_leaf(leaf, denied_rows=denied) for leaf in range(catalog.leaves)]
+    expected = [items_of_leaf(catalog, leaf, denied_rows=denied) for leaf in range(catalog.leaves)]
     assert [result["items"] for result in every["meta_info"]["beam_results"]] == expected
     only = server.generate(input_ids=[1], filters={"allow": [0, 38], "deny": ["0"]}).json()
     assert only["items"] == ["38"]
