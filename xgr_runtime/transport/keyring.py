@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.files import write_whole
+from xgr_runtime.files import open_ordinary, write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -113,12 +113,10 @@ def _entries(path: Path, forbidden: int, remedy: str) -> dict[str, str]:
 def _text(path: Path, forbidden: int, remedy: str) -> str:
     """What is in the file, if nobody else could have put it there or, with a secret, can read it."""
     try:
-        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"{path} cannot be read: it is no ordinary file, name one")
-            raw = file.read()
+        with open_ordinary(path) as file:
+            found, raw = os.fstat(file.fileno()), file.read()
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}, name one") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if found.st_uid not in (0, os.geteuid()):
