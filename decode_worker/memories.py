@@ -16,7 +16,7 @@ MOST_MEMORIES = 256  # mappings, of which a process has a bounded number
 
 
 @dataclass(frozen=True)
-class Source:
+class MappedPrompt:
     """Where one prompt lies in another worker's memory."""
 
     pool: KvPool
@@ -56,7 +56,7 @@ class PrefillMemories:
             self._map(hello, hello.memory)
         return ""
 
-    def source_of(self, message: Open) -> Source | None:
+    def source_of(self, message: Open) -> MappedPrompt | None:
         """Where that prompt lies for us to read; None where its KV comes as frames. Raises `CannotMap`."""
         pool = self._pool if self.in_place else self._mapped.get(message.id.prefill)
         if pool is None:
@@ -65,9 +65,9 @@ class PrefillMemories:
         pages = pages_named(message, pool.memory.shared)
         if pages is None:
             raise CannotMap("OPEN names pages that cannot be its prompt's")
-        return Source(pool, pages)
+        return MappedPrompt(pool, pages)
 
-    def way_of(self, source: Source | None) -> Way:
+    def way_of(self, source: MappedPrompt | None) -> Way:
         """By which way a prompt comes."""
         if source is None:
             return "frames"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from decode_worker.memories import Source
+from decode_worker.memories import MappedPrompt
 from decode_worker.phases import TaskPhase
 from decode_worker.search import Question, Search
 from xgr_kernels.trie import LeafFilter, leaf_filter
@@ -33,7 +33,7 @@ class DecodeTask:
     priority: int = 0  # higher first
     peer: bytes = b""  # of the prefill worker, once it opened
     pages: PageIds = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine's pool
-    source: Source | None = None  # where the prompt lies, if it does not come as frames
+    source: MappedPrompt | None = None  # where the prompt lies, if it does not come as frames
     copied: Event | None = None  # the last copy into our pages
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV

@@ -33,7 +33,7 @@ _DECODER = msgspec.json.Decoder(GenerateRequest)
 _ENCODER = msgspec.json.Encoder()
 
 
-class Head(NamedTuple):
+class BodyHead(NamedTuple):
     """What has to be known of a body before a thread may read the rest of it."""
 
     model: str | None
@@ -94,17 +94,19 @@ class Generate:
         work = partial(self._read, record, body, head, model, view)
         return await while_connected(request, readers.run(work, due), due, grace=0)
 
-    async def _head(self, request: Request, record: AccessRecord, body: Body) -> Head:
+    async def _head(self, request: Request, record: AccessRecord, body: Body) -> BodyHead:
         if len(body) <= LONG_BODY:
             whole = decode(_DECODER, body)
             note_rid(record, whole)
-            return Head(whole.model, whole.timeout_ms, whole)
+            return BodyHead(whole.model, whole.timeout_ms, whole)
         latest = record.arrival + self.intake.seconds(None)
         reading = self._outliner.run(partial(outline, body), record.arrival)
         found = await while_connected(request, reading, latest, grace=0)
-        return Head(found.model_name, found.timeout, None)
+        return BodyHead(found.model_name, found.timeout, None)
 
-    def _read(self, record: AccessRecord, body: Body, head: Head, model: Model, view: CatalogView) -> Asked:
+    def _read(
+        self, record: AccessRecord, body: Body, head: BodyHead, model: Model, view: CatalogView
+    ) -> Asked:
         """What a thread does of it."""
         if head.whole is not None:
             return self._asked(record, head.whole, model, view)

@@ -77,6 +77,8 @@ class RouteSpec:
 
 
 _CONNECTION: Errors = (BadRequest, ForeignPage, HeadTooLarge, RequestTimeout, Overloaded)  # on any route
+post, get, delete = (partial(RouteSpec, method) for method in ("POST", "GET", "DELETE"))
+
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
 _WORK: Errors = (
     Cancelled,
@@ -92,7 +94,6 @@ _WORK: Errors = (
 
 def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> list[RouteSpec]:
     """All routes but the two that describe them."""
-    post, get, delete = (partial(RouteSpec, method) for method in ("POST", "GET", "DELETE"))
     return [
         post(
             "/generate",
@@ -118,6 +119,14 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             answers.Flushed,
             errors=(WrongMediaType,),
         ),
+        *_state_routes(control),
+        *_worker_routes(workers),
+    ]
+
+
+def _state_routes(control: Control) -> list[RouteSpec]:
+    """What monitors and load balancers ask."""
+    return [
         get("/liveness", "Is the router up?", control.liveness, answers.Status),
         get(
             "/readiness",
@@ -140,6 +149,24 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             answers.Status,
             errors=(Cancelled, NoWorkers, Unhealthy, DeadlineExceeded),
         ),
+        get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
+        get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),
+        get("/v1/models", "The served models", control.list_models, answers.ModelList),
+        get(
+            "/trace",
+            "What all processes did lately, as a Chrome trace",
+            control.trace,
+            "application/json",
+            query=TraceQuery,
+            errors=(BadRequest,),
+        ),
+        get("/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
+    ]
+
+
+def _worker_routes(workers: WorkerRoutes) -> list[RouteSpec]:
+    """Who serves, and who is to."""
+    return [
         get(
             "/workers",
             "State and load of every worker",
@@ -164,18 +191,6 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
             errors=(BadRequest, NotFound),
             status=202,
         ),
-        get("/model_info", "The checkpoint and the catalog", control.model_info, answers.ModelInfo),
-        get("/server_info", "Limits and state of the router", control.server_info, answers.ServerInfo),
-        get("/v1/models", "The served models", control.list_models, answers.ModelList),
-        get(
-            "/trace",
-            "What all processes did lately, as a Chrome trace",
-            control.trace,
-            "application/json",
-            query=TraceQuery,
-            errors=(BadRequest,),
-        ),
-        get("/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from made_catalogs import build_from_arrays
+from made_catalogs import build_from_arrays, items_of_leaf
 
 from xgr_runtime.catalog import Catalogs, CatalogView, PromptTemplate
 
@@ -107,7 +107,7 @@ def test_a_request_keeps_its_version(server: Server, dispatch: FakeDispatch) -> 
 
     answer = asyncio.run(exchange()).json()
     assert answer["meta_info"]["catalog_version"] == old
-    assert answer["items"] == server.catalog.items_of_leaf(0)
+    assert answer["items"] == items_of_leaf(server.catalog, 0)
     assert server.catalogs.versions == [new.version]
     dispatch.hang = False
     dispatch.catalog = OTHER
