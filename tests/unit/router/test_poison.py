@@ -45,7 +45,7 @@ def test_the_same_content_is_refused_for_a_while() -> None:
         {"filter": filter_of(deny=[1])},
         {"view": view_of(7)},
     ],
-    ids=str,
+    ids=["width", "results", "score_mode", "allow", "allow nothing", "deny", "catalog"],
 )
 def test_other_content_is_not(change: dict[str, object]) -> None:
     poison = PoisonRequests()
