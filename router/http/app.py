@@ -21,7 +21,6 @@ from router.http.settings import HttpSettings
 from router.http.workers import WorkerRoutes
 from router.job import Dispatch
 from router.query.models import Models
-from xgr_runtime.catalog import Catalog
 
 
 def make_app(dispatch: Dispatch, models: Models, settings: HttpSettings) -> Starlette:
@@ -62,24 +61,12 @@ def by_method(handlers: dict[str, Handler]) -> Handler:
 
 
 def with_description(table: list[RouteSpec], models: Models, settings: HttpSettings) -> list[RouteSpec]:
-    """The table and the two routes that describe it, which are rendered here, once."""
-    pages: dict[str, Response] = {}
+    """The table and the two routes that describe it; the description is rendered here, once."""
+    document = b""
 
-    def page(name: str) -> Handler:
-        async def serve(request: Request) -> Response:
-            return pages[name]
+    async def description(request: Request) -> Response:
+        return Response(document, media_type="application/json")
 
-        return serve
-
-    whole = described(table, page("openapi"), page("docs"))
-    document = openapi(whole, models, settings)
-    pages["openapi"] = Response(msgspec.json.encode(document), media_type="application/json")
-    pages["docs"] = Response(
-        docs_page(document, some_items(models.default.catalogs.newest.catalog)), media_type="text/html"
-    )
+    whole = described(table, description, docs_page())
+    document = msgspec.json.encode(openapi(whole, models, settings))
     return whole
-
-
-def some_items(catalog: Catalog) -> list[str]:
-    """Two items, for an example."""
-    return [catalog.item_id(row) for row in range(min(2, catalog.items))]

@@ -23,6 +23,7 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
+    json_body(paths["/generate"]["post"])["example"] = example(models, settings)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -60,6 +61,20 @@ def operation(spec: RouteSpec) -> Json:
     if asked:
         described["parameters"] = asked
     return described
+
+
+def json_body(operation: Json) -> Json:
+    """Of the body that an operation takes."""
+    found: Json = operation["requestBody"]["content"]["application/json"]
+    return found
+
+
+def example(models: Models, settings: HttpSettings) -> Json:
+    """A request that works here: its history is two items of the catalog."""
+    catalog = models.default.catalogs.newest.catalog
+    width = min(settings.default_beam_width, settings.max_beam_width)
+    items = [catalog.item_id(row) for row in range(min(2, catalog.items))]
+    return {"history": items, "sampling_params": {"beam_width": width, "n": min(10, width)}}
 
 
 def in_path(path: str) -> list[Json]:

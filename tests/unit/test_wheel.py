@@ -32,7 +32,8 @@ def wheel_files(wheel: zipfile.ZipFile) -> set[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_holds_every_file_of_the_package(wheel_files: set[str], package: str) -> None:
     source = PACKAGES[package]
-    expected = {f"{package}/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
+    held = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    expected = {f"{package}/{path.relative_to(source).as_posix()}" for path in held}
     assert f"{package}/__init__.py" in expected
     assert expected <= wheel_files
 

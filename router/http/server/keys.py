@@ -1,4 +1,4 @@
-"""Who may ask for what: probes are open, most routes want a client's key, some the operator's."""
+"""Who may ask for what: probes and /docs are open, most routes want a client's key, some the operator's."""
 
 import hashlib
 import hmac
@@ -8,8 +8,11 @@ from starlette.types import Scope
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import MissingKey, WrongKey
 
-PUBLIC_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
-DOOR_PATHS = PUBLIC_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
+PROBE_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
+PUBLIC_PATHS = PROBE_PATHS | {
+    "/docs"
+}  # a page that tells nothing of the deployment, and asks for a key itself
+DOOR_PATHS = PROBE_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
 ADMIN_PATHS = frozenset({"/flush_cache", "/trace", "/workers"})
 """Routes that change the deployment, or show what it consists of and what others ask of it; all below too."""
 

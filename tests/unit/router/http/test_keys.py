@@ -23,7 +23,7 @@ ROUTES = [
     ("POST", "/workers"),
     ("DELETE", "/workers/decode-0"),
     *(("GET", path) for path in ("/workers", "/trace", "/server_info", "/model_info", "/v1/models")),
-    *(("GET", path) for path in ("/docs", "/openapi.json", "/nothing")),
+    *(("GET", path) for path in ("/openapi.json", "/nothing")),
     *(("GET", path) for path in sorted(PUBLIC_PATHS)),
 ]
 
