@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,6 @@ import numpy as np
 from xgr_runtime.cli.demo import files
 from xgr_runtime.cli.demo.data import Shop, ShopSettings, generate
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.files import move_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +105,17 @@ def _make(settings: DemoSettings, cache: Path, folder: Path, report: Report) -> 
     unfinished = Path(tempfile.mkdtemp(dir=cache, prefix=".unfinished-"))
     try:
         _build(settings, DemoFiles(unfinished), report)
-        move_whole(unfinished, folder)
+        _sync(unfinished)
+        unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Put its files on the disk, so that all are whole once the folder has its name. Raises OSError."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def training_sequences(shop: Shop, codebook: int) -> list[npt.NDArray[np.int64]]:
