@@ -29,8 +29,9 @@ if (_cache := cache_folder()) is not None:
     os.environ["NUMBA_CACHE_DIR"] = str(KernelFolder(_cache).path)
 
 # Where SGLang is not installed, its tests are left out; asked for by name, they say what they need.
+# tests/gpu is a suite of its own.
 SGLANG = importlib.util.find_spec("sglang") is not None
-collect_ignore = [] if SGLANG else ["sglang"]
+collect_ignore = ["gpu"] if SGLANG else ["gpu", "sglang"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

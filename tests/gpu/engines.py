@@ -10,7 +10,7 @@ from lab import Lab
 from models import DEPTH, Made
 from numpy.typing import NDArray
 from planned_attention import PlannedAttention
-from selection_checks import SMALL
+from test_selection import SMALL
 
 from decode_worker.engines.cohort import MAX_REQUESTS
 from decode_worker.engines.cohort_engine import CohortEngine

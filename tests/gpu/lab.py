@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from floors import Work
 from torch import Tensor
@@ -40,7 +41,7 @@ class Timed(NamedTuple):
 
 @dataclass
 class Lab:
-    """One run's surroundings. `toy` asks every cell for sizes that an interpreter can bear."""
+    """One run's surroundings. `toy` asks every test for sizes that an interpreter can bear."""
 
     toy: bool
     out: Path  # what is kept
@@ -51,8 +52,7 @@ class Lab:
     def __post_init__(self) -> None:
         self.cuda = torch.cuda.is_available()
         self.models: dict[Path, ModelBackend] = {}
-        self.random = np.random.default_rng(self.seed)
-        torch.manual_seed(self.seed)
+        self.start(self.seed)
         self.device: Device = CudaDevice() if self.cuda else HostDevice()
 
     @property
@@ -65,8 +65,13 @@ class Lab:
         hopper = not self.cuda or torch.cuda.get_device_capability()[0] == 9
         return ("fa2", "fa3") if hopper else ("fa2",)
 
+    def start(self, seed: int) -> None:
+        """Fresh random numbers."""
+        self.random = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+
     def renew(self) -> None:
-        """Other streams and graphs, and no memory kept, behind a cell that ended or went wrong."""
+        """Other streams and graphs, and no memory kept, behind a test that ended or went wrong."""
         if self.cuda:
             torch.cuda.synchronize()
             gc.collect()  # engines and their graphs refer to each other
@@ -79,6 +84,11 @@ class Lab:
     def sets_of(self, bytes_each: int) -> int:
         """How many inputs in turn a cache of 60 MB cannot hold: two caches' worth, 2 to 64."""
         return 2 if self.toy else max(2, min(64, -(-(120 << 20) // max(1, bytes_each))))
+
+    def needs(self, algorithm: str) -> None:
+        """Skips a test of attention kernels that do not run here; a CPU has a stand-in for all."""
+        if self.cuda and algorithm == "fa3" and torch.cuda.get_device_capability()[0] != 9:
+            pytest.skip("needs a Hopper GPU")
 
     def floor(self, work: Work) -> float:
         """Seconds by the rates of this run."""
@@ -178,3 +188,8 @@ def _clocked(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def near(error: float, limit: float, reason: str) -> None:
+    """Fails a test whose error is beyond its limit; NaN always is."""
+    assert error <= limit, f"{error:.3g}, at most {limit:.3g}: {reason}"

@@ -18,6 +18,7 @@ from xgr_kernels.trie import Trie
 from xgr_runtime.catalog import Catalog
 
 DEPTH = 3
+PACKED = {"packed-8x1k": [1024] * 8, "packed-2x4k": [4096] * 2, "one-1k": [1024]}  # prompts
 
 # layers, hidden, intermediate, query heads, KV heads, head dim, vocabulary: as published, all with tied heads
 SIZES = {
@@ -64,6 +65,11 @@ def make(lab: Lab, name: str, items: int, codebook: int) -> Made:
     if not path.exists():
         _catalog(lab, SIZES[name][-1], items, codebook).save(path)
     return Made(name, folder, path, Catalog.open(path))
+
+
+def make_to_measure(lab: Lab, name: str) -> Made:
+    """With the catalog of all measurements of engines and servers."""
+    return make(lab, name, *((60, 24) if lab.toy else (100_000, 8192)))
 
 
 def _write_checkpoint(lab: Lab, name: str, folder: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from results import Results
 
-ONE_PROCESS = "in-turns-"
 SHOWN = ("gpu", "driver", "torch", "triton", "flashinfer-python", "transformers", "sglang", "commit", "date")
+RATES = (("matrix", "TFLOP/s (bfloat16, 8,192³)"), ("copy", "TB/s (read + written)"))
 
 
 def markdown(run: Results) -> str:
@@ -18,35 +18,36 @@ def markdown(run: Results) -> str:
 
 
 def _head(run: Results) -> Iterator[str]:
-    known = [f"{name} {run.header[name]}" for name in SHOWN if run.header.get(name)]
     yield "## GPU"
     yield ""
-    yield "; ".join(known) + "."
-    if run.rates:
-        matrix, copy = run.rates["matrix"] / 1e12, run.rates["copy"] / 1e12
-        measured = f"{matrix:.0f} TFLOP/s (bfloat16, 8,192³), {copy:.2f} TB/s (read + written)"
-        yield f"Part {run.part}. Measured: {measured}."
-    for name, values in run.header.get("differing", {}).items():
-        yield f"Differs between parts: {name}: {', '.join(map(str, values))}."
-    if missing := run.header.get("missing_parts"):
-        yield f"Missing parts: {', '.join(missing)}."
+    for name in SHOWN:  # another machine, driver or commit in a second process is seen
+        if values := list(dict.fromkeys(header[name] for header in run.headers if header.get(name))):
+            yield f"- {name} {', '.join(values)}"
+    for name, unit in RATES:
+        if rates := [header["rates"][name] / 1e12 for header in run.headers]:
+            spread = "" if len(rates) == 1 else f" to {max(rates):.3g}"
+            yield f"- measured {min(rates):.3g}{spread} {unit}"
 
 
 def _figures(run: Results) -> Iterator[str]:
-    yield "| cell | what | time | floor | ratio | more |"
+    yield "| test | what | time | floor | ratio | more |"
     yield "|---|---|---|---|---|---|"
-    for record in run.records:
-        for figure in record["figures"]:
-            yield row(record["name"], figure)
+    for figure in run.figures.values():
+        yield row(figure)
 
 
-def row(cell: str, figure: dict[str, Any]) -> str:
+def row(figure: dict[str, Any]) -> str:
     """One figure; whatever is neither time nor floor goes into the last column."""
-    usual = {"what", "seconds", "floor", "ratio", "spread", "repeats"}
+    usual = {"test", "figure", "seconds", "floor", "ratio", "spread", "repeats"}
     more = [f"{name} {_short(value)}" for name, value in figure.items() if name not in usual]
     ratio = f"{figure['ratio']:.2f}" if "ratio" in figure else ""
     times = [duration(figure[name]) if name in figure else "" for name in ("seconds", "floor")]
-    return f"| {cell} | {figure['what']} | {times[0]} | {times[1]} | {ratio} | {', '.join(more)} |"
+    cells = [_name(figure["test"]), figure["figure"], *times, ratio, ", ".join(more)]
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _name(test: str) -> str:
+    return test.partition("::")[2].removeprefix("test_")
 
 
 def duration(seconds: float) -> str:
@@ -62,39 +63,31 @@ def _short(value: Any) -> str:
 
 
 def _goals(run: Results) -> Iterator[str]:
-    for record in run.records:
-        for goal in record.get("goals", []):
-            said = "met" if goal["met"] else "MISSED"
-            bound = f"at {'least' if goal['least'] else 'most'} {goal['bound']:.3g}"
-            yield f"- goal {said}: {record['name']}: {goal['what']}: {goal['value']:.3g}, {bound}"
+    for goal in run.goals.values():
+        said = "met" if goal["met"] else "MISSED"
+        bound = f"at {'least' if goal['least'] else 'most'} {goal['bound']:.3g}"
+        yield f"- goal {said}: {_name(goal['test'])}: {goal['goal']}: {goal['value']:.3g}, {bound}"
 
 
 def _two_processes(run: Results) -> Iterator[str]:
     """What router and two workers make of a device, against one process with both engines."""
-    rates = {
-        record["name"]: max((f.get("requests_per_s", 0.0) for f in record["figures"]), default=0.0)
-        for record in run.records
-    }
+    rates: dict[str, float] = {}
+    for (test, _), figure in run.figures.items():
+        name = _name(test)
+        rates[name] = max(rates.get(name, 0.0), figure.get("requests_per_s", 0.0))
     for name, alone in rates.items():
-        served = f"served-{name.removeprefix(ONE_PROCESS)}-"
-        if name.startswith(ONE_PROCESS) and alone:
+        if name.startswith("in_turns[") and alone:
+            served = name.rpartition("-B")[0].replace("in_turns", "load")
             for other, rate in rates.items():
-                if other.startswith(served) and rate:
+                if other.startswith(f"{served}-"):
                     share = f"{rate / alone:.2f} of the {alone:.3g} of one process"
                     yield f"- {other}: {rate:.3g} requests/s, {share}"
 
 
 def _faults(run: Results) -> Iterator[str]:
-    checks = [check for record in run.records for check in record["checks"]]
-    right = sum(check["ok"] for check in checks)
-    yield f"{right} of {len(checks)} checks hold."
-    for record in run.records:
-        for check in record["checks"]:
-            if not check["ok"]:
-                beyond = f"{check['error']:.3g}, at most {check['limit']:.3g}"
-                yield f"- {record['name']}: {check['case']}: {beyond}"
-        for error in record["errors"]:
-            last = error["traceback"].strip().splitlines()[-1]
-            yield f"- {record['name']}: {error['what']} raised {last}"
+    passed = sum(outcome == "passed" for outcome in run.outcomes.values())
+    yield f"{passed} of {len(run.outcomes)} tests passed."
+    for failure in run.failures:
+        yield f"- {_name(failure['test'])}: {failure['why'].splitlines()[0] if failure['why'] else 'failed'}"
     if run.missing:
-        yield f"- not run: {', '.join(run.missing)}"
+        yield f"- not run: {len(run.missing)}, the first of them {', '.join(map(_name, run.missing[:5]))}"

@@ -1,6 +1,6 @@
 """The checks that a GPU will meet, on kernels that are right and on kernels with a mistake of each kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import interpret_triton  # noqa: F401, before the kernels
 import pytest
 import torch
 from lab import Lab
-from results import Record
 
 pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
 pytestmark = [
@@ -20,13 +19,11 @@ pytestmark = [
     ),
 ]
 
-import attention_checks  # noqa: E402
-import replay_checks  # noqa: E402
-import selection_checks  # noqa: E402
+import test_attention  # noqa: E402
+import test_replays  # noqa: E402
+import test_selection  # noqa: E402
 
 from xgr_kernels.attention.tail import reference as tail_reference  # noqa: E402
-
-Check = Callable[[Record, Lab], None]
 
 
 @pytest.fixture
@@ -34,11 +31,14 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(toy=True, out=tmp_path, scratch=tmp_path, seed=3)
 
 
-def status(check: Check, lab: Lab) -> str:
-    record = Record("check")
-    check(record, lab)
-    assert record.checks and not record.errors, record.errors
-    return record.status
+def holds(check: Callable[..., None], lab: Lab, cases: Iterable[Iterable[Any]]) -> bool:
+    """Whether a test of the other suite passes with all of these cases."""
+    try:
+        for case in cases:
+            check(lab, *case)
+    except AssertionError:
+        return False
+    return True
 
 
 TAIL_MISTAKES: dict[str, Callable[..., tuple[Any, ...]]] = {
@@ -59,12 +59,13 @@ TAIL_MISTAKES: dict[str, Callable[..., tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("mistake", TAIL_MISTAKES)
-def test_tail(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_attention(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(*of: Any) -> torch.Tensor:
         return tail_reference.attend(*TAIL_MISTAKES[mistake](*of))
 
-    monkeypatch.setattr(attention_checks.tail_cuda, "attend", attend)  # type: ignore[attr-defined]
-    assert (status(attention_checks.tail, lab) == "ok") == (mistake == "none")
+    monkeypatch.setattr(test_attention.tail_cuda, "attend", attend)  # type: ignore[attr-defined]
+    cases = [case.values for case in test_attention.TOY_TAIL]
+    assert holds(test_attention.test_tail, lab, cases) == (mistake == "none")
 
 
 PAGED_MISTAKES: dict[str, Callable[..., Any]] = {
@@ -84,14 +85,12 @@ def test_causal_attention(work: str, mistake: str, lab: Lab, monkeypatch: pytest
     monkeypatch.setattr(
         flashinfer_stand_in, "attend", lambda *of, **by: PAGED_MISTAKES[mistake](right, *of, **by)
     )
-
-    def check(record: Record, lab: Lab) -> None:
-        if work == "paged":
-            attention_checks.paged(record, lab, True, [(16, 8, 128)], "bfloat16")
-        else:
-            replay_checks.attention(record, lab, True)
-
-    assert (status(check, lab) == "ok") == (mistake == "none")
+    if work == "paged":
+        cases = [(*case.values, "fa2") for case in test_attention.TOY_PAGED if case.values[0]]
+        passed = holds(test_attention.test_paged, lab, cases)
+    else:
+        passed = holds(test_replays.test_replays, lab, [(True, "fa2")])
+    assert passed == (mistake == "none")
 
 
 SELECT_MISTAKES: dict[str, Callable[[Any], Any]] = {
@@ -102,12 +101,16 @@ SELECT_MISTAKES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("mistake", SELECT_MISTAKES)
-def test_selection(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = selection_checks.cuda_batch.unpack  # type: ignore[attr-defined]
+def test_beam_selection(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = test_selection.cuda_batch.unpack  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        selection_checks.cuda_batch,  # type: ignore[attr-defined]
+        test_selection.cuda_batch,  # type: ignore[attr-defined]
         "unpack",
         lambda *of: SELECT_MISTAKES[mistake](right(*of)),  # type: ignore[attr-defined]
     )
-    found = status(selection_checks.against_reference, lab)
-    assert (found == "ok") == (mistake == "none")
+    cases = [
+        (*case.values, mode)
+        for case in test_selection.levels(test_selection.TOY)
+        for mode in test_selection.MODES
+    ]
+    assert holds(test_selection.test_against_reference, lab, cases) == (mistake == "none")

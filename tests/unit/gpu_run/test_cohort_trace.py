@@ -1,12 +1,14 @@
 """What is read from a profile of a cohort, on profiles made by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import cohort_trace
 import interpret_triton  # noqa: F401, before the kernels
 import pytest
+import results
 import table
-from results import Record, Results
+from results import Figures, Results
 
 
 def call(name: str, ts: float, dur: float = 1.0, cat: str = "cuda_runtime") -> dict[str, Any]:
@@ -106,37 +108,35 @@ def test_overlapping_kernels_hide_a_copy_once() -> None:
 
 
 @pytest.fixture
-def engine_cells() -> Any:
+def times() -> Any:
     pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
-    import engine_cells
+    import test_engine_times
 
-    return engine_cells
-
-
-def read(cells: Any, *more: dict[str, object]) -> Record:
-    record = Record("decode")
-    cells.read_profile(record, [*GOOD, *DEVICE, *more], cohorts=2, floor=50e-6)
-    return record
+    return test_engine_times
 
 
-def test_a_profile_without_waits(engine_cells: Any) -> None:
-    record = read(engine_cells)
-    figures = {figure["what"]: figure for figure in record.figures}
-    assert record.status == "ok"
+def read(times: Any, folder: Path, *more: dict[str, object]) -> Results:
+    times.read_profile(Figures(folder, "test_decode"), [*GOOD, *DEVICE, *more], cohorts=2, floor=50e-6)
+    return results.read(folder)
+
+
+def test_a_profile_without_waits(times: Any, tmp_path: Path) -> None:
+    found = read(times, tmp_path)
+    figures = {what: figure for (_, what), figure in found.figures.items()}
     assert figures["launches of a cohort"]["count"] == 1.5
     assert figures["launches of a cohort"]["select %"] == pytest.approx(10)
     assert figures["device time of a cohort"]["seconds"] == pytest.approx(109e-6 / 2)
     assert figures["device time of a cohort"]["busy"] == pytest.approx(50e-6)
-    assert [(goal["value"], goal["met"]) for goal in record.goals] == [(pytest.approx(0.17), False)]
-    assert "nvjet_tst_128x256" in table.markdown(Results({}, "1/1", ["decode"], [record.as_dict()]))
+    assert [(goal["value"], goal["met"]) for goal in found.goals.values()] == [(pytest.approx(0.17), False)]
+    assert "nvjet_tst_128x256" in table.markdown(found)
 
 
-def test_a_wait_fails_the_cell(engine_cells: Any) -> None:
-    record = read(engine_cells, call("cudaStreamSynchronize", 22))
-    assert record.status == "failed" and "cudaStreamSynchronize" in record.checks[0]["case"]
+def test_a_wait_fails_the_test(times: Any, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="cudaStreamSynchronize"):
+        read(times, tmp_path, call("cudaStreamSynchronize", 22))
 
 
-def test_the_kernels_of_selection_are_known_by_name(engine_cells: Any) -> None:
-    names = engine_cells._selection_kernels()
+def test_the_kernels_of_selection_are_known_by_name(times: Any) -> None:
+    names = times._selection_kernels()
     assert {"row_statistics", "collect", "emit"} <= set(names)
     assert not any(name.startswith("_") for name in names)

@@ -6,14 +6,15 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from end_to_end import Yardstick, small, widths_of
+import pytest
 from lab import Lab
-from models import Made, make
-from results import Record
+from models import Made, make_to_measure
+from results import Figures
+from yardstick import Yardstick, small, widths_of
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
@@ -27,10 +28,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "split-frames": {"layout": "split", "kv_transfer": "frames"},
 }
 KV_BYTES = 20 << 30
+WINDOW = 10.0  # seconds
 RESULTS = 50  # items of an answer at most
 
 
-def correct(record: Record, lab: Lab, layout: str) -> None:
+@pytest.mark.cases("layout", full=["colocated", "split", "split-frames"], toy=["colocated"])
+def test_answers(lab: Lab, subtests: pytest.Subtests, layout: str) -> None:
     """Several requests at once, each against exact scores of every SID."""
     made = small(lab)
     yardstick = Yardstick(lab, made)
@@ -46,44 +49,66 @@ def correct(record: Record, lab: Lab, layout: str) -> None:
             for prompt, width in zip(prompts, widths, strict=True)
         ]
         for i, (prompt, width, answer) in enumerate(zip(prompts, widths, asked, strict=True)):
-            with record.guard(f"request {i}"):
+            with subtests.test(f"request {i}, L={len(prompt)}-W={width}"):
                 best = answer.result().meta_info.beam_results
                 ours = [(tuple(r.output_ids), r.meta_info.cumulative_logprob) for r in best]
-                yardstick.compare(record, f"{i}-L={len(prompt)}-W={width}", prompt, width, ours)
+                yardstick.compare(prompt, width, ours)
 
 
-def load(
-    record: Record,
+def loads(
+    models: Iterable[str], L: int, widths: list[int], callers: list[int], layouts: Iterable[str]
+) -> list[Any]:
+    """model, L, widths, callers, layout."""
+    return [
+        pytest.param(
+            model, L, widths, callers, layout, id=f"{model}-W{'+'.join(map(str, widths))}-L{L}-{layout}"
+        )
+        for model in models
+        for layout in layouts
+    ]
+
+
+FULL = [
+    *loads(["0.6B"], 5000, [256], [4, 8], ["colocated"]),
+    *loads(["1.7B"], 5000, [256], [4, 8], LAYOUTS),
+    *loads(["1.7B"], 2465, [50, 128, 512], [8], ["colocated"]),
+    *loads(["4B"], 5000, [256], [4, 8], ["colocated"]),
+]
+TOY = loads(["toy"], 20, [5], [2], ["colocated"])
+
+
+@pytest.mark.times
+@pytest.mark.timeout(900)
+@pytest.mark.cases("model, L, widths, callers, layout", full=FULL, toy=TOY)
+def test_load(
     lab: Lab,
+    figures: Figures,
+    subtests: pytest.Subtests,
     model: str,
     L: int,
-    widths: Sequence[int],
-    callers: Sequence[int],
+    widths: list[int],
+    callers: list[int],
     layout: str,
-    items: int,
-    codebook: int,
-    seconds: float,
-    goal: bool = False,
 ) -> None:
     """Sustained load by so many callers at a time, each with prompts of its own, for some seconds."""
-    made = make(lab, model, items, codebook)
+    made = make_to_measure(lab, model)
     started = time.perf_counter()
     kv_bytes = (64 << 20) if lab.toy else KV_BYTES
     with (
         Deployment(_config(lab, made, layout, max(widths), kv_bytes)) as deployment,
         XgrClient(deployment.url) as client,
     ):
-        record.time("start", time.perf_counter() - started)
+        figures.time("start", time.perf_counter() - started)
         for width in widths:
-            with record.guard(f"W={width}, alone"):
-                _first_requests(record, lab, made, client, L, width)
+            with subtests.test(f"W={width}, alone"):
+                _first_requests(figures, lab, made, client, L, width)
             for count in callers:
-                with record.guard(f"W={width}, {count} callers"):
-                    figures = _sustained(lab, made, client, L, width, count, seconds)
-                    record.time(f"W={width}, {count} callers", **figures)
-                    if goal and count == max(callers):
-                        record.goal(
-                            f"requests/s of {count} callers", figures["requests_per_s"], 30.0, least=True
+                with subtests.test(f"W={width}, {count} callers"):
+                    found = _sustained(lab, made, client, L, width, count)
+                    figures.time(f"W={width}, {count} callers", **found)
+                    if (model, L, count) == ("1.7B", 5000, max(callers)):
+                        figures.goal(
+                            f"requests/s of {count} callers", found["requests_per_s"], 30.0, least=True
                         )
 
 
@@ -120,7 +145,7 @@ def _ask(client: XgrClient, prompt: list[int], width: int) -> tuple[float, Answe
     return time.perf_counter() - started, answer
 
 
-def _first_requests(record: Record, lab: Lab, made: Made, client: XgrClient, L: int, width: int) -> None:
+def _first_requests(figures: Figures, lab: Lab, made: Made, client: XgrClient, L: int, width: int) -> None:
     """One at a time: the first is not to be slower than the rest, and where the time goes."""
     prompts = _prompts(lab, made, lab.rounds(20), L)
     asked = [_ask(client, prompt, width) for prompt in prompts]
@@ -130,14 +155,12 @@ def _first_requests(record: Record, lab: Lab, made: Made, client: XgrClient, L: 
         for name in ("queue", "prefill", "transfer", "decode")
     }
     usual = statistics.median(times)
-    record.time(f"W={width}, alone", usual, first=times[0], **parts)
+    figures.time(f"W={width}, alone", usual, first=times[0], **parts)
     if not lab.toy:
-        record.goal(f"the first request of width {width} over the median", times[0] / usual, 1.5)
+        figures.goal(f"the first request of width {width} over the median", times[0] / usual, 1.5)
 
 
-def _sustained(
-    lab: Lab, made: Made, client: XgrClient, L: int, width: int, callers: int, seconds: float
-) -> dict[str, Any]:
+def _sustained(lab: Lab, made: Made, client: XgrClient, L: int, width: int, callers: int) -> dict[str, Any]:
     """Latencies and rate of the requests that ended within the window, behind a warm-up of a few."""
     prompts = _prompts(lab, made, 8 * callers, L)
     warm, over = threading.Barrier(callers + 1), threading.Event()
@@ -164,7 +187,7 @@ def _sustained(
         with contextlib.suppress(threading.BrokenBarrierError):  # the caller that broke it says why
             warm.wait(120)
             started = time.perf_counter()
-            time.sleep(seconds)
+            time.sleep(2.0 if lab.toy else WINDOW)
         over.set()
         window = time.perf_counter() - started
         done = list(latencies)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 from lab import Lab
-from results import Record
+from results import Figures
 from torch import Tensor, nn
 
 from xgr_runtime.kv.pages import PagePool
@@ -36,7 +36,7 @@ def identity(lab_is_toy: bool) -> ModelIdentity:
     return ModelIdentity("", "bfloat16", 4, heads, dim, 64, 100, 1)
 
 
-def shared_kv(record: Record, lab: Lab) -> None:
+def test_shared_kv(lab: Lab, figures: Figures) -> None:
     """Another process maps a pool, sees what its owner writes and frees, and pulls a prompt out of it."""
     shape, pages = identity(lab.toy), 8 if lab.toy else 2048
     pool = KvPool(shape, pages, PAGE, exported_memory(shape, pages, PAGE, lab.where))
@@ -44,24 +44,24 @@ def shared_kv(record: Record, lab: Lab) -> None:
     pool.v.copy_(lab.randn(*pool.v.shape))
     lab.settle()
     with child(_read, lab, msgspec.json.encode(pool.memory.shared)) as ask:
-        record.expect("same bits", ask("bits") == bits(pool), "it is one memory")
+        assert ask("bits") == bits(pool), "it is one memory"
         pool.k[:, 1] += 1
         lab.settle()
-        record.expect("a later write", ask("bits") == bits(pool), "the owner's writes are seen")
+        assert ask("bits") == bits(pool), "the owner's writes are seen"
         owned = PagePool(pages, pool.memory.generations)
         held = owned.allocate(pages)
         assert held is not None
         owned.release(held[3:4])
-        record.expect("generations", ask("generations") == [3], "the page that was given back, and no other")
+        assert ask("generations") == [3], "the page that was given back, and no other"
         equal, seconds = ask("pull")
-        record.expect("pulled", equal, "a copy is bit for bit what it was taken from")
+        assert equal, "a copy is bit for bit what it was taken from"
         moved = 2 * (pages - 1) * PAGE * shape.token_bytes
-        record.time("pull of a whole pool", seconds, moved / lab.rates["copy"])
+        figures.time("pull of a whole pool", seconds, moved / lab.rates["copy"])
         before = bits(pool)
-    record.expect("after its reader's death", bits(pool) == before, "the owner's memory is its own")
+    assert bits(pool) == before, "the owner's memory is its own when its reader dies"
 
 
-def dead_owner(record: Record, lab: Lab) -> None:
+def test_dead_owner(lab: Lab, figures: Figures) -> None:
     """What a reader finds when the owner is killed. Main memory stays; nothing relies on a GPU's."""
     with child(_own, lab, b"") as ask_owner, child(_read, lab, ask_owner("where")) as ask:
         before = ask("bits")
@@ -71,23 +71,21 @@ def dead_owner(record: Record, lab: Lab) -> None:
             after = ask("bits") == before
         except (EOFError, RuntimeError):
             after = False
-    record.sizes["readable after its owner's death"] = after
-    if not lab.cuda:
-        record.expect("main memory stays", after, "it goes with the last process that has it mapped")
+    figures.note("memory of a dead owner", readable=after)
+    assert after or lab.cuda, "main memory goes with the last process that has it mapped"
 
 
-def shared_weights(record: Record, lab: Lab) -> None:
+def test_shared_weights(lab: Lab, figures: Figures) -> None:
     """Another process computes the same with our weights, and frees its own."""
     module = _module(lab.toy, lab.where)
     expected = bits_of(module.weight)
     shared, block = export_weights(module)
-    record.expect("moved", bits_of(module.weight) == expected, "moving changes nothing")
+    assert bits_of(module.weight) == expected, "moving changes nothing"
     with child(_adopt, lab, msgspec.json.encode(shared)) as ask:
-        record.expect("adopted", ask("bits") == expected, "it is one memory")
+        assert ask("bits") == expected, "it is one memory"
         freed = ask("freed")
-        record.sizes["bytes freed"] = freed
-        if lab.cuda:
-            record.expect("freed", freed > module.weight.nbytes / 2, "its own copy is gone from the GPU")
+        figures.note("weights of its own, given back", bytes=freed)
+        assert not lab.cuda or freed > module.weight.nbytes / 2, "its own copy is gone from the GPU"
     del block
 
 

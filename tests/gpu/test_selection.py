@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cuda_batch
 import numpy as np
+import pytest
 import torch
 from inputs import make_batch, make_trie
-from lab import Lab
-from results import Record
+from lab import Lab, near
 
 from xgr_kernels.beam_select import reference
 from xgr_kernels.beam_select.cuda import Tuning
@@ -42,6 +43,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """For the ids of tests."""
         widths = "+".join(map(str, self.widths))
         kind = ("zipf" if self.skewed else "uniform") + (f"-ties-{self.step}" if self.step else "")
         return (
@@ -65,28 +67,36 @@ TOY = [
 ]
 
 
-def against_reference(record: Record, lab: Lab) -> None:
-    """Every level of every case in both score modes."""
-    modes: tuple[ScoreMode, ...] = ("vocab", "legal")
-    for case in TOY if lab.toy else CASES:
-        trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
-        for level in range(case.depth):
-            for mode in modes:
-                name = f"{case.name}-level={level}-{mode}"
-                with record.guard(name):
-                    batch = make_batch(lab.random, trie, level, case.widths, case.rows, case.filters, mode)
-                    _compare(record, lab, name, case, batch)
+MODES: tuple[ScoreMode, ...] = ("vocab", "legal")
 
 
-def _compare(record: Record, lab: Lab, name: str, case: Case, batch: BeamBatch) -> None:
+def named(*cases: Case) -> list[Any]:
+    """For ids."""
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+def levels(cases: list[Case]) -> list[Any]:
+    """Every level of every case."""
+    return [
+        pytest.param(case, level, id=f"{case.name}-level={level}")
+        for case in cases
+        for level in range(case.depth)
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.cases("case, level", full=levels(CASES), toy=levels(TOY))
+def test_against_reference(lab: Lab, case: Case, level: int, mode: ScoreMode) -> None:
+    trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
+    batch = make_batch(lab.random, trie, level, case.widths, case.rows, case.filters, mode)
     logits = _logits(lab, batch.row_offsets[-1], case)
     run = _launch(lab, logits, batch)
     got = cuda_batch.unpack(run, batch)
     lse = run.selector.lse.cpu().numpy()
     want = reference.select(logits.cpu(), batch, lse=lse)
     differing = [f for f in FIELDS if not np.array_equal(getattr(got, f), getattr(want, f))]
-    record.expect(f"{name} {' '.join(differing)}".strip(), not differing, EQUAL_REASON)
-    record.check(f"{name}-lse", _lse_error(logits.cpu(), batch, lse, want), LSE, LSE_REASON)
+    assert not differing, EQUAL_REASON
+    near(_lse_error(logits.cpu(), batch, lse, want), LSE, LSE_REASON)
 
 
 def _lse_error(logits: torch.Tensor, batch: BeamBatch, lse: np.ndarray, want: Selection) -> float:
@@ -103,38 +113,34 @@ def _lse_error(logits: torch.Tensor, batch: BeamBatch, lse: np.ndarray, want: Se
     return worst
 
 
-def bad_logits(record: Record, lab: Lab) -> None:
-    """NaN and infinity in one request's row fail it alone; its batch mates' bits stay."""
-    case = TOY[0] if lab.toy else CASES[2]
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.cases("case", full=named(CASES[2]), toy=named(TOY[0]))
+def test_a_bad_row_fails_its_request_alone(lab: Lab, case: Case, poison: float) -> None:
     trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
     batch = make_batch(lab.random, trie, 1, (4, 5, 6), min(case.rows, 11))
     logits = _logits(lab, batch.row_offsets[-1], case)
     healthy = cuda_batch.unpack(_launch(lab, logits, batch), batch)
-    for poison in (torch.nan, torch.inf):
-        with record.guard(f"{poison}"):
-            bad = logits.clone()
-            bad[batch.row_offsets[1], case.vocab - 1] = poison
-            got = cuda_batch.unpack(_launch(lab, bad, batch), batch)
-            alone = got.invalid.tolist() == [False, True, False]
-            record.expect(f"{poison}-fails-its-request-alone", alone, "one row of one request is bad")
-            for b in (0, 2):
-                same = np.array_equal(got.score[got.of(b)], healthy.score[healthy.of(b)])
-                record.expect(f"{poison}-leaves-request-{b}", same, "its logits are the same bits")
+    logits[batch.row_offsets[1], case.vocab - 1] = poison
+    got = cuda_batch.unpack(_launch(lab, logits, batch), batch)
+    assert got.invalid.tolist() == [False, True, False]
+    for b in (0, 2):  # the same bits as before
+        assert np.array_equal(got.score[got.of(b)], healthy.score[healthy.of(b)]), f"request {b}"
 
 
-def same_bits(record: Record, lab: Lab) -> None:
-    """The order of parallel writes must not matter: launch after launch gives the same bits."""
-    wide = Case(8192, 100_000, 3, 512, (512, 512), skewed=True)
-    tied = Case(8192, 100_000, 3, 512, (512, 512), skewed=True, step=2.0)
-    for case in TOY[:1] if lab.toy else (wide, tied):
-        with record.guard(case.name):
-            trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
-            batch = make_batch(lab.random, trie, 1, case.widths, case.rows)
-            logits = _logits(lab, batch.row_offsets[-1], case)
-            first = _launch(lab, logits, batch).next.packed
-            runs = [_launch(lab, logits, batch).next.packed for _ in range(lab.rounds(REPEATS))]
-            same = all(torch.equal(first, other) for other in runs)
-            record.expect(case.name, same, "every candidate has a key of its own")
+WIDE = Case(8192, 100_000, 3, 512, (512, 512), skewed=True)
+TIED = Case(8192, 100_000, 3, 512, (512, 512), skewed=True, step=2.0)
+
+
+@pytest.mark.cases("case", full=named(WIDE, TIED), toy=named(TOY[0]))
+def test_the_order_of_parallel_writes_does_not_matter(lab: Lab, case: Case) -> None:
+    trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
+    batch = make_batch(lab.random, trie, 1, case.widths, case.rows)
+    logits = _logits(lab, batch.row_offsets[-1], case)
+    first = _launch(lab, logits, batch).next.packed
+    for _ in range(lab.rounds(REPEATS)):
+        assert torch.equal(first, _launch(lab, logits, batch).next.packed), (
+            "every candidate has a key of its own"
+        )
 
 
 def _launch(lab: Lab, logits: torch.Tensor, batch: BeamBatch) -> cuda_batch.Launched:

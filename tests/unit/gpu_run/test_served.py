@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import served_cells
+import test_served
 from models import shape_of
 
 from xgr_runtime.config import ServeConfig, parse, to_argv
@@ -15,9 +15,9 @@ LAB: Any = SimpleNamespace(cuda=True, toy=False)
 MADE: Any = SimpleNamespace(folder=Path("/model"), catalog_path=Path("/catalog.xgr"))
 
 
-@pytest.mark.parametrize("layout", served_cells.LAYOUTS)
+@pytest.mark.parametrize("layout", test_served.LAYOUTS)
 def test_the_launcher_takes_each_layout_on_one_gpu(layout: str) -> None:
-    config = served_cells._config(LAB, MADE, layout, 512, served_cells.KV_BYTES)
+    config = test_served._config(LAB, MADE, layout, 512, test_served.KV_BYTES)
     assert parse(ServeConfig, to_argv(config), environ={}) == config
     assert layout_of(config, gpus=1) == layout.split("-")[0]
     assert config.device == "cuda" and config.max_rows >= 1024 and config.max_beam_width == 512

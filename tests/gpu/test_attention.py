@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+import pytest
 import torch
 from exact import attention
 from inputs import make_attention, make_prompts
-from lab import Lab, error
-from results import Record
+from lab import Lab, error, near
 from torch import Tensor
 
 from xgr_kernels.attention.tail import cuda as tail_cuda
@@ -44,56 +43,70 @@ CAUSAL = {
 }
 """Case -> (new tokens, all tokens) of each prompt."""
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+RARE = ((64, torch.bfloat16), (256, torch.bfloat16), (128, torch.float16))
+"""Head dims and dtypes beside the usual ones: the library compiles its kernels for each, for minutes."""
 
 
-def paged(record: Record, lab: Lab, causal: bool, heads: Sequence[tuple[int, int, int]], dtype: str) -> None:
-    """Every case with each head shape and algorithm; NaN lies in and behind the prompts' pages.
+def paged_cases(
+    heads: tuple[int, int, int], dtype: torch.dtype, toy: bool = False, *, rare: bool = False
+) -> list[Any]:
+    """causal, heads, dtype and requests of every case of one shape of heads."""
+    shape = f"{heads[0]}/{heads[1]}x{heads[2]}-{dtype}".replace("torch.", "")
+    return [
+        pytest.param(
+            causal,
+            heads,
+            dtype,
+            requests,
+            id=f"{kind}-{case}-{shape}",
+            marks=[pytest.mark.rare] if rare else [],
+        )
+        for kind, causal, cases in (("shared", False, SHARED), ("causal", True, CAUSAL))
+        for case, requests in cases.items()
+        if not (toy and case == "long")
+    ]
 
-    The library compiles its kernels for each head dim and dtype, which takes minutes for all of them.
-    """
-    for of in heads:
-        for case, requests in (CAUSAL if causal else SHARED).items():
-            if not (lab.toy and case == "long"):
-                name = f"{case}-{of[0]}/{of[1]}x{of[2]}-{dtype}"
-                with record.guard(name):
-                    _paged_case(record, lab, name, of, requests, causal, DTYPES[dtype])
+
+PAGED = [
+    *(
+        case
+        for heads in ((16, 8, 128), (32, 8, 128), (12, 2, 128))
+        for case in paged_cases(heads, torch.bfloat16)
+    ),
+    *(case for dim, dtype in RARE for case in paged_cases((12, 2, dim), dtype, rare=True)),
+]
+TOY_PAGED = paged_cases((16, 8, 128), torch.bfloat16, toy=True)
 
 
-def _paged_case(
-    record: Record,
+@pytest.mark.parametrize("algorithm", ["fa2", "fa3"])
+@pytest.mark.cases("causal, heads, dtype, requests", full=PAGED, toy=TOY_PAGED)
+def test_paged(
     lab: Lab,
-    name: str,
-    heads: tuple[int, int, int],
-    requests: list[tuple[int, int]],
     causal: bool,
+    heads: tuple[int, int, int],
     dtype: torch.dtype,
+    requests: list[tuple[int, int]],
+    algorithm: str,
 ) -> None:
+    """Twice: the second time NaN lies in and behind the prompts' pages."""
+    lab.needs(algorithm)
     Hq, Hkv, D = heads
     rows, lengths = [n for n, _ in requests], [length for _, length in requests]
     prompts = make_prompts(lab, lengths, Hkv, D, 1, dtype)
     q = lab.randn(sum(rows), Hq, D, dtype=dtype)
     want = [exact_rows(lab, q, rows, b, prompts.tokens(b), causal) for b in range(len(rows))]
     o, lse2 = (torch.cat(parts) for parts in zip(*want, strict=True))
-    answers = {}
     for poisoned in (False, True):
         if poisoned:
             prompts.poison()
-        for algorithm in lab.algorithms:
-            label = f"{name}-{algorithm}{'-nan-behind' if poisoned else ''}"
-            with record.guard(label):
-                made = make_attention(lab, prompts, Hq, rows, causal, algorithm)
-                made._workspace.o.fill_(torch.nan)
-                made._workspace.lse2.fill_(torch.nan)
-                got, got_lse = made.attend(q, prompts.k[0], prompts.v[0], D**-0.5)
-                record.check(label, error(got, o), NORM[dtype], NORM_REASON)
-                # No keys: minus infinity for us, -50,000 for the library.
-                far = (got_lse.double().clamp(min=EMPTY) - lse2.clamp(min=EMPTY)).abs().max()
-                record.check(f"{label}-lse", float(far), LSE, LSE_REASON)
-                answers[algorithm] = got.clone()
-    if len(answers) == 2:
-        off = error(answers["fa2"], answers["fa3"])
-        record.check(f"{name}-fa2-is-fa3", off, 2 * NORM[dtype], NORM_REASON)
+        made = make_attention(lab, prompts, Hq, rows, causal, algorithm)
+        made._workspace.o.fill_(torch.nan)
+        made._workspace.lse2.fill_(torch.nan)
+        got, got_lse = made.attend(q, prompts.k[0], prompts.v[0], D**-0.5)
+        near(error(got, o), NORM[dtype], NORM_REASON)
+        # No keys: minus infinity for us, -50,000 for the library.
+        far = (got_lse.double().clamp(min=EMPTY) - lse2.clamp(min=EMPTY)).abs().max()
+        near(float(far), LSE, LSE_REASON)
 
 
 def exact_rows(
@@ -126,17 +139,22 @@ TAIL = [
 ]
 
 
-def tail(record: Record, lab: Lab) -> None:
+def tail_cases(sizes: list[tuple[int, int, int, int, int, torch.dtype]]) -> list[Any]:
+    """Sizes with a name each."""
+    return [
+        pytest.param(
+            R, T, (Hq, Hkv, D), dtype, id=f"R={R}-T={T}-{Hq}/{Hkv}x{D}-{dtype}".replace("torch.", "")
+        )
+        for R, T, Hq, Hkv, D, dtype in sizes
+    ]
+
+
+TOY_TAIL = tail_cases(TAIL[:5])
+
+
+@pytest.mark.cases("R, T, heads, dtype", full=tail_cases(TAIL), toy=TOY_TAIL)
+def test_tail(lab: Lab, R: int, T: int, heads: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Random ancestors, lengths from 0 to T, rows without keys; NaN in tail slots that nobody may read."""
-    for R, T, Hq, Hkv, D, dtype in TAIL[: 5 if lab.toy else None]:
-        name = f"R={R}-T={T}-{Hq}/{Hkv}x{D}-{dtype}".replace("torch.", "")
-        with record.guard(name):
-            _tail_case(record, lab, name, R, T, (Hq, Hkv, D), dtype)
-
-
-def _tail_case(
-    record: Record, lab: Lab, name: str, R: int, T: int, heads: tuple[int, int, int], dtype: torch.dtype
-) -> None:
     Hq, Hkv, D = heads
     tail_rows = 2 * R + 5
     q, k, v = (lab.randn(R, H, D, dtype=dtype) for H in (Hq, Hkv, Hkv))
@@ -152,15 +170,15 @@ def _tail_case(
     lse2[::3] = -torch.inf
     lse2[1::3] = -5e4
     o[::3], o[1::3] = 0, 0
-    table = [torch.from_numpy(x.astype(np.int64)) for x in (anc, rows, lengths)]
+    indices = torch.from_numpy(anc), torch.from_numpy(rows), torch.from_numpy(lengths)
     theirs = tail_k.clone(), tail_v.clone()
     host_q, host_k, host_v, host_o = (x.cpu().double() for x in (q, k, v, o))
-    want = tail_reference.attend(host_q, host_k, host_v, *theirs, *table, host_o, lse2.cpu(), D**-0.5)
+    want = tail_reference.attend(host_q, host_k, host_v, *theirs, *indices, host_o, lse2.cpu(), D**-0.5)
     ours = tail_k.to(lab.where), tail_v.to(lab.where)
-    there = [x.to(lab.where).int() for x in table]
-    got = tail_cuda.attend(q, k, v, *ours, *there, o, lse2, D**-0.5)
-    record.check(name, error(got.cpu(), want), NORM[dtype], NORM_REASON)
+    there_anc, there_rows, there_lengths = (x.to(lab.where).int() for x in indices)
+    got = tail_cuda.attend(q, k, v, *ours, there_anc, there_rows, there_lengths, o, lse2, D**-0.5)
+    near(error(got.cpu(), want), NORM[dtype], NORM_REASON)
     same = all(
         torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours, theirs, strict=True)
     )
-    record.expect(f"{name}-stored", same, "k and v are copied bit for bit, and nothing else is touched")
+    assert same, "k and v are to be copied bit for bit, and nothing else touched"

@@ -1,4 +1,4 @@
-"""Whole requests against Hugging Face's model in float32: every score, and every SID that is found."""
+"""What an answer is held against: Hugging Face's model in float32, every score and every SID found."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from engines import Engines, finish
 from items import Items
-from lab import Lab
+from lab import Lab, near
 from models import Made, make
 from oracle import Oracle, Ranked
-from results import Record
 
 LENGTHS = (1, 17, 64, 150)
 WIDTHS = (13, 40, 1)
@@ -34,7 +32,7 @@ class Yardstick:
         catalog = made.catalog
         self.items = Items({str(i): tuple(sid) for i, sid in enumerate(catalog.sids.tolist())})
 
-    def compare(self, record: Record, case: str, prompt: Sequence[int], width: int, ours: Ranked) -> None:
+    def compare(self, prompt: Sequence[int], width: int, ours: Ranked) -> None:
         """Scores within what the dtype rounds, and the beams of an exact search."""
         exact = dict(self._exact.every_leaf(prompt, self.items, "vocab"))
         limit = FLOAT32
@@ -42,14 +40,13 @@ class Yardstick:
             rounded = dict(self._rounded.every_leaf(prompt, self.items, "vocab"))
             limit = 2 * max(abs(rounded[sid] - score) for sid, score in exact.items()) + 0.03
         off = [abs(score - exact[sid]) if sid in exact else float("inf") for sid, score in ours]
-        record.check(f"{case}-score", max(off, default=float("inf")), limit, REASON)
+        near(max(off, default=float("inf")), limit, REASON)
         best = [sid for sid, _ in self._exact.beams(prompt, self.items, width)]
         found = {sid for sid, _ in ours}
-        record.expect(f"{case}-count", len(ours) == len(found) == len(best), "as many, and each once")
+        assert len(ours) == len(found) == len(best), "as many, and each once"
         missed = sum(sid not in found for sid in best) / len(best)
-        record.check(f"{case}-missed", missed, 0.0 if self._float32 else MISSED, MISSED_REASON)
-        falling = all(a >= b for (_, a), (_, b) in pairwise(ours))
-        record.expect(f"{case}-order", falling, "best first")
+        near(missed, 0.0 if self._float32 else MISSED, MISSED_REASON)
+        assert all(a >= b for (_, a), (_, b) in pairwise(ours)), "best first"
 
 
 def widths_of(lab: Lab, count: int) -> list[int]:
@@ -61,27 +58,3 @@ def widths_of(lab: Lab, count: int) -> list[int]:
 def small(lab: Lab) -> Made:
     """A model and a catalog that an exact search over every leaf can bear."""
     return make(lab, "toy" if lab.toy else "small", ITEMS, CODEBOOK)
-
-
-def engines(record: Record, lab: Lab) -> None:
-    """Through both engines in one process: packed prompts, then one cohort of requests of all widths."""
-    made = small(lab)
-    yardstick = Yardstick(lab, made)
-    lengths = LENGTHS[:2] if lab.toy else LENGTHS
-    both = Engines(lab, made, 2 * sum(lengths) + 64)
-    parts = [both.part(both.prompt(length)) for length in lengths]
-    hidden = both.prefill(sum(lengths)).run(parts, lambda layer: None)
-    widths = widths_of(lab, len(parts))
-    cohorts = both.decode(sum(widths), max(widths))
-    for given in (True, False):
-        searches = [
-            both.search(part, state if given else None, width, width)
-            for part, state, width in zip(parts, hidden, widths, strict=True)
-        ]
-        finish(cohorts, searches)
-        for part, search in zip(parts, searches, strict=True):
-            leaves, scores = search.answer()
-            sids = [tuple(sid) for sid in made.catalog.sids[leaves].tolist()]
-            case = f"L={len(part.tokens)}-W={search.question.width}{'' if given else '-no-hidden-state'}"
-            ours = list(zip(sids, scores.tolist(), strict=True))
-            yardstick.compare(record, case, part.tokens.tolist(), search.question.width, ours)

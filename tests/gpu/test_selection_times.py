@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 import rivals
 import torch
 from exact import best_scores, candidates
 from floors import selection
 from inputs import make_trie, popular_batch
-from lab import Lab
-from results import Record
-from selection_checks import SMALL
+from lab import Lab, near
+from results import Figures
+from test_selection import SMALL
 from torch import Tensor
 
 from xgr_kernels.beam_select.cuda import BeamState, DeviceTrie, Selector, request_row, splits_for
@@ -24,18 +26,33 @@ MAX_REQUESTS = 16  # of a cohort
 REASON = "float32 scores of 15 to 40: a few steps of 2e-6 to 4e-6; torch's log_softmax of 150,000 adds 1.5e-5"
 
 
-def select(
-    record: Record,
+pytestmark = pytest.mark.times
+
+
+def cases(vocabs: tuple[int, ...], sizes: tuple[int, ...], shapes: tuple[bool, ...]) -> list[Any]:
+    """vocab, items, skewed."""
+    return [
+        pytest.param(vocab, items, skewed, id=f"V{vocab}-{items}-{'zipf' if skewed else 'uniform'}")
+        for vocab, items, skewed in product(vocabs, sizes, shapes)
+    ]
+
+
+FULL = cases((8192, 151936), (100_000, 1_000_000), (False, True))
+
+
+@pytest.mark.parametrize("level", range(3))
+@pytest.mark.cases("vocab, items, skewed", full=FULL, toy=cases((64,), (200,), (True,)))
+def test_select(
     lab: Lab,
+    figures: Figures,
+    subtests: pytest.Subtests,
     vocab: int,
     items: int,
     skewed: bool,
     level: int,
-    W: int = 256,
-    B: int = 4,
-    codebook: int = 8192,
 ) -> None:
     """B requests of W beams; level 0 starts from one of each. Levels share a small vocabulary."""
+    W, B, codebook = (8, 2, 64) if lab.toy else (256, 4, 8192)
     trie = make_trie(lab.random, items, codebook, 3, skewed, spread=vocab >= 3 * codebook)
     batch = popular_batch(lab.random, trie, level, B, W)
     R = batch.row_offsets[-1]
@@ -45,23 +62,19 @@ def select(
     want = best_scores(logits[0], batch)
     floor = lab.floor(selection(R, vocab, len(row), sum(len(of) for of in want)))
     facts: dict[str, Any] = {"rows": R, "children": len(row)}
-    with record.guard("ours"):
+    with subtests.test("ours"):
         ours = _Ours(lab, batch, R, vocab)
-        record.check("ours", _off(ours.scores(logits[0]), want), LIMIT, REASON)
-        record.expect("no overflow", not bool(ours.selector.overflow.any()), "it was not captured to repeat")
+        near(_off(ours.scores(logits[0]), want), LIMIT, REASON)
+        assert not bool(ours.selector.overflow.any()), "it was not captured to repeat"
         timed = lab.measure([partial(ours.select, x) for x in logits])
-        record.time("select", timed.seconds, floor, **timed.facts, **facts)
+        figures.time("select", timed.seconds, floor, **timed.facts, **facts)
     for name, make in rivals.SELECTION.items():
-        with record.guard(name, ours=False):
-            try:
-                rival = make(lab, batch, vocab, row, token)
-            except MemoryError as error:
-                record.figures.append({"what": name, "note": str(error)})
-                continue
+        with subtests.test(name), rivals.may_fail(figures, name):
+            rival = make(lab, batch, vocab, row, token)
             got = [x[x > -torch.inf] for x in rival.select(logits[0])]
-            record.check(name, _off(got, want), LIMIT, REASON)
+            near(_off(got, want), LIMIT, REASON)
             timed = lab.measure([partial(rival.select, x) for x in logits])
-            record.time(name, timed.seconds, floor, **timed.facts, **facts)
+            figures.time(name, timed.seconds, floor, **timed.facts, **facts)
 
 
 class _Ours:
