@@ -1,4 +1,4 @@
-"""Both engines of a GPU in this process, over one pool: what a cell runs without any worker around it."""
+"""Both engines of a GPU in this process, over one pool: what a test runs without any worker around it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Engines:
 
     def allocate(self, tokens: int) -> PageIds:
         ids = self.pages.allocate(pages_for(tokens, PAGE))
-        assert ids is not None, "the cell asked for too small a pool"
+        assert ids is not None, "the test asked for too small a pool"
         return ids
 
     def part(self, tokens: NDArray[np.int32]) -> Part:

@@ -1,4 +1,4 @@
-"""Attention and selection by their definitions in float64, fast enough for the sizes of a cell."""
+"""Attention and selection by their definitions in float64, fast enough for the sizes that are measured."""
 
 from __future__ import annotations
 

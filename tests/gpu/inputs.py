@@ -1,4 +1,4 @@
-"""Random prompts in pages, catalogs, and beams over them: what checks and cells of kernels work on."""
+"""Random prompts in pages, catalogs, and beams over them: what checks and measurements of kernels work on."""
 
 from __future__ import annotations
 
