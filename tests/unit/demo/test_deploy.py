@@ -108,3 +108,48 @@ def test_another_pyproject_sets_up_again_and_shows_why_it_fails(clone: Path, fin
     assert done.returncode == 1
     assert "this command failed: pip install --editable" in done.stderr
     assert "index reachable" in done.stderr
+
+
+@pytest.fixture
+def installing(clone: Path, tmp_path: Path) -> dict[str, str]:
+    """For a set-up in which uv ends with $UV and pip with $PIP, and both say in `calls` that they ran."""
+    inside = f"""case "$*" in *install_by_uv*) echo uv >>{tmp_path}/calls; exit $UV;;
+*" install --editable "*) echo pip >>{tmp_path}/calls; exit $PIP;; *torch_build*) echo cpu;; esac"""
+    program(tmp_path / "inside", inside)
+    make = f'mkdir -p "$3/bin" && cp {tmp_path}/inside "$3/bin/python"'
+    program(tmp_path / "path" / "python3", f'case "$*" in "-m venv "*) {make};; esac')
+    return {"PATH": f"{tmp_path}/path:{os.environ['PATH']}", "XGR_VENV": str(tmp_path / "venv")}
+
+
+without_gpu = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a GPU's packages are left to pip")
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("uv", "pip", "installed_by"), [(0, 1, "uv"), (1, 0, "uv pip"), (1, 1, "uv pip")], ids=str
+)
+def test_pip_installs_what_uv_does_not(
+    clone: Path, tmp_path: Path, installing: dict[str, str], uv: int, pip: int, installed_by: str
+) -> None:
+    done = run(clone / "deploy" / "setup", UV=str(uv), PIP=str(pip), **installing)  # type: ignore[arg-type]
+    assert done.returncode == (uv and pip), done.stderr
+    assert (tmp_path / "calls").read_text().split() == installed_by.split()
+    assert (tmp_path / "venv" / ".xgr-setup-unfinished").exists() == bool(uv and pip)
+
+
+@without_gpu
+def test_an_environment_that_was_left_unfinished_is_made_again_and_no_other(
+    clone: Path, tmp_path: Path, installing: dict[str, str]
+) -> None:
+    def set_up(status: int) -> list[str]:
+        (tmp_path / "calls").write_text("")
+        run(clone / "deploy" / "setup", UV=str(status), PIP=str(status), **installing)  # type: ignore[arg-type]
+        return (tmp_path / "calls").read_text().split()
+
+    half = tmp_path / "venv" / "half-a-package"
+    assert set_up(1) == ["uv", "pip"]
+    half.touch()
+    assert set_up(0) == ["uv"] and not half.exists()
+    (tmp_path / "venv" / ".xgr-setup").unlink()
+    half.touch()
+    assert set_up(0) == ["pip"] and half.exists()
