@@ -124,10 +124,11 @@ def test_whatever_is_given(data: st.DataObject) -> None:
     refused_or_usable(kind, {**KINDS[kind], field: value}, {}, flag(field))
 
 
-@pytest.mark.parametrize(("kind", "field"), FIELDS)
-def test_every_number_has_bounds(kind: type[Any], field: Any) -> None:
-    if info := number_type(field):
-        assert info.ge is not None and info.le is not None and info.le < 1 << 53
+def test_every_number_has_bounds() -> None:
+    for kind in KINDS:
+        for field in msgspec.structs.fields(kind):
+            if info := number_type(field):
+                assert info.ge is not None and info.le is not None and info.le < 1 << 53, field.name
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -160,6 +161,7 @@ def test_settings_that_do_not_go_together(flags: list[str], named: str) -> None:
         (b"port = " + b"[" * 100_000, "nested too deeply"),
         (b"\x00", "not TOML"),
         (b"#" * (MOST_FILE + 1), "larger than 1 MiB"),
+        (b"port = ", "not TOML"),
         (b"prot = 1\nkvbytes = 1\n", r"kvbytes \(did you mean kv_bytes\?\), prot \(did you mean port\?\)"),
         (b"".join(b"x%d = 1\n" % n for n in range(10_000)), "unknown settings"),
     ],

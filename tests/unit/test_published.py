@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from xgr_runtime.errors import ConfigError
@@ -64,11 +63,6 @@ def test_another_file_is_refused(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text)
     with pytest.raises(ConfigError, match="not what a prefill worker publishes"):
         wait_for(path, bool, patience=time.monotonic())
-
-
-def test_handles_travel_as_bytes() -> None:
-    whole = published_by(this_process())
-    assert msgspec.json.decode(msgspec.json.encode(whole), type=Published) == whole
 
 
 def test_what_somebody_removes_is_published_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
