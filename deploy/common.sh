@@ -43,7 +43,7 @@ logged() {
 test_in() {
     local began=$SECONDS code=0
     say "== pytest ${*:2}"
-    "$1/bin/python" -m pytest "${@:2}" || code=$?
+    "$1/bin/python" -m pytest --durations=10 --durations-min=5 "${@:2}" || code=$?
     say "== took $((SECONDS - began)) s: pytest ${*:2}"
     return $code
 }

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -41,7 +42,7 @@ def parse(
 def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
     """One flag per field; values are checked later, all in one place."""
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     for field in msgspec.structs.fields(kind):
         if field.name == "ready_fd":  # between launcher and child, nobody else's business
             parser.add_argument(flag(field.name), help=argparse.SUPPRESS)
@@ -52,6 +53,12 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if _plain(hints[field.name]) is bool else {}
         metavar = _metavar(hints[field.name])
         parser.add_argument(flag(field.name), metavar=metavar, help=f"{text} ({default})", **switch)
+
+
+@cache
+def _hints(kind: type[_Process]) -> dict[str, Any]:
+    """The types of its settings. To find them is most of reading a configuration."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _shown_default(field: Any) -> object:
@@ -134,7 +141,7 @@ def flag(name: str) -> str:
 
 def _convert(kind: type[C], values: dict[str, Any], sources: dict[str, str]) -> C:
     """Every value in its type and within its bounds. Raises `ConfigError` naming whence a wrong one is."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     for field in msgspec.structs.fields(kind):
         name = field.name
         if name not in values:
