@@ -67,9 +67,7 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
 
 UNITS = ["tests/unit", "tests/kernels"]
 GATE = "tests/kernels/test_compile_for_gpus.py"
-SERVED = ["tests/processes", "tests/scaling"]
 PYTEST = "-m pytest --durations=10 --durations-min=5"
-BESIDE = f".venv {PYTEST} --numprocesses=auto --dist=loadfile"
 SGLANG = [f".venv-sglang {PYTEST} tests/sglang/{name}" for name in ("test_one.py", "test_two.py")]
 
 
@@ -78,11 +76,10 @@ def with_ours(*, long: bool = False) -> list[str]:
     always, more = ("--always ", "--long ") if long else ("", "")
     unless = f".venv deploy/unless_tested.py {always}"
     return [
-        f"{BESIDE} {' '.join(UNITS)} --ignore={GATE}",
+        f".venv {PYTEST} --numprocesses=auto --dist=loadfile {' '.join(UNITS)} --ignore={GATE}",
         f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
         f"{unless}oldest-transformers deploy/test-oldest",
-        f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS + SERVED)}",
-        f"{BESIDE} {more}{' '.join(SERVED)}",
+        f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",
     ]
 
 
