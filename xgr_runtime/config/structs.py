@@ -186,6 +186,10 @@ class KernelsConfig(_Process, frozen=True, kw_only=True):
 class ImportsConfig(_Model, frozen=True, kw_only=True):
     """What imports depend on that a template does for workers."""
 
+    shared_weights: Annotated[bool, about("workers map one copy of the weights, which takes the library")] = (
+        False
+    )
+
 
 class TemplateConfig(_Process, frozen=True, kw_only=True):
     """What imports once for all workers that are forked from it."""

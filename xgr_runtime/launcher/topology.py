@@ -136,9 +136,10 @@ def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
     """From which the deployment's processes are forked, none where they are not. Nothing is started yet."""
     if not _forks(config):
         return {}
-    _, environ = _threads(config, cores, _take_turns(config, layout_of(config)))
+    layout = layout_of(config)
+    _, environ = _threads(config, cores, _take_turns(config, layout))
     modules = [PREFILL] * bool(config.prefill_workers) + [DECODE]
-    argv = to_argv(_derive(ImportsConfig, config))
+    argv = to_argv(_derive(ImportsConfig, config, shared_weights=layout == "colocated"))
     ours = [
         (WORKERS, Imports([*(f"{name}.__main__" for name in modules), IMPORTS], argv), environ),
         (ROUTER, Imports([f"{ROUTER}.__main__"], []), {}),

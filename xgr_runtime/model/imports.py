@@ -38,7 +38,7 @@ def import_ahead(argv: Sequence[str]) -> None:
         if sglang and config.device == "cpu":
             importlib.import_module("xgr_runtime.model.sglang.backend")
             importlib.import_module("xgr_runtime.model.sglang.startup").import_ahead()
-        elif sglang or not _needs_no_library(config):
+        elif sglang or config.shared_weights or not _needs_no_library(config):
             importlib.import_module("xgr_runtime.model.backends.transformers")
         else:
             return
