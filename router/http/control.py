@@ -185,5 +185,5 @@ def no_pair(states: list[WorkerState]) -> str:
     return f"no compatible pair of prefill and decode workers is ready{reason}"
 
 
-def as_json(value: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
+def as_json(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -4,6 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.http.control import as_json
 from router.http.schema import AddWorker, WorkersQuery
 from router.http.server.inbound import Bodies
 from router.http.server.problems import decode, from_query
@@ -12,7 +13,6 @@ from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.wire.answers import WorkerList, WorkerStatus
 
 _ADD = msgspec.json.Decoder(AddWorker)
-_ENCODER = msgspec.json.Encoder()
 
 
 class WorkerRoutes:
@@ -26,19 +26,19 @@ class WorkerRoutes:
         if from_query(WorkersQuery, request.query_params).fresh:
             await self.dispatch.refresh()
         workers = [worker_status(state) for state in self.dispatch.workers()]
-        return _as_json(WorkerList(workers, self.dispatch.discovery_problem))
+        return as_json(WorkerList(workers, self.dispatch.discovery_problem))
 
     async def add(self, request: Request) -> Response:
         """It is not waited for: its state tells when it has answered."""
         async with self.bodies.read(request) as given:
             wanted = decode(_ADD, given)
         state = self.dispatch.add_worker(WorkerAddress(wanted.role, wanted.address))
-        return _as_json(worker_status(state))
+        return as_json(worker_status(state))
 
     async def remove(self, request: Request) -> Response:
         """What it has is not waited for: it is in the list of workers until it is forgotten."""
         state = self.dispatch.remove_worker(request.path_params["name"])
-        return _as_json(worker_status(state), 202)
+        return as_json(worker_status(state), 202)
 
 
 def worker_status(state: WorkerState) -> WorkerStatus:
@@ -56,7 +56,3 @@ def worker_status(state: WorkerState) -> WorkerStatus:
         limits=hello.limits,
         load=hello.load,
     )
-
-
-def _as_json(value: msgspec.Struct, status: int = 200) -> Response:
-    return Response(_ENCODER.encode(value), status, media_type="application/json")
