@@ -103,7 +103,7 @@ class KernelFolder:
 def kernel_key() -> str:
     """Names what compiled kernels depend on: their sources, their compiler and the processor."""
     digest = hashlib.sha256()
-    for part in (sys.version, *map(_version, ("numba", "llvmlite", "numpy")), *processor()):
+    for part in (sys.version, *map(version_of, ("numba", "llvmlite", "numpy")), *processor()):
         digest.update(part.encode() + b"\n")
     for path in _sources():
         digest.update(f"{path} {path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
@@ -133,7 +133,8 @@ def _sources() -> list[Path]:
     return sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The package and its version; the name alone where it is not installed."""
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:

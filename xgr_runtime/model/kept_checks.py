@@ -6,7 +6,6 @@ processor counts as well. What is damaged is no finding: the check is done again
 
 import contextlib
 import hashlib
-import importlib.metadata
 import logging
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from xgr_runtime.cache.kernels import kernel_key
+from xgr_runtime.cache.kernels import kernel_key, version_of
 from xgr_runtime.cache.records import Records
 from xgr_runtime.checkpoint import sampled_files
 from xgr_runtime.model.backends.cpu import LayerFacts
@@ -69,7 +68,15 @@ class KeptChecks:
     def of(self, folder: Path, weights_hash: str, library: str, dtype: str, device: str) -> Check:
         """That of the checkpoint in `folder`, which has this hash. Raises ModelError."""
         weights = [weights_hash, *sampled_files(folder)]
-        parts = [*weights, library, dtype, _device(device), kernel_key(), _sources(), *_versions()]
+        parts = [
+            *weights,
+            library,
+            dtype,
+            _device(device),
+            kernel_key(),
+            _sources(),
+            *map(version_of, _PACKAGES),
+        ]
         return Check(self._records, hashlib.sha256(repr(parts).encode()).hexdigest()[:32])
 
     @contextlib.contextmanager
@@ -92,11 +99,3 @@ def _sources() -> str:
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _versions() -> list[str]:
-    found = []
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{package} {importlib.metadata.version(package)}")
-    return found

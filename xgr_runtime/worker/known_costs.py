@@ -4,7 +4,6 @@ It is where a start begins, and no more: launches of now have the last word. Wha
 """
 
 import hashlib
-import importlib.metadata
 import logging
 import math
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from xgr_runtime.cache.kernels import processor
+from xgr_runtime.cache.kernels import processor, version_of
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import write_whole
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 FOLDER = "costs"
 KEPT = 256  # files; those written last stay
 KEEP_EVERY = 300.0  # seconds
+_PACKAGES = ("xgr-runtime", "torch", "sglang")  # what runs the launches
 _MOST_BYTES = 4096  # of a file; ours have some 200
 _MOST_SECONDS = 3600.0  # that a launch, a token or a pair may cost
 
@@ -48,7 +48,14 @@ class KnownCosts:
         how: Sequence[str],
     ) -> "KnownCosts":
         """Those of a worker with this configuration. `how`: in whose layers and kernels it runs."""
-        parts = [type(config).__name__, config.device, config.threads, *how, *processor(), _version()]
+        parts = [
+            type(config).__name__,
+            config.device,
+            config.threads,
+            *how,
+            *processor(),
+            *map(version_of, _PACKAGES),
+        ]
         key = hashlib.sha256(repr([parts, model]).encode()).hexdigest()[:24]
         return cls(costs, cache / FOLDER / f"{key}.json" if cache else None)
 
@@ -112,14 +119,3 @@ def _remove_old(folder: Path) -> None:
     files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files[KEPT:]:
         path.unlink(missing_ok=True)
-
-
-def _version() -> str:
-    """Of what runs the launches."""
-    versions = []
-    for package in ("xgr-runtime", "torch", "sglang"):
-        try:
-            versions.append(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            versions.append("")
-    return " ".join(versions)
