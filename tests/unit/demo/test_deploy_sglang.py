@@ -75,8 +75,10 @@ def with_ours(*, long: bool = False) -> list[str]:
     """How the tests without SGLang are run when nothing is asked for."""
     always, more = ("--always ", "--long ") if long else ("", "")
     unless = f".venv deploy/unless_tested.py {always}"
+    side_by_side = "--numprocesses=auto --dist=loadfile --no-loadscope-reorder"
     return [
-        f".venv {PYTEST} --numprocesses=auto --dist=loadfile {' '.join(UNITS)} --ignore={GATE}",
+        *(f".venv -m xgr_runtime.model.ready_kernels --dtype={dtype}" for dtype in ("float32", "bfloat16")),
+        f".venv {PYTEST} {side_by_side} {' '.join(UNITS)} --ignore={GATE}",
         f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
         f"{unless}oldest-transformers deploy/test-oldest",
         f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",
@@ -87,9 +89,9 @@ def with_ours(*, long: bool = False) -> list[str]:
 @pytest.mark.parametrize(
     ("args", "setups", "runs"),
     [
-        ([], ["--sglang"] * 2, [*with_ours(), *SGLANG]),
-        (["--long", "--without-sglang"], ["--without-sglang"], with_ours(long=True)),
-        (["--without-sglang"], ["--without-sglang"], with_ours()),
+        ([], ["", *["--sglang"] * 2], [*with_ours(), *SGLANG]),
+        (["--long", "--without-sglang"], ["--without-sglang", ""], with_ours(long=True)),
+        (["--without-sglang"], ["--without-sglang", ""], with_ours()),
         (["tests/unit", "-x"], [], [f".venv {PYTEST} tests/unit -x"]),
         (["--long", "tests/faults"], [], [f".venv {PYTEST} --long tests/faults"]),
         (["tests/sglang", "-x"], ["--sglang"], [f".venv-sglang {PYTEST} tests/sglang -x"]),
@@ -103,6 +105,7 @@ def test_the_tests_with_sglang_run_in_its_environment(
     assert done.returncode == 0, done.stderr
     lines = done.stdout.replace(f"{told}/", "").splitlines()
     assert [line for line in lines if line.startswith("setup")] == [f"setup {flag}" for flag in setups]
+    assert lines.count("check") == 1
     called = [line for line in lines if line.startswith(".venv")]
     ours = len(runs) - len(SGLANG) if args == [] else len(runs)
     assert called[:ours] == runs[:ours]
@@ -110,6 +113,16 @@ def test_the_tests_with_sglang_run_in_its_environment(
     assert ("== the tests with SGLang are left out (--without-sglang)" in lines) == (
         "--without-sglang" in args
     )
+
+
+@without_gpu
+@pytest.mark.parametrize("fails", ["check", "compiling"])
+def test_nothing_is_tested_where_a_check_fails_or_no_kernel_compiles(told: Path, fails: str) -> None:
+    broken = told / ("deploy/check" if fails == "check" else ".venv/bin/python")
+    program(broken, f'echo "{fails} $*"; exit 3')
+    done = run(told / "deploy" / "test", "--without-sglang")
+    assert done.returncode == 3
+    assert "pytest" not in done.stdout
 
 
 @without_gpu
