@@ -46,25 +46,25 @@ def prompt(pool: Tensor, plan: SharedPlan, request: int) -> Tensor:
     return torch.cat([pool[int(p)] for p in plan.pages[request]] or [pool[0, :0]])[: plan.lengths[request]]
 
 
-@BACKENDS
 @DTYPES
 @pytest.mark.parametrize("scattered", [False, True], ids=["contiguous", "scattered"])
 @pytest.mark.parametrize(("Hq", "Hkv", "D"), [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)], ids=str)
-def test_shared_attention(
-    Hq: int, Hkv: int, D: int, scattered: bool, dtype: torch.dtype, backend: str
-) -> None:
+def test_shared_attention(Hq: int, Hkv: int, D: int, scattered: bool, dtype: torch.dtype) -> None:
     rng, g = np.random.default_rng(Hq), torch.Generator().manual_seed(Hq)
     plan = make_plan(rng, [1, 7, 33, 5], [1, 100, 257, 16], scattered)
     k, v = (draw(g, 40, PAGE, Hkv, D, dtype=dtype) for _ in range(2))
     q = draw(g, 46, Hq, D, dtype=dtype)
-    o, lse2 = shared_attention(q, k, v, plan, D**-0.5, backend)
-    assert o.dtype == dtype
-    assert lse2.dtype == torch.float32
-    for b in range(4):
-        rows = slice(plan.row_offsets[b], plan.row_offsets[b + 1])
-        want, want_lse = exact(q[rows], prompt(k, plan, b), prompt(v, plan, b), D**-0.5)
-        torch.testing.assert_close(o[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
-        torch.testing.assert_close(lse2[rows].double(), want_lse, rtol=0, atol=TOLERANCE[dtype])
+    wanted = [
+        exact(q[first:last], prompt(k, plan, b), prompt(v, plan, b), D**-0.5)
+        for b, (first, last) in enumerate(pairwise(plan.row_offsets))
+    ]
+    want, want_lse = (torch.cat(parts) for parts in zip(*wanted, strict=True))
+    for backend in ("cpu", "reference"):
+        o, lse2 = shared_attention(q, k, v, plan, D**-0.5, backend)
+        assert o.dtype == dtype
+        assert lse2.dtype == torch.float32
+        torch.testing.assert_close(o.double(), want, rtol=0, atol=TOLERANCE[dtype])
+        torch.testing.assert_close(lse2.double(), want_lse, rtol=0, atol=TOLERANCE[dtype])
 
 
 @BACKENDS
@@ -94,7 +94,6 @@ def test_batch_mates_change_nothing() -> None:
         torch.testing.assert_close(o, together[rows], rtol=0, atol=TOLERANCE[torch.float32])
 
 
-@BACKENDS
 @by_pairs(
     {
         "Hq, Hkv, D": [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)],
@@ -103,9 +102,7 @@ def test_batch_mates_change_nothing() -> None:
         "dtype": [torch.float32, torch.bfloat16],
     }
 )
-def test_shared_then_tail(
-    Hq: int, Hkv: int, D: int, T: int, L: int, dtype: torch.dtype, backend: str
-) -> None:
+def test_shared_then_tail(Hq: int, Hkv: int, D: int, T: int, L: int, dtype: torch.dtype) -> None:
     """Rows at every level in one call equal float64 attention over prompt, tail tokens and the newest."""
     rng, g = np.random.default_rng(T), torch.Generator().manual_seed(T)
     R, held, scale = 33, 60, D**-0.5
@@ -120,22 +117,24 @@ def test_shared_then_tail(
     for tail in (tail_k, tail_v):
         tail[:, 20:] = torch.nan  # memory that nobody has written yet
     anc.masked_fill_(torch.arange(T) >= tail_len.unsqueeze(1), 10**12)  # and entries that nobody may follow
-    before = tail_k.clone(), tail_v.clone()
+    seen = torch.cat([torch.ones(R, L), torch.zeros(R, 20 * T), torch.eye(R)], 1).bool()
+    after_k, after_v = tail_k.clone(), tail_v.clone()
+    for r, steps in enumerate(tail_len.tolist()):
+        seen[r, [L + 20 * t + int(anc[r, t]) for t in range(steps)]] = True
+        if steps < T:
+            after_k[steps, rows[r]], after_v[steps, rows[r]] = k[r], v[r]
+    keys = torch.cat([prompt(pool_k, plan, 0), tail_k[:, :20].flatten(0, 1), k])
+    values = torch.cat([prompt(pool_v, plan, 0), tail_v[:, :20].flatten(0, 1), v])
+    want, _ = exact(q, keys, values, scale, seen)
 
-    o, lse2 = shared_attention(q, pool_k, pool_v, plan, scale, backend)
-    got = tail_attention_merge(q, k, v, tail_k, tail_v, anc, rows, tail_len, o, lse2, scale, backend)
-
-    assert got.dtype == dtype
-    for r in range(R):
-        steps = range(int(tail_len[r]))
-        keys = [prompt(pool_k, plan, 0)] + [before[0][t, anc[r, t]][None] for t in steps] + [k[r : r + 1]]
-        values = [prompt(pool_v, plan, 0)] + [before[1][t, anc[r, t]][None] for t in steps] + [v[r : r + 1]]
-        want, _ = exact(q[r : r + 1], torch.cat(keys), torch.cat(values), scale)
-        torch.testing.assert_close(got[r : r + 1].double(), want, rtol=0, atol=TOLERANCE[dtype])
-        if tail_len[r] < T:
-            before[0][tail_len[r], rows[r]], before[1][tail_len[r], rows[r]] = k[r], v[r]
-    torch.testing.assert_close(tail_k, before[0], rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(tail_v, before[1], rtol=0, atol=0, equal_nan=True)
+    for backend in ("cpu", "reference"):
+        kept_k, kept_v = tail_k.clone(), tail_v.clone()
+        o, lse2 = shared_attention(q, pool_k, pool_v, plan, scale, backend)
+        got = tail_attention_merge(q, k, v, kept_k, kept_v, anc, rows, tail_len, o, lse2, scale, backend)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE[dtype])
+        torch.testing.assert_close(kept_k, after_k, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(kept_v, after_v, rtol=0, atol=0, equal_nan=True)
 
 
 @BACKENDS
@@ -155,7 +154,6 @@ def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, bac
     torch.testing.assert_close(got[2], v[2].repeat_interleave(2, 0), rtol=0, atol=0)
 
 
-@BACKENDS
 @by_pairs(
     {
         "Hq, Hkv, D": [(2, 2, 5), (6, 3, 32), (6, 2, 12), (8, 1, 64)],
@@ -165,7 +163,7 @@ def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, bac
     }
 )
 def test_causal_attention_over_a_prefix(
-    Hq: int, Hkv: int, D: int, prefixes: list[int], scattered: bool, dtype: torch.dtype, backend: str
+    Hq: int, Hkv: int, D: int, prefixes: list[int], scattered: bool, dtype: torch.dtype
 ) -> None:
     """Packed new tokens of several prompts, one of them without any, behind prefixes of other lengths."""
     rng, g, counts = np.random.default_rng(D), torch.Generator().manual_seed(D), [1, 45, 0, 17]
@@ -173,18 +171,19 @@ def test_causal_attention_over_a_prefix(
     pool_k, pool_v = (draw(g, 16, PAGE, Hkv, D, dtype=dtype) for _ in range(2))
     q = draw(g, Hq, sum(counts), D, dtype=dtype).transpose(0, 1)  # strided, as models give it
     k, v = (draw(g, sum(counts), Hkv, D, dtype=dtype) for _ in range(2))
-    before = shared_attention(q, pool_k, pool_v, plan, D**-0.5, backend) if any(prefixes) else None
-
-    got = causal_attention(q, k, v, plan.row_offsets, D**-0.5, before, backend)
-
-    assert got.dtype == dtype and got.shape == q.shape
+    wanted = []
     for b, (first, last) in enumerate(pairwise(plan.row_offsets)):
         rows = slice(first, last)
         keys = torch.cat([prompt(pool_k, plan, b), k[rows]])
         values = torch.cat([prompt(pool_v, plan, b), v[rows]])
         seen = torch.ones(last - first, len(keys), dtype=torch.bool).tril(prefixes[b])
-        want, _ = exact(q[rows], keys, values, D**-0.5, seen)
-        torch.testing.assert_close(got[rows].double(), want, rtol=0, atol=TOLERANCE[dtype])
+        wanted.append(exact(q[rows], keys, values, D**-0.5, seen)[0])
+
+    for backend in ("cpu", "reference"):
+        before = shared_attention(q, pool_k, pool_v, plan, D**-0.5, backend) if any(prefixes) else None
+        got = causal_attention(q, k, v, plan.row_offsets, D**-0.5, before, backend)
+        assert got.dtype == dtype and got.shape == q.shape
+        torch.testing.assert_close(got.double(), torch.cat(wanted), rtol=0, atol=TOLERANCE[dtype])
 
 
 @by_pairs(
