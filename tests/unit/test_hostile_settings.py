@@ -40,11 +40,11 @@ KINDS: dict[type[Any], dict[str, str]] = {
     RouterConfig: {"model_path": "/m", "catalog": "/c", "prefill": "ipc:///p", "decode": "ipc:///d"},
     ServeConfig: {"model_path": "/m", "catalog": "/c"},
 }
-FIELDS = [
-    pytest.param(kind, field, id=f"{kind.__name__}-{field.name}")
-    for kind in KINDS
-    for field in msgspec.structs.fields(kind)
-]
+# A setting that several processes have with the same type is read in the same way: once is enough.
+SETTINGS = {
+    (field.name, repr(field.type)): (kind, field) for kind in KINDS for field in msgspec.structs.fields(kind)
+}
+FIELDS = [pytest.param(kind, field, id=f"{kind.__name__}-{field.name}") for kind, field in SETTINGS.values()]
 NUMBERS = [
     *("", "-1", "0", "-0", "0x10", "1_000", "1e3", "1e20", "1e30", "1e400", "-1e400", "1e-300", "0.5", "nan"),
     *("-nan", "inf", "-inf", "Infinity", "999999999", "100000", "99999999999", str(1 << 63), str(1 << 64)),

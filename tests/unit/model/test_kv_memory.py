@@ -22,6 +22,7 @@ from xgr_runtime.wire.messages import HostRegion, ModelIdentity, SharedKv
 
 CPU = torch.device("cpu")
 PAGES, PAGE = 9, 4
+DTYPES = ("float32", "bfloat16")
 THEIRS = np.array([5, 1, 3], np.int32)
 
 
@@ -37,40 +38,43 @@ def exported_pool(dtype: str = "float32") -> KvPool:
     return pool
 
 
-def own(pipe: Connection, dtype: str) -> None:
-    """Another process with a pool: says where it is, then gives pages back when told to."""
-    pool = exported_pool(dtype)
-    pages = PagePool(PAGES, pool.memory.generations)
-    held = pages.allocate(PAGES)
-    assert held is not None and pool.memory.shared is not None
-    pipe.send(msgspec.msgpack.encode(pool.memory.shared))
-    while (ids := pipe.recv()) is not None:
-        pages.release(np.array(ids, np.int32))
-        pipe.send(True)
+def own(pipe: Connection) -> None:
+    """Another process with a pool of each type: says where it is, then gives pages back until told to end."""
+    for dtype in DTYPES:
+        pool = exported_pool(dtype)
+        pages = PagePool(PAGES, pool.memory.generations)
+        held = pages.allocate(PAGES)
+        assert held is not None and pool.memory.shared is not None
+        pipe.send(msgspec.msgpack.encode(pool.memory.shared))
+        while (ids := pipe.recv()) is not None:
+            pages.release(np.array(ids, np.int32))
+            pipe.send(True)
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def owner(request: pytest.FixtureRequest) -> Iterator[tuple[Connection, SharedKv, str]]:
+@pytest.fixture
+def owner() -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=own, args=(theirs, request.param))
+    process = context.Process(target=own, args=(theirs,))
     process.start()
-    yield ours, msgspec.msgpack.decode(ours.recv(), type=SharedKv), request.param
-    ours.send(None)
+    theirs.close()
+    yield ours
+    ours.close()
     process.join()
 
 
-def test_another_process_reads_the_same_bits(owner: tuple[Connection, SharedKv, str]) -> None:
-    pipe, shared, dtype = owner
-    memory = mapped_memory(shared, identity(dtype))
-    pool, expected = KvPool(identity(dtype), PAGES, PAGE, memory), exported_pool(dtype)
-    assert torch.equal(pool.k, expected.k) and torch.equal(pool.v, expected.v)
-    assert not memory.generations.any()
-    pipe.send([3, 5])
-    assert pipe.recv()
-    assert np.flatnonzero(memory.generations).tolist() == [3, 5]
-    with pytest.raises(ValueError, match="read-only"):
-        memory.generations[0] = 1
+def test_another_process_reads_the_same_bits(owner: Connection) -> None:
+    for dtype in DTYPES:
+        memory = mapped_memory(msgspec.msgpack.decode(owner.recv(), type=SharedKv), identity(dtype))
+        pool, expected = KvPool(identity(dtype), PAGES, PAGE, memory), exported_pool(dtype)
+        assert torch.equal(pool.k, expected.k) and torch.equal(pool.v, expected.v)
+        assert not memory.generations.any()
+        owner.send([3, 5])
+        assert owner.recv()
+        assert np.flatnonzero(memory.generations).tolist() == [3, 5]
+        with pytest.raises(ValueError, match="read-only"):
+            memory.generations[0] = 1
+        owner.send(None)
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 4, 16], ids="page={}".format)

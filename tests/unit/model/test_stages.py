@@ -5,9 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from beams import PAGE, TAIL, Beams, decode, make_requests, prefill
+from pairs import by_pairs
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -36,15 +36,13 @@ def oracle(folder: Path) -> Callable[[list[list[int]]], Tensor]:
     return logits
 
 
-CASES = [
-    pytest.param(family, kv_heads, dtype, kernels, id=f"{family}-Hq=4-Hkv={kv_heads}-{dtype}-{kernels}")
-    for family in ("qwen3", "qwen2", "llama")
-    for kv_heads in (4, 2, 1)
-    for dtype, kernels in (("float32", "cpu"), ("bfloat16", "cpu"), ("float32", "reference"))
-]
-
-
-@pytest.mark.parametrize(("family", "kv_heads", "dtype", "kernels"), CASES)
+@by_pairs(
+    {
+        "family": ["qwen3", "qwen2", "llama"],
+        "kv_heads": [4, 2, 1],
+        "dtype, kernels": [("float32", "cpu"), ("bfloat16", "cpu"), ("float32", "reference")],
+    }
+)
 def test_beams_equal_whole_sequences(
     make_checkpoint: Callable[..., Path], family: str, kv_heads: int, dtype: str, kernels: str
 ) -> None:
@@ -71,10 +69,12 @@ def test_beams_equal_whole_sequences(
     assert requests[2].level == DEPTH - 1
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "reference"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "cuts", [(0, 31, 32), (0, 1, 32), (0, 8, 32), (0, 9, 15, 16, 32)], ids=lambda cuts: f"cuts={cuts}"
+@by_pairs(
+    {
+        "cuts": [(0, 31, 32), (0, 1, 32), (0, 8, 32), (0, 9, 15, 16, 32)],
+        "dtype": ["float32", "bfloat16"],
+        "kernels": ["cpu", "reference"],
+    }
 )
 def test_a_prompt_in_parts_equals_one_forward(
     make_checkpoint: Callable[..., Path], cuts: tuple[int, ...], dtype: str, kernels: str

@@ -40,11 +40,19 @@ def attention(rows: int, requests: int) -> PlannedAttention:
     return PlannedAttention(rows, requests, PAGE, causal=True)
 
 
-@pytest.fixture
-def engine(backend: ModelBackend) -> BucketEngine:
+@pytest.fixture(scope="module")
+def warm(backend: ModelBackend) -> BucketEngine:
     made = BucketEngine(backend, pool_of(backend), HostDevice(), TOKENS, attention)
     made.warm_up()
     return made
+
+
+@pytest.fixture
+def engine(warm: BucketEngine) -> BucketEngine:
+    """One for all tests, with a pool that looks as if none had run."""
+    warm.pool.k.fill_(torch.nan)
+    warm.pool.v.fill_(torch.nan)
+    return warm
 
 
 def parts_of(lengths: list[int], seed: int = 3) -> list[Part]:
@@ -83,7 +91,8 @@ def test_a_batch_is_what_the_cpus_engine_makes_of_it(engine: BucketEngine, lengt
     run_both(engine, [parts_of(lengths)])
 
 
-def test_batches_of_different_buckets_leave_each_other_alone(engine: BucketEngine) -> None:
+def test_batches_of_different_buckets_leave_each_other_alone(backend: ModelBackend) -> None:
+    engine = BucketEngine(backend, pool_of(backend), HostDevice(), TOKENS, attention)
     engine.buckets = (8, 32, TOKENS)
     engine.warm_up()
     first, second = parts_of([5, 3, 29, 40])[:2], parts_of([5, 3, 29, 40])[2:]
