@@ -11,6 +11,7 @@ import pytest
 from lying_deployment import Bench, Deployment, Done, finish, listening, start
 
 from xgr_runtime.catalog import Catalog, load_catalog
+from xgr_runtime.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +36,27 @@ def deployment(catalog: Catalog) -> Iterator[Deployment]:
 
 
 @pytest.fixture
-def bench(deployment: Deployment, catalog_path: Path) -> Bench:
+def brief(deployment: Deployment, catalog_path: Path) -> list[str]:
+    """The flags of a short run against the deployment."""
+    given = ["--url", deployment.url, "--catalog", str(catalog_path), "--prompt-tokens", "30"]
+    return [*given, "--duration", "0.6", "--warm-up", "0.1", "--beam-width", "5"]
+
+
+@pytest.fixture
+def bench(brief: list[str]) -> Bench:
     """Runs it against the deployment, briefly."""
+    return lambda *flags, **environment: finish(start(*brief, *flags, **environment))
+
+
+@pytest.fixture
+def refused(brief: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The same in this process: what ends before anything is sent is not worth a start."""
 
     def run(*flags: str, **environment: str) -> Done:
-        given = ["--url", deployment.url, "--catalog", str(catalog_path), "--prompt-tokens", "30"]
-        short = ["--duration", "0.6", "--warm-up", "0.1", "--beam-width", "5"]
-        return finish(start(*given, *short, *flags, **environment))
+        for name, value in {"XGR_API_KEY": "", **environment}.items():
+            monkeypatch.setenv(name, value)
+        code = main(["bench", *brief, *flags])
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
 
     return run

@@ -130,15 +130,15 @@ def test_an_interrupted_run_reports_what_there_is(
     assert 10 <= point["answered"] <= len(deployment.bodies)
 
 
-def test_needs_a_load(bench: Bench) -> None:
+def test_needs_a_load(refused: Bench) -> None:
     for flags in ([], ["--rate", "2", "--in-flight", "2"], ["--rate", "fast"], ["--rate", "0"]):
-        done = bench(*flags)
+        done = refused(*flags)
         assert (done.code, done.out) == (2, "")
         assert "--rate" in done.err
 
 
-def test_says_that_nothing_listens(bench: Bench) -> None:
-    done = bench("--rate", "2", "--url", "http://127.0.0.1:1")
+def test_says_that_nothing_listens(refused: Bench) -> None:
+    done = refused("--rate", "2", "--url", "http://127.0.0.1:1")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "xgr bench: error: nothing answers at http://127.0.0.1:1: start `xgr serve`, or give its --url\n"
@@ -146,9 +146,9 @@ def test_says_that_nothing_listens(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "wrong"], ids=["missing", "wrong"])
-def test_says_that_it_needs_a_key(bench: Bench, deployment: Deployment, key: str) -> None:
+def test_says_that_it_needs_a_key(refused: Bench, deployment: Deployment, key: str) -> None:
     deployment.key = KEY
-    done = bench("--rate", "2", XGR_API_KEY=key)
+    done = refused("--rate", "2", XGR_API_KEY=key)
     assert done.code == 2
     assert "set XGR_API_KEY" in done.err
 
@@ -158,9 +158,9 @@ def test_sends_the_key(bench: Bench, deployment: Deployment) -> None:
     assert bench("--rate", "20", XGR_API_KEY=KEY).code == 0
 
 
-def test_refuses_another_catalog(bench: Bench, deployment: Deployment) -> None:
+def test_refuses_another_catalog(refused: Bench, deployment: Deployment) -> None:
     deployment.version = "another"
-    done = bench("--rate", "2")
+    done = refused("--rate", "2")
     assert done.code == 2
     assert "serves catalog another" in done.err
 
@@ -179,8 +179,8 @@ def test_refuses_another_catalog(bench: Bench, deployment: Deployment) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_says_which_setting_cannot_be(bench: Bench, flags: list[str], message: str) -> None:
-    done = bench("--rate", "2", *flags)
+def test_says_which_setting_cannot_be(refused: Bench, flags: list[str], message: str) -> None:
+    done = refused("--rate", "2", *flags)
     assert (done.code, done.out) == (2, "")
     assert message in done.err and done.err.count("\n") == 1
 
