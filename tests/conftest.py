@@ -33,10 +33,34 @@ if (_cache := cache_folder()) is not None:
 SGLANG = importlib.util.find_spec("sglang") is not None
 collect_ignore = ["gpu"] if SGLANG else ["gpu", "sglang"]
 
+# Of the files that run side by side, those that take longest: see `pytest_collection_modifyitems`.
+LONGEST = (
+    "gpu_run/test_smoke.py",
+    "kernels/test_beam_select_cuda.py",
+    "handover/test_every_order.py",
+    "http/test_costs.py",
+    "kernels/test_attention.py",
+    "kernels/test_beam_select.py",
+    "bench/test_command.py",
+    "model/test_stages.py",
+    "process/test_child.py",
+    "model/test_kept_checks.py",
+    "model/test_cpu_backend.py",
+    "process/test_supervisor.py",
+    "decode/test_cohort_engine.py",
+    "kernels/test_kept.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--long`: overload, soak and chaos take minutes instead of seconds, and all references are asked."""
     parser.addoption("--long", action="store_true", help="minutes of faults, and all references")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: one that begins last leaves a core alone until it is through."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
