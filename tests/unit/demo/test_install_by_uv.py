@@ -66,6 +66,15 @@ def test_uv_is_installed_by_pip_and_installs_into_this_python(by_uv: ModuleType,
     assert done.endswith(f"--python {sys.executable} --no-deps x==1")
 
 
+@pytest.mark.parametrize("never_kept", [True, False])
+def test_all_is_compiled_where_python_keeps_nothing_that_it_compiles(
+    by_uv: ModuleType, calls: Path, monkeypatch: pytest.MonkeyPatch, never_kept: bool
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", never_kept)
+    assert by_uv.main(["x"]) == 0
+    assert ("--compile-bytecode" in calls.read_text().splitlines()[-1]) == never_kept
+
+
 @pytest.mark.parametrize("fails", ["install uv>=", "-m uv"], ids=["no-uv", "uv-fails"])
 def test_a_failure_is_told(
     by_uv: ModuleType, calls: Path, monkeypatch: pytest.MonkeyPatch, fails: str
