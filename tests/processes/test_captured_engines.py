@@ -1,6 +1,5 @@
 """The engines of a GPU in real workers, on the CPU: answers are the oracle's, however KV gets to decode."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from oracle import Oracle
 from sameness import assert_same
 
 from xgr_runtime.launcher.program import Program
+from xgr_runtime.launcher.topology import WORKERS
 
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
-WIDTH = 6
+WIDTH = 2
 
 
 class CapturedCluster(Cluster):
@@ -23,9 +22,8 @@ class CapturedCluster(Cluster):
     def _program(self, name: str, module: str, argv: list[str]) -> Program:
         if module == "router":
             return super()._program(name, module, argv)
-        paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]  # ours may not be installed
-        environ = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
-        return Program(name, "captured_workers", [module.removesuffix("_worker"), *argv], environ)
+        role = module.removesuffix("_worker")
+        return Program(name, "captured_workers", [role, *argv], template=WORKERS)
 
 
 @pytest.mark.timeout(600)
@@ -38,8 +36,8 @@ def test_answers_are_the_oracles(
     items: Items,
     oracle: Oracle,
 ) -> None:
-    settings = {"max_beam_width": 8, "max_rows": 16, "batch_tokens": 96, "silence": 60.0, **way}
-    asked = [prompt[:150] for prompt in prompts[::3]]  # some in two turns
+    settings = {"max_beam_width": WIDTH, "max_rows": 2 * WIDTH, "batch_tokens": 96, "silence": 60.0, **way}
+    asked = [prompt[:150] for prompt in prompts[1::5]]  # some in two turns
     with (
         CapturedCluster(checkpoint, catalog_source, **settings) as cluster,
         cluster.client() as client,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -195,8 +194,7 @@ class Cluster(AbstractContextManager["Cluster"]):
     def _program(self, name: str, module: str, argv: list[str]) -> Program:
         if name not in self._faulty:
             return Program(name, module, argv, template=ROUTER if module == ROUTER else WORKERS)
-        environ = {"FAULTS": str(self._faults), "PYTHONPATH": os.pathsep.join(sys.path)}
-        return Program(name, "faulty_worker", [module, *argv], environ)
+        return Program(name, "faulty_worker", [module, *argv], {"FAULTS": str(self._faults)}, WORKERS)
 
     def _address(self, name: str) -> str:
         return f"ipc://{self.folder / name}"

@@ -6,6 +6,7 @@ Tests of a deployment's life and of faults leave this alone: their launcher has 
 from __future__ import annotations
 
 import os
+import sys
 
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher.deployment import Deployment
@@ -38,11 +39,12 @@ def close_all() -> None:
 
 
 def _shared(made: Template) -> Template:
-    """The one that imports the same under the same variables, begun."""
+    """The one that imports the same under the same variables, begun. What it forks finds our modules, too."""
     key = f"{made.name} {made._imports} {sorted(made._environ.items())}"
     if key not in _BEGUN:
-        made.begin()
-        _BEGUN[key] = made
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        _BEGUN[key] = Template(made.name, made._imports, {**made._environ, **path})
+        _BEGUN[key].begin()
     return _BEGUN[key]
 
 
