@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -262,7 +263,7 @@ def locked(checkpoint: Path, items: Items, tmp_path_factory: pytest.TempPathFact
     with closing(Serve([*files, *flags], {**os.environ, **keys})) as running:
         running.url()
         yield running
-        running.process.terminate()
+        running.process.send_signal(signal.SIGINT)
         assert running.end() == 0
 
 

@@ -14,7 +14,7 @@ from xgr_runtime.launcher.deployment import Deployment
 @pytest.fixture
 def flags(deployment: Deployment, catalog_source: Path, checkpoint: Path) -> list[str]:
     where = ["--url", deployment.url, "--catalog", str(catalog_source), "--model-path", str(checkpoint)]
-    return [*where, "--beam-width", "8:0.7,40:0.3", "--prompt-tokens", "100", "--warm-up", "0.5"]
+    return [*where, "--beam-width", "8:0.7,40:0.3", "--prompt-tokens", "100", "--warm-up", "0.2"]
 
 
 def run(flags: list[str], *more: str) -> Done:
@@ -32,7 +32,7 @@ def answered_by(deployment: Deployment) -> float:
 
 def test_figures_of_an_open_loop_add_up(deployment: Deployment, flags: list[str]) -> None:
     before = answered_by(deployment)
-    done = run(flags, "--rate", "4,8", "--duration", "3", "--slo-ms", "20000")
+    done = run(flags, "--rate", "5,9", "--duration", "1.5", "--slo-ms", "20000")
     for point in done.line["points"]:
         assert point["sent"] == point["answered"] > 0
         assert point["refused"] == point["failed"] == {}
@@ -46,14 +46,14 @@ def test_figures_of_an_open_loop_add_up(deployment: Deployment, flags: list[str]
 
 def test_a_closed_loop_counts_no_more_than_was_served(deployment: Deployment, flags: list[str]) -> None:
     before = answered_by(deployment)
-    (point,) = run(flags, "--in-flight", "2", "--duration", "3").line["points"]
+    (point,) = run(flags, "--in-flight", "2", "--duration", "1.5").line["points"]
     assert 0 < point["sent"] == point["answered"] <= answered_by(deployment) - before
-    assert point["throughput"] * 3 <= answered_by(deployment) - before
+    assert point["throughput"] * 1.5 <= answered_by(deployment) - before
 
 
 def test_the_same_requests_get_the_same_answers(flags: list[str], tmp_path: Path) -> None:
     answers = str(tmp_path / "answers.jsonl")
-    load = ["--rate", "5", "--duration", "3", "--traffic", "sessions", "--seed", "4"]
+    load = ["--rate", "8", "--duration", "2", "--traffic", "sessions", "--seed", "4"]
     run(flags, *load, "--save-answers", answers)
     (point,) = run(flags, *load, "--reference", answers).line["points"]
     assert point["compared"] == point["answered"] > 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +14,16 @@ import pytest
 import zmq
 from cluster import Cluster
 from sameness import assert_identical
+from shared_templates import SharedStarter
 from throw import throw
 from until import until
 
 from xgr_runtime.client import XgrClient
+from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.launcher.child import Child
+from xgr_runtime.launcher.program import Program
+from xgr_runtime.launcher.topology import ROUTER, WORKERS
 from xgr_runtime.transport import new_key_pair
 from xgr_runtime.transport.keyring import read_key, write_key
 from xgr_runtime.wire.answers import Answer, WorkerStatus
@@ -187,9 +189,13 @@ def test_without_keys_no_process_starts_beyond_this_machine(
 ) -> None:
     common = ["--model-path", str(checkpoint)]
     common += [] if module == "prefill_worker" else ["--catalog", str(catalog_source)]
-    ended = subprocess.run(
-        [sys.executable, "-m", module, *common, *argv], capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 2
-    said = ended.stderr.splitlines()[-1]
-    assert f"{module}: error: tcp://" in said and "--curve-key" in said and "xgr keys new" in said
+    starter = SharedStarter(ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source), threads=1))
+    until(starter.settled, "templates have imported")
+    template = ROUTER if module == ROUTER else WORKERS
+    child = Child(Program(module, module, [*common, *argv], template=template), start=starter.start)
+    child.start()
+    assert child.wait(60.0)
+    said = child.ending()
+    child.close()
+    assert said.startswith(f"ended with exit code 2: {module}: error: tcp://")
+    assert "--curve-key" in said and "xgr keys new" in said

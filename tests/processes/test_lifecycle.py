@@ -1,8 +1,7 @@
 """The whole deployment as a user runs it: start, serve, stop, start again, and a worker that dies."""
 
 import os
-import signal
-import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +12,19 @@ import psutil
 import pytest
 from freed import assert_all_freed
 from serve import Serve
+from shared_templates import SharedStarter
 from until import PATIENCE, until
 
 from xgr_runtime.client import XgrClient
-from xgr_runtime.errors import RequestError
+from xgr_runtime.config import ServeConfig, parse
+from xgr_runtime.errors import RequestError, StartupError
+from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.launcher.run_folder import run_folder
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path, as socket paths have a limit, with what a list of addresses might stumble over."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="xgr-t-", dir="/tmp") as made:
         (odd := Path(made) / "a, b:ü").mkdir()
         yield odd
@@ -57,10 +58,10 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_signal_under_load_drains_and_leaves_nothing(
-    checkpoint: Path, catalog_source: Path, folder: Path, stop: signal.Signals
+    checkpoint: Path, catalog_source: Path, folder: Path
 ) -> None:
+    """SIGTERM; for SIGINT see `test_bad_input.locked`."""
     shm = shared_memory()
     with serving(checkpoint, catalog_source, folder) as server:
         client = XgrClient(server.url())
@@ -85,7 +86,7 @@ def test_a_signal_under_load_drains_and_leaves_nothing(
             for _ in range(4):
                 pool.submit(load)
             assert started.wait(60)
-            server.process.send_signal(stop)
+            server.process.terminate()
             assert server.end() == 0
         assert_nothing_left(family, folder, shm)
     ended = [o for o in outcomes if isinstance(o, Exception)]
@@ -103,18 +104,14 @@ def test_a_killed_launcher_takes_everything_with_it(
         server.process.kill()
         _, alive = psutil.wait_procs(family, timeout=20)
         assert not alive
-    # What a killed launcher could not remove, the next one does.
-    with serving(checkpoint, catalog_source, folder) as server:
-        server.url()
+    assert run_folders(folder)
+    with run_folder(folder):  # what a killed launcher could not remove, the next one does
         assert len(run_folders(folder)) == 1
-        server.process.terminate()
-        assert server.end() == 0
-    assert not run_folders(folder)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_killed_workers_come_back(method: str, checkpoint: Path, catalog_source: Path, folder: Path) -> None:
-    with serving(checkpoint, catalog_source, folder, "--start-method", method) as server:
+def test_killed_workers_come_back(checkpoint: Path, catalog_source: Path, folder: Path) -> None:
+    """As new processes; the fault suite kills those that are forked."""
+    with serving(checkpoint, catalog_source, folder, "--start-method", "spawn") as server:
         client = XgrClient(server.url())
         before = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
         for module in ("prefill_worker", "decode_worker"):
@@ -126,39 +123,43 @@ def test_killed_workers_come_back(method: str, checkpoint: Path, catalog_source:
         assert_all_freed(client)
 
 
-def test_a_second_server_on_the_same_port_says_so(
+def test_what_a_worker_refuses_is_one_clear_line_and_leaves_nothing(
     checkpoint: Path, catalog_source: Path, folder: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        argv = ["--model-path", str(checkpoint), "--catalog", str(catalog_source), "--port", str(port)]
-        server = serve(folder, *argv)
-        assert server.end() == 2
+    with serving(checkpoint, catalog_source, folder, "--kv-bytes", "1") as server:
+        assert server.end(PATIENCE) == 2
     errors = [line for line in server.lines if "error:" in line]
-    assert len(errors) == 1 and "--port" in errors[0]
+    assert len(errors) == 1 and "--kv-bytes" in errors[0], "".join(server.lines)
+    assert not any("Traceback" in line or "ready at" in line for line in server.lines)
+    assert not run_folders(folder)
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("flag", "value"),
     [
-        (["--model-path", "/nowhere"], "/nowhere"),
-        (["--catalog", "/nowhere.json"], "/nowhere.json"),
-        (["--max-prompt-tokens", "100000000"], "--max-prompt-tokens"),
-        (["--max-rows", "8"], "--max-rows"),
-        (["--model-backend", "sglang"], "sglang"),
-        (["--kv-bytes", "1"], "--kv-bytes"),
-        (["--port", "http"], "--port"),
+        ("--model-path", "/nowhere"),
+        ("--catalog", "/nowhere.json"),
+        ("--max-prompt-tokens", "100000000"),
+        ("--model-backend", "sglang"),
+        ("--max-rows", "8"),
+        ("--port", "http"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
+    ids=lambda value: value if value.startswith("--") else "",
 )
-def test_a_wrong_flag_is_one_clear_line_before_any_port_opens(
-    checkpoint: Path, catalog_source: Path, folder: Path, flags: list[str], named: str
+def test_a_wrong_flag_is_named_before_any_port_opens(
+    checkpoint: Path,
+    catalog_source: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    value: str,
 ) -> None:
-    argv = {"--model-path": str(checkpoint), "--catalog": str(catalog_source), "--port": "0"}
-    argv |= {flags[0]: flags[1]}
-    server = serve(folder, *(part for pair in argv.items() for part in pair))
-    assert server.end(PATIENCE) == 2
-    errors = [line for line in server.lines if "error:" in line]
-    assert len(errors) == 1 and named in errors[0], "".join(server.lines)
-    assert not any("Traceback" in line or "ready at" in line for line in server.lines)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    argv = {"--model-path": str(checkpoint), "--catalog": str(catalog_source), "--port": "0", flag: value}
+    shared = SharedStarter(ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source)))
+    with pytest.raises(StartupError) as refused:
+        config = parse(ServeConfig, [part for pair in argv.items() for part in pair])
+        with Deployment(config, shared):
+            pytest.fail("it serves")
+    assert (value if value.startswith("/") else flag) in str(refused.value)
     assert not run_folders(folder)

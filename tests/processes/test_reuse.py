@@ -123,7 +123,7 @@ def longest_known(prompt: list[int], seen: list[list[int]]) -> int:
 
 @pytest.mark.parametrize(
     ("way", "tier"),
-    [("frames", 0), ("in-place", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],
+    [("frames", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],
 )
 def test_pools_for_two_prompts_serve_everybody_in_turn(
     way: str,
@@ -195,8 +195,7 @@ def test_a_flush_empties_every_worker(
         assert client.flush_cache().flushed_pages > 0
 
 
-@pytest.mark.parametrize("way", ["pull", "in-place"])
-@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+@pytest.mark.parametrize(("victim", "way"), [("prefill-0", "in-place"), ("decode-0", "pull")])
 def test_a_worker_that_was_killed_leaves_nothing_and_begins_with_an_empty_cache(
     victim: str,
     way: str,
