@@ -90,4 +90,4 @@ def read(caller: HTTPConnection, question: Question) -> tuple[Outcome, str]:
 def test_aborts_race_everything(fleet: Fleet, trial: MakeTrial, long: bool) -> None:
     """COMMIT among the rest: callers leave after a time that is about that of a request."""
     with trial("half of the callers leave: cancel races COMMIT") as it, it.crowd(seed=5, leaving=0.5):
-        time.sleep(60 if long else 6)
+        time.sleep(60 if long else 4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ Answered = tuple[int, httpx.Response, Record]
 
 @pytest.fixture
 def forgetful(tmp_path: Path) -> Path:
-    """A cache folder with compiled kernels alone."""
+    """A cache folder with compiled kernels alone. A copy: a link counts as damage, and all would compile."""
     cache = cache_folder()
     assert cache is not None
     kernels = KernelFolder(cache).path
-    (tmp_path / kernels.name).symlink_to(kernels)
+    shutil.copytree(kernels, tmp_path / kernels.name)
     return tmp_path
 
 

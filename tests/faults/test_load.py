@@ -14,7 +14,7 @@ SEED = 20
 
 def test_soak_with_callers_who_leave(fleet: Fleet, trial: MakeTrial, long: bool) -> None:
     with trial("soak, 20% of the callers leave") as it, it.crowd(seed=23, callers=8, leaving=0.2):
-        time.sleep(120 if long else 10)
+        time.sleep(120 if long else 6)
 
 
 def test_ten_times_too_much(fleet: Fleet, questions: list[Question], trial: MakeTrial, long: bool) -> None:
@@ -23,10 +23,10 @@ def test_ten_times_too_much(fleet: Fleet, questions: list[Question], trial: Make
     Ten times the requests would need cores that the workers have. Work goes on: whoever is answered is so
     correctly, and the others are told when to come again.
     """
-    seconds = 60.0 if long else 10.0
+    seconds = 60.0 if long else 7.0
     with Crowd(fleet.url, questions, seed=24, callers=8) as crowd:
-        time.sleep(4)
-        bearable = len(crowd.tally.correct) / 4
+        time.sleep(3)
+        bearable = len(crowd.tally.correct) / 3
     with trial("ten-fold overload", refusals=("overloaded", "deadline_exceeded")) as it:
         for name in fleet.workers:
             fleet.break_(name, Fault("slow"))
@@ -46,5 +46,5 @@ def test_chaos(fleet: Fleet, trial: MakeTrial, long: bool) -> None:
     with trial(f"chaos, seed {SEED}", refusals=("worker_lost", "no_workers")) as it:
         it.fault()
         with it.crowd(seed=SEED, leaving=0.2):
-            Upsets(fleet, random.Random(SEED)).run(300 if long else 15)
+            Upsets(fleet, random.Random(SEED)).run(300 if long else 10)
             it.wait_answered()

@@ -6,12 +6,12 @@ from signal import SIGKILL
 import pytest
 from crowd import Outcome, Question
 from faulty_worker import Fault
-from fleet import Fleet
+from fleet import TIMES, Fleet
 from link_proxy import Direction
 from trial import SURVIVORS_ANSWER, MakeTrial, Trial
 from until import until
 
-SECONDS = 5.0  # of load while a fault lasts
+SECONDS = TIMES["silence"] + 1.0  # of load while a fault lasts
 START = 8  # tokens
 
 

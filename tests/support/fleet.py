@@ -23,7 +23,7 @@ from xgr_runtime.client import XgrClient
 
 ROOT = Path(__file__).resolve().parents[2]
 # Shorter than by default, so that a stopped process is soon noticed; long for a machine without spare time.
-TIMES = {"heartbeat": 0.2, "silence": 3.0, "lease": 4.0, "drain_timeout": 5.0}
+TIMES = {"heartbeat": 0.2, "silence": 2.0, "lease": 3.0, "drain_timeout": 5.0}
 
 
 class Fleet(AbstractContextManager["Fleet"]):

@@ -12,7 +12,7 @@ from instruments import find_data
 
 # Behind links that can be held; KV comes to this decode worker in frames, as from another machine.
 REMOTE = ("prefill-1", "decode-1")
-PROMPTS = 24
+PROMPTS = 16
 LONGEST = 400  # tokens of a prompt
 WIDTHS = (8, 32, 64)
 # Some prompts are cached when they come again, most are not; and a prompt takes several chunks.
