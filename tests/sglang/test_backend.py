@@ -13,6 +13,7 @@ import pytest
 import torch
 from beams import PAGE, PAGES, ROWS, TAIL, decode, make_requests, prefill
 from checkpoints import MakeCheckpoint
+from read_backs import forward_without_read_back
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.models import qwen2
 from torch import Tensor, nn
@@ -47,12 +48,14 @@ YARN_ROPE = {
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 RUNS: dict[str, Case] = {
-    **{f"{family}-Hkv={n}": (family, n, {}) for family in ("qwen3", "qwen2", "llama") for n in (1, 2, 4)},
+    **{f"{family}-Hkv=2": (family, 2, {}) for family in ("qwen3", "qwen2", "llama")},
+    "qwen3-Hkv=1": ("qwen3", 1, {}),
+    "llama-Hkv=4": ("llama", 4, {}),
     "qwen3-D=24": ("qwen3", 2, {"head_dim": 24}),
     "llama-D=16": ("llama", 2, {"head_dim": 16}),
     "qwen3-tied": ("qwen3", 2, {"tie_word_embeddings": True}),
-    "qwen2-tied": ("qwen2", 2, {"tie_word_embeddings": True}),
-    "llama-tied": ("llama", 2, {"tie_word_embeddings": True}),
+    "qwen2-Hkv=4-tied": ("qwen2", 4, {"tie_word_embeddings": True}),
+    "llama-Hkv=1-tied": ("llama", 1, {"tie_word_embeddings": True}),
     "qwen3-attention-bias": ("qwen3", 2, {"attention_bias": True}),
     "llama-attention-bias": ("llama", 2, {"attention_bias": True}),
     "qwen3-saved-in-bfloat16": ("qwen3", 2, {"dtype": "bfloat16"}),
@@ -100,6 +103,7 @@ RUNS: dict[str, Case] = {
     ),
 }
 MAIN = ("qwen3-Hkv=2", "qwen2-Hkv=2", "llama-Hkv=2")
+ANGLES = ("qwen3-Hkv=2", "llama-rope=llama3", "llama-rope=linear", "qwen2-rope=yarn", "phi3")
 
 # float32: sums in another order, over three layers and logits of a few units: some 1e-6 where they differ.
 # bfloat16: steps of 2^-8 at each of some 30 roundings, and SGLang adds the residual before it rounds.
@@ -162,41 +166,48 @@ def test_prompts_and_beams_equal_transformers(
     record_property("difference", difference)
     print(f"{case}: {difference:.1e}")
     assert difference <= TOLERANCE["float32"]
+    if case in ANGLES:
+        # SGLang looks angles up in a table: it must reach as far as the config says.
+        torch.testing.assert_close(
+            at_the_end(ours), at_the_end(theirs), rtol=0, atol=TOLERANCE["float32"], msg="the last positions"
+        )
 
 
-@pytest.mark.parametrize("case", MAIN)
-def test_bfloat16(make_checkpoint: MakeCheckpoint, case: str) -> None:
-    ours, theirs = both(make_checkpoint, RUNS[case], "bfloat16")
-    assert ours.identity == theirs.identity
-    run = Run(ours)
-    assert run.difference(Run(theirs)) <= TOLERANCE["bfloat16"]
-    assert run.pool.k.dtype == torch.bfloat16 and run.logits[0].dtype == torch.float32
+def at_the_end(backend: ModelBackend, count: int = 16) -> Tensor:
+    """Logits of tokens at the last positions."""
+    tokens = torch.arange(count)
+    positions = torch.arange(backend.max_positions - count, backend.max_positions)
+    stage = PrefillStage(KvPool(backend.identity, PAGES, PAGE), [(0, count, np.arange(2, dtype=np.int32))])
+    return backend.logits(backend.forward(tokens, positions, stage))
 
 
-@pytest.mark.parametrize("case", [case for case in RUNS if "moe" in case or case == "mixtral"])
+@pytest.mark.parametrize("case", ["qwen3_moe", "granitemoe", "glm4_moe"])
 def test_experts_load_in_bfloat16(make_checkpoint: MakeCheckpoint, case: str) -> None:
     """Rounding sends some tokens to another expert; the self-check must not take that for a fault."""
     ours, theirs = both(make_checkpoint, RUNS[case], "bfloat16")
     assert ours.identity == theirs.identity
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", MAIN)
+@pytest.mark.parametrize(("case", "dtype"), [*((case, "bfloat16") for case in MAIN), (MAIN[0], "float32")])
 def test_either_kind_continues_the_prompts_of_the_other(
     make_checkpoint: MakeCheckpoint, case: str, dtype: str
 ) -> None:
     ours, theirs = both(make_checkpoint, RUNS[case], dtype)
+    assert ours.identity == theirs.identity
     own, foreign = Run(ours), Run(theirs)
+    assert own.difference(foreign) <= TOLERANCE[dtype]
+    assert own.pool.k.dtype == getattr(torch, dtype) and own.logits[0].dtype == torch.float32
     assert Run(ours, prompts_from=foreign).difference(foreign) <= TOLERANCE[dtype]
     assert Run(theirs, prompts_from=own).difference(own) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("case", MAIN)
-def test_a_prompts_last_layer_runs_for_its_last_token_alone(
+def test_a_forward_reads_nothing_back_and_its_last_layer_runs_for_a_prompts_last_token_alone(
     make_checkpoint: MakeCheckpoint, case: str
 ) -> None:
     family, kv_heads, settings = RUNS[case]
     model = load_backend("sglang", make_checkpoint(family, kv_heads, **settings), "float32")
+    forward_without_read_back(model)  # so it may be captured
     assert model.prunes
     tokens = np.random.default_rng(5).integers(3, model.identity.vocab, 21).astype(np.int32)
     parts = [
@@ -220,23 +231,6 @@ def test_the_checkpoint_of_the_test_data(checkpoint: Path) -> None:
     )
     assert (ours.name, theirs.name) == ("sglang", "transformers")
     assert Run(ours).difference(Run(theirs)) <= TOLERANCE["float32"]
-
-
-@pytest.mark.parametrize(
-    "case", ["qwen3-Hkv=2", "llama-rope=llama3", "llama-rope=linear", "qwen2-rope=yarn", "phi3"]
-)
-def test_the_last_positions(make_checkpoint: MakeCheckpoint, case: str) -> None:
-    """SGLang looks angles up in a table: it must reach as far as the config says."""
-    ours, theirs = both(make_checkpoint, RUNS[case], "float32")
-    count, last = 16, ours.max_positions
-    tokens, positions = torch.arange(count), torch.arange(last - count, last)
-
-    def logits(backend: ModelBackend) -> Tensor:
-        pool = KvPool(backend.identity, PAGES, PAGE)
-        stage = PrefillStage(pool, [(0, count, np.arange(2, dtype=np.int32))])
-        return backend.logits(backend.forward(tokens, positions, stage))
-
-    torch.testing.assert_close(logits(ours), logits(theirs), rtol=0, atol=TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -325,7 +319,7 @@ def test_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint) -> None:
     again: list[Any] = []
 
     def repeat() -> None:
-        again.extend(Run(backend).difference(alone) for _ in range(5))
+        again.extend(Run(backend).difference(alone) for _ in range(3))
 
     threads = [threading.Thread(target=repeat) for _ in range(2)]
     for thread in threads:
@@ -333,7 +327,7 @@ def test_two_threads_do_not_mix(make_checkpoint: MakeCheckpoint) -> None:
     for thread in threads:
         thread.join(timeout=60)
     # Same weights and rows; another number of threads may split a product otherwise.
-    assert len(again) == 10 and max(again) <= 2e-5
+    assert len(again) == 6 and max(again) <= 2e-5
 
 
 # What a start must leave as it was; printed by a process of its own, after its first forward.

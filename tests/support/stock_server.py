@@ -50,7 +50,7 @@ class StockServer(AbstractContextManager["StockServer"]):
         self._argv = [arg for name, value in flags.items() for arg in (f"--{name}", value) if arg]
         self._threads = threads
         self._prefill = prefill
-        self._ranks = int(flags.get("tp-size", "1"))
+        self._ranks = 1
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -62,9 +62,11 @@ class StockServer(AbstractContextManager["StockServer"]):
         self.kill()
         self._log.close()
 
-    def start(self) -> None:
-        """Start it (again, on the same port) and wait until it answers."""
-        command = [sys.executable, "-m", "xgr_runtime.model.sglang.serve", *self._argv]
+    def start(self, ranks: int = 1) -> None:
+        """Start it (again, on the same port) with so many ranks, and wait until it answers."""
+        self._ranks = ranks
+        argv = [*self._argv, "--tp-size", str(ranks)]
+        command = [sys.executable, "-m", "xgr_runtime.model.sglang.serve", *argv]
         process = self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True, env=self._environ()
         )
