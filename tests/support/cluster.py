@@ -75,7 +75,13 @@ class Cluster(AbstractContextManager["Cluster"]):
         self._catalog = str(catalog)
         backend: Any = self._common.get("model_backend", "auto")
         self._starter = SharedStarter(
-            ServeConfig(model_path=str(model), catalog=str(catalog), model_backend=backend, threads=1)  # type: ignore[arg-type]
+            ServeConfig(
+                model_path=str(model),
+                catalog=str(catalog),
+                model_backend=backend,
+                threads=1,
+                layout="colocated" if colocated else "split",  # workers that share weights import more
+            )
         )
         self.url = ""
 
