@@ -53,7 +53,7 @@ class Lab:
         self.cuda = torch.cuda.is_available()
         self.models: dict[Path, ModelBackend] = {}
         self.start(self.seed)
-        self.device: Device = CudaDevice() if self.cuda else HostDevice()
+        self.device: Device = CudaDevice(0) if self.cuda else HostDevice()
 
     @property
     def where(self) -> torch.device:
@@ -76,7 +76,7 @@ class Lab:
             torch.cuda.synchronize()
             gc.collect()  # engines and their graphs refer to each other
             torch.cuda.empty_cache()
-            self.device = CudaDevice()
+            self.device = CudaDevice(0)
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(*shape, device=self.where, dtype=torch.float32).to(dtype)

@@ -137,6 +137,25 @@ def test_a_group_that_exists_is_used(
     promise(not calls, "torch.distributed is started anew where it runs, which opens a TCP port", STARTUP)
 
 
+def test_the_runner_takes_the_gpu_that_is_asked_for(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a start on a second GPU up to the first call that needs one."""
+    folder = make_checkpoint("qwen3", 2)
+    start_model(folder, "float32")  # later releases make their groups once, here without a GPU
+
+    class Chosen(Exception):
+        pass
+
+    def set_device(device: int) -> None:
+        raise Chosen(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    with pytest.raises(Chosen) as chosen:
+        start_model(folder, "float32", "cuda:1")
+    promise(chosen.value.args == (1,), f"on cuda:1 its runner takes GPU {chosen.value.args[0]}", STARTUP)
+
+
 def test_experts_of_a_former_model_can_be_forgotten() -> None:
     forget = srt("eplb.expert_location", STARTUP).set_global_expert_location_metadata
     takes(forget, {"value", "allow_overwrite"}, STARTUP)
@@ -362,7 +381,7 @@ def test_a_senders_address_is_the_clients_bootstrap_host() -> None:
 def test_the_pool_is_described_as_we_read_it() -> None:
     fields = set(inspect.get_annotations(srt("disaggregation.base", TRANSFER).KVArgs))
     read = {"engine_rank", "kv_data_ptrs", "kv_data_lens", "kv_item_lens", "page_size", "state_types"}
-    read |= {"kv_head_num", "total_kv_head_num"}
+    read |= {"gpu_id", "kv_head_num", "total_kv_head_num"}
     promise(read <= fields, f"KVArgs has no {read - fields}", TRANSFER)
 
 

@@ -10,6 +10,7 @@ from xgr_runtime.config import Backend
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends.saved import load_saved
 from xgr_runtime.model.base import DTYPES, ModelBackend, Place
+from xgr_runtime.model.device.place import take_device
 from xgr_runtime.model.kept_checks import KeptChecks
 from xgr_runtime.model.sglang.versions import installed_version, untested
 
@@ -31,9 +32,10 @@ def load_backend(
 
     `dtype` is "float32" or "bfloat16", `device` is "cpu", "cuda" or "cuda:N"; `any_sglang_version` lets
     releases run that were not tested; `place` may move the weights; `checks` are those of earlier starts.
-    Logs the choice and its reason. Raises ModelError with one line that says what to change.
+    A GPU becomes the thread's current one. Logs the choice and its reason. Raises ModelError with one line
+    that says what to change.
     """
-    _check_device(device)
+    take_device(device)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
     if name not in BACKENDS:
@@ -55,15 +57,6 @@ def load_backend(
     from xgr_runtime.model.sglang.backend import load_sglang
 
     return load_sglang(model_path, dtype, any_sglang_version, device, place, checks)
-
-
-def _check_device(device: str) -> None:
-    """Raises ModelError where torch cannot compute on `device`."""
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"--device {device}: torch finds no GPU here: use --device cpu")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs")
 
 
 def why_not_sglang(any_version: bool, device: str) -> str | None:

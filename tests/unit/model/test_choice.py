@@ -104,8 +104,11 @@ def test_sglang_runs_on_the_gpu_that_is_asked_for(
     calls = installed("0.5.20")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("current", device)))
     load_backend("auto", FOLDER, "bfloat16", device="cuda:1", place=print)
-    assert calls == [(FOLDER, "bfloat16", False, "cuda:1", print, None)]
+    current, asked = calls
+    assert current == ("current", torch.device("cuda", 1)), "before the library, whose kernels run there"
+    assert asked == (FOLDER, "bfloat16", False, "cuda:1", print, None)
 
 
 def test_sglang_stays_off_a_gpu_that_is_not_asked_for(

@@ -100,7 +100,7 @@ class Device(Protocol):
 class CudaDevice:
     """A GPU of this process: one stream for launches, one for copies, one memory pool for all graphs."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int) -> None:
         self.where = torch.device("cuda", index)
         torch.cuda.set_device(self.where)
         self._stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ import torch
 from torch import distributed, nn
 
 from xgr_runtime.model.backends import shims
+from xgr_runtime.model.device.place import check_place
 
 shims.install()
 
@@ -72,7 +73,8 @@ def start_model(folder: Path, dtype: str, device: str = "cpu") -> nn.Module:
     """SGLang's model of the checkpoint in `folder`, with its weights on `device`: "cpu", "cuda" or "cuda:N".
 
     `dtype` is "float32" or "bfloat16". A process should hold one: SGLang keeps settings and groups in
-    globals, and a second start replaces those of the first. Raises whatever SGLang raises.
+    globals, and a second start replaces those of the first. Raises ModelError where the weights have come to
+    lie on another GPU, and whatever SGLang raises.
     """
     # A few models compile functions as they first run: seconds in the middle of serving, and a C++ compiler.
     torch.compiler.set_stance("force_eager")
@@ -93,6 +95,8 @@ def start_model(folder: Path, dtype: str, device: str = "cpu") -> nn.Module:
             **extra,
         )
     model: nn.Module = runner.model
+    wanted = torch.device(kind, gpu) if kind == "cuda" else torch.device(kind)
+    check_place(next(model.parameters()).device, wanted, "SGLang's model")
     return model.eval().requires_grad_(False)
 
 
@@ -122,7 +126,7 @@ def _publish(settings: Settings, kind: str, gpu: int) -> tuple[ModelConfig, dict
     else:  # 0.5.16
         runtime_context.get_context().set_server_args(settings)
     _forget_former_groups()
-    return model_config.ModelConfig.from_server_args(settings), {"ps": _alone()}
+    return model_config.ModelConfig.from_server_args(settings), {"ps": _alone(gpu)}
 
 
 def _make_groups(settings: Settings, config: ModelConfig, kind: str) -> None:
@@ -150,13 +154,16 @@ def _forget_former_experts() -> None:
     expert_location.set_global_expert_location_metadata(None, allow_overwrite=True)
 
 
-def _alone() -> Any:
-    """The parallel state of a process that is alone: every size 1, every rank 0."""
+def _alone(gpu: int) -> Any:
+    """The parallel state of a process that is alone: every size 1, every rank 0, and the GPU that it has.
+
+    Before 0.5.21 the runner makes that GPU the current one, on which it then puts the weights.
+    """
     from sglang.srt.distributed.parallel_state_wrapper import ParallelState
 
-    absent = ("dp_rank", "moe_dp_rank")  # without a data-parallel controller
+    known = {"gpu_id": gpu, "dp_rank": None, "moe_dp_rank": None}  # no data-parallel controller
     fields = inspect.signature(ParallelState).parameters
-    return ParallelState(**{name: None if name in absent else int(name.endswith("_size")) for name in fields})
+    return ParallelState(**{name: known.get(name, int(name.endswith("_size"))) for name in fields})
 
 
 @contextmanager

@@ -19,7 +19,9 @@ class SglangKv:
     Each is [slots, token bytes]. Token t of a prompt lies in slot t % page_size of its page t // page_size.
     """
 
-    def __init__(self, args: Any, device: str) -> None:
+    def __init__(self, args: Any, kind: str) -> None:
+        """`kind` is "cpu" or "cuda"; which GPU it is, `args` say."""
+        device = torch.device(kind, args.gpu_id) if kind == "cuda" else torch.device(kind)
         self.layers: int = len(args.kv_data_ptrs) // 2
         self.page_size: int = args.page_size
         token_bytes = {length // args.page_size for length in args.kv_item_lens}
@@ -100,9 +102,9 @@ class GatheredPromptKv:
         return part[0].flatten().numpy().data, part[1].flatten().numpy().data
 
 
-def _memory(pointer: int, length: int, device: str) -> Tensor:
-    """`length` bytes at an address, not copied."""
-    if device == "cpu":
+def _memory(pointer: int, length: int, device: torch.device) -> Tensor:
+    """`length` bytes at an address, not copied: torch would copy what lies on another GPU than `device`."""
+    if device.type == "cpu":
         return torch.frombuffer((ctypes.c_uint8 * length).from_address(pointer), dtype=torch.uint8)
     return torch.as_tensor(_CudaMemory(pointer, length), device=device)
 
