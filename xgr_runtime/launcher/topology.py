@@ -184,12 +184,22 @@ def _take_turns(config: ServeConfig, layout: str) -> bool:
     return config.sharing == "turns" and pair and (config.device == "cpu" or layout == "colocated")
 
 
-def count_gpus() -> int:
+def count_gpus(devices: Path = Path("/dev")) -> int:
     """NVIDIA GPUs that processes of ours will see; at least one, so that the workers say what is missing."""
+    there = len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([name for name in visible.split(",") if name.strip()]))
-    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+    return max(1, there if visible is None else _count_visible(visible, there))
+
+
+def _count_visible(names: str, there: int) -> int:
+    """As CUDA reads the variable: up to the first name of no GPU, and one slice of a GPU at most."""
+    seen: list[str] = []
+    for name in map(str.strip, names.split(",")):
+        number = name.isdigit() and (not there or int(name) < there)
+        if not (number or name.startswith(("GPU-", "MIG-"))) or name in seen:
+            break
+        seen.append(name)
+    return min(1, len(seen)) if names.lstrip().startswith("MIG-") else len(seen)
 
 
 def _devices(config: ServeConfig, layout: str, gpus: int | None) -> Iterator[str]:

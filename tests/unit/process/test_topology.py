@@ -140,12 +140,30 @@ def test_a_file_of_workers_is_read_before_anything_starts(tmp_path: Path, conten
         check(serve(port=0, workers_file=str(path)))
 
 
-@pytest.mark.parametrize(("visible", "count"), [("0", 1), ("2,5", 2), ("", 1)])
-def test_gpus_that_are_hidden_are_not_counted(
-    visible: str, count: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 4),
+        ("0", 1),
+        ("2, 3", 2),
+        ("", 1),
+        ("1,0,-1,2", 2),
+        ("0,7,1", 1),
+        ("NoDevFiles", 1),
+        ("GPU-8a,GPU-9b", 2),
+        ("MIG-8a,MIG-9b", 1),
+    ],
+)
+def test_gpus_are_counted_as_cuda_shows_them(
+    tmp_path: Path, visible: str | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert count_gpus() == count
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus(tmp_path) == count
 
 
 def test_run_folder_is_private_and_goes(tmp_path: Path) -> None:
