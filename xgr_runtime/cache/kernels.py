@@ -1,8 +1,9 @@
 """The part of the cache folder that holds compiled kernels: one folder per version of them and per processor.
 
-Its name is made from the content of all kernels' sources, so that an edit anywhere makes a new one: numba by
-itself sees changes in a kernel's own file alone. It is also made from their paths and times: numba compiles
-again where those differ, so the folder of another installation may be complete, and hold nothing for us.
+For a CPU its name is made from the content of all kernels' sources, so that an edit anywhere makes a new one:
+numba by itself sees changes in a kernel's own file alone. It is also made from their paths and times: numba
+compiles again where those differ, so the folder of another installation may be complete, and hold nothing for
+us. For GPUs it is made from the versions of libraries, which compile there and see to sources by themselves.
 Whoever compiles does so alone, then marks what is complete.
 """
 
@@ -20,29 +21,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 log = logging.getLogger(__name__)
 
 KEPT = 4  # folders of other versions and processors than ours stay until there are more than this
+KEPT_BYTES = 4 << 30  # or until they take more together
 PATIENCE = 600.0  # seconds for which another process may compile; then it seems to hang
 _LOOK_EVERY = 0.1  # seconds
-_PREFIX = "kernels-"
+_PREFIXES = {"cpu": "kernels-", "gpu": "gpu-kernels-"}
+_GPU_COMPILERS = ("flashinfer-python", "triton", "apache-tvm-ffi", "sglang", "torch")
 _IN_USE, _ONE_COMPILES = "in-use", "compiling"
 _PROCESSOR = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 
 
 class KernelFolder:
-    """Compiled kernels of this version for this processor, below the folder `cache`."""
+    """Compiled kernels of this version, below the folder `cache`: for this processor, or for GPUs."""
 
-    def __init__(self, cache: Path) -> None:
-        self.path = cache / f"{_PREFIX}{kernel_key()}"
+    def __init__(self, cache: Path, kind: Literal["cpu", "gpu"] = "cpu") -> None:
+        self._prefix = _PREFIXES[kind]
+        self.path = cache / f"{self._prefix}{kernel_key() if kind == 'cpu' else gpu_kernel_key()}"
         self._held = -1  # a descriptor whose lock says that we use it
 
-    def ready(self, dtype: str) -> bool:
-        """Whether every kernel is there that a model of this type needs."""
-        return self._is_sound() and self._mark(dtype).is_file()
+    def ready(self, mark: str) -> bool:
+        """Whether every kernel is there that `mark` stands for: the type of a model, or more than that."""
+        return self._is_sound() and self._mark(mark).is_file()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was ever completed in it."""
+        return not any(self.path.glob("*.complete"))
 
     def use(self) -> None:
         """Keep it from being removed until `leave`, or the end of this process. Raises OSError."""
@@ -75,9 +85,9 @@ class KernelFolder:
                 time.sleep(_LOOK_EVERY)
             yield
 
-    def complete(self, dtype: str) -> None:
-        """All that a model of this type needs is there. Raises OSError."""
-        self._mark(dtype).touch()
+    def complete(self, mark: str) -> None:
+        """All that `mark` stands for is there. Raises OSError."""
+        self._mark(mark).touch()
         self._remove_old()
 
     def _is_sound(self) -> bool:
@@ -87,13 +97,15 @@ class KernelFolder:
         ours = (self.path / _IN_USE, self.path / _ONE_COMPILES, *self.path.glob("*.complete"))
         return all(stat.S_ISREG(path.lstat().st_mode) for path in ours if os.path.lexists(path))
 
-    def _mark(self, dtype: str) -> Path:
-        return self.path / f"{dtype}.complete"
+    def _mark(self, mark: str) -> Path:
+        return self.path / f"{mark}.complete"
 
     def _remove_old(self) -> None:
         """Those used last stay, and what a process uses. Raises OSError."""
-        found = sorted(self.path.parent.glob(f"{_PREFIX}*"), key=_used, reverse=True)
-        for folder in [other for other in found if other != self.path][KEPT:]:
+        found = sorted(self.path.parent.glob(f"{self._prefix}*"), key=_used, reverse=True)
+        others = [other for other in found if other != self.path]
+        fit = sum(size <= KEPT_BYTES for size in accumulate(map(_bytes, others[:KEPT])))
+        for folder in others[fit:]:
             with contextlib.suppress(OSError), (folder / _IN_USE).open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
@@ -109,6 +121,12 @@ def kernel_key() -> str:
         digest.update(f"{path} {path.stat().st_mtime_ns}\n".encode(errors="surrogateescape"))
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def gpu_kernel_key() -> str:
+    """Names what compiles a GPU's kernels. Below it, libraries tell sources and kinds of GPUs apart."""
+    parts = [sys.version, platform.machine(), *map(version_of, _GPU_COMPILERS)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def processor() -> list[str]:
@@ -139,6 +157,16 @@ def version_of(package: str) -> str:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return package
+
+
+def _bytes(folder: Path) -> int:
+    """Of all files below it, as far as they are still there."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return size
 
 
 def _used(folder: Path) -> float:

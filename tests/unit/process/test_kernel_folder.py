@@ -129,3 +129,18 @@ def test_old_folders_go_but_none_that_is_in_use(folder: KernelFolder, tmp_path: 
     left = {path.name for path in tmp_path.iterdir()}
     latest = {f"kernels-{number}" for number in range(3, KEPT + 3)}
     assert left == {*latest, "kernels-used", "costs", folder.path.name}
+
+
+def test_old_folders_have_a_bound_of_bytes(
+    folder: KernelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those used last stay as far as they fit; what belongs to another kind is not counted."""
+    monkeypatch.setattr(kernels, "KEPT_BYTES", 250)
+    for number in range(3):
+        for name in (f"kernels-{number}", f"gpu-kernels-{number}"):
+            (tmp_path / name / "flashinfer").mkdir(parents=True)
+            (tmp_path / name / "flashinfer/module.so").write_bytes(bytes(100))
+            os.utime(tmp_path / name, (number + 1, number + 1))
+    folder.complete("float32")
+    left = {path.name for path in tmp_path.iterdir()} - {folder.path.name}
+    assert left == {"kernels-1", "kernels-2", *(f"gpu-kernels-{number}" for number in range(3))}
