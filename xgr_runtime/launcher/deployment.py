@@ -25,7 +25,7 @@ from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.errors import CatalogError
-from xgr_runtime.launcher.kernels_first import cache_for_all, compile_first
+from xgr_runtime.launcher.kernels_first import cache_for_all, check_tools, compile_first
 from xgr_runtime.launcher.run_folder import run_folder
 from xgr_runtime.launcher.supervisor import StopRequest, Supervisor, parts_of_start
 from xgr_runtime.launcher.template import Starter
@@ -94,6 +94,7 @@ class Deployment:
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
+            check_tools(config)
             self._starter = starter = self._starter or held.enter_context(_own_starter(config, cores))
             catalog = held.enter_context(self._sealed_catalog())
             compile_first(config, self._stop_request)

@@ -12,6 +12,7 @@ from xgr_runtime.cache.folder import NONE, cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.config import KernelsConfig, ServeConfig, to_argv
+from xgr_runtime.config.toolchain import check_toolchain
 from xgr_runtime.launcher.child import Child, ChildFailed
 from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.run_folder import CACHE
@@ -29,6 +30,15 @@ def cache_for_all(config: ServeConfig, run_folder: Path) -> str:
     """
     found = None if config.cache_folder == NONE else cache_folder(config.cache_folder)
     return str(found or run_folder / CACHE)
+
+
+def check_tools(config: ServeConfig) -> None:
+    """Whether a GPU's kernels are there, or can be compiled; a CPU's need no tool. Raises `ConfigError`.
+
+    `config` names the folder that `cache_for_all` chose.
+    """
+    if config.device != "cpu":
+        check_toolchain(config.device, first=KernelFolder(Path(config.cache_folder), "gpu").fresh)
 
 
 def compile_first(config: ServeConfig, stop: StopRequest) -> None:
