@@ -33,7 +33,9 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
     catalogs = Catalogs(CatalogView(catalog))
     worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
-    worker.warm_up()
+    beams = (max_rows, config.max_beam_width, catalog.depth)
+    with model.first_calls(lambda: lifecycle.stopping, "decode", *beams):
+        worker.warm_up()
     if kernels == "cpu":
         spread_threads(backwards=True)  # prefill workers do it forwards
     worker.learn_costs(model.cache, [model.backend.name, kernels])

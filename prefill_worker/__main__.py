@@ -24,7 +24,8 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     model = load_model(config, lambda: lifecycle.stopping)
     lifecycle.passed("load", {"check": model.check_seconds})
     engine = make_engine(config, model, kernels)
-    engine.warm_up()
+    with model.first_calls(lambda: lifecycle.stopping, "prefill", config.batch_tokens):
+        engine.warm_up()
     limit = prompt_limit(model, config.max_prompt_tokens)
     memory = model.pool.memory
     pages = PagePool(model.pool.pages, memory.generations)

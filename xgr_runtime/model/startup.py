@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +12,18 @@ import torch
 
 from xgr_kernels.backend import choose_backend
 from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
-from xgr_runtime.checkpoint import saved_dtype
+from xgr_runtime.cache.kernels import KernelFolder
+from xgr_runtime.checkpoint import saved_dtype, weight_files
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.config.machine import check_memory, check_threads
+from xgr_runtime.config.toolchain import check_toolchain
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.choice import load_backend
+from xgr_runtime.model.device.gpu_kernels import compiled_once, keep_gpu_kernels, told
+from xgr_runtime.model.device.place import check_room, take_device
 from xgr_runtime.model.kept_checks import KeptChecks
 from xgr_runtime.model.memory.kv_memory import exported_memory, mapped_memory, private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
@@ -41,11 +46,27 @@ class LoadedModel:
     publication: Publication | None = None  # says where that is
     cache: Path | None = None  # the folder of what is kept for later starts
     check_seconds: float = 0.0  # that its answers were compared with those of others
+    gpu_kernels: KernelFolder | None = None  # where those are kept that libraries compile
 
     @property
     def max_prompt_tokens(self) -> int:
         """Tokens that the pool and the model's positions allow."""
         return min(self.pool.pages * self.pool.page_size, self.backend.max_positions)
+
+    def first_calls(self, stopping: Callable[[], bool], *what: object) -> AbstractContextManager[None]:
+        """Around what first calls every kernel, which compiles those of a GPU: see `compiled_once`.
+
+        `what` they depend on besides the model.
+        """
+        device = self.backend.device
+        if device.type != "cuda":
+            return nullcontext()
+        model = self.backend.identity
+        sizes = (model.dtype, self.backend.q_heads, model.kv_heads, model.head_dim, model.hidden, model.vocab)
+        name = torch.cuda.get_device_name(device)
+        return compiled_once(
+            self.gpu_kernels, [self.backend.name, name, sizes, self.pool.page_size, *what], stopping
+        )
 
 
 def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool] = bool) -> LoadedModel:
@@ -59,16 +80,22 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     folder = Path(config.model_path)
     dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
     cache = usable_cache(config.cache_folder)
+    kernels = None
     if config.device == "cpu":
         ready_kernels(cache, dtype, stopping)
+    else:
+        kernels = keep_gpu_kernels(cache)
+        check_toolchain(config.device, first=kernels is None or kernels.fresh)
+        _check_gpu_memory(config.device, folder, DTYPES[dtype])
     publishes = config.publish_memory if isinstance(config, PrefillConfig) else ""
     memory_of = config.memory_of if isinstance(config, DecodeConfig) else ""
     weights = WeightSharing(bool(publishes), memory_of, stopping)
     place = weights.place if weights.shares else None
     checks = KeptChecks(cache)
-    backend = load_backend(
-        config.model_backend, folder, dtype, config.sglang_any_version, config.device, place, checks
-    )
+    with nullcontext() if config.device == "cpu" else told():
+        backend = load_backend(
+            config.model_backend, folder, dtype, config.sglang_any_version, config.device, place, checks
+        )
     use_threads(threads)
     keep_freed_memory()
     if memory_of:
@@ -94,7 +121,14 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
         threads,
         pool.pages * pool.page_size,
     )
-    return LoadedModel(backend, pool, threads, weights, publication, cache, checks.seconds)
+    return LoadedModel(backend, pool, threads, weights, publication, cache, checks.seconds, kernels)
+
+
+def _check_gpu_memory(setting: str, folder: Path, dtype: torch.dtype) -> None:
+    """Raises `ConfigError` for a checkpoint that does not fit there, `ModelError` for a damaged one."""
+    saved = sum(file.stat().st_size for file in weight_files(folder))
+    needed = saved * dtype.itemsize // DTYPES[saved_dtype(folder)].itemsize
+    check_room(take_device(setting), needed, "the model's weights")
 
 
 def _own_pool(config: PrefillConfig | DecodeConfig, backend: ModelBackend) -> KvPool:

@@ -1,4 +1,4 @@
-"""How a decode worker comes to the memory of its prefill worker, which may be started again meanwhile."""
+"""Before a model runs: a look at the GPU, and the memory of a prefill worker, which may start again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xgr_runtime.config import DecodeConfig
+from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Published, publish
 from xgr_runtime.kv.shared_memory import CannotMap
@@ -83,3 +83,50 @@ def test_a_prefill_worker_that_died_meanwhile_is_named(
     loading(monkeypatch, die)
     with pytest.raises(ConfigError, match="died meanwhile: start again"):
         startup.load_model(config_of(path))
+
+
+class PlayedGpu:
+    """What a worker on a second GPU asks for, in order, with as much memory free as it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: Path, free: int) -> None:
+        self.asked: list[object] = []
+        weights.write_bytes(bytes(1000))
+        monkeypatch.setattr(startup, "weight_files", lambda folder: [weights])
+        monkeypatch.setattr(startup, "saved_dtype", lambda folder: "float32")
+        monkeypatch.setattr(startup, "usable_cache", lambda setting: None)
+        monkeypatch.setattr(startup, "keep_gpu_kernels", lambda cache: self.asked.append("folders"))
+        monkeypatch.setattr(startup, "check_toolchain", self.tools)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.asked.append(("current", device)))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: self.room(device, free))
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        monkeypatch.setattr(startup, "load_backend", self.load)
+
+    def tools(self, device: str, *, first: bool) -> None:
+        assert first, "nothing was kept yet"
+        self.asked.append(("tools", device))
+
+    def room(self, device: torch.device, free: int) -> tuple[int, int]:
+        self.asked.append(("room", device))
+        return free, 4000
+
+    def load(self, *_: object) -> Any:
+        self.asked.append("load")
+        raise ConfigError("far enough")
+
+
+@pytest.mark.parametrize(("dtype", "needed"), [("float32", 1000), ("bfloat16", 500)])
+def test_a_gpu_is_looked_at_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, needed: int
+) -> None:
+    settings = PrefillConfig(model_path="m", control_address="ipc://c", device="cuda:1", dtype=dtype)
+    gpu = torch.device("cuda", 1)
+    enough = PlayedGpu(monkeypatch, tmp_path / "weights", free=needed)
+    with pytest.raises(ConfigError, match="far enough"):
+        startup.load_model(settings)
+    assert enough.asked == ["folders", ("tools", "cuda:1"), ("current", gpu), ("room", gpu), "load"]
+    short = PlayedGpu(monkeypatch, tmp_path / "weights", free=needed - 1)
+    with pytest.raises(ConfigError, match=r"--device cuda:1 has .* GB free, .*weights take .*nvidia-smi"):
+        startup.load_model(settings)
+    assert short.asked[-1] == ("room", gpu)

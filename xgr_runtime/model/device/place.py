@@ -6,7 +6,7 @@ is chosen: kernels of Triton, streams, events, models of libraries.
 
 import torch
 
-from xgr_runtime.errors import ModelError
+from xgr_runtime.errors import ConfigError, ModelError
 
 
 def take_device(setting: str) -> torch.device:
@@ -32,4 +32,14 @@ def check_place(found: torch.device, wanted: torch.device, what: str) -> None:
         raise ModelError(
             f"{what} lies on {found}, not on {wanted}: let each worker see one GPU alone, by "
             "CUDA_VISIBLE_DEVICES=N and --device cuda"
+        )
+
+
+def check_room(device: torch.device, needed: int, what: str) -> None:
+    """Raises ConfigError where less than `needed` bytes of a GPU's memory are free for `what`."""
+    free, total = torch.cuda.mem_get_info(device)
+    if free < needed:
+        raise ConfigError(
+            f"--device {device} has {free / 1e9:,.1f} of its {total / 1e9:,.1f} GB free, {what} take "
+            f"{needed / 1e9:,.1f} GB: end what else runs there (nvidia-smi shows it), or name another GPU"
         )
