@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -21,7 +22,10 @@ from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
+from xgr_runtime.tokenizer import read_tokenizer
 from xgr_runtime.transport.addresses import check_host_names, is_loopback
+
+log = logging.getLogger(__name__)
 
 QUEUED = 1024  # connections that wait to be accepted
 TURN_EVERY = 0.2  # seconds
@@ -33,7 +37,7 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     check_named(config)
     share_the_interpreter()
     catalogs = Catalogs(CatalogView(load_catalog(config.catalog, config.model_path)))
-    tokenizer = _tokenizer(Path(config.model_path))
+    tokenizer = _tokenizer(Path(config.model_path), catalogs.newest.catalog.vocab_size)
     with _listen(config.host, config.port) as http:
         asyncio.run(_serve(config, lifecycle, catalogs, tokenizer, http))
 
@@ -117,14 +121,20 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no tokenizer.json: save the checkpoint's tokenizer beside it")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{path} is not a tokenizer: {error}") from None
+def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        raise ModelError(
+            f"{folder} has no tokenizer: save the checkpoint's beside it, such as tokenizer.json"
+        )
+    beyond = tokenizer.get_vocab_size(with_added_tokens=True) - vocab_size
+    if beyond > 0:
+        log.warning(
+            "the tokenizer has %d tokens more than the model's vocabulary of %d: texts with one are refused",
+            beyond,
+            vocab_size,
+        )
+    return tokenizer
 
 
 def _model(config: RouterConfig, catalogs: Catalogs, tokenizer: Tokenizer, dispatcher: Dispatcher) -> Model:

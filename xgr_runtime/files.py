@@ -4,15 +4,16 @@ Content goes into a hidden file of the same folder, to the disk, and only then u
 """
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from xgr_runtime.errors import ConfigError
+from xgr_runtime.errors import ConfigError, StartupError
 
 _REMEDY = "name a file in a folder that you may write to"
 
@@ -67,6 +68,25 @@ def open_ordinary(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise ValueError("it is no ordinary file")
     return os.fdopen(descriptor, "rb")
+
+
+def is_missing(path: Path) -> bool:
+    """A link that leads nowhere is a mistake, and not a file that nobody has made."""
+    return not path.exists() and not path.is_symlink()
+
+
+def read_object(path: Path, kind: type[StartupError]) -> dict[str, Any]:
+    """The JSON object in a file, {} if there is no such file. Raises an error of that kind otherwise."""
+    if is_missing(path):
+        return {}
+    try:
+        with open_ordinary(path) as file:
+            value = json.loads(file.read().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{path} cannot be read as JSON ({error}): correct or remove it") from error
+    if not isinstance(value, dict):
+        raise kind(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
+    return value
 
 
 def check_writable(path: Path, setting: str) -> None:

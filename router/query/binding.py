@@ -42,9 +42,9 @@ def _prompt(query: Query, model: Model, view: CatalogView, most: int) -> tuple[T
     if isinstance(prompt, History):
         return _from_history(prompt.items, view, most)
     if isinstance(prompt, Text):
-        return model.texts.tokens(prompt.text, most), 0
+        return _checked(model.texts.tokens(prompt.text, most), model.vocab_size, "text"), 0
     check_length(len(prompt.ids), "input_ids", most)
-    return _checked(prompt.ids, model.vocab_size), 0
+    return _checked(np.array(prompt.ids, np.int32), model.vocab_size, "input_ids"), 0
 
 
 def _from_history(history: Sequence[str], view: CatalogView, most: int) -> tuple[Tokens, int]:
@@ -65,13 +65,12 @@ def _from_history(history: Sequence[str], view: CatalogView, most: int) -> tuple
     return np.array(tokens, np.int32), dropped
 
 
-def _checked(ids: Sequence[int], vocab_size: int) -> Tokens:
-    tokens = np.array(ids, np.int32)
+def _checked(tokens: Tokens, vocab_size: int, field: str) -> Tokens:
     wrong = np.flatnonzero(tokens >= vocab_size)
     if wrong.size:
         first = int(wrong[0])
+        where = f"{field}[{first}]" if field == "input_ids" else f"token {first} of {field}"
         raise BadRequest(
-            f"input_ids[{first}] is {ids[first]}, the vocabulary ends at {vocab_size - 1}: correct it",
-            "input_ids",
+            f"{where} is {tokens[first]}, the vocabulary ends at {vocab_size - 1}: correct it", field
         )
     return tokens

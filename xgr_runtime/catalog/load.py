@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.file import is_built_file, sealed_file
 from xgr_runtime.catalog.verify import summed, verify_memory
-from xgr_runtime.catalog.vocabulary import read_vocabulary
+from xgr_runtime.catalog.vocabulary import vocabulary_size
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _is_that(memory: BinaryIO, path: Path) -> bool:
 
 def _within(catalog: Catalog, path: Path, model_dir: Path | None) -> Catalog:
     """The catalog for the vocabulary of the checkpoint. Raises CatalogError."""
-    size = read_vocabulary(model_dir).size
+    size = vocabulary_size(model_dir)
     try:
         return catalog if size is None else catalog.for_vocabulary(size)
     except CatalogError as error:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from xgr_runtime.catalog.vocabulary import MAX_TOKEN, read_object
+from xgr_runtime.catalog.vocabulary import MAX_TOKEN
 from xgr_runtime.errors import CatalogError
+from xgr_runtime.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,9 +83,12 @@ def template_file(source: Path) -> Path:
 
 
 def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
-    """The template of catalog.json beside `source`; absent fields take their defaults."""
+    """The template of catalog.json beside `source`; absent fields take their defaults.
+
+    Those of prefix and suffix are what the tokenizer puts around any text.
+    """
     path = template_file(source)
-    fields = read_object(path) if path.name != source.name else {}
+    fields = read_object(path, CatalogError) if path.name != source.name else {}
     unknown = sorted(set(fields) - set(PromptTemplate.__struct_fields__))
     if unknown:
         raise CatalogError(f"{path}: unknown fields {unknown!s:.200}: use {PromptTemplate.__struct_fields__}")
@@ -93,11 +97,10 @@ def read_template(source: Path, vocabulary: Vocabulary) -> PromptTemplate:
         raise CatalogError(
             f"{path}: max_history_items is {limit!r:.40}: it must be a whole number of at least 1"
         )
-    begin = [] if vocabulary.begin is None else [vocabulary.begin]
     return PromptTemplate(
-        prefix=_template_tokens(path, "prefix", fields.get("prefix", begin), vocabulary),
+        prefix=_template_tokens(path, "prefix", fields.get("prefix", list(vocabulary.begin)), vocabulary),
         separator=_template_tokens(path, "separator", fields.get("separator", []), vocabulary),
-        suffix=_template_tokens(path, "suffix", fields.get("suffix", []), vocabulary),
+        suffix=_template_tokens(path, "suffix", fields.get("suffix", list(vocabulary.end)), vocabulary),
         max_history_items=limit,
     )
 

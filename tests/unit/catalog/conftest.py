@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_catalogs import example
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 
 CODES = 40
 
@@ -24,7 +24,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_checkpoint(folder: Path, tokens: list[str]) -> None:
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    if "<bos>" in vocabulary:
+        begin = [("<bos>", vocabulary["<bos>"])]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=begin)
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"}))
     (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), "bos_token_id": 0}))
 

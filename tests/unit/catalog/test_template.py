@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_catalogs import build_from_arrays
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog, load_catalog
-from xgr_runtime.errors import CatalogError
+from xgr_runtime.errors import CatalogError, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,36 +71,34 @@ def test_numpy_histories_are_taken() -> None:
     assert catalog.prompt_tokens([], 64) == ([1], 0)
 
 
-def test_default_prefix_is_the_begin_token(tmp_path: Path, checkpoint: Path) -> None:
-    """tokenizer_config.json names <bos> (1), config.json says 0: the tokenizer's comes first."""
+def test_what_the_tokenizer_puts_around_texts_is_around_prompts(tmp_path: Path, checkpoint: Path) -> None:
+    """It puts <bos> (1) before them; config.json says 0 and is not asked."""
     assert build_catalog(source(tmp_path, None), checkpoint).template == PromptTemplate((1,))
     assert build_catalog(source(tmp_path, None)).template == PromptTemplate()
 
 
 @pytest.mark.parametrize(
-    ("tokenizer_config", "config", "prefix"),
-    [
-        ({"bos_token": {"content": "<bos>"}}, {"bos_token_id": 0}, (1,)),
-        ({"bos_token": None}, {"bos_token_id": 0}, (0,)),
-        ({}, {"bos_token_id": 0}, (0,)),
-        ({"bos_token": None}, {"bos_token_id": None}, ()),
-        (None, {}, ()),
-    ],
-    ids=lambda value: repr(value),
+    ("around", "prefix", "suffix"),
+    [("$A", (), ()), ("<bos> $A", (1,), ()), ("$A <unk>", (), (2,)), ("<pad> <bos> $A <unk>", (0, 1), (2,))],
 )
-def test_begin_token_of_other_checkpoints(
-    tokenizer_config: dict[str, Any] | None,
-    config: dict[str, Any],
+@pytest.mark.parametrize("named", [None, {"bos_token": "<pad>", "add_bos_token": False}])
+def test_no_file_is_asked_for_what_the_tokenizer_does(
+    around: str,
     prefix: tuple[int, ...],
+    suffix: tuple[int, ...],
+    named: dict[str, Any] | None,
     tmp_path: Path,
     checkpoint: Path,
 ) -> None:
-    (tmp_path / "tokenizer.json").write_text((checkpoint / "tokenizer.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": {"vocab_size": 100}}))
-    if tokenizer_config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    words = [("<pad>", 0), ("<bos>", 1), ("<unk>", 2)]
+    tokenizer.post_processor = TemplateProcessing(single=around, special_tokens=words)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 100}, "bos_token_id": 0}))
+    if named is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     catalog = build_catalog(source(tmp_path, None), tmp_path)
-    assert (catalog.template.prefix, catalog.vocab_size) == (prefix, 100)
+    assert (catalog.template.prefix, catalog.template.suffix, catalog.vocab_size) == (prefix, suffix, 100)
 
 
 def test_catalog_json_gives_tokens_as_strings_or_ids(tmp_path: Path, checkpoint: Path) -> None:
@@ -157,5 +157,5 @@ def test_files_beside_a_source_are_ordinary_files(name: str, kind: str, tmp_path
         "link-to-nothing": lambda: path.symlink_to("nothing"),
     }
     make[kind]()
-    with pytest.raises(CatalogError, match=re.escape(str(path))):
+    with pytest.raises(StartupError, match=re.escape(str(path))):
         build_catalog(source(tmp_path, None), model)

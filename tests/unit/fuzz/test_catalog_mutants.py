@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 
 from xgr_runtime.catalog import Catalog, PromptTemplate, load_catalog
 from xgr_runtime.catalog.file import FORMAT, MAGIC, PREAMBLE
-from xgr_runtime.errors import CatalogError
+from xgr_runtime.errors import CatalogError, ModelError
 
 ROOM = 2 << 30  # bytes of address space beyond what the tests have: a claim of 2^40 entries does not fit in
 NUMBERS = (0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
@@ -47,7 +47,7 @@ def bounded_memory() -> Iterator[None]:
 
 
 def use(path: Path, model: Path | None = None) -> None:
-    """What a server does with a catalog. Anything but a `CatalogError` that names a file fails the test."""
+    """What a server does with a catalog. Anything but an error that names a file fails the test."""
     try:
         catalog = load_catalog(path, model)
         assert catalog.vocab_size <= 2**31
@@ -55,7 +55,7 @@ def use(path: Path, model: Path | None = None) -> None:
         assert all(0 <= token < catalog.vocab_size for token in prompt)
         assert all(catalog.items_of_leaves(np.arange(catalog.leaves)))
         assert json.dumps([catalog.attributes(catalog.item_id(row)) for row in range(catalog.items)])
-    except CatalogError as error:
+    except (CatalogError, ModelError) as error:
         assert str(path.parent) in str(error) and len(str(error)) < 4000
 
 
