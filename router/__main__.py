@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
@@ -61,7 +62,10 @@ async def _serve(
     dispatcher.start()
     models = Models([_model(config, catalogs, tokenizer, dispatcher)])
     app = make_app(dispatcher, models, _settings(config, http.getsockname()[0]))
-    server = _Server(server_config(app, ConnectionLimits(connections=config.max_connections)))
+    idle = math.ceil(config.keep_alive_timeout)
+    server = _Server(
+        server_config(app, ConnectionLimits(connections=config.max_connections, idle_seconds=idle))
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

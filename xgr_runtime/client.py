@@ -1,5 +1,6 @@
 """A client of the HTTP interface: typed answers, and the error tree of the server instead of status codes."""
 
+import ipaddress
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
@@ -51,7 +52,11 @@ class XgrClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.http = httpx.Client(
-            base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
+            base_url=base_url,
+            headers=headers(api_key),
+            timeout=timeout,
+            transport=transport,
+            trust_env=may_use_proxy(base_url),
         )
 
     def generate(self, **request: Unpack[Request]) -> Answer:
@@ -121,7 +126,11 @@ class AsyncXgrClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.http = httpx.AsyncClient(
-            base_url=base_url, headers=headers(api_key), timeout=timeout, transport=transport
+            base_url=base_url,
+            headers=headers(api_key),
+            timeout=timeout,
+            transport=transport,
+            trust_env=may_use_proxy(base_url),
         )
 
     async def generate(self, **request: Unpack[Request]) -> Answer:
@@ -149,6 +158,15 @@ def encode(request: Request) -> bytes:
         for group, names in (("sampling_params", _SAMPLING), ("filters", _FILTERS))
     }
     return msgspec.json.encode({**given, **{group: fields for group, fields in nested.items() if fields}})
+
+
+def may_use_proxy(base_url: str) -> bool:
+    """Whether proxies in the environment count: none of them reaches this machine's own loopback."""
+    host = httpx.URL(base_url).host
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost" and not host.endswith(".localhost")
 
 
 def read(response: httpx.Response, kind: type[T]) -> T:

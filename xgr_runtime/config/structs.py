@@ -61,6 +61,9 @@ CacheFolder = Annotated[
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
 MaxBodyBytes = Annotated[Annotated[int, Meta(ge=1, le=1 << 30)], about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
+KeepAliveTimeout = Annotated[
+    Seconds, about("seconds that a connection may be idle; longer than a load balancer keeps it, often 60")
+]
 AllowedHosts = Annotated[
     list[str],
     about(
@@ -223,6 +226,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
+    keep_alive_timeout: KeepAliveTimeout = 75.0
     allowed_hosts: AllowedHosts = []
     hedge_after: HedgeAfter = 3.0
     breaker_failures: BreakerFailures = 3
@@ -269,6 +273,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
+    keep_alive_timeout: KeepAliveTimeout = 75.0
     allowed_hosts: AllowedHosts = []
     hedge_after: HedgeAfter = 3.0
     breaker_failures: BreakerFailures = 3

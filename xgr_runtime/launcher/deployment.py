@@ -8,7 +8,6 @@ import contextlib
 import http.client
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -24,6 +23,7 @@ from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
+from xgr_runtime.config.machine import cores
 from xgr_runtime.errors import CatalogError
 from xgr_runtime.launcher.kernels_first import cache_for_all, check_tools, compile_first
 from xgr_runtime.launcher.run_folder import run_folder
@@ -89,16 +89,17 @@ class Deployment:
 
     def _run(self) -> None:
         """Everything from the checks to the clean end, in one thread: children die with theirs."""
-        config, cores = self.config, len(os.sched_getaffinity(0))
+        config, found = self.config, cores()
+        log.info("%d cores, by %s", found.count, found.limit)
         self._began = time.monotonic()
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
             check_tools(config)
-            self._starter = starter = self._starter or held.enter_context(_own_starter(config, cores))
+            self._starter = starter = self._starter or held.enter_context(_own_starter(config, found.count))
             catalog = held.enter_context(self._sealed_catalog())
             compile_first(config, self._stop_request)
-            groups = plan(config, folder.path, inherited_path(catalog), cores)
+            groups = plan(config, folder.path, inherited_path(catalog), found.count)
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
             self._supervisor = Supervisor(
                 groups,

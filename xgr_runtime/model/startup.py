@@ -1,7 +1,6 @@
 """What both workers do first: threads, checkpoint, identity, and a KV pool within its bound."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,7 @@ from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
 from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.checkpoint import saved_dtype, weight_files
 from xgr_runtime.config import DecodeConfig, PrefillConfig
-from xgr_runtime.config.machine import check_memory, check_threads
+from xgr_runtime.config.machine import check_memory, check_threads, cores
 from xgr_runtime.config.toolchain import check_toolchain
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
@@ -75,7 +74,9 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     `stopping` ends the wait for another worker's memory. Raises `ModelError`, `ConfigError`.
     """
     check_threads(config.threads)
-    threads = config.threads or len(os.sched_getaffinity(0))
+    found = cores()
+    threads = config.threads or found.count
+    log.info("%d threads, by %s", threads, "--threads" if config.threads else found.limit)
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
     dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype

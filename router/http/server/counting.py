@@ -31,7 +31,7 @@ class ConnectionLimits:
     rest_bytes: int = 8 << 20  # that are taken in once a request is answered or refused
     rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
     gone_seconds: float = 0.5  # that an answer gets once the client sends no more: it reads on, or is gone
-    idle_seconds: int = 30  # between requests; longer than common clients keep a connection
+    idle_seconds: int = 75  # between requests
     unread_seconds: float = 30.0  # without a byte of the answer being read
 
 
