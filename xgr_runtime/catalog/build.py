@@ -18,10 +18,17 @@ from xgr_runtime.catalog.checks import (
 )
 from xgr_runtime.catalog.columns import Columns
 from xgr_runtime.catalog.content import Content
+from xgr_runtime.catalog.declared import Declared, check_ids, declared, spell
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.sources import read_columns
-from xgr_runtime.catalog.template import PromptTemplate, read_template
+from xgr_runtime.catalog.template import (
+    PromptTemplate,
+    check_whole,
+    read_beside,
+    read_template,
+    template_file,
+)
 from xgr_runtime.catalog.trie import first_difference, sid_order
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.errors import CatalogError
@@ -33,19 +40,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def build_catalog(source: Path, tokenizer_dir: Path | None = None, vocab_size: int | None = None) -> Catalog:
-    """A catalog from index.json, .jsonl or .parquet and the optional catalog.json beside it.
+def build_catalog(
+    source: Path,
+    tokenizer_dir: Path | None = None,
+    vocab_size: int | None = None,
+    flags: Declared | None = None,
+) -> Catalog:
+    """A catalog from index.json, .jsonl, .parquet, .tsv, .txt or a folder of parts, and catalog.json beside.
 
     tokenizer_dir: the checkpoint folder; token strings, the vocabulary size and the default prefix come from
-    there. Without it the source must hold token ids and the default prefix is empty. Raises CatalogError.
+    there. Without it the source must hold token ids and the default prefix is empty. flags: what is declared
+    of the source, before catalog.json. Raises CatalogError.
     """
     vocabulary = read_vocabulary(tokenizer_dir, vocab_size)
-    template = read_template(source, vocabulary)
+    beside, path = read_beside(source), template_file(source)
+    template, form = read_template(beside, path, vocabulary), declared(beside, path, flags)
     try:
-        columns = read_columns(source)
+        columns = spell(read_columns(source, form.columns), form)
         check_lengths(columns)
         items = checked_ids(columns)
-        return assemble(columns, items, resolved_sids(columns, items, vocabulary), vocabulary.size, template)
+        sids = resolved_sids(columns, items, vocabulary)
+        check_ids(columns, sids, form, vocabulary)
+        check_whole(beside, path, sids[:3], vocabulary)
+        return assemble(columns, items, sids, vocabulary.size, template)
     except CatalogError as error:
         raise error if str(error).startswith(str(source)) else CatalogError(f"{source}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Reader of index.json: one JSON object, item -> list of tokens.
+"""Reader of index.json: one JSON object of items and their SIDs.
 
 A JSON parser loses repeated keys and line numbers; here pairs are kept, and a line is looked for on error.
 """
@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from xgr_runtime.catalog.columns import Columns
+from xgr_runtime.catalog.columns import Columns, canonical, decoded
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from xgr_runtime.catalog.declared import Names
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object with its keys in order, repeated ones included."""
 
 
-def read_index(source: Path) -> Columns:
-    """index.json: one object, item -> list of tokens."""
-    text = _text(source)
+def read_index(source: Path, names: Names) -> Columns:
+    """index.json: one object, item -> SID, or -> an object with the SID and more."""
+    text = decoded(source, source.read_bytes())
     try:
         pairs = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
@@ -34,14 +37,37 @@ def read_index(source: Path) -> Columns:
     def place(row: int) -> str:
         return f"line {_line_of_key(text, row)}"
 
-    return Columns.of_lists(source, items, sids, place)
+    if sids and all(isinstance(sid, _Pairs) for sid in sids):
+        return _described(source, items, [dict(sid) for sid in sids], names, place)
+    return Columns.of_sids(source, items, sids, place)
 
 
-def _text(source: Path) -> str:
-    try:
-        return source.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{source} is not UTF-8 text ({error}): convert it") from error
+def _described(
+    source: Path, items: list[str], rows: list[dict[str, Any]], names: Names, place: Callable[[int], str]
+) -> Columns:
+    """Each item with an object of its SID, title and more; what is no column of ours is an attribute."""
+    others = [{k: _plain(v) for k, v in row.items() if k not in (names.sid, names.title)} for row in rows]
+    titles = [row.get(names.title) for row in rows]
+    for row, title in enumerate(titles):
+        if title is not None and type(title) is not str:
+            raise CatalogError(f"{source}: {place(row)}: the title is {title!r:.80}: it must be text")
+    popularity = [other.pop(names.popularity, None) for other in others]
+    return Columns.of_sids(
+        source,
+        items,
+        [row.get(names.sid) for row in rows],
+        place,
+        titles=titles,
+        popularity=popularity,
+        attributes=[canonical(other) for other in others],
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON objects as dictionaries again."""
+    if isinstance(value, _Pairs):
+        return {key: _plain(inner) for key, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _line_of_key(text: str, row: int) -> int:

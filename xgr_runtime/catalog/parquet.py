@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from xgr_runtime.catalog.columns import EXPECTED, Columns, Row, canonical
+from xgr_runtime.catalog.declared import Names
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pyarrow as pa
+
+_INDEX = re.compile(r"__index_level_\d+__")
 MAX_ROWS = 2**31 - 1  # rows are numbered in 32 bits
 
 
-def read_parquet(source: Path) -> Columns:
+def read_parquet(source: Path, names: Names) -> Columns:
     """A table with the columns of `Row`; `attributes` is a struct or a map."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -24,9 +31,9 @@ def read_parquet(source: Path) -> Columns:
             rows = file.metadata.num_rows
             if not 0 <= rows <= MAX_ROWS:  # before anything is allocated for them
                 raise CatalogError(f"{source} claims {rows} rows: a catalog has at most {MAX_ROWS}")
-            _check_columns(source, file.schema_arrow.names)
-            table = file.read()
-        cells: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+            taken = _taken(source, file.schema_arrow, names)
+            table = file.read(columns=list(taken))
+        cells: dict[str, list[Any]] = {ours: _cells(table[theirs]) for theirs, ours in taken.items()}
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise CatalogError(f"{source} is not a Parquet file ({error!s:.300}): write it again") from error
     _check_cells(source, cells)
@@ -35,21 +42,40 @@ def read_parquet(source: Path) -> Columns:
     def place(row: int) -> str:
         return f"row {row + 1}"
 
-    columns = Columns.of_lists(source, items, cells["sid"], place)
+    columns = Columns.of_sids(source, items, cells["sid"], place)
     columns.titles, columns.popularity = cells.get("title"), cells.get("popularity")
     if attributes is not None:
         columns.attributes = [canonical(dict(value or {})) for value in attributes]
     return columns
 
 
-def _check_columns(source: Path, names: list[str]) -> None:
-    missing = [name for name in ("item", "sid") if name not in names]
-    unknown = [name for name in names if name not in Row.__struct_fields__]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if missing or unknown or repeated:
+def _taken(source: Path, schema: pa.Schema, names: Names) -> dict[str, str]:
+    """The columns that are read, and what they are of a row. Raises CatalogError.
+
+    An index that pandas stored beside its columns is none of them. Where names are declared, the table is
+    somebody else's, and its other columns are left out.
+    """
+    ours = dict(zip(msgspec.structs.astuple(names), Row.__struct_fields__, strict=True))
+    missing = [name for name in (names.item, names.sid) if name not in schema.names]
+    unknown = [name for name in schema.names if name not in ours and not _INDEX.fullmatch(name)]
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1 and name in ours]
+    if missing or repeated or (unknown and names == Names()):
         raise CatalogError(
             f"{source}: columns missing {missing}, unknown {unknown}, repeated {repeated}: {EXPECTED}"
         )
+    return {name: ours[name] for name in schema.names if name in ours}
+
+
+def _cells(column: pa.ChunkedArray) -> list[Any]:
+    """As Python values; texts that a table holds as bytes become texts. Raises ValueError."""
+    values: list[Any] = column.to_pylist()
+    return [_text(value) for value in values] if "binary" in str(column.type) else values
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(inner) for inner in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _check_cells(source: Path, columns: dict[str, list[Any]]) -> None:

@@ -6,6 +6,7 @@ Reads JSON files and the tokenizer only, so that a router can load a catalog wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,33 @@ class Vocabulary:
             )
         return token_id
 
+    def holds(self, text: str) -> bool:
+        """Whether that text is one token, or is to be looked up as if it were."""
+        return self.tokenizer is None or self._find(text) is not None
+
+    def word(self, token: int) -> str | None:
+        """How a token of ordinary text is spelt; None for one that was added, or that reads like a code."""
+        if self.tokenizer is None or token in self._added:
+            return None
+        text = self.tokenizer.id_to_token(token)
+        return None if text is None or (text[0] in "<[" and text[-1] in ">]" and len(text) > 2) else text
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Token ids of a text. Raises CatalogError for what the tokenizer does not know."""
+        if self.tokenizer is None or any("\ud800" <= letter <= "\udfff" for letter in text):
+            return [self._lookup(text)]
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        if not ids or (unknown and unknown not in text and self._find(unknown) in ids):
+            raise CatalogError(
+                f"token {text!r:.80} is unknown: the checkpoint's tokenizer has no token for it; correct it"
+            )
+        return [self.resolve(token) for token in ids]
+
+    @cached_property
+    def _added(self) -> set[int]:
+        return set(self.tokenizer.get_added_tokens_decoder()) if self.tokenizer else set()
+
     def _lookup(self, token: str) -> int:
         if self.tokenizer is None:
             raise CatalogError(
@@ -49,6 +77,17 @@ class Vocabulary:
             )
         if any("\ud800" <= letter <= "\udfff" for letter in token):
             raise CatalogError(f"token {token!r:.80} is not valid Unicode: correct it")
+        token_id = self._find(token)
+        if token_id is not None:
+            return token_id
+        raise CatalogError(
+            f"token {token!r:.80} is unknown: the checkpoint's tokenizer has no single token for it; "
+            "correct the SID or use the checkpoint that the SIDs were made for"
+        )
+
+    def _find(self, token: str) -> int | None:
+        if self.tokenizer is None or any("\ud800" <= letter <= "\udfff" for letter in token):
+            return None
         token_id = self.tokenizer.token_to_id(token)
         if token_id is not None:
             return int(token_id)
@@ -56,10 +95,7 @@ class Vocabulary:
         ids = self.tokenizer.encode(token, add_special_tokens=False).ids
         if len(ids) == 1 and self.tokenizer.decode(ids, skip_special_tokens=False) == token:
             return int(ids[0])
-        raise CatalogError(
-            f"token {token!r:.80} is unknown: the checkpoint's tokenizer has no single token for it; "
-            "correct the SID or use the checkpoint that the SIDs were made for"
-        )
+        return None
 
 
 def read_vocabulary(model_dir: Path | None, size: int | None = None) -> Vocabulary:

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xgr_runtime.catalog.declared import Declared, Names
+from xgr_runtime.errors import CatalogError
+
 if TYPE_CHECKING:
     import argparse
 
@@ -17,12 +20,26 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("catalog", help="build, inspect and verify catalog files")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("build", help="build a catalog file from index.json, .jsonl or .parquet")
+    command = commands.add_parser("build", help="build a catalog file from a table of items and SIDs")
     command.add_argument(
-        "source", type=Path, help="the items and their SIDs; catalog.json beside it is read too"
+        "source",
+        type=Path,
+        help="index.json, .jsonl, .parquet, .tsv, .txt or a folder of parts; catalog.json beside it counts",
     )
     command.add_argument("--out", type=Path, required=True, help="the file to write")
     command.add_argument("--model-path", type=Path, help="the checkpoint folder: tokenizer and vocabulary")
+    command.add_argument(
+        "--sid-format",
+        default="",
+        help="what codes are spelt as, such as '<a_{0}><b_{1}><c_{2}>', or token_ids",
+    )
+    command.add_argument(
+        "--sid-packed", default="", help="codes per level, such as 8192,8192,8192, where a SID is one number"
+    )
+    for column in Names.__struct_fields__:
+        command.add_argument(
+            f"--{column}-column", default=column, help=f"the column of the source that is {column}"
+        )
     command.set_defaults(func=build)
 
     command = commands.add_parser("inspect", help="say what a catalog file holds")
@@ -37,12 +54,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def build(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import build_catalog
 
-    catalog = build_catalog(args.source, args.model_path)
+    catalog = build_catalog(args.source, args.model_path, flags=_declared(args))
     catalog.save(args.out)
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
     if not catalog.template.prefix:
         print("note: prompts have no prefix; --model-path or catalog.json beside the source can give one")
     return 0
+
+
+def _declared(args: argparse.Namespace) -> Declared:
+    """Raises CatalogError."""
+    sizes = args.sid_packed.split(",") if args.sid_packed else []
+    if not all(size.isdecimal() and len(size) < 10 for size in sizes):
+        raise CatalogError(
+            f"--sid-packed is {args.sid_packed!r:.80}: write whole numbers with commas between"
+        )
+    names = Names(**{name: getattr(args, f"{name}_column") for name in Names.__struct_fields__})
+    return Declared(args.sid_format, tuple(map(int, sizes)), names)
 
 
 def inspect(args: argparse.Namespace) -> int:

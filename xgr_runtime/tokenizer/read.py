@@ -63,7 +63,10 @@ def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
     Asked of the tokenizer itself: files say it in several ways, and config.json often says it wrongly.
     """
-    encoding = tokenizer.encode("a")
+    try:
+        encoding = tokenizer.encode("a")
+    except Exception:  # the library raises plain Exception; words alone are known to some, and no stand-in
+        encoding = tokenizer.encode("")
     marked = list(zip(encoding.ids, encoding.special_tokens_mask, strict=True))
     before = [number for number, _ in itertools.takewhile(lambda one: one[1], marked)]
     behind = [

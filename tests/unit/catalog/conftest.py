@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_catalogs import example
-from tokenizers import Tokenizer, models, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 CODES = 40
 
@@ -31,6 +31,22 @@ def write_checkpoint(folder: Path, tokens: list[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"}))
     (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), "bos_token_id": 0}))
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose text tokens come first and whose SIDs <a_0> .. are added behind them."""
+    folder = tmp_path_factory.mktemp("words")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(["the user saw"] * 9, trainer)
+    added = [f"<{letter}_{code}>" for letter in "abc" for code in range(CODES)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 512}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def test_bad_jsonl_is_named(case: str, tmp_path: Path, checkpoint: Path) -> None
         ("\n\n", "the catalog is empty"),
         ('{"item": "1", "sid": [3]}\n{"item": "2"', "line 2: Input data was truncated"),
         ('{"item": "1"}', "line 1, item '1': Object missing required field `sid`"),
-        ('{"item": "1", "sid": "<a_1>"}', "line 1, item '1': Expected `array`, got `str`"),
+        ('{"item": "1", "sid": true}', "line 1, item '1': Expected `int | str | array`, got `bool`"),
         ('{"item": "1", "sid": [3], "titel": "x"}', "unknown field `titel`"),
         ('{"item": null, "sid": [3]}', "line 1, item None: Expected `int | str`"),
         ('{"item": "1", "sid": [3], "popularity": "many"}', "line 1, item '1': Expected `float | null`"),
@@ -173,6 +173,7 @@ INDEX_LINES = '{\n "1": ["<a_1>"],\n "x, }\\"": ["<a_2>"],\n'
         (INDEX_LINES + ' "3": [1.5]\n}', "line 4, item '3': 1.5 in the SID is neither"),
         (INDEX_LINES + ' "3": [true]\n}', "line 4, item '3': True in the SID is neither"),
         (INDEX_LINES + ' "3": {"a": 1}\n}', "line 4, item '3': the SID is [('a', 1)]: it must be a list"),
+        ('{"3": {"a": 1}}', "line 1, item '3': the SID is None: it must be a list"),
         (INDEX_LINES + ' "3": null\n}', "line 4, item '3': the SID is None: it must be a list"),
         (INDEX_LINES + ' "3": ["<a_1>", "<b_1>"]\n}', "line 4, item '3': uneven depth"),
         (INDEX_LINES + ' "\\ud800": ["<a_1>"]\n}', "line 4: item id '\\ud800' is not valid Unicode"),
@@ -251,6 +252,7 @@ def test_a_byte_level_token_is_found_by_its_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [1, 8], ids=lambda depth: f"depth={depth}")
 def test_shallowest_and_deepest(depth: int, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "x.jsonl", [{"item": "only", "sid": [9] * depth}])
+    (tmp_path / "catalog.json").write_text('{"sid_format": "token_ids"}')
     catalog = build_catalog(source, vocab_size=10)
     assert (catalog.depth, catalog.leaves, catalog.items) == (depth, 1, 1)
     assert leaf_of_sid(catalog, [9] * depth) == 0

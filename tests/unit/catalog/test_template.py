@@ -121,7 +121,7 @@ def test_the_template_is_part_of_the_built_file(tmp_path: Path, checkpoint: Path
     ("fields", "message"),
     [
         ({"prefx": [1]}, "unknown fields ['prefx']: use"),
-        ({"prefix": [1.5]}, "prefix is [1.5]: it must be a list of token strings or ids"),
+        ({"prefix": [1.5]}, "prefix is [1.5]: it must be text, or a list of token strings or ids"),
         ({"suffix": None}, "suffix is None"),
         ({"separator": [True]}, "separator is [True]"),
         ({"prefix": ["<none>"]}, "prefix: token '<none>' is unknown"),

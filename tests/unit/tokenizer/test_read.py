@@ -262,3 +262,10 @@ def test_pieces_of_a_class_with_ids_of_its_own(pieces: Path, tmp_path: Path) -> 
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
     with pytest.raises(ModelError, match="class XLMRobertaTokenizer does beside SentencePiece is not known"):
         read_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_knows_whole_words_alone(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "<a_0>": 1}))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert around(read(tmp_path)) == ([0], [])
