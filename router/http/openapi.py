@@ -103,8 +103,9 @@ def answer(spec: RouteSpec) -> Json:
         return {"description": spec.summary, "content": {spec.answer: {"schema": schema}}}
     content: Json = {"application/json": {"schema": ref(spec.answer)}}
     if spec.streams:
-        note = "One event with the answer as JSON, then `data: [DONE]`."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": note}}
+        note = "Of each event: the answer as JSON in the first, `[DONE]` in the second."
+        event = {"type": "object", "properties": {"data": {"type": "string", "description": note}}}
+        content["text/event-stream"] = {"schema": event | {"required": ["data"]}}
     return {"description": summary(spec.answer), "content": content}
 
 
