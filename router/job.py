@@ -31,6 +31,7 @@ class Job:
     deadline: float  # time.monotonic()
     priority: int = 0  # higher first
     dropped_items: int = 0  # of the history, which did not fit
+    unknown_history: int = 0  # items of it that the catalog does not hold
     probe: bool = False  # the router's own, to see whether all is well
 
     @property

@@ -3,7 +3,7 @@
 import ipaddress
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -31,6 +31,7 @@ class Request(TypedDict, total=False):
     allow: Items | None
     deny: Items
     exclude_history: bool
+    unknown_history: Literal["refuse", "drop"]
     timeout_ms: int
     priority: int
     model: str

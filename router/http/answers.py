@@ -27,7 +27,7 @@ def answer(job: Job, outcome: Outcome, tokenizer: Tokenizer, arrival: float) -> 
         attempts=outcome.attempts,
         timing=outcome.timing,
         dropped_items=job.dropped_items,
-        unknown_items=UnknownItems(job.filter.unknown_allow, job.filter.unknown_deny),
+        unknown_items=UnknownItems(job.filter.unknown_allow, job.filter.unknown_deny, job.unknown_history),
         beam_results=results,
     )
     items = best.items if best else []

@@ -16,6 +16,7 @@ from xgr_runtime.catalog import CatalogView
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.messages import Limits
 
+LEAST_ID, MOST_ID = -(1 << 63), (1 << 64) - 1  # of item ids that are numbers
 _ONE_OF = "send exactly one of input_ids, history and text"
 
 
@@ -95,25 +96,28 @@ def prompt(body: GenerateRequest) -> Prompt:
         names = f"{' and '.join(given)} are" if given else "no prompt is"
         raise BadRequest(f"{names} given: {_ONE_OF}", given[-1] if given else "input_ids")
     if body.history is not None:
-        return History(item_ids(body.history))
+        return History(item_ids(body.history, "history"), drop_unknown=body.unknown_history == "drop")
     return TokenIds(cast("list[int]", body.input_ids)) if body.text is None else Text(body.text)
 
 
 def filters(body: GenerateRequest) -> tuple[list[str] | None, list[str]]:
     """Items that are allowed, None for all, and denied: the history's too where the request wants that."""
     given = body.filters or Filters()
-    allow = None if given.allow is None else item_ids(given.allow)
-    deny = item_ids(given.deny or [])
+    allow = None if given.allow is None else item_ids(given.allow, "filters.allow")
+    deny = item_ids(given.deny or [], "filters.deny")
     if given.exclude_history:
         if body.history is None:
             raise BadRequest(
                 "exclude_history needs history: send it, or name the items in filters.deny",
                 "filters.exclude_history",
             )
-        deny += item_ids(body.history)
+        deny += item_ids(body.history, "history")
     return allow, deny
 
 
-def item_ids(items: Sequence[int | str]) -> list[str]:
-    """Item ids as text, the form in which the catalog knows them."""
+def item_ids(items: Sequence[int | str], field: str) -> list[str]:
+    """Item ids as text, the form in which the catalog knows them. Raises `BadRequest` naming the field."""
+    for at, item in enumerate(items):
+        if type(item) is int and not LEAST_ID <= item <= MOST_ID:
+            raise BadRequest(f"{field}[{at}] is a number of more than 64 bits: send it as text", field)
     return [item if type(item) is str else str(item) for item in items]

@@ -5,7 +5,7 @@ by name.
 """
 
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,7 @@ MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-ItemId = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | str
+ItemId = int | str  # numbers of 64 bits, with or without a sign: `intake.item_ids` looks
 Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it stays bytes
 Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its digits are repeated
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
@@ -92,6 +92,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[list[ItemId], Meta(max_length=MOST_HISTORY)] | None,
         Meta(description="Item ids, oldest first."),
     ] = None
+    unknown_history: Annotated[
+        Literal["refuse", "drop"],
+        Meta(
+            description="Of history items that the catalog does not hold: `refuse` the request, or `drop` "
+            "and count them, as long as one is known."
+        ),
+    ] = "refuse"
     text: str | None = None
     model: Annotated[
         ModelName | None,

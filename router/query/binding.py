@@ -1,6 +1,6 @@
 """From a query to a job: text and items become tokens, rows and leaves of one version of a catalog."""
 
-from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
 
     `most_tokens`: that its prompt may have.
     """
-    tokens, dropped = _prompt(query, model, view, most_tokens)
+    prompt = _prompt(query, model, view, most_tokens)
     return Job(
         rid=query.rid,
-        tokens=tokens,
+        tokens=prompt.tokens,
         width=query.width,
         results=query.results,
         score_mode=query.score_mode,
@@ -31,38 +31,51 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
         filter=resolve_items(view.catalog, query.allow, query.deny),
         deadline=query.deadline,
         priority=query.priority,
-        dropped_items=dropped,
+        dropped_items=prompt.dropped,
+        unknown_history=prompt.unknown,
         probe=query.probe,
     )
 
 
-def _prompt(query: Query, model: Model, view: CatalogView, most: int) -> tuple[Tokens, int]:
-    """Token ids [L], and how many items of the history did not fit."""
+class _Bound(NamedTuple):
+    tokens: Tokens  # [L]
+    dropped: int = 0  # items of the history that did not fit
+    unknown: int = 0  # and that the catalog does not hold
+
+
+def _prompt(query: Query, model: Model, view: CatalogView, most: int) -> _Bound:
     prompt = query.prompt
     if isinstance(prompt, History):
-        return _from_history(prompt.items, view, most)
+        return _from_history(prompt, view, most)
     if isinstance(prompt, Text):
-        return _checked(model.texts.tokens(prompt.text, most), model.vocab_size, "text"), 0
+        return _Bound(_checked(model.texts.tokens(prompt.text, most), model.vocab_size, "text"))
     check_length(len(prompt.ids), "input_ids", most)
-    return _checked(np.array(prompt.ids, np.int32), model.vocab_size, "input_ids"), 0
+    return _Bound(_checked(np.array(prompt.ids, np.int32), model.vocab_size, "input_ids"))
 
 
-def _from_history(history: Sequence[str], view: CatalogView, most: int) -> tuple[Tokens, int]:
-    leaves = view.catalog.leaves_of_items(history)
-    unknown = np.flatnonzero(leaves < 0)
-    if unknown.size:
-        first = int(unknown[0])
-        raise BadRequest(
-            f"history[{first}] is {shorten(history[first])}, which this catalog does not hold "
-            f"({unknown.size} unknown in all): leave it out",
-            "history",
-        )
+def _from_history(history: History, view: CatalogView, most: int) -> _Bound:
+    leaves = view.catalog.leaves_of_items(history.items)
+    known = leaves >= 0
+    unknown = len(leaves) - int(known.sum())
+    if unknown and not (history.drop_unknown and known.any()):
+        _refuse_unknown(history, int(np.argmin(known)), unknown)
     try:
-        tokens, dropped = view.catalog.prompt_tokens(leaves.tolist(), most)
+        tokens, dropped = view.catalog.prompt_tokens(leaves[known].tolist(), most)
     except CatalogError as error:
         raise BadRequest(str(error), "history") from None
     check_length(len(tokens), "history", most)
-    return np.array(tokens, np.int32), dropped
+    return _Bound(np.array(tokens, np.int32), dropped, unknown)
+
+
+def _refuse_unknown(history: History, first: int, unknown: int) -> NoReturn:
+    remedy = (
+        "send one that it holds" if history.drop_unknown else 'leave it out or set unknown_history to "drop"'
+    )
+    raise BadRequest(
+        f"history[{first}] is {shorten(history.items[first])}, which this catalog does not hold "
+        f"({unknown} unknown in all): {remedy}",
+        "history",
+    )
 
 
 def _checked(tokens: Tokens, vocab_size: int, field: str) -> Tokens:

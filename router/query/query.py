@@ -13,6 +13,7 @@ class History:
     """Item ids, oldest first; the newest that fit become the prompt."""
 
     items: Sequence[str]
+    drop_unknown: bool = False  # leave out what the catalog does not hold, instead of refusing it
 
 
 @dataclass(frozen=True)

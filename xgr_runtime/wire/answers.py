@@ -30,10 +30,11 @@ class FinishReason(msgspec.Struct, frozen=True):
 
 
 class UnknownItems(msgspec.Struct, frozen=True):
-    """Entries of the filters that the catalog does not hold."""
+    """Entries of the filters, and items of a history that were left out, that the catalog does not hold."""
 
     allow: int
     deny: int
+    history: int
 
 
 class MetaInfo(msgspec.Struct, frozen=True):

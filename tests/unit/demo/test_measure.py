@@ -39,7 +39,7 @@ def server(request: httpx.Request) -> httpx.Response:
     newest = int(json.loads(request.content)["history"][-1][1:])
     found = [result([f"p{newest + 1}"], -1.0), result(["p9", "p8"], -2.0)]
     timing = Timing(0.0, 0.0, 0.0, 0.0, 0.0)
-    end, unknown = FinishReason("length", 3), UnknownItems(0, 0)
+    end, unknown = FinishReason("length", 3), UnknownItems(0, 0, 0)
     meta = MetaInfo("r", end, 4, 0, 3, 0.1, -0.3, -1.0, "v", 1, timing, 0, unknown, found)
     answer = Answer("r", "", found[0].output_ids, found[0].items, meta)
     return httpx.Response(200, content=msgspec.json.encode(answer))

@@ -55,7 +55,7 @@ def test_answer_has_the_fixed_shape(server: Server, catalog: Catalog) -> None:
             "wait": 0.0,
         },
         "dropped_items": 0,
-        "unknown_items": {"allow": 0, "deny": 1},
+        "unknown_items": {"allow": 0, "deny": 1, "history": 0},
         "beam_results": [first, second],
     }
     assert answer["rid"] == "mine"
@@ -113,6 +113,40 @@ def test_empty_history_is_a_new_user(server: Server, dispatch: FakeDispatch) -> 
     assert dispatch.jobs[0].tokens.tolist() == [1]
 
 
+def test_unknown_items_of_a_history(server: Server, dispatch: FakeDispatch) -> None:
+    refused = server.generate(history=["1", "gone", "2", "?"])
+    assert refused.status_code == 400 and 'unknown_history to "drop"' in refused.json()["error"]["message"]
+    assert "history[1] is 'gone'" in refused.text and "(2 unknown in all)" in refused.text
+    dropped = server.generate(history=["1", "gone", "2", "?"], unknown_history="drop").json()["meta_info"]
+    assert dropped["unknown_items"]["history"] == 2
+    known = server.generate(history=["1", "2"]).json()["meta_info"]
+    assert known["unknown_items"]["history"] == 0
+    assert dispatch.jobs[0].tokens.tolist() == dispatch.jobs[1].tokens.tolist()
+    for unusable in (["gone"], ["gone", "?"]):
+        nothing = server.generate(history=unusable, unknown_history="drop")
+        assert nothing.status_code == 400 and "send one that it holds" in nothing.text
+    assert server.generate(history=[], unknown_history="drop").status_code == 200
+    assert server.generate(history=["1"], unknown_history="keep").status_code == 400
+
+
+@pytest.mark.parametrize("item", [(1 << 64) - 1, 13570027672830659665, -(1 << 63)])
+def test_items_may_be_numbers_of_64_bits(server: Server, item: int) -> None:
+    answer = server.generate(history=["1", item], unknown_history="drop", filters={"deny": [item]})
+    counted = answer.json()["meta_info"]["unknown_items"]
+    assert (counted["history"], counted["deny"]) == (1, 1)
+
+
+@pytest.mark.parametrize("item", [1 << 64, -(1 << 63) - 1, 10**4000])
+@pytest.mark.parametrize("field", ["history", "filters.allow", "filters.deny"])
+def test_longer_numbers_are_refused_and_not_repeated(server: Server, item: int, field: str) -> None:
+    fields = {"history": ["1"]} | ({"history": [item]} if field == "history" else {})
+    if field != "history":
+        fields |= {"filters": {field.removeprefix("filters."): [item]}}  # type: ignore[dict-item]
+    refused = server.generate(**fields)
+    assert refused.status_code == 400 and len(refused.text) < 400
+    assert f"{field}[0]" in refused.text
+
+
 def test_text_goes_through_the_tokenizer(server: Server, dispatch: FakeDispatch) -> None:
     assert server.generate(text="<a_0><b_1><pad>").status_code == 200
     assert dispatch.jobs[0].tokens.tolist() == [1, 3, 12, 0]
@@ -167,7 +201,7 @@ def test_exclude_history_denies_its_items(server: Server, dispatch: FakeDispatch
 def test_unknown_filter_items_are_counted(server: Server) -> None:
     filters = {"allow": ["x", "1", "y"], "deny": ["z"]}
     meta = server.generate(input_ids=[1], filters=filters).json()["meta_info"]
-    assert meta["unknown_items"] == {"allow": 2, "deny": 1}
+    assert meta["unknown_items"] == {"allow": 2, "deny": 1, "history": 0}
 
 
 def test_underfill_is_shorter_and_counted(server: Server) -> None:
