@@ -20,6 +20,7 @@ from router.http.memory import keep_large_apart
 from router.query.models import Model, Models
 from router.workers.following import check_named
 from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
+from xgr_runtime.checkpoint import not_applied
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
@@ -38,6 +39,8 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     check_named(config)
     share_the_interpreter()
     catalogs = Catalogs(CatalogView(load_catalog(config.catalog, config.model_path)))
+    if fields := not_applied(Path(config.model_path)):
+        log.warning("an exact search applies nothing of generation_config.json's %s", ", ".join(fields))
     tokenizer = _tokenizer(Path(config.model_path), catalogs.newest.catalog.vocab_size)
     with _listen(config.host, config.port) as http:
         asyncio.run(_serve(config, lifecycle, catalogs, tokenizer, http))

@@ -4,6 +4,7 @@ All of it runs before any weight is loaded, so that a wrong path costs milliseco
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,34 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.files import open_ordinary
+from xgr_runtime.files import open_ordinary, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_SAMPLING = {  # fields of generation_config.json, and the values at which they change nothing
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,  # counts where do_sample does
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "num_beam_groups": 1,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "guidance_scale": None,
+}
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 64 * 1024
 _BLOCKS = 256  # 16 MiB per file: smaller files are read whole, larger ones at even distances
@@ -26,6 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of the checkpoint in `folder` as it is on disk. Raises ModelError."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder, --model-path must name a local checkpoint")
+    _refuse_adapter(folder)
     config = _read_json(folder / "config.json")
     if "model_type" not in config:
         raise ModelError(f"{folder / 'config.json'}: no model_type, this is not a Hugging Face checkpoint")
@@ -71,6 +97,31 @@ def sampled_files(folder: Path) -> list[str]:
     return [f"{f.name} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for f, s in found if s.st_size > WHOLE]
 
 
+def not_applied(folder: Path) -> list[str]:
+    """What generation_config.json asks of a sampler, as "field=value": an exact search does none of it.
+
+    Evaluation with Hugging Face's `generate` may well have done it. Raises ModelError.
+    """
+    fields = read_object(folder / "generation_config.json", ModelError)
+    return [
+        f"{name}={value!r:.40}"
+        for name, value in sorted(fields.items())
+        if name in _SAMPLING and value not in (None, _SAMPLING[name])
+    ]
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raises ModelError where files in the folder make another model of the weights beside them."""
+    found = [name for name in _ADAPTER if (folder / name).exists()]
+    if found:
+        merge = f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('MERGED')"
+        raise ModelError(
+            f"{folder}: {found[0]} changes what the model is, and adapters are not loaded: merge it with "
+            f'python -c "from peft import AutoPeftModelForCausalLM as M; {merge}", copy the tokenizer there, '
+            "and pass --model-path MERGED"
+        )
+
+
 def _digest_file(file: Path, digest: "xxhash.xxh3_128") -> None:
     size = file.stat().st_size
     step = max(_BLOCK, size // _BLOCKS)
@@ -83,13 +134,15 @@ def _digest_file(file: Path, digest: "xxhash.xxh3_128") -> None:
 
 
 def _listed_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        if (folder / INDEX).is_file():
+            log.warning("%s: %s is used, as Hugging Face does, and %s is not", folder, SINGLE, INDEX)
+        return [folder / SINGLE]
     if (folder / INDEX).is_file():
         shards = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ModelError(f"{folder / INDEX}: no weight_map, the index names no shard")
         return [_inside(folder, str(name)) for name in sorted(set(shards.values()))]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
     found = [
         name for name in ("pytorch_model.bin", "pytorch_model.bin.index.json") if (folder / name).exists()
     ]
