@@ -343,8 +343,8 @@ def find_children(
             lse = _log(top, total)
         good = (lse > -INF) | (tl.sum(live, axis=0) == 0)
     tl.store(p_lse + row, lse)
-    if good == 0:
-        tl.store(p_invalid + request, 1)
+    if good == 0:  # of several rows perhaps, so an atomic
+        tl.atomic_or(p_invalid + request, 1, sem="relaxed")
 
 
 @triton.jit
@@ -560,7 +560,8 @@ def emit(
     request = tl.program_id(0)
     stored = tl.load(p_stored + request)
     if stored > CAPACITY:
-        tl.store(p_overflow + request, 1)
+        if tl.program_id(1) == 0:
+            tl.store(p_overflow + request, 1)
         stored = stored * 0
     out_begin = _column(p_table, request, OUT_BEGIN).to(tl.int32)
     out_rows = _column(p_table, request, OUT_END).to(tl.int32) - out_begin
