@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from beams import PAGE, PAGES, ROWS, TAIL, decode, make_requests, prefill
+from beams import PAGE, PAGES, Run
 from checkpoints import MakeCheckpoint
 from read_backs import forward_without_read_back
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -24,7 +24,7 @@ from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends.huggingface import open_checkpoint
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
+from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.model.sglang.backend import SGLangBackend, _StageAttention
 from xgr_runtime.model.sglang.startup import start_model
 from xgr_runtime.model.stages import PrefillStage
@@ -117,35 +117,6 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "wrapped-model": (("seed_oss", 2, {"head_dim": 12}), "no layers of its own"),
     "needs-triton": (("qwen2_moe", 2, {"num_experts": 4, **EXPERTS}), "cannot run Qwen2MoeForCausalLM"),
 }
-
-
-class Run:
-    """The same prompts and forks through one backend: every logit, and the KV that was written."""
-
-    def __init__(self, backend: ModelBackend, prompts_from: "Run | None" = None) -> None:
-        """`prompts_from` lends the KV of its prompts: what the other kind of worker computed."""
-        draw, vocab = np.random.default_rng(7), backend.identity.vocab
-        self.pool = KvPool(backend.identity, PAGES, PAGE)
-        self.tail = TailKv(backend.identity, TAIL, ROWS)
-        requests = make_requests(vocab, draw)
-        if prompts_from is None:
-            self.logits = prefill(backend, self.pool, requests)
-        else:
-            self.logits = prompts_from.logits[: len(requests)]
-            self.pool.k.copy_(prompts_from.pool.k)
-            self.pool.v.copy_(prompts_from.pool.v)
-        # Levels differ within a forward, widths grow and shrink.
-        for step in [[(0, 3), (1, 5)], [(0, 7), (1, 13), (2, 1)], [(0, 2), (1, 4), (2, 4)]]:
-            for index, width in step:
-                requests[index].fork(width, vocab, draw)
-            live = [requests[index] for index, _ in step]
-            self.logits.append(decode(backend, self.pool, self.tail, live, "cpu"))
-
-    def difference(self, other: "Run") -> float:
-        """The largest of any logit, key or value."""
-        ours = [*self.logits, self.pool.k, self.pool.v, self.tail.k, self.tail.v]
-        theirs = [*other.logits, other.pool.k, other.pool.v, other.tail.k, other.tail.v]
-        return max(float((a.float() - b.float()).abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
 def both(make: MakeCheckpoint, case: Case, dtype: str) -> tuple[ModelBackend, ModelBackend]:

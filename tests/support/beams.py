@@ -85,3 +85,32 @@ def make_requests(vocab: int, draw: np.random.Generator) -> list[Beams]:
         Beams(torch.from_numpy(draw.integers(0, vocab, length)), page.astype(np.int32), base)
         for length, page, base in zip(lengths, pages, bases, strict=True)
     ]
+
+
+class Run:
+    """The same prompts and forks through one backend: every logit, and the KV that was written."""
+
+    def __init__(self, backend: ModelBackend, prompts_from: Run | None = None) -> None:
+        """`prompts_from` lends the KV of its prompts: what the other kind of worker computed."""
+        draw, vocab = np.random.default_rng(7), backend.identity.vocab
+        self.pool = KvPool(backend.identity, PAGES, PAGE)
+        self.tail = TailKv(backend.identity, TAIL, ROWS)
+        requests = make_requests(vocab, draw)
+        if prompts_from is None:
+            self.logits = prefill(backend, self.pool, requests)
+        else:
+            self.logits = prompts_from.logits[: len(requests)]
+            self.pool.k.copy_(prompts_from.pool.k)
+            self.pool.v.copy_(prompts_from.pool.v)
+        # Levels differ within a forward, widths grow and shrink.
+        for step in [[(0, 3), (1, 5)], [(0, 7), (1, 13), (2, 1)], [(0, 2), (1, 4), (2, 4)]]:
+            for index, width in step:
+                requests[index].fork(width, vocab, draw)
+            live = [requests[index] for index, _ in step]
+            self.logits.append(decode(backend, self.pool, self.tail, live, "cpu"))
+
+    def difference(self, other: Run) -> float:
+        """The largest of any logit, key or value."""
+        ours = [*self.logits, self.pool.k, self.pool.v, self.tail.k, self.tail.v]
+        theirs = [*other.logits, other.pool.k, other.pool.v, other.tail.k, other.tail.v]
+        return max(float((a.float() - b.float()).abs().max()) for a, b in zip(ours, theirs, strict=True))
