@@ -5,7 +5,6 @@ our stages and the pruned last layer make of such tensors must be what they make
 """
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -120,7 +119,7 @@ def on_a_gpu(backend: SGLangBackend, monkeypatch: pytest.MonkeyPatch) -> Counter
     monkeypatch.setattr(models_utils, "_is_cuda", True)
     monkeypatch.setattr(models_utils, "can_use_fused_inplace_qknorm", lambda head_dim, dtype: True)
     for layer in backend._decoder.modules():
-        if isinstance(forward := getattr(layer, "forward_cuda", None), Callable):
+        if forward := getattr(layer, "forward_cuda", None):
             monkeypatch.setattr(layer, "_forward_method", forward)  # models share some layers
         if isinstance(layer, rotary.RotaryEmbedding) and layer.head_size not in WHOLE_HEADS:
             monkeypatch.setattr(layer, "use_fallback_kernel", True)
