@@ -126,13 +126,13 @@ def test_ties_are_ordered_exactly(step: float) -> None:
     """Coarse logits: only parent and token tell many candidates apart."""
     rng = np.random.default_rng(5)
     trie = random_trie(rng, 600, 2, 127)
-    batch = build_batch(rng, [Ask(trie, 1, W, 40) for W in (1, 20, 63)])
+    batch = build_batch(rng, [Ask(trie, 1, W, 20) for W in (1, 20, 63)])
     batch.scores[::2] = -0.0
     batch.scores[1::2] = 0.0
     check(random_logits(rng, batch, 127, step), batch)
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.generate])  # to shrink takes too long here
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # to shrink takes too long here
 @given(st.data())
 def test_equals_full_sort(data: st.DataObject) -> None:
     """Any mix of requests, tries, levels, filters, modes, ties and -inf."""
@@ -198,8 +198,8 @@ def test_all_minus_infinity_is_invalid_only_with_live_children(mode: ScoreMode) 
 
 @pytest.mark.parametrize("spread", [1.0, 5.0])
 def test_log_sum_exp_matches_float64(spread: float) -> None:
-    """R=3-V=20011, in one share and in several."""
-    logits = torch.from_numpy(np.random.default_rng(2).normal(0, spread, (3, 20011)).astype(np.float32))
+    """R=3-V=5003, in one share, in several, and in more than there are blocks."""
+    logits = torch.from_numpy(np.random.default_rng(2).normal(0, spread, (3, 5003)).astype(np.float32))
     batch = build_batch(np.random.default_rng(0), [Ask(build_trie(np.arange(3).reshape(-1, 1)), 0, 1)] * 3)
     exact = logits.double().logsumexp(-1).numpy()
     for splits in (1, 7, 64):
@@ -273,7 +273,7 @@ def test_overflow_is_flagged_and_the_exact_way_resolves_it() -> None:
 class Cohort:
     """Requests that run all levels of their tries in one selector, beside the definition."""
 
-    ROWS, T, V = 96, 2, 64
+    ROWS, T, V = 32, 2, 64
 
     def __init__(self, rng: np.random.Generator, asks: list[Ask], slots: int) -> None:
         self.rng, self.asks = rng, asks
@@ -281,7 +281,7 @@ class Cohort:
             rows=self.ROWS,
             requests=slots,
             vocab=self.V,
-            max_width=60,
+            max_width=16,
             tail_tokens=self.T,
             device=DEVICE,
             tuning=SMALL,
@@ -370,12 +370,12 @@ def cohort_of_four(rng: np.random.Generator) -> Cohort:
     """Two catalogs, filters of all kinds, a request with fewer leaves than its width, one with none alive."""
     wide, narrow = random_trie(rng, 500, 4, 64), random_trie(rng, 6, 4, 64)
     asks = [
-        Ask(wide, 0, 30, leaves=random_filter(rng, wide.leaves, "bits+deny")),
-        Ask(narrow, 0, 20, mode="legal"),
-        Ask(wide, 0, 13, leaves=random_filter(rng, wide.leaves, "deny"), mode="legal"),
+        Ask(wide, 0, 12, leaves=random_filter(rng, wide.leaves, "bits+deny")),
+        Ask(narrow, 0, 9, mode="legal"),
+        Ask(wide, 0, 5, leaves=random_filter(rng, wide.leaves, "deny"), mode="legal"),
         Ask(narrow, 0, 3, leaves=random_filter(rng, narrow.leaves, "all denied")),
     ]
-    return Cohort(rng, asks, slots=6)
+    return Cohort(rng, asks, slots=5)
 
 
 def test_steps_of_a_cohort() -> None:
@@ -389,9 +389,8 @@ def test_invalid_stays_until_the_next_cohort() -> None:
     cohort = cohort_of_four(np.random.default_rng(9))
     cohort.step(0)
     cohort.step(1, poison=(int(cohort.begins[2]) + 1, 63))
-    for level in (2, 3):
-        cohort.step(level)
-    assert cohort.selector.invalid.tolist() == [0, 0, 1, 0, 0, 0]
+    cohort.step(2)
+    assert cohort.selector.invalid.tolist() == [0, 0, 1, 0, 0]
     cohort.selector.begin()
     assert cohort.selector.invalid.sum() == 0
 
@@ -399,10 +398,10 @@ def test_invalid_stays_until_the_next_cohort() -> None:
 def test_filter_slots_are_reused() -> None:
     rng = np.random.default_rng(4)
     trie = random_trie(rng, 600, 2, 64)
-    cohort = Cohort(rng, [Ask(trie, 0, 30, leaves=random_filter(rng, trie.leaves, "bits+deny"))], slots=1)
+    cohort = Cohort(rng, [Ask(trie, 0, 12, leaves=random_filter(rng, trie.leaves, "bits+deny"))], slots=1)
     cohort.step(0)
     for kind in ("deny", "none", "bits"):
-        again = Cohort(rng, [Ask(trie, 0, 30, leaves=random_filter(rng, trie.leaves, kind))], slots=1)
+        again = Cohort(rng, [Ask(trie, 0, 12, leaves=random_filter(rng, trie.leaves, kind))], slots=1)
         again.filters = cohort.filters
         again.step(0)
         again.step(1)
