@@ -136,7 +136,69 @@ def beam_select() -> Iterator[Case]:
             seen.add(case.id)
 
 
-CASES: list[Case] = [*tail_attention(), *beam_select()]
+def row_ops() -> Iterator[Case]:
+    """Published widths, in each dtype, and one that no vector of 16 bytes divides, off its alignment."""
+    yield from residual_norms()
+    yield from norms_and_rotations()
+    for dtype, SIZE in [("bf16", 6144), ("fp16", 3072), ("fp32", 4864), ("bf16", 1003)]:
+        types = dict.fromkeys(["p_gate_up", "p_out"], f"*{dtype}")
+        yield Case(
+            kernel="xgr_kernels.row_ops.cuda_kernels:gated_silu_kernel",
+            types=types,
+            constants={"SIZE": SIZE, "BLOCK": 1024},
+            unaligned=tuple(types) if SIZE % 16 else (),
+        )
+
+
+def residual_norms() -> Iterator[Case]:
+    from xgr_kernels.row_ops.cuda import warps_for
+
+    widths = [("bf16", 2048, 2048, True), ("bf16", 2560, 4096, False), ("fp32", 896, 1024, True)]
+    widths += [("fp16", 8192, 8192, True), ("bf16", 1003, 1024, True), ("bf16", 16384, 16384, True)]
+    for dtype, H, BLOCK, ADDS in widths:
+        types = dict.fromkeys(["p_x", "p_delta", "p_weight", "p_out"], f"*{dtype}")
+        yield Case(
+            kernel="xgr_kernels.row_ops.cuda_kernels:residual_norm_kernel",
+            types=types | {"eps": "fp32"},
+            constants={"H": H, "ADDS": ADDS, "BLOCK": BLOCK},
+            warps=warps_for(BLOCK),
+            unaligned=tuple(types) if H % 16 else (),
+        )
+
+
+def norms_and_rotations() -> Iterator[Case]:
+    """Heads of Qwen 3, Llama and Qwen 2 in decode and in prefill, and a size that is no power of two."""
+    from xgr_kernels.row_ops.cuda import HEAD_WARPS, block_sizes
+
+    rows = ["p_qkv", "p_q_norm", "p_k_norm", "p_q", "p_k", "p_v"]
+    for dtype, Hq, Hkv, D, NORMED, STORES in [
+        ("bf16", 16, 8, 128, True, False),
+        ("bf16", 16, 8, 128, True, True),
+        ("fp16", 32, 8, 64, False, True),
+        ("fp32", 14, 2, 64, False, False),
+        ("bf16", 3, 1, 90, True, True),
+    ]:
+        BLOCK_H, BLOCK_D = block_sizes(D)
+        types = dict.fromkeys(rows, f"*{dtype}") | {"p_cos": "*fp32", "p_sin": "*fp32"}
+        yield Case(
+            kernel="xgr_kernels.row_ops.cuda_kernels:norm_and_rotate_kernel",
+            types=types | {"p_slots": "*i64" if STORES else "*fp32", "eps": "fp32"},
+            constants={
+                "Hq": Hq,
+                "Hkv": Hkv,
+                "HALF": D // 2,
+                "NORMED": NORMED,
+                "STORES": STORES,
+                "BLOCK_H": BLOCK_H,
+                "BLOCK_D": BLOCK_D,
+            },
+            warps=HEAD_WARPS,
+            # slots of a bucket lie in the middle of all inputs; v that is not stored in the middle of qkv
+            unaligned=tuple(types) if D % 16 else ("p_slots",) if STORES else ("p_v", "p_slots"),
+        )
+
+
+CASES: list[Case] = [*tail_attention(), *beam_select(), *row_ops()]
 
 
 def kernels_in_package() -> set[str]:

@@ -49,7 +49,7 @@ def gated_silu(gate_up: Tensor) -> Tensor:
 
 def warm_up() -> None:
     """Compiles the kernels; their types are those of every call."""
-    x, norm = torch.zeros(1, 2), torch.ones(2)
+    x, norm, angle = torch.zeros(1, 2), torch.ones(2), torch.zeros(1, 1)
     residual_norm(x, x, norm, 1.0)
-    norm_and_rotate(torch.zeros(1, 6), (1, 1), x, x, (norm, norm), 1.0)
+    norm_and_rotate(torch.zeros(1, 6), (1, 1), angle, angle, (norm, norm), 1.0)
     gated_silu(x)

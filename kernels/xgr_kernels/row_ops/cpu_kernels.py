@@ -23,12 +23,12 @@ def _norm(x: Array, weight: Array, eps: Scalar, out: Array) -> None:
 
 @kernel(fastmath={"contract"})
 def _rotate(x: Array, cos: Array, sin: Array) -> None:
-    """In place."""
+    """In place; cos and sin are of half its size."""
     half = x.size // 2
     for i in range(half):
         first, second = x[i], x[half + i]
         x[i] = first * cos[i] - second * sin[i]
-        x[half + i] = second * cos[half + i] + first * sin[half + i]
+        x[half + i] = second * cos[i] + first * sin[i]
 
 
 @kernel(fastmath={"contract"})

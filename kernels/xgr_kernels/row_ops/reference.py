@@ -24,10 +24,12 @@ def norm_and_rotate(
     Hq, Hkv = heads
     rows = qkv.view(len(qkv), Hq + 2 * Hkv, qkv.shape[1] // (Hq + 2 * Hkv))
     q, k, v = rows[:, :Hq], rows[:, Hq : Hq + Hkv], rows[:, Hq + Hkv :]
+    c, s = cos.unsqueeze(1), sin.unsqueeze(1)
     for x, weight in zip((q, k), norms or (None, None), strict=True):
         normed = x if weight is None else residual_norm(x, None, weight, eps)
         first, second = normed.chunk(2, dim=-1)
-        x.copy_(normed * cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * sin.unsqueeze(1))
+        turned = [first * c - second * s, second * c + first * s]
+        x.copy_(torch.cat(turned, dim=-1))
     return q.contiguous(), k.contiguous(), v.contiguous()
 
 

@@ -73,7 +73,7 @@ class CpuBackend:
         """See `ModelBackend.forward`."""
         with torch.inference_mode():
             x = self._embedding.index_select(0, tokens)  # [N, H], the residual stream
-            cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [N, D]
+            cos, sin = self._rotary(positions)  # [N, D / 2]
             delta: Tensor | None = None
             for layer in self._layers:
                 kept = keep if layer is self._layers[-1] else None
@@ -139,10 +139,9 @@ class _Rotary:
         self._frequencies = torch.tensor(facts.frequencies, dtype=torch.float32)
         self._scale = facts.rotary_scale
 
-    def __call__(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [1, N] -> cosines and sines [1, N, D]."""
-        angles = positions[..., None].float() * self._frequencies
-        angles = torch.cat((angles, angles), dim=-1)
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [N] -> cosines and sines [N, D / 2]."""
+        angles = positions[:, None].float() * self._frequencies
         return angles.cos() * self._scale, angles.sin() * self._scale
 
 
