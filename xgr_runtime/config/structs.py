@@ -113,7 +113,8 @@ class _Model(_Process, frozen=True, kw_only=True):
 
     model_path: Annotated[Text, about("checkpoint folder in Hugging Face form (safetensors)")]
     model_backend: Annotated[
-        Backend, about("library whose layers run the checkpoint; auto: sglang where it is installed")
+        Backend,
+        about("library whose layers run the checkpoint; auto: sglang where it is, on a GPU ours first"),
     ] = "auto"
     sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
     device: Annotated[Device, about("where the model runs")] = "cpu"

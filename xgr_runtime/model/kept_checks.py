@@ -17,20 +17,22 @@ import torch
 from xgr_runtime.cache.kernels import kernel_key, version_of
 from xgr_runtime.cache.records import Records
 from xgr_runtime.checkpoint import sampled_files
-from xgr_runtime.model.backends.cpu import LayerFacts
+from xgr_runtime.model.backends.fused import LayerFacts
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checks"
 KEPT = 64  # files; those used last stay
-_PACKAGES = ("xgr-runtime", "torch", "transformers", "safetensors", "sglang")
+_PACKAGES = ("xgr-runtime", "torch", "triton", "transformers", "safetensors", "sglang")
 
 
 class Finding(msgspec.Struct, frozen=True):
     """A checkpoint computes what Hugging Face's model does. `prunes`: see `ModelBackend`."""
 
     prunes: bool
-    own: LayerFacts | None = None  # with which a CPU's own layers do, too, from the weights as they are saved
+    own: LayerFacts | None = (
+        None  # with which our own layers do, too; on a CPU from the weights as they are saved
+    )
 
 
 class Check:

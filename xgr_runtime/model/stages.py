@@ -5,6 +5,7 @@ which the model does not.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from xgr_kernels.attention.causal.api import causal_attention
 from xgr_kernels.attention.paged import PagedAttention
 from xgr_kernels.attention.shared.api import SharedPlan, shared_attention
 from xgr_kernels.attention.tail.api import tail_attention_merge
+from xgr_kernels.row_ops import KvSlots
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.model.memory.kv_pool import KvPool
 
@@ -67,28 +69,63 @@ class PrefillStage:
         return causal_attention(q, k, v, plan.row_offsets, scale, prefix, self._backend)
 
 
+@runtime_checkable
+class StoringStage(Protocol):
+    """A stage whose keys and values layers may store by themselves, where they make them.
+
+    In each layer they do both of these, or call `attend` instead.
+    """
+
+    def places(self, layer: int) -> KvSlots:
+        """Where k and v of the forward's rows go."""
+        ...
+
+    def attend_stored(self, layer: int, q: Tensor, scale: float) -> Tensor:
+        """`Stage.attend`, when k and v are there."""
+        ...
+
+
 class PagedPrefillStage:
     """`PrefillStage` in a captured launch: where rows go and which pages they read is data on the device.
 
     `slots` [N] int64 are the rows' places in the pool, page * page_size + token; `attention` is causal and
-    planned for the batch. `on_layer(layer)` is called when the launch has written a layer's k and v.
+    planned for the batch. `on_layer(layer)` is called when the launch has written a layer's k and v. With
+    `last_rows` [M] int64 the last layer's attention is of these rows alone, [M, Hq, D].
     """
 
     def __init__(
-        self, pool: KvPool, slots: Tensor, attention: PagedAttention, on_layer: Callable[[int], None]
+        self,
+        pool: KvPool,
+        slots: Tensor,
+        attention: PagedAttention,
+        on_layer: Callable[[int], None],
+        last_rows: Tensor | None = None,
     ) -> None:
         self._pool = pool
         self._slots = slots
         self._attention = attention
         self._on_layer = on_layer
+        self._last_rows = last_rows
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See `Stage.attend`."""
-        keys, values = self._pool.k[layer], self._pool.v[layer]  # [P, page_size, Hkv, D]
-        keys.flatten(0, 1).index_copy_(0, self._slots, k)
-        values.flatten(0, 1).index_copy_(0, self._slots, v)
+        places = self.places(layer)
+        places.k.index_copy_(0, self._slots, k)
+        places.v.index_copy_(0, self._slots, v)
+        return self.attend_stored(layer, q, scale)
+
+    def places(self, layer: int) -> KvSlots:
+        """See `StoringStage.places`."""
+        return KvSlots(self._pool.k[layer].flatten(0, 1), self._pool.v[layer].flatten(0, 1), self._slots)
+
+    def attend_stored(self, layer: int, q: Tensor, scale: float) -> Tensor:
+        """See `StoringStage.attend_stored`."""
         self._on_layer(layer)
-        return self._attention.attend(q, keys, values, scale)[0]
+        o = self._attention.attend(q, self._pool.k[layer], self._pool.v[layer], scale)[0]
+        if self._last_rows is None or layer < self._pool.identity.layers - 1:
+            return o
+        # Of all rows, as planned: a second plan takes the host longer than this takes the device.
+        return o.index_select(0, self._last_rows)
 
 
 class CascadeStage:

@@ -11,7 +11,7 @@ import torch
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import choice
-from xgr_runtime.model.backends import shims
+from xgr_runtime.model.backends import shims, transformers
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.sglang import versions
 
@@ -119,6 +119,30 @@ def test_sglang_stays_off_a_gpu_that_is_not_asked_for(
     with pytest.raises(ModelError, match="CUDA_VISIBLE_DEVICES"):
         load_backend("sglang", FOLDER, "float32")
     assert not calls
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_runs_our_own_layers_before_sglangs_where_they_fit(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: bool
+) -> None:
+    calls = installed("0.5.20")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    tried: list[tuple[object, ...]] = []
+
+    def load_fused(*args: object) -> object:
+        tried.append(args)
+        return "ours" if fits else None
+
+    monkeypatch.setattr(transformers, "load_fused", load_fused)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    asked = (tmp_path, "bfloat16", "cuda:1", print, None)
+    loaded: object = load_backend("auto", tmp_path, "bfloat16", device="cuda:1", place=print)
+    assert tried == [asked] and (loaded == "ours") == fits and len(calls) == (not fits)
+    load_backend("sglang", tmp_path, "bfloat16", device="cuda:1", place=print)
+    (tmp_path / "config.json").write_text('{"model_type": "olmo2"}')
+    load_backend("auto", tmp_path, "bfloat16", device="cuda:1", place=print)
+    assert tried == [asked] and len(calls) == (not fits) + 2
 
 
 def test_the_override_warns(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,9 @@ from checkpoints import MakeCheckpoint
 from pairs import by_pairs
 from torch import Tensor
 
-from xgr_runtime.model.backends import cpu
-from xgr_runtime.model.backends.cpu import FAMILY, CpuBackend
+from xgr_runtime.model.backends import fused
+from xgr_runtime.model.backends.cpu import CpuBackend
+from xgr_runtime.model.backends.fused import FAMILY
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.memory.kv_pool import KvPool
@@ -79,7 +80,7 @@ def test_other_models_run_in_the_librarys_layers(
 def test_layers_that_compute_something_else_run_in_the_library(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu, "gated_silu", lambda x: x.chunk(2, dim=-1)[1].contiguous())
+    monkeypatch.setattr(fused, "gated_silu", lambda x, kernels: x.chunk(2, dim=-1)[1].contiguous())
     folder = make_checkpoint("qwen3", 2)
     assert not isinstance(load_backend("transformers", folder, "float32"), CpuBackend)
     assert "off by" in caplog.text
@@ -88,6 +89,6 @@ def test_layers_that_compute_something_else_run_in_the_library(
 def test_layers_with_other_parts_run_in_the_library(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu, "NORM", "no_such_part")
+    monkeypatch.setattr(fused, "NORM", "no_such_part")
     assert not isinstance(load_backend("transformers", make_checkpoint("qwen3", 2), "float32"), CpuBackend)
     assert "no_such_part" in caplog.text

@@ -18,7 +18,8 @@ from xgr_runtime.cache.records import MOST_BYTES, Records
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import kept_checks
 from xgr_runtime.model.backends import transformers
-from xgr_runtime.model.backends.cpu import FAMILY, CpuBackend
+from xgr_runtime.model.backends.cpu import CpuBackend
+from xgr_runtime.model.backends.fused import FAMILY
 from xgr_runtime.model.backends.saved import is_saved
 from xgr_runtime.model.backends.transformers import TransformersBackend
 from xgr_runtime.model.base import ModelBackend

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xgr_runtime.checkpoint import weight_files, weights_hash
-from xgr_runtime.model.backends.cpu import HEAD, CpuBackend, LayerFacts, Weights, weights_of
+from xgr_runtime.model.backends.cpu import CpuBackend
+from xgr_runtime.model.backends.fused import HEAD, LayerFacts, Weights, weights_of
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.kept_checks import Check, Finding, KeptChecks
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xgr_kernels.row_ops import KvSlots
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model.backends.refusals import describe
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import DTYPES, ModelBackend
 
 _SEQUENCES, _LENGTH = 2, 8
 
@@ -44,9 +45,12 @@ def reference_logits(model: HfModel, vocab: int) -> Tensor:
         raise ModelError(f"{type(model).__name__} does not run: {describe(error)}") from error
 
 
-def check_backend(backend: ModelBackend, want: Tensor, architecture: str) -> None:
-    """Raises ModelError, naming `architecture`, unless `backend` gives the logits `want` through a stage."""
-    stage = _CheckStage(backend, architecture)
+def check_backend(backend: ModelBackend, want: Tensor, architecture: str, storing: bool = False) -> None:
+    """Raises ModelError, naming `architecture`, unless `backend` gives the logits `want` through a stage.
+
+    `storing`: the stage says where keys and values go, and the layers put them there.
+    """
+    stage = (_StoringCheckStage if storing else _CheckStage)(backend, architecture)
     # Packed into one row of tokens: an architecture that mixes neighbours outside of attention shows here.
     tokens = _tokens(backend.identity.vocab).flatten().to(backend.device)
     hidden = backend.forward(tokens, torch.arange(_LENGTH, device=backend.device).repeat(_SEQUENCES), stage)
@@ -117,8 +121,30 @@ class _CheckStage:
         return o.transpose(1, 2).flatten(0, 1)
 
     def finish(self) -> None:
+        """Raises ModelError."""
         if self._calls != self._model.layers:
             raise ModelError(
                 f"{self._architecture} is not supported: {self._calls} of {self._model.layers} layers "
                 "have attention"
             )
+
+
+class _StoringCheckStage(_CheckStage):
+    """The same for layers that put keys and values into their places, which are not in the rows' order."""
+
+    def __init__(self, backend: ModelBackend, architecture: str) -> None:
+        super().__init__(backend, architecture)
+        model, rows = backend.identity, _SEQUENCES * _LENGTH
+        self._slots = torch.arange(rows, device=backend.device).flip(0)
+        self._shape = (2, rows, model.kv_heads, model.head_dim)
+        self._kv = torch.empty(0)  # of the layer that runs
+
+    def places(self, layer: int) -> KvSlots:
+        """See `StoringStage.places`."""
+        dtype = DTYPES[self._model.dtype]
+        self._kv = torch.full(self._shape, torch.nan, dtype=dtype, device=self._slots.device)
+        return KvSlots(self._kv[0], self._kv[1], self._slots)
+
+    def attend_stored(self, layer: int, q: Tensor, scale: float) -> Tensor:
+        """See `StoringStage.attend_stored`."""
+        return self.attend(layer, q, self._kv[0][self._slots], self._kv[1][self._slots], scale)

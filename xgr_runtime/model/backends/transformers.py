@@ -6,20 +6,22 @@ threads in one process cannot mix.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ModelError
-from xgr_runtime.model.backends import shims
+from xgr_runtime.model.backends import cuda, shims
 from xgr_runtime.model.backends.cpu import own_way
+from xgr_runtime.model.backends.fused import for_gpu
 from xgr_runtime.model.backends.head import Head
 from xgr_runtime.model.backends.huggingface import Checkpoint, HfModel, load_eager, open_checkpoint
 from xgr_runtime.model.backends.last_layer import KeptRows, prune, prunes
 from xgr_runtime.model.backends.saved import keep_check
 from xgr_runtime.model.backends.selfcheck import check_backend, reference_logits
 from xgr_runtime.model.base import ModelBackend, Place, Stage
-from xgr_runtime.model.kept_checks import KeptChecks
+from xgr_runtime.model.kept_checks import Check, Finding, KeptChecks
 
 shims.install()
 from transformers import AttentionInterface  # noqa: E402, after the shims
@@ -65,6 +67,18 @@ class TransformersBackend:
         self._head.logits_into(hidden, out)
 
 
+class _Loaded(NamedTuple):
+    """A checkpoint that the library has loaded, with our attention in the place of its own."""
+
+    model: HfModel
+    checkpoint: Checkpoint
+    dtype: str
+    place: Place | None
+    checks: KeptChecks
+    check: Check
+    want: Tensor | None  # its own answers, where they are not known to be right
+
+
 def load_transformers(
     folder: Path,
     dtype: str,
@@ -74,9 +88,26 @@ def load_transformers(
 ) -> ModelBackend:
     """The checkpoint in `folder`, checked against its own attention. Raises ModelError, in one line.
 
-    Weights that nobody else is to find may be laid out anew: then a CPU has a way of its own. What was
-    checked before, on this machine with all of this, is not checked again.
+    It runs in layers of ours where they do the same: on a GPU, and on a CPU if nobody else is to find the
+    weights, which are laid out anew. What was checked before, on this machine with all of this, is not
+    checked again.
     """
+    loaded = _load(folder, dtype, device, place, checks)
+    return _on_gpu(loaded, device) or _in_library(loaded)
+
+
+def load_fused(
+    folder: Path,
+    dtype: str,
+    device: str,
+    place: Place | None = None,
+    checks: KeptChecks | None = None,
+) -> ModelBackend | None:
+    """The same, but None where it would run in the library's layers."""
+    return _on_gpu(_load(folder, dtype, device, place, checks), device)
+
+
+def _load(folder: Path, dtype: str, device: str, place: Place | None, checks: KeptChecks | None) -> _Loaded:
     checks = checks or KeptChecks()
     checkpoint = open_checkpoint(folder)
     check = checks.of(folder, checkpoint.weights_hash, "transformers", dtype, device)
@@ -85,6 +116,24 @@ def load_transformers(
         want = None if check.known else reference_logits(model, checkpoint.identity(dtype).vocab)
     # The model has given its own answers: our attention takes the place of its own for good.
     model.set_attn_implementation(_ATTENTION)
+    return _Loaded(model, checkpoint, dtype, place, checks, check, want)
+
+
+def _on_gpu(loaded: _Loaded, device: str) -> ModelBackend | None:
+    """In a GPU's own layers, or None."""
+    model, checkpoint, dtype, place, checks, check, want = loaded
+    if not for_gpu(model.config.model_type, device) or (check.known and not check.known.own):
+        return None
+    with checks.timed():
+        own = cuda.own_way(model, checkpoint, dtype, want, place)
+    if own is not None and not check.known:
+        check.keep(Finding(own.prunes, own.facts))
+    return own
+
+
+def _in_library(loaded: _Loaded) -> ModelBackend:
+    """In the library's layers, or in a CPU's own. Raises ModelError."""
+    model, checkpoint, dtype, place, checks, check, want = loaded
     if place is not None:
         place(model)
     backend = TransformersBackend(model, checkpoint, dtype)
@@ -97,7 +146,7 @@ def load_transformers(
         backend.prunes = prunes(backend)
         own = own_way(backend, model, want) if place is None else None
         if place is None:
-            keep_check(check, backend, own, folder, model)
+            keep_check(check, backend, own, checkpoint.folder, model)
     return own or backend
 
 

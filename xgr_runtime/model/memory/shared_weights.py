@@ -29,7 +29,7 @@ def export_weights(module: nn.Module) -> tuple[SharedWeights, Block]:
         place = _view(block.data, tensors[name], weight.dtype)
         place.copy_(weight.data)
         weight.data = place
-    _give_back_unused()
+    give_back_unused()
     return SharedWeights(block.region, tensors), block
 
 
@@ -48,7 +48,7 @@ def adopt_weights(module: nn.Module, shared: SharedWeights) -> None:
     data = open_region(shared.region)
     for name, weight in weights.items():
         weight.data = _view(data, shared.tensors[name], weight.dtype)
-    _give_back_unused()
+    give_back_unused()
 
 
 class WeightSharing:
@@ -94,7 +94,7 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _give_back_unused() -> None:
+def give_back_unused() -> None:
     """What torch keeps of a GPU for later, the other process needs now."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
