@@ -141,8 +141,9 @@ class BucketEngine:
                 self._progress.mark(marks[layer])
 
         def forward() -> None:
-            stage = PagedPrefillStage(self.pool, inputs["slots"][:bucket], attention, on_layer)
-            hidden = self.model.forward(inputs["tokens"][:bucket], inputs["positions"][:bucket], stage)
-            self._last.copy_(hidden[inputs["last"]])
+            keep = inputs["last"] if self.model.prunes else None
+            stage = PagedPrefillStage(self.pool, inputs["slots"][:bucket], attention, on_layer, keep)
+            hidden = self.model.forward(inputs["tokens"][:bucket], inputs["positions"][:bucket], stage, keep)
+            self._last.copy_(hidden[inputs["last"]] if keep is None else hidden)
 
         return Graph(attention, self.device.capture(forward))

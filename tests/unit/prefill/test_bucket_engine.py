@@ -13,7 +13,7 @@ from torch import Tensor
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
-from xgr_runtime.model.base import ModelBackend
+from xgr_runtime.model.base import ModelBackend, Stage
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import HostDevice
 from xgr_runtime.model.memory.kv_pool import KvPool
@@ -89,6 +89,26 @@ def run_both(engine: BucketEngine, batches: list[list[Part]]) -> None:
 @pytest.mark.parametrize("lengths", [[1], [7], [20, 1, 33], [64]], ids=str)
 def test_a_batch_is_what_the_cpus_engine_makes_of_it(engine: BucketEngine, lengths: list[int]) -> None:
     run_both(engine, [parts_of(lengths)])
+
+
+@pytest.mark.parametrize("prunes", [True, False], ids=["last tokens", "all tokens"])
+def test_the_last_layer_goes_on_with_last_tokens_where_the_model_can(
+    backend: ModelBackend, prunes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BucketEngine(backend, pool_of(backend), HostDevice(), TOKENS, attention)
+    kept: list[bool] = []
+    forward = engine.model.forward
+
+    def spy(tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
+        kept.append(keep is not None)
+        return forward(tokens, positions, stage, keep)
+
+    monkeypatch.setattr(engine.model, "prunes", prunes)
+    monkeypatch.setattr(engine.model, "forward", spy)
+    engine.buckets = (64,)
+    engine.warm_up()
+    run_both(engine, [parts_of([20, 1, 33])])
+    assert set(kept) == {prunes}
 
 
 def test_batches_of_different_buckets_leave_each_other_alone(backend: ModelBackend) -> None:
