@@ -26,6 +26,9 @@ from xgr_kernels.attention.tail import cuda as tail
 from xgr_kernels.attention.tail import reference as tail_reference
 from xgr_kernels.beam_select import BeamBatch, cuda_kernels, reference
 from xgr_kernels.beam_select.cuda import BeamState, Selector, Tuning
+from xgr_kernels.row_ops import KvSlots
+from xgr_kernels.row_ops import cuda as row_ops
+from xgr_kernels.row_ops import reference as row_reference
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter: no GPU"),
@@ -100,7 +103,37 @@ def on_device(
     return selector, now, next_, [*memory, filters.memory], out_begin
 
 
-RUNS: list[Callable[[int], list[str]]] = [tail_attention, selection]
+def rows(seed: int) -> list[str]:
+    """What a layer does beside products and attention, with several programs a row and scattered pages."""
+    N, Hq, Hkv, D, H = 3, 4, 2, 6, 33
+    g = torch.Generator().manual_seed(seed)
+    x, delta, weight, qkv, angle, gate_up = (
+        torch.randn(*shape, generator=g)
+        for shape in ((N, H), (N, H), (H,), (N, (Hq + 2 * Hkv) * D), (N, D // 2), (N, 2 * H))
+    )
+    cos, sin, norms = angle.cos(), angle.sin(), (weight[:D].clone(), weight[D : 2 * D].clone())
+    slots = torch.tensor([4, 0, 3])
+    stored = KvSlots(*torch.full((2, 5, Hkv, D), torch.nan), slots)
+    total = x.clone()
+    want = row_reference.residual_norm(total, delta, weight, 1e-6)
+    rotated = row_reference.norm_and_rotate(qkv.clone(), (Hq, Hkv), cos, sin, norms, 1e-6)
+    with pytest.MonkeyPatch.context() as patch, watched(seed) as launched:
+        patch.setattr(row_ops, "TILE", 16)
+        normed = row_ops.residual_norm(x, delta, weight, 1e-6)
+        q, k, v = row_ops.norm_and_rotate(qkv, (Hq, Hkv), cos, sin, norms, 1e-6)
+        row_ops.norm_and_rotate(qkv, (Hq, Hkv), cos, sin, norms, 1e-6, stored)
+        gated = row_ops.gated_silu(gate_up)
+    kept = (stored.k[slots], stored.v[slots])
+    for got, wanted in zip(
+        (normed, x, q, k, v, *kept, gated),
+        (want, total, *rotated, *rotated[1:], row_reference.gated_silu(gate_up)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=4e-6, atol=4e-6)
+    return launched
+
+
+RUNS: list[Callable[[int], list[str]]] = [tail_attention, selection, rows]
 
 
 @cache
