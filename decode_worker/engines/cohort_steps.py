@@ -23,6 +23,7 @@ from xgr_kernels.beam_select.cuda import (
     FilterColumns,
     Selector,
     Tuning,
+    logit_rows,
     request_row,
     splits_for,
 )
@@ -129,7 +130,8 @@ class CohortSteps:
         self._next = BeamState(max_rows, tail_tokens, where)
         self._tail = TailKv(identity, tail_tokens, max_rows, where)
         self._hidden = torch.zeros(max_rows, identity.hidden, dtype=DTYPES[identity.dtype], device=where)
-        self._logits = torch.zeros(max_rows, identity.vocab, dtype=torch.float32, device=where)
+        self._logits = logit_rows(max_rows, identity.vocab, where)
+        self._vocab_logits = self._logits[:, : identity.vocab]
         sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
         steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
         self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
@@ -254,7 +256,7 @@ class CohortSteps:
             )
             hidden = self.model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
             self._hidden[:bucket].copy_(hidden)
-            self.model.logits_into(hidden, self._logits[:bucket])
+            self.model.logits_into(hidden, self._vocab_logits[:bucket])
 
         def select() -> None:
             self._select(bucket)
@@ -263,7 +265,7 @@ class CohortSteps:
 
     def _first_logits(self) -> None:
         """From the hidden state of every prompt's last token."""
-        self.model.logits_into(self._hidden[: self.max_requests], self._logits[: self.max_requests])
+        self.model.logits_into(self._hidden[: self.max_requests], self._vocab_logits[: self.max_requests])
 
     def _select(self, rows: int, exactly: bool = False) -> None:
         """The next beams of all requests, from the logits of `rows` rows; they become the present ones.

@@ -32,6 +32,7 @@ from xgr_kernels.beam_select.cuda import (
     DeviceTrie,
     Selector,
     Tuning,
+    logit_rows,
     request_row,
     splits_for,
 )
@@ -86,6 +87,20 @@ def test_matches_reference(kind: str, mode: ScoreMode) -> None:
     batch = build_batch(rng, asks)
     done = check(random_logits(rng, batch, 1027), batch)
     assert (int(done.selector.count.sum()) == 0) == (kind == "all denied")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_are_longer_than_the_vocabulary(mode: ScoreMode) -> None:
+    """R=7-V=1003: rows of 1,024 columns, the part of them that is the vocabulary, and rows of 1,003."""
+    rng = np.random.default_rng(17)
+    batch = build_batch(rng, [Ask(random_trie(rng, 500, 2, 1003), 1, 20, 7, mode=mode)])
+    logits = random_logits(rng, batch, 1003)
+    rows = logit_rows(len(logits), 1003, DEVICE)
+    rows[:, :1003] = logits
+    assert rows.stride(0) == 1024 and rows.data_ptr() % 16 == 0
+    want = check(logits, batch).next.packed
+    for x in (rows, rows[:, :1003]):
+        torch.testing.assert_close(cuda_batch.launch(x, batch, SMALL, SPLITS).next.packed, want)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def test_compiles(case: triton_gate.Case, architecture: int, lines: list[dict[st
     assert built["shared_bytes"] <= SHARED_BYTES
 
 
+@pytest.mark.parametrize("architecture", triton_gate.ARCHITECTURES, ids="sm_{}".format)
+def test_rows_of_logits_are_read_sixteen_bytes_at_a_time(
+    architecture: int, lines: list[dict[str, Any]]
+) -> None:
+    """Where they begin and end at multiples of 16, as `logit_rows` does; any others one by one."""
+    built = [
+        x for x in lines[:-1] if x["case"].startswith("row_statistics") and x["architecture"] == architecture
+    ]
+    wide = {x["case"].endswith("any row"): x["wide_loads"] for x in built}
+    assert wide[False] > 0 and wide[True] == 0
+
+
 def test_no_kernel_is_missing(lines: list[dict[str, Any]]) -> None:
     exist, compiled = set(lines[-1]["exist"]), set(lines[-1]["compiled"])
     assert "xgr_kernels.attention.tail.cuda:tail_attention_kernel" in exist

@@ -57,5 +57,8 @@ class ModelBackend(Protocol):
         ...
 
     def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """The same into `out` [R, vocab] float32, which may be part of a captured launch's fixed memory."""
+        """The same into `out` [R, vocab] float32, which may be part of a captured launch's fixed memory.
+
+        Its rows may lie further apart than `vocab`; what lies between is left alone.
+        """
         ...

@@ -17,6 +17,8 @@ from xgr_kernels.beam_select.cuda_memory import (
     DeviceFilters,
     DeviceTrie,
     FilterColumns,
+    aligned,
+    logit_rows,
     request_row,
 )
 
@@ -28,6 +30,8 @@ __all__ = [
     "FilterColumns",
     "Selector",
     "Tuning",
+    "aligned",
+    "logit_rows",
     "request_row",
     "splits_for",
 ]
@@ -86,7 +90,8 @@ class Selector:
                 f"width {max_width} or vocabulary {vocab} is too large: selection on a GPU takes {MOST_ROWS} "
                 f"beams of a request and {MOST_TOKENS} tokens"
             )
-        self.rows, self.requests, self.vocab, self.max_width = rows, requests, vocab, max_width
+        self.rows, self.requests, self.max_width = rows, requests, max_width
+        self.columns = aligned(vocab)
         self.tail_tokens = tail_tokens
         self.tuning = tuning = tuning or Tuning.of(requests, max_width)
         assert tuning.maxima >= max_width < tuning.capacity, tuning
@@ -125,7 +130,8 @@ class Selector:
     def select(self, logits: Tensor, now: BeamState, next: BeamState, *, splits: int) -> None:
         """The best children of each request's beams, from `now` to `next`, which is another state.
 
-        logits [R, V] float32, rows contiguous, R <= rows; `splits` (1 to MOST_SPLITS) programs read a row.
+        logits [R, V] float32, rows contiguous, R <= rows; whole rows of `logit_rows` are read fastest.
+        `splits` (1 to MOST_SPLITS) programs read a row.
         Row out_begin + p of `next` becomes the p-th best child, p < count: token, score, leaves, and as
         ancestors its parent's with the parent's row at [level - 1], if 1 <= level <= T. Semantics are those
         of `api.beam_select`, except that a dead beam's logits are not looked at.
@@ -153,7 +159,7 @@ class Selector:
         """Statistics of rows, children of requests, and the threshold."""
         R, V = logits.shape
         assert logits.dtype == torch.float32 and (logits.stride(1) == 1 or R == 0)
-        assert self.rows >= R and self.vocab >= V
+        assert self.rows >= R and self.columns >= V
         assert now is not next and now.tail_tokens == next.tail_tokens == self.tail_tokens
         assert 1 <= splits <= MOST_SPLITS
         beam, constants, tuning = now.packed.stride(0), self._constants, self.tuning

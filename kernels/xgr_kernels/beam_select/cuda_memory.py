@@ -11,6 +11,21 @@ from xgr_kernels.trie import MAX_DENIED, LeafFilter, Trie
 
 COLUMNS: int = kernels.COLUMNS.value  # of a request's row in the table
 MOST_TOKENS: int = kernels.MOST_TOKENS.value  # of a vocabulary
+ALIGNED = 64  # columns: rows of logits begin at multiples of 256 bytes
+
+
+def aligned(columns: int) -> int:
+    """The least multiple of `ALIGNED` that is at least `columns`."""
+    return -(-columns // ALIGNED) * ALIGNED
+
+
+def logit_rows(rows: int, vocab: int, device: torch.device | str) -> Tensor:
+    """Memory for logits, [rows, aligned(vocab)] float32: write only the first `vocab` columns.
+
+    The others are minus infinity, which no sum and no choice sees. Selection takes rows whole. Rows of just
+    as many columns as there are tokens would be read 4 bytes at a time, where that is no multiple of 16.
+    """
+    return torch.full((rows, aligned(vocab)), -torch.inf, dtype=torch.float32, device=device)
 
 
 class BeamState:

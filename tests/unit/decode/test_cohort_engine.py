@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import MakeCheckpoint
 from made_catalogs import build_from_arrays
 from planned_attention import PlannedAttention
@@ -181,6 +182,25 @@ def test_candidates_that_overflow_are_searched_exactly(
     prompts.run(*searches)
     assert prompts.gpu.counters["selection_overflows"] == 1
     assert_same(searches, prompts.expected(*searches))
+
+
+def test_selection_reads_rows_of_sixteen_bytes(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary has 97 tokens: rows of so many logits would begin anywhere."""
+    given: list[torch.Tensor] = []
+    steps = prompts.gpu.steps
+    real = steps._selector.select
+
+    def watched(logits: torch.Tensor, *args: object, **kwargs: object) -> None:
+        given.append(logits)
+        real(logits, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steps._selector, "select", watched)
+    searches = [prompts.search(0, 8), prompts.search(1, 5, mode="legal")]
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+    for logits in given:
+        assert logits.stride() == (128, 1) and logits.shape[1] == 128 and logits.data_ptr() % 16 == 0
+        assert (logits[:, 97:] == -torch.inf).all()
 
 
 def test_a_launch_reads_nothing_back(prompts: Prompts) -> None:

@@ -36,7 +36,7 @@ class Head:
         return out
 
     def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """hidden [R, hidden] -> out [R, vocab] float32."""
+        """hidden [R, hidden] -> out [R, vocab] float32, whose rows may lie further apart."""
         with torch.inference_mode():
             if self._packed is not None:
                 out.copy_(self._packed(hidden.float()))
