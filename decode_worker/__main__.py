@@ -57,15 +57,15 @@ def make_engine(
     from decode_worker.engines.cohort_engine import CohortEngine
     from decode_worker.engines.cohort_steps import CohortSteps
     from xgr_runtime.model.device.device import CudaDevice
-    from xgr_runtime.model.device_attention import device_attention
+    from xgr_runtime.model.device_attention import DeviceAttention
 
     device = CudaDevice(model.backend.device.index or 0)
-    attention = device_attention(
+    attention = DeviceAttention(
         model.backend, model.pool, device, rows=max_rows, requests=MAX_REQUESTS, causal=False
     )
     try:
         steps = CohortSteps(
-            model.backend, model.pool, device, catalog.trie, max_rows, config.max_beam_width, attention
+            model.backend, model.pool, device, catalog.trie, max_rows, config.max_beam_width, attention.each
         )
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None

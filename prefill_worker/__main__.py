@@ -55,13 +55,13 @@ def make_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> Pref
         return CpuPrefillEngine(model.backend, model.pool)
     from prefill_worker.engines.cuda import MAX_PROMPTS, BucketEngine
     from xgr_runtime.model.device.device import CudaDevice
-    from xgr_runtime.model.device_attention import device_attention
+    from xgr_runtime.model.device_attention import DeviceAttention
 
     device = CudaDevice(model.backend.device.index or 0)
-    attention = device_attention(
+    attention = DeviceAttention(
         model.backend, model.pool, device, rows=config.batch_tokens, requests=MAX_PROMPTS, causal=True
     )
-    return BucketEngine(model.backend, model.pool, device, config.batch_tokens, attention)
+    return BucketEngine(model.backend, model.pool, device, config.batch_tokens, attention.one)
 
 
 if __name__ == "__main__":

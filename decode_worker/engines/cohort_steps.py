@@ -6,7 +6,7 @@ one cohort to the next (levels, widths, filters, which pages) is data that they 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from decode_worker.engines.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
 from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
-from xgr_kernels.attention.paged import PagedAttention
+from xgr_kernels.attention.paged import PagedAttention, quickest
 from xgr_kernels.beam_select.cuda import (
     COLUMNS,
     BeamState,
@@ -31,7 +31,7 @@ from xgr_kernels.trie import Trie
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Event, Inputs, Work
-from xgr_runtime.model.device_attention import MakeAttention
+from xgr_runtime.model.device_attention import MakeAttentions
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
 
@@ -70,11 +70,17 @@ class CohortAnswer(NamedTuple):
     overflow: bool  # no answer: its candidates did not fit
 
 
+class Forward(NamedTuple):
+    """Beams -> hidden states and logits, by one kernel of attention."""
+
+    attention: PagedAttention
+    run: Work
+
+
 class Graphs(NamedTuple):
     """What runs a step of one bucket of rows."""
 
-    attention: PagedAttention
-    forward: Work  # beams -> hidden states and logits
+    forwards: list[Forward]
     select: Work  # logits and beams -> the next beams
 
 
@@ -97,7 +103,7 @@ class CohortSteps:
         trie: Trie,
         max_rows: int,
         max_width: int,
-        make_attention: MakeAttention,
+        make_attentions: MakeAttentions,
         max_requests: int = MAX_REQUESTS,
         tuning: Tuning | None = None,
     ) -> None:
@@ -113,7 +119,7 @@ class CohortSteps:
         self.max_width = max_width
         self.max_requests = max_requests = min(max_requests, max_rows)
         self.tail_tokens = tail_tokens = tail_tokens_of(len(trie.tokens))
-        self._make_attention = make_attention
+        self._make_attentions = make_attentions
         where, identity = device.where, model.identity
         self._trie = DeviceTrie(trie, where)
         self._filters = DeviceFilters(COHORTS * max_requests, trie.leaves, where)
@@ -146,7 +152,8 @@ class CohortSteps:
     def capture(self) -> None:
         """Capture every step, the widest first: later graphs fit into the memory of the first."""
         for bucket in reversed(self.buckets):
-            self._graphs[bucket] = self._capture(bucket)
+            select = self.device.capture(partial(self._select, bucket))
+            self._graphs[bucket] = Graphs(self._capture_forwards(bucket), select)
         self._first_select = self.device.capture(lambda: self._select(self.max_requests))
 
     # --- what a cohort queues ---
@@ -209,15 +216,17 @@ class CohortSteps:
 
     def _forward(self, cohort: Cohort, step: Step) -> None:
         """The newest token of every beam through the layers and the head."""
-        graphs = self._graphs[bucket_for(step.rows, self.buckets)]
         # At the root that token is the prompt's last, which reads those before it.
         lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
         offsets = step.offsets.tolist()
+        forwards = self._graphs[bucket_for(step.rows, self.buckets)].forwards
+        best = quickest([forward.attention for forward in forwards], np.diff(step.offsets).tolist(), lengths)
+        attention, run = forwards[best]
         plan = Planned(cohort, offsets, lengths)
-        if self._planned.get(graphs.attention) != plan:  # levels of the same rows share a plan
-            graphs.attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
-            self._planned[graphs.attention] = plan
-        graphs.forward()
+        if self._planned.get(attention) != plan:  # levels of the same rows share a plan
+            attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
+            self._planned[attention] = plan
+        run()
 
     def _place_hidden(self, cohort: Cohort) -> None:
         """The hidden states that came with the KV take their places; the others were computed there."""
@@ -238,9 +247,12 @@ class CohortSteps:
 
     # --- what is captured ---
 
-    def _capture(self, bucket: int) -> Graphs:
-        """The graphs of one bucket; they are captured over beams that belong to nobody."""
-        attention = self._make_attention(bucket, self.max_requests)
+    def _capture_forwards(self, bucket: int) -> list[Forward]:
+        """Of one bucket, captured over beams that belong to nobody."""
+        attentions = self._make_attentions(bucket, self.max_requests)
+        return [Forward(attention, self._capture_forward(bucket, attention)) for attention in attentions]
+
+    def _capture_forward(self, bucket: int, attention: PagedAttention) -> Work:
         now, inputs, tail = self._now, self._inputs, self._tail
 
         def forward() -> None:
@@ -258,10 +270,7 @@ class CohortSteps:
             self._hidden[:bucket].copy_(hidden)
             self.model.logits_into(hidden, self._vocab_logits[:bucket])
 
-        def select() -> None:
-            self._select(bucket)
-
-        return Graphs(attention, self.device.capture(forward), self.device.capture(select))
+        return self.device.capture(forward)
 
     def _first_logits(self) -> None:
         """From the hidden state of every prompt's last token."""

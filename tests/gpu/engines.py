@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from lab import Lab
@@ -20,7 +19,7 @@ from prefill_worker.engines.base import Part
 from prefill_worker.engines.cuda import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from xgr_kernels.trie import ScoreMode, no_filter
 from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
-from xgr_runtime.model.device_attention import MakeAttention, device_attention
+from xgr_runtime.model.device_attention import DeviceAttention, MakeAttention, MakeAttentions
 from xgr_runtime.model.memory.kv_memory import private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 
@@ -52,7 +51,7 @@ class Engines:
             self.made.trie,
             max_rows,
             max_width,
-            self._attention(max_rows, max_requests, causal=False),
+            self._beam_attention(max_rows, max_requests),
             max_requests=max_requests,
             tuning=None if self.lab.cuda else SMALL,
         )
@@ -69,17 +68,24 @@ class Engines:
             self.pool,
             self.lab.device,
             max_tokens,
-            self._attention(max_tokens, MAX_PROMPTS, causal=True),
+            self._prompt_attention(max_tokens),
         )
         engine.warm_up()
         return engine
 
-    def _attention(self, rows: int, requests: int, causal: bool) -> MakeAttention:
+    def _beam_attention(self, rows: int, requests: int) -> MakeAttentions:
         if self.lab.cuda:
-            return device_attention(
-                self.model, self.pool, self.lab.device, rows=rows, requests=requests, causal=causal
-            )
-        return cast(MakeAttention, lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal))
+            return DeviceAttention(
+                self.model, self.pool, self.lab.device, rows=rows, requests=requests, causal=False
+            ).each
+        return lambda rows, requests: [PlannedAttention(rows, requests, PAGE, causal=False)]
+
+    def _prompt_attention(self, rows: int) -> MakeAttention:
+        if self.lab.cuda:
+            return DeviceAttention(
+                self.model, self.pool, self.lab.device, rows=rows, requests=MAX_PROMPTS, causal=True
+            ).one
+        return lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal=True)
 
     def prompt(self, tokens: int) -> NDArray[np.int32]:
         """Random token ids."""

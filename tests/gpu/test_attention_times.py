@@ -161,8 +161,7 @@ def _plan_seconds(lab: Lab, plan: Callable[..., None], rows: list[int], prompts:
 
 def _rule(sizes: AttentionSizes, rows: list[int]) -> str:
     """What the planner would take here."""
-    multiprocessors, capability = device_facts(sizes.device)
-    return choose_algorithm(sizes, rows, multiprocessors, capability)
+    return choose_algorithm(sizes, [(count, 1) for count in rows], device_facts(sizes.device))
 
 
 def _tail(figures: Figures, lab: Lab, heads: Heads, R: int, sets: int) -> None:

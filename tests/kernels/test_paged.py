@@ -14,9 +14,18 @@ from flashinfer_stand_in import MINUS_INFINITY, Stream, attend, install
 from torch import Tensor
 
 from xgr_kernels.attention.causal import causal_attention
-from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace, choose_algorithm
+from xgr_kernels.attention.paged import (
+    AttentionSizes,
+    PagedAttention,
+    Workspace,
+    choose_algorithm,
+    quickest,
+    safest_algorithm,
+    useful_algorithms,
+)
 from xgr_kernels.attention.paged import cuda as paged
 from xgr_kernels.attention.paged import rules as paged_rules
+from xgr_kernels.attention.paged.rules import Processor
 from xgr_kernels.attention.shared import SharedPlan, shared_attention
 from xgr_kernels.backend import choose_backend
 
@@ -277,7 +286,7 @@ def test_a_plan_of_another_backend_is_refused(stream: Stream) -> None:
 
 # --- the arithmetic, without tensors ---
 
-H200 = (132, (9, 0))
+H200 = Processor(132, (9, 0))
 
 
 def sizes_of(q_heads: int, kv_heads: int, head_dim: int = 128) -> AttentionSizes:
@@ -309,15 +318,51 @@ def test_memory_of_a_bucket_holds_that_of_smaller_ones() -> None:
         ((32, 8), [2048], H200, "fa3"),
         ((32, 8), [8192], H200, "fa3"),
         ((32, 8), [50] * 20, H200, "fa2"),  # tiles of 128 rows, most of them empty
-        ((32, 8), [8192], (108, (8, 0)), "fa2"),
-        ((32, 8), [8192], (148, (10, 0)), "fa2"),
+        ((32, 8), [8192], Processor(108, (8, 0)), "fa2"),
+        ((32, 8), [8192], Processor(148, (10, 0)), "fa2"),
     ],
     ids=str,
 )
-def test_algorithm_by_tiles(
-    heads: tuple[int, int], rows: list[int], device: tuple[int, tuple[int, int]], want: str
-) -> None:
-    assert choose_algorithm(sizes_of(*heads), rows, *device) == want
+def test_algorithm_by_tiles(heads: tuple[int, int], rows: list[int], device: Processor, want: str) -> None:
+    assert choose_algorithm(sizes_of(*heads), [(count, 1000) for count in rows], device) == want
+
+
+def test_algorithm_by_lengths() -> None:
+    """A ninth request begins a second wave of FA3's tiles, which lasts as long as its prompt is."""
+    sizes, rows = sizes_of(16, 8), 128
+    assert choose_algorithm(sizes, [(rows, 1000)] * 9, H200) == "fa2"
+    assert choose_algorithm(sizes, [(rows, 4), *[(rows, 1000)] * 8], H200) == "fa3"
+
+
+@pytest.mark.parametrize(
+    ("rows", "useful", "safest"),
+    [(64, ("fa2",), "fa2"), (640, ("fa2", "fa3"), "fa2"), (1024, ("fa2", "fa3"), "fa2"),
+     (2048, ("fa2", "fa3"), "fa3"), (8192, ("fa3",), "fa3")],
+    ids=lambda value: f"R={value}" if isinstance(value, int) else "",
+)  # fmt: skip
+def test_algorithms_of_a_bucket(rows: int, useful: tuple[str, ...], safest: str) -> None:
+    """Whatever cohort comes, the best of a bucket's graphs is the best of all."""
+    served = range(rows // 2 + 1, rows + 1)
+    sizes, made = sizes_of(32, 8), useful_algorithms(sizes_of(32, 8), served, 16, H200)
+    assert made == useful and safest_algorithm(sizes, served, 16, H200) == safest
+    assert useful_algorithms(sizes, served, 16, Processor(108, (8, 0))) == ("fa2",)
+    for requests in (1, 2, 8, 16):
+        for total in (served[0], rows):
+            cohort = [(total // requests, 500)] * requests
+            assert choose_algorithm(sizes, cohort, H200) in made
+
+
+def test_quickest_of_a_bucket(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request of 1,024 rows fills FA3's tiles, 16 of 64 rows leave half of each empty."""
+    workspace = Workspace(SIZES, rows=8, requests=2, page_entries=4)
+    one, other = (
+        PagedAttention(SIZES, workspace, rows=8, requests=2, page_entries=4, causal=False, algorithm=name)
+        for name in ("fa2", "fa3")
+    )
+    monkeypatch.setattr(paged, "device_facts", lambda device: Processor(32, (9, 0)))
+    assert quickest([one, other], [1024], [300]) == 1
+    assert quickest([one, other], [64] * 16, [300] * 16) == 0
+    assert quickest([other], [64] * 16, [300] * 16) == 0
 
 
 # --- the stand-in against the library ---

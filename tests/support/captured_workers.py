@@ -45,7 +45,7 @@ def decode_engine(
         catalog.trie,
         max_rows,
         config.max_beam_width,
-        lambda rows, requests: PlannedAttention(rows, requests, page_size, causal=False),
+        lambda rows, requests: [PlannedAttention(rows, requests, page_size, causal=False)],
         max_requests=2,
         tuning=SMALL,
     )

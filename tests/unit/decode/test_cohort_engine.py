@@ -56,8 +56,8 @@ class Prompts:
         self.trie = trie
         self.cpu = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
 
-        def attention(rows: int, requests: int) -> PlannedAttention:
-            return PlannedAttention(rows, requests, PAGE, causal=False)
+        def attention(rows: int, requests: int) -> list[PlannedAttention]:
+            return [PlannedAttention(rows, requests, PAGE, causal=False)]
 
         steps = CohortSteps(
             backend,
@@ -264,7 +264,7 @@ def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie
         trie,
         4,
         2,
-        lambda rows, requests: PlannedAttention(rows, requests, PAGE, causal=False),
+        lambda rows, requests: [PlannedAttention(rows, requests, PAGE, causal=False)],
         max_requests=2,
         tuning=Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128),
     )

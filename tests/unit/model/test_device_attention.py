@@ -26,7 +26,7 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import HostDevice
-from xgr_runtime.model.device_attention import device_attention
+from xgr_runtime.model.device_attention import DeviceAttention
 from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, DEPTH, WIDTH, ROWS = 4, 40, 3, 5, 12
@@ -57,8 +57,8 @@ def parts(backend: ModelBackend) -> list[Part]:
 def test_prompts_in_whole_and_in_chunks(backend: ModelBackend) -> None:
     pool, plain = KvPool(backend.identity, PAGES, PAGE), KvPool(backend.identity, PAGES, PAGE)
     device = HostDevice()
-    attention = device_attention(backend, pool, device, rows=64, requests=32, causal=True)
-    engine = BucketEngine(backend, pool, device, 64, attention)
+    attention = DeviceAttention(backend, pool, device, rows=64, requests=32, causal=True)
+    engine = BucketEngine(backend, pool, device, 64, attention.one)
     engine.buckets = (16, 64)
     engine.warm_up()
     pool.k.zero_()  # where it has run
@@ -76,9 +76,9 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     catalog = build_from_arrays([str(i) for i in range(90)], sids.astype(np.int32))
     trie = catalog.trie
     pool, device = KvPool(backend.identity, PAGES, PAGE), HostDevice()
-    attention = device_attention(backend, pool, device, rows=ROWS, requests=4, causal=False)
+    attention = DeviceAttention(backend, pool, device, rows=ROWS, requests=4, causal=False)
     tuning = Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128)
-    steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention, 4, tuning)
+    steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention.each, 4, tuning)
     steps.buckets = (5, ROWS)
     engine = CohortEngine(steps)
     engine.warm_up(trie)
@@ -106,6 +106,6 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
 def test_what_the_library_does_not_serve_is_refused_with_a_way_out(make_checkpoint: MakeCheckpoint) -> None:
     backend = load_backend("transformers", make_checkpoint("qwen3", 2), "float32")
     with pytest.raises(ConfigError, match=r"dtype is torch.float32.*--device cpu"):
-        device_attention(
+        DeviceAttention(
             backend, KvPool(backend.identity, PAGES, PAGE), HostDevice(), rows=8, requests=1, causal=True
         )

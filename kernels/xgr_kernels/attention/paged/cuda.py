@@ -17,7 +17,7 @@ from torch import Tensor
 from xgr_kernels.attention.paged.rules import ALGORITHMS, AttentionSizes, choose_algorithm, device_facts
 from xgr_kernels.attention.paged.workspace import PageIds, Staging, Workspace
 
-__all__ = ["AttentionSizes", "PagedAttention", "Workspace", "choose_algorithm", "device_facts"]
+__all__ = ["AttentionSizes", "PagedAttention", "Workspace", "quickest"]
 
 
 class PagedAttention:
@@ -44,14 +44,15 @@ class PagedAttention:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"unknown attention algorithm {algorithm!r}: use {' or '.join(ALGORITHMS)}")
         self.rows, self.requests, self.page_entries = rows, requests, page_entries
+        self.algorithm = algorithm
         for name in ("rows", "requests", "page_entries"):
             if not 0 < getattr(self, name) <= getattr(workspace, name):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, the workspace has {getattr(workspace, name)}"
                 )
-        self._sizes, self._workspace, self._causal = sizes, workspace, causal
+        self.sizes, self._workspace, self._causal = sizes, workspace, causal
         self._pages = torch.zeros(page_entries, dtype=torch.int32, device=sizes.device)
-        self._wrapper = self._make_wrapper(algorithm)
+        self._wrapper = self._make_wrapper()
         self._planned_rows = 0
         self._layout: list[int] | None = None
         self.plan_maximum()
@@ -61,7 +62,7 @@ class PagedAttention:
 
         It reads page 0 only.
         """
-        length = min(self.rows, self.page_entries * self._sizes.page_size)
+        length = min(self.rows, self.page_entries * self.sizes.page_size)
         self.plan([0, self.rows], [np.zeros(self.page_entries, np.int32)], [length])
 
     def plan(self, row_offsets: Sequence[int], pages: Sequence[PageIds], lengths: Sequence[int]) -> None:
@@ -73,7 +74,7 @@ class PagedAttention:
         offsets, counts = np.asarray(row_offsets, np.int64), np.asarray(lengths, np.int64)
         self._check(offsets, pages, counts)
         staging = self._workspace.take()
-        total = staging.fill(offsets, pages, counts, self._sizes.page_size)
+        total = staging.fill(offsets, pages, counts, self.sizes.page_size)
         try:
             staging.upload_pages(self._pages[:total])
             self._plan(staging, total, most_rows=int(np.diff(offsets).max(initial=0)))
@@ -97,9 +98,9 @@ class PagedAttention:
             self._wrapper.run(q[:count], (k_pages, v_pages), out=o[:count], lse=lse2[:count], return_lse=True)
         return o, lse2
 
-    def _make_wrapper(self, algorithm: str) -> Any:
+    def _make_wrapper(self) -> Any:
         """The library's object over buffers of fixed size, which a graph may bake in."""
-        device = self._sizes.device
+        device = self.sizes.device
 
         def int32s(count: int) -> Tensor:
             return torch.zeros(count, dtype=torch.int32, device=device)
@@ -112,7 +113,7 @@ class PagedAttention:
             paged_kv_indptr_buf=int32s(self.requests + 1),
             paged_kv_indices_buf=self._pages,
             paged_kv_last_page_len_buf=int32s(self.requests),
-            backend=algorithm,
+            backend=self.algorithm,
         )
         # Its own is 8 MiB for each bucket, on the device and pinned.
         plan = torch.empty(self._workspace.int_bytes, dtype=torch.uint8, device=device)
@@ -120,7 +121,7 @@ class PagedAttention:
         return wrapper
 
     def _plan(self, staging: Staging, total: int, most_rows: int) -> None:
-        sizes, B = self._sizes, self.requests
+        sizes, B = self.sizes, self.requests
         # The library writes its plan into pinned memory and returns with the copy to the device queued. Its
         # next plan would write the same memory, so each plan is given that of its own staging.
         self._wrapper._pin_memory_int_workspace_buffer = staging.plan
@@ -149,7 +150,7 @@ class PagedAttention:
 
     def _check_tensors(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: float) -> None:
         """The library looks at little of this, and its kernels would read past the end."""
-        s = self._sizes
+        s = self.sizes
         if q.shape[0] != self.rows or not math.isclose(scale, s.scale, rel_tol=1e-6):
             raise ValueError(f"{q.shape[0]} rows at scale {scale}: planned for {self.rows} at {s.scale}")
         if q.shape[1:] != (s.q_heads, s.head_dim) or q.dtype != s.dtype or q.stride(-1) != 1:
@@ -162,7 +163,7 @@ class PagedAttention:
     def _check(
         self, offsets: NDArray[np.int64], pages: Sequence[PageIds], lengths: NDArray[np.int64]
     ) -> None:
-        B, size = len(lengths), self._sizes.page_size
+        B, size = len(lengths), self.sizes.page_size
         if not len(offsets) - 1 == len(pages) == B <= self.requests:
             given = f"{len(offsets) - 1} row ranges, {len(pages)} page lists, {B} lengths"
             raise ValueError(f"{given}: as many of each, at most {self.requests}")
@@ -173,6 +174,16 @@ class PagedAttention:
             raise ValueError(f"lengths {lengths.tolist()} in pages that hold {held.tolist()} tokens")
         if (total := int((-(-lengths // size)).sum())) > self.page_entries:
             raise ValueError(f"{total} pages, planned for at most {self.page_entries}")
+
+
+def quickest(attentions: Sequence[PagedAttention], rows: Sequence[int], lengths: Sequence[int]) -> int:
+    """Which of a bucket's attentions ends first for requests of so many rows and tokens, by the rule."""
+    if len(attentions) == 1:
+        return 0
+    sizes = attentions[0].sizes
+    cohort = list(zip(rows, lengths, strict=True))
+    best = choose_algorithm(sizes, cohort, device_facts(sizes.device))
+    return [attention.algorithm for attention in attentions].index(best)
 
 
 def library() -> ModuleType:

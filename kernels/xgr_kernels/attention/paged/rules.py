@@ -3,8 +3,9 @@
 Plain arithmetic, so that it is checked where there is no GPU. It follows the library's scheduler (0.6.18).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -46,30 +47,87 @@ class AttentionSizes:
         return self.q_heads // self.kv_heads
 
 
-def device_facts(device: torch.device) -> tuple[int, tuple[int, int]]:
-    """Multiprocessors and compute capability. Another device than a GPU counts as a very small one."""
+class Processor(NamedTuple):
+    """What the rules ask of a device."""
+
+    multiprocessors: int
+    capability: tuple[int, int]
+
+
+def device_facts(device: torch.device) -> Processor:
+    """Another device than a GPU counts as a very small one."""
     if device.type != "cuda":
-        return 1, (8, 0)
+        return Processor(1, (8, 0))
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, (properties.major, properties.minor)
+    return Processor(properties.multi_processor_count, (properties.major, properties.minor))
 
 
-def choose_algorithm(
-    sizes: AttentionSizes, rows: Sequence[int], multiprocessors: int, capability: tuple[int, int]
-) -> str:
-    """The kernel that ends earlier for requests of so many query rows each.
+Cohort = Sequence[tuple[int, int]]
+"""(query rows, keys) of each request of a launch."""
 
-    FA3 gives a tile of rows of one query head to a multiprocessor as a whole, so its last wave may leave many
-    idle. FA2 packs the query heads of a group into its rows and splits keys until the device is full, but its
-    matrix products are slower. FA3 exists for compute capability 9 alone.
-    """
-    if capability[0] != 9:
+
+def choose_algorithm(sizes: AttentionSizes, cohort: Cohort, processor: Processor) -> str:
+    """The kernel that ends earlier for a cohort. FA3 exists for compute capability 9 alone."""
+    if processor.capability[0] != 9:
         return "fa2"
-    tile = fa3_tile(sizes.head_dim)
-    tiles = sum(_ceil(count, tile) for count in rows) * sizes.q_heads
-    fa3_rows = _ceil(tiles, multiprocessors) * multiprocessors * tile
-    packed = sum(_ceil(count * sizes.group, 128) for count in rows) * sizes.kv_heads
-    return "fa3" if fa3_rows * FA2_SHARE_OF_FA3 < packed * 128 else "fa2"
+    times = {name: time(sizes, cohort, processor.multiprocessors) for name, time in _TIMES.items()}
+    return min(times, key=lambda name: times[name])
+
+
+def useful_algorithms(
+    sizes: AttentionSizes, rows: range, requests: int, processor: Processor
+) -> tuple[str, ...]:
+    """Those that end earlier than the other for some cohort of a bucket: each is worth a graph of its own.
+
+    `rows` are those that the bucket serves. Requests of a cohort have as many rows and keys each, which is
+    what most have; others are then served by the better one of what there is.
+    """
+    chosen = {choose_algorithm(sizes, cohort, processor) for cohort in _cohorts(rows, requests)}
+    return tuple(sorted(chosen))
+
+
+def safest_algorithm(sizes: AttentionSizes, rows: range, requests: int, processor: Processor) -> str:
+    """The one whose time over the other's is the smaller in its worst case: for a bucket with one graph."""
+    if processor.capability[0] != 9:
+        return "fa2"
+    ratios = [
+        fa2_time(sizes, cohort, processor.multiprocessors)
+        / fa3_time(sizes, cohort, processor.multiprocessors)
+        for cohort in _cohorts(rows, requests)
+    ]
+    return "fa2" if max(ratios) < 1 / min(ratios) else "fa3"
+
+
+def fa2_time(sizes: AttentionSizes, cohort: Cohort, multiprocessors: int) -> float:
+    """In rows of a head times keys, at FA3's rate on one multiprocessor.
+
+    It packs the query heads of a group into its rows and splits keys until the device is full.
+    """
+    work = sum(_ceil(rows * sizes.group, 128) * 128 * keys for rows, keys in cohort) * sizes.kv_heads
+    return work / multiprocessors / FA2_SHARE_OF_FA3
+
+
+def fa3_time(sizes: AttentionSizes, cohort: Cohort, multiprocessors: int) -> float:
+    """The same. A multiprocessor takes a tile of one query head as a whole, those with most keys first.
+
+    So its last wave may leave many idle, and every wave lasts as long as the tiles that it begins with.
+    """
+    tile, tiles, waves, time = fa3_tile(sizes.head_dim), 0, 0, 0
+    for rows, keys in sorted(cohort, key=lambda request: -request[1]):
+        tiles += _ceil(rows, tile) * sizes.q_heads
+        begun, waves = waves, _ceil(tiles, multiprocessors)
+        time += (waves - begun) * keys * tile
+    return time
+
+
+_TIMES = {"fa2": fa2_time, "fa3": fa3_time}
+
+
+def _cohorts(rows: range, requests: int) -> Iterator[Cohort]:
+    """The fewest and the most rows of a bucket, dealt to one request, to two, and so on."""
+    for total in {rows[0], rows[-1]}:
+        for count in range(1, min(requests, total) + 1):
+            yield [(total // count + (b < total % count), 1) for b in range(count)]
 
 
 def fa2_tile(sizes: AttentionSizes, rows: int, requests: int) -> int:
