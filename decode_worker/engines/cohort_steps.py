@@ -1,7 +1,8 @@
 """What a cohort queues on a GPU: the memory of its beams, and the graphs that take them level by level.
 
-A level is two graphs: the forward over its beams, and the selection among their children. What differs from
-one cohort to the next (levels, widths, filters, which pages) is data that they read.
+A level is two graphs: the forward over its beams, and the head with the selection among their children. What
+differs from one cohort to the next (levels, widths, filters, which pages) is data that they read. Where it is
+the kernel of attention, or how much of the head is read, there is a graph for each.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from decode_worker.engines.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
+from decode_worker.engines.level_heads import LevelHead
 from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
 from xgr_kernels.attention.paged import PagedAttention, quickest
 from xgr_kernels.beam_select.cuda import (
@@ -71,7 +73,7 @@ class CohortAnswer(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Beams -> hidden states and logits, by one kernel of attention."""
+    """Beams -> hidden states, by one kernel of attention."""
 
     attention: PagedAttention
     run: Work
@@ -81,7 +83,7 @@ class Graphs(NamedTuple):
     """What runs a step of one bucket of rows."""
 
     forwards: list[Forward]
-    select: Work  # logits and beams -> the next beams
+    select: dict[LevelHead, Work]  # hidden states and beams -> the next beams
 
 
 class Planned(NamedTuple):
@@ -137,7 +139,8 @@ class CohortSteps:
         self._tail = TailKv(identity, tail_tokens, max_rows, where)
         self._hidden = torch.zeros(max_rows, identity.hidden, dtype=DTYPES[identity.dtype], device=where)
         self._logits = logit_rows(max_rows, identity.vocab, where)
-        self._vocab_logits = self._logits[:, : identity.vocab]
+        self._whole_head = LevelHead.whole(model.head)
+        self._level_heads = LevelHead.by_level(model.head, trie)
         sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
         steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
         self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
@@ -147,14 +150,14 @@ class CohortSteps:
         self._outcome = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
         self._rows = torch.arange(max_rows, device=where)
         self._graphs: dict[int, Graphs] = {}
+        self._first_select: dict[LevelHead, Work] = {}
         self._planned: dict[PagedAttention, Planned] = {}
 
     def capture(self) -> None:
         """Capture every step, the widest first: later graphs fit into the memory of the first."""
         for bucket in reversed(self.buckets):
-            select = self.device.capture(partial(self._select, bucket))
-            self._graphs[bucket] = Graphs(self._capture_forwards(bucket), select)
-        self._first_select = self.device.capture(lambda: self._select(self.max_requests))
+            self._graphs[bucket] = Graphs(self._capture_forwards(bucket), self._capture_select(bucket))
+        self._first_select = self._capture_select(self.max_requests)
 
     # --- what a cohort queues ---
 
@@ -162,19 +165,19 @@ class CohortSteps:
         """All levels, and behind them the copy of the answer back to the host."""
         self._begin(cohort)
         for step in cohort.steps:
-            self._upload(cohort, step)
+            head = self._head(cohort, step.level)
+            self._upload(cohort, step, head.first_token)
             if step.level or cohort.lacks_hidden:
                 self._forward(cohort, step)
             if not step.level:
                 self._place_hidden(cohort)
-                self._first_logits()
             bucket = bucket_for(step.rows, self.buckets) if step.level else self.max_requests
             if exactly:
-                self._select(bucket, exactly)
+                self._select(bucket, head, exactly)
             elif step.level:
-                self._graphs[bucket].select()
+                self._graphs[bucket].select[head]()
             else:
-                self._first_select()
+                self._first_select[head]()
         self._read_back(cohort)
 
     def _begin(self, cohort: Cohort) -> None:
@@ -190,7 +193,12 @@ class CohortSteps:
         self._now.packed[: len(roots)].copy_(roots, non_blocking=True)
         self._selector.begin()
 
-    def _upload(self, cohort: Cohort, step: Step) -> None:
+    def _head(self, cohort: Cohort, level: int) -> LevelHead:
+        """The level's tokens are enough where no score is relative to others; a NaN of others is not seen."""
+        legal = all(question.score_mode == "legal" for question in cohort.questions)
+        return self._level_heads.get(level, self._whole_head) if legal else self._whole_head
+
+    def _upload(self, cohort: Cohort, step: Step, first_token: int) -> None:
         """What the step's kernels read of its requests and rows."""
         vectors = StepVectors.of(step, cohort.questions, self.max_rows, self.tail_tokens)
         table = [
@@ -204,6 +212,7 @@ class CohortSteps:
                 trie=self._trie,
                 leaves=cohort.filters[b],
                 out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),
+                first_token=first_token,
             )
             for b, question in enumerate(cohort.questions)
         ]
@@ -215,7 +224,7 @@ class CohortSteps:
         )
 
     def _forward(self, cohort: Cohort, step: Step) -> None:
-        """The newest token of every beam through the layers and the head."""
+        """The newest token of every beam through the layers."""
         # At the root that token is the prompt's last, which reads those before it.
         lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
         offsets = step.offsets.tolist()
@@ -268,24 +277,26 @@ class CohortSteps:
             )
             hidden = self.model.forward(now.token[:bucket].long(), inputs["positions"][:bucket], stage)
             self._hidden[:bucket].copy_(hidden)
-            self.model.logits_into(hidden, self._vocab_logits[:bucket])
 
         return self.device.capture(forward)
 
-    def _first_logits(self) -> None:
-        """From the hidden state of every prompt's last token."""
-        self.model.logits_into(self._hidden[: self.max_requests], self._vocab_logits[: self.max_requests])
+    def _capture_select(self, rows: int) -> dict[LevelHead, Work]:
+        """One for each head that a level may have."""
+        heads = [self._whole_head, *self._level_heads.values()]
+        return {head: self.device.capture(partial(self._select, rows, head)) for head in heads}
 
-    def _select(self, rows: int, exactly: bool = False) -> None:
-        """The next beams of all requests, from the logits of `rows` rows; they become the present ones.
+    def _select(self, rows: int, head: LevelHead, exactly: bool = False) -> None:
+        """The next beams, which become the present ones, from the hidden states of `rows` rows.
 
         `exactly` takes as many rounds as the candidates need, and reads back in between.
         """
-        selector, splits = self._selector, splits_for(rows, self.model.identity.vocab)
+        logits = self._logits[:rows, : head.columns]  # what a part of the vocabulary fills, it fills wholly
+        head.head.logits_into(self._hidden[:rows], logits[:, : head.head.vocab])
+        selector, splits = self._selector, splits_for(rows, head.columns)
         selector.table.copy_(self._inputs["table"].view(self.max_requests, COLUMNS))
         selector.owner.copy_(self._inputs["owner"])
         select = selector.select_exactly if exactly else selector.select
-        select(self._logits[:rows], self._now, self._next, splits=splits)
+        select(logits, self._now, self._next, splits=splits)
         self._now.packed.copy_(self._next.packed)
 
     def answers(self, cohort: Cohort) -> list[CohortAnswer]:

@@ -26,7 +26,7 @@ def forward_without_read_back(backend: ModelBackend) -> None:
     """Fails if `backend` looks at a value in its layers or its head."""
     tokens, out = torch.arange(8), torch.empty(8, backend.identity.vocab)
     with NoReadBack():
-        backend.logits_into(backend.forward(tokens, tokens, _FirstValues()), out)
+        backend.head.logits_into(backend.forward(tokens, tokens, _FirstValues()), out)
     assert torch.equal(out, backend.logits(backend.forward(tokens, tokens, _FirstValues())))
 
 

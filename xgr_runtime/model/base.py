@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from xgr_runtime.model.backends.head import Head
 from xgr_runtime.wire.messages import ModelIdentity
 
 Place = Callable[[nn.Module], None]
@@ -43,6 +44,9 @@ class ModelBackend(Protocol):
     prunes: bool
     """Whether `forward` takes `keep`."""
 
+    head: Head
+    """Hidden states to logits. Its `logits_into` may be part of a captured launch."""
+
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """tokens and positions [N] int64 -> hidden states after the final norm [N, hidden].
 
@@ -54,11 +58,4 @@ class ModelBackend(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> [R, vocab] float32."""
-        ...
-
-    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """The same into `out` [R, vocab] float32, which may be part of a captured launch's fixed memory.
-
-        Its rows may lie further apart than `vocab`; what lies between is left alone.
-        """
         ...

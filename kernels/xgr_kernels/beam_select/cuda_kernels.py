@@ -30,7 +30,8 @@ BITS = tl.constexpr(10)  # address of the live leaves, uint64; 0 if all are
 RANK = tl.constexpr(11)  # address of the ranks of BITS, uint32 per 512 leaves
 DENY = tl.constexpr(12)  # address of sorted leaves, int32
 DENIED = tl.constexpr(13)  # how many
-COLUMNS = tl.constexpr(14)
+FIRST_TOKEN = tl.constexpr(14)  # whose logits are column 0
+COLUMNS = tl.constexpr(15)
 
 # Columns of a beam, int32
 TOKEN = tl.constexpr(0)
@@ -125,6 +126,12 @@ def _nth_largest(values: tl.tensor, n: tl.tensor, BITS_OF_VALUE: tl.constexpr) -
 @triton.jit
 def _column(p_table: tl.tensor, request: tl.tensor, COLUMN: tl.constexpr) -> tl.tensor:
     return tl.load(p_table + request * COLUMNS + COLUMN)
+
+
+@triton.jit
+def _at_token_0(p_logits: tl.tensor, p_table: tl.tensor, request: tl.tensor) -> tl.tensor:
+    """Where token 0 would have its logits: rows may hold those of later tokens alone."""
+    return p_logits - _column(p_table, request, FIRST_TOKEN)
 
 
 @triton.jit
@@ -327,6 +334,7 @@ def find_children(
     legal = _column(p_table, request, LEGAL) != 0
     if good & (legal | (lse == -INF)):
         tokens = _column(p_table, request, TOKENS)
+        p_logits = _at_token_0(p_logits, p_table, request)
         filter_lo, bits, rank, deny, denied = _filter(p_table, request)
         lane = tl.arange(0, LANES)
         tops = tl.full([LANES], LOWEST, tl.float32)
@@ -437,6 +445,7 @@ def bound_blocks(
     row_begin = _column(p_table, request, ROW_BEGIN).to(tl.int32)
     rows = _column(p_table, request, ROW_END).to(tl.int32) - row_begin
     tokens = _column(p_table, request, TOKENS)
+    p_logits = _at_token_0(p_logits, p_table, request)
     lo, bits, rank, deny, denied = _filter(p_table, request)
     best = tl.full([TILE], -INF, tl.float32)
     for at in range(program * TILE, candidates, programs * TILE):
@@ -501,6 +510,7 @@ def collect(
     row_begin = _column(p_table, request, ROW_BEGIN).to(tl.int32)
     rows = _column(p_table, request, ROW_END).to(tl.int32) - row_begin
     tokens = _column(p_table, request, TOKENS)
+    p_logits = _at_token_0(p_logits, p_table, request)
     lo, bits, rank, deny, denied = _filter(p_table, request)
     for at in range(tl.program_id(1) * TILE, candidates, tl.num_programs(1) * TILE):
         i = at + tl.arange(0, TILE)

@@ -138,17 +138,19 @@ def request_row(
     trie: DeviceTrie,
     leaves: FilterColumns = NO_FILTER,
     out_rows: int | None = None,
+    first_token: int = 0,
 ) -> np.ndarray:
     """A request's row [COLUMNS] int64 of the table: its beams are rows [row_begin, row_end) of `now`.
 
     Its children take rows of `next` from `out_begin`, at most min(width, out_rows); those of the `out_rows`
     that stay empty become dead. The default is what a level can fill, min(width, its nodes). Addresses of
-    `trie` and `leaves` must stay good until the step has run. A row of zeros is an unused slot.
+    `trie` and `leaves` must stay good until the step has run. A row of zeros is an unused slot. Column 0
+    of the logits is that of `first_token`.
     """
     nodes, tokens, lo = trie.columns(level)
     rows = min(width, nodes) if out_rows is None else out_rows
     row = [row_begin, row_end, out_begin, out_begin + rows, min(width, rows), legal, level, nodes, tokens, lo]
-    return np.array([*row, *leaves], np.int64)
+    return np.array([*row, *leaves, first_token], np.int64)
 
 
 def _to_device(values: np.ndarray, device: torch.device | str) -> Tensor:

@@ -184,8 +184,8 @@ def test_candidates_that_overflow_are_searched_exactly(
     assert_same(searches, prompts.expected(*searches))
 
 
-def test_selection_reads_rows_of_sixteen_bytes(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vocabulary has 97 tokens: rows of so many logits would begin anywhere."""
+def selected_from(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The logits that selections are given from now on."""
     given: list[torch.Tensor] = []
     steps = prompts.gpu.steps
     real = steps._selector.select
@@ -195,12 +195,38 @@ def test_selection_reads_rows_of_sixteen_bytes(prompts: Prompts, monkeypatch: py
         real(logits, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(steps._selector, "select", watched)
+    return given
+
+
+def test_selection_reads_rows_of_sixteen_bytes(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary has 97 tokens: rows of so many logits would begin anywhere."""
+    given = selected_from(prompts, monkeypatch)
     searches = [prompts.search(0, 8), prompts.search(1, 5, mode="legal")]
     prompts.run(*searches)
     assert_same(searches, prompts.expected(*searches))
     for logits in given:
         assert logits.stride() == (128, 1) and logits.shape[1] == 128 and logits.data_ptr() % 16 == 0
         assert (logits[:, 97:] == -torch.inf).all()
+
+
+def test_scores_among_legal_tokens_read_a_part_of_the_head(
+    prompts: Prompts, trie: Trie, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens 3 to 11 are legal, so 64 columns do, from token 3 on; the rows keep what lies behind them."""
+    given = selected_from(prompts, monkeypatch)
+    some = leaf_filter(trie.leaves, None, list(range(0, 200, 3)))
+    searches = [
+        prompts.search(0, 8, mode="legal"),
+        prompts.search(1, 5, given=False, mode="legal"),
+        prompts.search(2, 4, mode="legal", filter=some),
+    ]
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+    assert [logits.shape[1] for logits in given] == [64] * DEPTH
+    again = prompts.search(0, 8)
+    prompts.run(again)
+    assert_same([again], prompts.expected(again))
+    assert given[-1].shape[1] == 128 and (given[-1][:, 97:] == -torch.inf).all()
 
 
 def test_a_launch_reads_nothing_back(prompts: Prompts) -> None:

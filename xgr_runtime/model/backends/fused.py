@@ -72,7 +72,7 @@ class FusedBackend:
         self._rotary = _Rotary(facts, self.device)
         self._layers = [_Layer(index, facts, weights, product, kernels) for index in range(identity.layers)]
         self._norm = _Norm(weights[NORM], facts.eps, kernels)
-        self._head = Head(weights[head_of(facts)], weights.get(HEAD_BIAS), identity.vocab)
+        self.head = Head(weights[head_of(facts)], weights.get(HEAD_BIAS), identity.vocab)
 
     def forward(self, tokens: Tensor, positions: Tensor, stage: Stage, keep: Tensor | None = None) -> Tensor:
         """See `ModelBackend.forward`."""
@@ -87,11 +87,7 @@ class FusedBackend:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `ModelBackend.logits`."""
-        return self._head.logits(hidden)
-
-    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """See `ModelBackend.logits_into`."""
-        self._head.logits_into(hidden, out)
+        return self.head.logits(hidden)
 
 
 def for_gpu(model_type: str, device: str) -> bool:

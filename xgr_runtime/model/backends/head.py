@@ -18,7 +18,7 @@ class Head:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, vocab: int) -> None:
         """weight [at least vocab, hidden], bias [at least vocab]: what is beyond `vocab` is padding."""
-        self._vocab = vocab
+        self.vocab = vocab
         weight = weight[:vocab].detach()
         weight = weight if weight.is_cuda else weight.float()
         bias = None if bias is None else bias[:vocab].detach().float()
@@ -26,12 +26,17 @@ class Head:
         self._packed = PackedLinear([weight], [bias]) if small else None
         self._plain = None if small else (weight, bias)
 
+    def of_range(self, first: int, end: int) -> "Head":
+        """The head of tokens [first, end) alone. On a GPU it is a view of the same weights."""
+        weight, bias = self._weights()
+        return Head(weight[first:end], None if bias is None else bias[first:end], end - first)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden] -> [R, vocab] float32."""
         if self._packed is not None:
             with torch.inference_mode():
                 return self._packed(hidden.float())
-        out = torch.empty(hidden.shape[0], self._vocab, dtype=torch.float32, device=hidden.device)
+        out = torch.empty(hidden.shape[0], self.vocab, dtype=torch.float32, device=hidden.device)
         self.logits_into(hidden, out)
         return out
 
@@ -41,11 +46,17 @@ class Head:
             if self._packed is not None:
                 out.copy_(self._packed(hidden.float()))
                 return
-            assert self._plain is not None
-            weight, bias = self._plain
+            weight, bias = self._weights()
             if weight.dtype == torch.float32:
                 torch.mm(hidden.float(), weight.t(), out=out)
             else:
                 torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32, out=out)
             if bias is not None:
                 out.add_(bias)
+
+    def _weights(self) -> tuple[Tensor, Tensor | None]:
+        """[vocab, hidden] and [vocab], not packed."""
+        if self._packed is not None:
+            return self._packed.plain()
+        assert self._plain is not None
+        return self._plain

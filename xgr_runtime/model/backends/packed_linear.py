@@ -29,6 +29,10 @@ class PackedLinear:
                 else weight
             )
 
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """A copy of the weights [out, in] as they were, and the bias."""
+        return self._weight.to_dense() if self.packs else self._weight, self._bias
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [N, in] -> [N, out]."""
         if not self.packs:

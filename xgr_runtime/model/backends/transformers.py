@@ -40,7 +40,7 @@ class TransformersBackend:
         self.q_heads, self.max_positions = checkpoint.q_heads, checkpoint.max_positions
         self._decoder: nn.Module = model.base_model
         head = model.get_output_embeddings()
-        self._head = Head(head.weight, head.bias, self.identity.vocab)
+        self.head = Head(head.weight, head.bias, self.identity.vocab)
         self.device: torch.device = head.weight.device
         self.prunes = False
         layers = getattr(self._decoder, "layers", None)
@@ -60,11 +60,7 @@ class TransformersBackend:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `ModelBackend.logits`."""
-        return self._head.logits(hidden)
-
-    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """See `ModelBackend.logits_into`."""
-        self._head.logits_into(hidden, out)
+        return self.head.logits(hidden)
 
 
 class _Loaded(NamedTuple):

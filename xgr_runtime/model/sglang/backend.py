@@ -49,7 +49,7 @@ class SGLangBackend:
         self.q_heads, self.max_positions = checkpoint.q_heads, checkpoint.max_positions
         _refuse_layers(model)
         self._decoder = _decoder(model)
-        self._head = _head(model, self._decoder, self.identity.vocab)
+        self.head = _head(model, self._decoder, self.identity.vocab)
         self.device: torch.device = next(model.parameters()).device
         self._stage: Stage | None = None  # of the running forward
         self.prunes = False
@@ -72,11 +72,7 @@ class SGLangBackend:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `ModelBackend.logits`."""
-        return self._head.logits(hidden)
-
-    def logits_into(self, hidden: Tensor, out: Tensor) -> None:
-        """See `ModelBackend.logits_into`."""
-        self._head.logits_into(hidden, out)
+        return self.head.logits(hidden)
 
 
 def load_sglang(
