@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import flashinfer_stand_in
@@ -217,11 +218,12 @@ def test_refuses_plans_that_do_not_fit(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"head_dim": 96}, "head_dim is 96: .* serves 64, 128, 256"),
-        ({"dtype": torch.float32}, "float32: .* serves bfloat16 and float16"),
+        ({"head_dim": 320}, "head_dim is 320: .* kernel of our own, which takes 128 at most"),
+        ({"dtype": torch.float64}, "float64: .* serves bfloat16, float16 and float32"),
         ({"q_heads": 5}, "q_heads is 5, not a multiple"),
+        ({"q_heads": 130, "head_dim": 96}, "65 query heads per KV head: .* head size 96 in bfloat16"),
     ],
-    ids=["D=96", "float32", "heads"],
+    ids=["D=320", "float64", "heads", "group"],
 )
 def test_refuses_models_by_name(stream: Stream, changed: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -234,7 +236,7 @@ def test_refuses_other_sizes_than_the_workspace_has(stream: Stream) -> None:
     for name, value in [("rows", 9), ("requests", 3), ("page_entries", 5), ("rows", 0)]:
         with pytest.raises(ValueError, match=f"{name} is {value}"):
             PagedAttention(SIZES, workspace, **(right | {name: value}), causal=False, algorithm="fa2")
-    with pytest.raises(ValueError, match="'fa4': use fa2 or fa3"):
+    with pytest.raises(ValueError, match="'fa4' for these sizes: use fa2 or fa3"):
         PagedAttention(SIZES, workspace, **right, causal=False, algorithm="fa4")
     attention = PagedAttention(SIZES, workspace, **right, causal=False, algorithm="fa2")
     pool = Pool()
@@ -363,6 +365,62 @@ def test_quickest_of_a_bucket(stream: Stream, monkeypatch: pytest.MonkeyPatch) -
     assert quickest([one, other], [1024], [300]) == 1
     assert quickest([one, other], [64] * 16, [300] * 16) == 0
     assert quickest([other], [64] * 16, [300] * 16) == 0
+
+
+# --- our own kernel, where the library has none ---
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["shared", "causal"])
+@pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "head_dim", "dtype"),
+    [(6, 2, 24, torch.float32), (2, 2, 96, torch.float16)],
+    ids=["float32", "D=96"],
+)
+def test_own_kernel(
+    stream: Stream, q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, causal: bool
+) -> None:
+    """A long prompt, an empty one, one row; more rows than a tile has; pages of others hold NaN."""
+    from xgr_kernels.attention.paged.own import OwnAttention
+
+    sizes = AttentionSizes(q_heads, kv_heads, head_dim, PAGE, dtype, HOST, head_dim**-0.5)
+    workspace = Workspace(sizes, rows=80, requests=5, page_entries=9)
+    attention = OwnAttention(
+        sizes, workspace, rows=80, requests=5, page_entries=9, causal=causal, algorithm="own"
+    )
+    g = torch.Generator().manual_seed(1)
+    k, v = (torch.randn(12, PAGE, kv_heads, head_dim, generator=g).to(dtype) for _ in range(2))
+    q = torch.randn(80, q_heads, head_dim, generator=g).to(dtype)
+    ids = np.random.default_rng(2).permutation(12).astype(np.int32)
+    counts, lengths = [70, 3, 0, 1], [75, 0 if not causal else 3, 0, 17]
+    pages = [ids[:5], ids[5:6], ids[:0], ids[6:8]]
+    for x in (k, v):
+        x[torch.from_numpy(ids[8:]).long()] = torch.nan
+        x[int(ids[4]), 75 - 4 * PAGE :] = x[int(ids[7]), 1:] = torch.nan
+    offsets = np.cumsum([0, *counts]).tolist()
+    attention.plan(offsets, pages, lengths)
+    o, lse2 = attention.attend(q, k, v, sizes.scale)
+    limit = 2e-6 if dtype == torch.float32 else 2e-3  # roundings of the weights and of the output
+    for b, length in enumerate(lengths):
+        rows = slice(offsets[b], offsets[b + 1])
+        keys, values = (x[torch.from_numpy(pages[b]).long()].flatten(0, 1)[:length] for x in (k, v))
+        want, want_lse = attend(q[rows], keys, values, sizes.scale, causal)
+        torch.testing.assert_close(o[rows].double(), want, rtol=0, atol=limit)
+        torch.testing.assert_close(lse2[rows].double(), want_lse, rtol=0, atol=limit)
+    assert (o[offsets[-1] :] == 0).all() and (lse2[offsets[-1] :] == 0).all()
+
+
+def test_own_kernel_is_for_what_the_library_does_not_serve(stream: Stream) -> None:
+    sizes = replace(SIZES, head_dim=96)
+    assert choose_algorithm(sizes, [(64, 9)], H200) == "own" != choose_algorithm(SIZES, [(64, 9)], H200)
+    assert useful_algorithms(sizes, range(1, 65), 4, H200) == ("own",)
+    assert safest_algorithm(sizes, range(1, 65), 4, H200) == "own"
+    workspace = Workspace(sizes, rows=8, requests=2, page_entries=4)
+    assert workspace.scratch.numel() == 0
+    for made_for, algorithm, use in [(sizes, "fa2", "own"), (SIZES, "own", "fa2 or fa3")]:
+        with pytest.raises(ValueError, match=f"{algorithm!r} for these sizes: use {use}"):
+            PagedAttention(
+                made_for, workspace, rows=8, requests=2, page_entries=4, causal=False, algorithm=algorithm
+            )
 
 
 # --- the stand-in against the library ---

@@ -113,6 +113,34 @@ def tail_attention() -> Iterator[Case]:
         )
 
 
+def paged_attention() -> Iterator[Case]:
+    """Where FlashInfer has no kernel: head size 96, and float32 at the largest head size."""
+    import torch
+
+    from xgr_kernels.attention.paged import AttentionSizes
+    from xgr_kernels.attention.paged.own import launch_constants
+
+    for element, dtype, Hq, Hkv, D, causal in [
+        ("*bf16", torch.bfloat16, 32, 8, 96, False),
+        ("*fp32", torch.float32, 24, 8, 128, True),
+    ]:
+        sizes = AttentionSizes(Hq, Hkv, D, 16, dtype, torch.device("cpu"), 1.0)
+        strides = dict.fromkeys(["q_row", "q_head", "page", "token", "kv_head"], "i32")
+        yield Case(
+            kernel="xgr_kernels.attention.paged.cuda_kernels:paged_attention_kernel",
+            types={
+                **dict.fromkeys(["p_q", "p_k", "p_v", "p_o"], element),
+                **dict.fromkeys(["p_tiles", "p_pages"], "*i32"),
+                "p_lse2": "*fp32",
+                "scale2": "fp32",
+                **strides,
+            },
+            constants=launch_constants(sizes, causal),
+            stack_bytes=64 if dtype == torch.float32 else 0,  # a few values spill on an A100
+            multiples_of_16=tuple(strides),
+        )
+
+
 def beam_select() -> Iterator[Case]:
     """Every launch of a selection: many requests and few, narrow and wide, without and with a tail."""
     from xgr_kernels.beam_select import cuda, cuda_kernels
@@ -203,7 +231,7 @@ def norms_and_rotations() -> Iterator[Case]:
         )
 
 
-CASES: list[Case] = [*tail_attention(), *beam_select(), *row_ops()]
+CASES: list[Case] = [*tail_attention(), *paged_attention(), *beam_select(), *row_ops()]
 
 
 def kernels_in_package() -> set[str]:

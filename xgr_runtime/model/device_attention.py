@@ -1,5 +1,6 @@
 """Attention of a process on a GPU: one workspace, and a planned attention for every bucket of rows."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 from xgr_kernels.attention.paged import (
@@ -10,11 +11,14 @@ from xgr_kernels.attention.paged import (
     safest_algorithm,
     useful_algorithms,
 )
+from xgr_kernels.attention.paged.rules import OWN
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.backends.selfcheck import attention_scale
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.device.device import Device
 from xgr_runtime.model.memory.kv_pool import KvPool
+
+log = logging.getLogger(__name__)
 
 MakeAttention = Callable[[int, int], PagedAttention]
 """(rows, requests) -> attention of at most so many, over one stream's workspace."""
@@ -46,6 +50,8 @@ class DeviceAttention:
             self._workspace = Workspace(sizes, rows=rows, requests=requests, page_entries=pool.pages)
         except ValueError as error:
             raise ConfigError(f"{error}: choose another --dtype, or --device cpu") from None
+        if not sizes.by_flashinfer:
+            log.warning("attention is slower than it could be: %s", sizes.why_own)
         self._causal = causal
         self._processor = device_facts(device.where)
 
@@ -61,7 +67,12 @@ class DeviceAttention:
         return [self._make(rows, requests, algorithm) for algorithm in algorithms]
 
     def _make(self, rows: int, requests: int, algorithm: str) -> PagedAttention:
-        return PagedAttention(
+        kind = PagedAttention
+        if algorithm == OWN:
+            from xgr_kernels.attention.paged.own import OwnAttention  # it needs Triton
+
+            kind = OwnAttention
+        return kind(
             self._sizes,
             self._workspace,
             rows=rows,

@@ -54,7 +54,12 @@ def parts(backend: ModelBackend) -> list[Part]:
     ]
 
 
-def test_prompts_in_whole_and_in_chunks(backend: ModelBackend) -> None:
+@pytest.mark.parametrize("kernel", ["library", "own"])
+def test_prompts_in_whole_and_in_chunks(
+    backend: ModelBackend, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "own":
+        monkeypatch.setattr(paged_rules, "DTYPES", (torch.bfloat16, torch.float16))
     pool, plain = KvPool(backend.identity, PAGES, PAGE), KvPool(backend.identity, PAGES, PAGE)
     device = HostDevice()
     attention = DeviceAttention(backend, pool, device, rows=64, requests=32, causal=True)
@@ -103,9 +108,9 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
             np.testing.assert_allclose(one.answer()[1], other.answer()[1], rtol=0, atol=TOLERANCE)
 
 
-def test_what_the_library_does_not_serve_is_refused_with_a_way_out(make_checkpoint: MakeCheckpoint) -> None:
-    backend = load_backend("transformers", make_checkpoint("qwen3", 2), "float32")
-    with pytest.raises(ConfigError, match=r"dtype is torch.float32.*--device cpu"):
+def test_what_no_kernel_serves_is_refused_with_a_way_out(make_checkpoint: MakeCheckpoint) -> None:
+    backend = load_backend("transformers", make_checkpoint("qwen3", 2, head_dim=160), "float32")
+    with pytest.raises(ConfigError, match=r"head_dim is 160: .* 128 at most.*--device cpu"):
         DeviceAttention(
             backend, KvPool(backend.identity, PAGES, PAGE), HostDevice(), rows=8, requests=1, causal=True
         )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xgr_kernels.attention.paged.rules import ALGORITHMS, AttentionSizes, choose_algorithm, device_facts
+from xgr_kernels.attention.paged.rules import ALGORITHMS, OWN, AttentionSizes, choose_algorithm, device_facts
 from xgr_kernels.attention.paged.workspace import PageIds, Staging, Workspace
 
 __all__ = ["AttentionSizes", "PagedAttention", "Workspace", "quickest"]
@@ -41,8 +41,11 @@ class PagedAttention:
     ) -> None:
         """Raises: ValueError for what FlashInfer or the workspace does not serve; ImportError without it."""
         sizes.check()
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"unknown attention algorithm {algorithm!r}: use {' or '.join(ALGORITHMS)}")
+        served = ALGORITHMS if sizes.by_flashinfer else (OWN,)
+        if algorithm not in served:
+            raise ValueError(
+                f"no attention algorithm {algorithm!r} for these sizes: use {' or '.join(served)}"
+            )
         self.rows, self.requests, self.page_entries = rows, requests, page_entries
         self.algorithm = algorithm
         for name in ("rows", "requests", "page_entries"):
@@ -52,7 +55,7 @@ class PagedAttention:
                 )
         self.sizes, self._workspace, self._causal = sizes, workspace, causal
         self._pages = torch.zeros(page_entries, dtype=torch.int32, device=sizes.device)
-        self._wrapper = self._make_wrapper()
+        self._prepare()
         self._planned_rows = 0
         self._layout: list[int] | None = None
         self.plan_maximum()
@@ -95,17 +98,20 @@ class PagedAttention:
             raise ValueError(f"{count} of {self.rows} rows are planned: call plan_maximum before a capture")
         o, lse2 = self._workspace.o[: self.rows], self._workspace.lse2[: self.rows]
         if count:
-            self._wrapper.run(q[:count], (k_pages, v_pages), out=o[:count], lse=lse2[:count], return_lse=True)
+            self._run(q[:count], k_pages, v_pages, o[:count], lse2[:count])
         return o, lse2
 
-    def _make_wrapper(self) -> Any:
+    def _run(self, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse2: Tensor) -> None:
+        self._wrapper.run(q, (k_pages, v_pages), out=o, lse=lse2, return_lse=True)
+
+    def _prepare(self) -> None:
         """The library's object over buffers of fixed size, which a graph may bake in."""
         device = self.sizes.device
 
         def int32s(count: int) -> Tensor:
             return torch.zeros(count, dtype=torch.int32, device=device)
 
-        wrapper = library().BatchPrefillWithPagedKVCacheWrapper(
+        self._wrapper: Any = library().BatchPrefillWithPagedKVCacheWrapper(
             self._workspace.scratch,
             "NHD",
             use_cuda_graph=True,
@@ -117,8 +123,7 @@ class PagedAttention:
         )
         # Its own is 8 MiB for each bucket, on the device and pinned.
         plan = torch.empty(self._workspace.int_bytes, dtype=torch.uint8, device=device)
-        wrapper.reset_workspace_buffer(self._workspace.scratch, plan)
-        return wrapper
+        self._wrapper.reset_workspace_buffer(self._workspace.scratch, plan)
 
     def _plan(self, staging: Staging, total: int, most_rows: int) -> None:
         sizes, B = self.sizes, self.requests

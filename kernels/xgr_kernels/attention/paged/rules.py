@@ -9,9 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-ALGORITHMS = ("fa2", "fa3")
+ALGORITHMS = ("fa2", "fa3")  # FlashInfer's
 HEAD_DIMS = (64, 128, 256)  # what both of its kernels and the merge of split keys are made for
 DTYPES = (torch.bfloat16, torch.float16)
+
+OWN = "own"  # a kernel of ours, for what FlashInfer does not serve
+OWN_MOST_DIM = 128
+OWN_ROWS = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 32}  # of query heads in a tile of it
 
 # FA2's matrix rate over FA3's where both fill the device. From published figures, not measured here yet.
 FA2_SHARE_OF_FA3 = 0.65
@@ -30,16 +34,42 @@ class AttentionSizes:
     scale: float  # of the softmax
 
     def check(self) -> None:
-        """Raises: ValueError, by name, for what FlashInfer does not serve."""
-        if self.head_dim not in HEAD_DIMS:
-            named = ", ".join(map(str, HEAD_DIMS))
-            raise ValueError(f"head_dim is {self.head_dim}: FlashInfer's paged attention serves {named}")
-        if self.dtype not in DTYPES:
+        """Raises: ValueError, by name, for what neither FlashInfer nor our own kernel serves."""
+        if self.dtype not in OWN_ROWS:
             raise ValueError(
-                f"dtype is {self.dtype}: FlashInfer's paged attention serves bfloat16 and float16"
+                f"dtype is {self.dtype}: attention on a GPU serves bfloat16, float16 and float32"
             )
         if self.q_heads % self.kv_heads:
             raise ValueError(f"q_heads is {self.q_heads}, not a multiple of kv_heads, {self.kv_heads}")
+        if self.by_flashinfer:
+            return
+        if self.head_dim > OWN_MOST_DIM:
+            raise ValueError(
+                f"head_dim is {self.head_dim}: {self.why_own}, which takes {OWN_MOST_DIM} at most"
+            )
+        if self.group > self.own_rows:
+            raise ValueError(
+                f"{self.group} query heads per KV head: {self.why_own}, which takes {self.own_rows}"
+            )
+
+    @property
+    def by_flashinfer(self) -> bool:
+        """Whether FlashInfer serves them."""
+        return self.head_dim in HEAD_DIMS and self.dtype in DTYPES
+
+    @property
+    def why_own(self) -> str:
+        """In words, where FlashInfer does not."""
+        dims = ", ".join(map(str, HEAD_DIMS))
+        return (
+            f"FlashInfer serves head sizes {dims} in bfloat16 and float16, so head size {self.head_dim} in "
+            f"{str(self.dtype).removeprefix('torch.')} runs in a kernel of our own"
+        )
+
+    @property
+    def own_rows(self) -> int:
+        """Rows of query heads in a tile of our own kernel, so many that registers hold them."""
+        return OWN_ROWS[self.dtype]
 
     @property
     def group(self) -> int:
@@ -68,6 +98,8 @@ Cohort = Sequence[tuple[int, int]]
 
 def choose_algorithm(sizes: AttentionSizes, cohort: Cohort, processor: Processor) -> str:
     """The kernel that ends earlier for a cohort. FA3 exists for compute capability 9 alone."""
+    if not sizes.by_flashinfer:
+        return OWN
     if processor.capability[0] != 9:
         return "fa2"
     times = {name: time(sizes, cohort, processor.multiprocessors) for name, time in _TIMES.items()}
@@ -88,8 +120,8 @@ def useful_algorithms(
 
 def safest_algorithm(sizes: AttentionSizes, rows: range, requests: int, processor: Processor) -> str:
     """The one whose time over the other's is the smaller in its worst case: for a bucket with one graph."""
-    if processor.capability[0] != 9:
-        return "fa2"
+    if not sizes.by_flashinfer or processor.capability[0] != 9:
+        return choose_algorithm(sizes, [(rows[-1], 1)], processor)
     ratios = [
         fa2_time(sizes, cohort, processor.multiprocessors)
         / fa3_time(sizes, cohort, processor.multiprocessors)
@@ -130,6 +162,11 @@ def _cohorts(rows: range, requests: int) -> Iterator[Cohort]:
             yield [(total // count + (b < total % count), 1) for b in range(count)]
 
 
+def own_tiles(sizes: AttentionSizes, rows: int, requests: int) -> int:
+    """Tiles per KV head that our own kernel launches for a bucket, however its rows are dealt out."""
+    return _ceil(rows, sizes.own_rows // sizes.group) + requests - 1
+
+
 def fa2_tile(sizes: AttentionSizes, rows: int, requests: int) -> int:
     """Packed rows per tile, as FA2's plan fixes them for all cohorts of a captured bucket."""
     packed = (rows - requests + 1) % 2**32 * sizes.group  # fewer rows than slots wrap around, in 32 bits
@@ -145,6 +182,8 @@ def fa3_tile(head_dim: int) -> int:
 
 def float_bytes(sizes: AttentionSizes, rows: int, requests: int, multiprocessors: int) -> int:
     """Device memory for the partial results of split keys, which FA2 always keeps in a captured bucket."""
+    if not sizes.by_flashinfer:
+        return 0
     tile = fa2_tile(sizes, rows, requests)
     per_tile = sizes.q_heads * tile * 4
     return _fa2_tiles(sizes, rows, requests, multiprocessors) * per_tile * (sizes.head_dim + 1) + 32
@@ -152,6 +191,8 @@ def float_bytes(sizes: AttentionSizes, rows: int, requests: int, multiprocessors
 
 def int_bytes(sizes: AttentionSizes, rows: int, requests: int, multiprocessors: int) -> int:
     """Bytes of the plan itself, on the device and in pinned memory, for whichever kernel needs more."""
+    if not sizes.by_flashinfer:
+        return 16 * own_tiles(sizes, rows, requests)
     tiles = _fa2_tiles(sizes, rows, requests, multiprocessors)
     fa2 = 13 * tiles + 4 * (requests + rows + 4)
     works = (_ceil(rows, fa3_tile(sizes.head_dim)) + requests - 1) * sizes.q_heads
