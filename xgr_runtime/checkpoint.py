@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 _BLOCK = 64 * 1024
 _BLOCKS = 256  # 16 MiB per file: smaller files are read whole, larger ones at even distances
 WHOLE = _BLOCK * _BLOCKS  # bytes of a file up to which all of it is read
-_RUN = ("float32", "bfloat16")  # the number types that weights are run in; others are made float32
+_RUN = ("float32", "bfloat16")  # the number types that a CPU runs weights in; others are made float32
+_RUN_ON_GPU = (*_RUN, "float16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -58,11 +59,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def saved_dtype(folder: Path) -> str:
-    """What the checkpoint was saved in, where we run that; float32 otherwise. Raises ModelError."""
+def saved_dtype(folder: Path, device: str) -> str:
+    """What the checkpoint was saved in, where `device` runs that; float32 otherwise. Raises ModelError."""
     raw = read_config(folder)
     saved = str(raw.get("dtype") or raw.get("torch_dtype") or "")
-    return saved if saved in _RUN else "float32"
+    return saved if saved in (_RUN if device == "cpu" else _RUN_ON_GPU) else "float32"
 
 
 def weight_files(folder: Path) -> list[Path]:

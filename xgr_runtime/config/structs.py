@@ -30,7 +30,7 @@ from xgr_runtime.config.types import (
 )
 
 Backend = Literal["auto", "sglang", "transformers"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "split", "colocated"]
 KvTransfer = Literal["auto", "frames"]
 Sharing = Literal["turns", "mps", "none"]
@@ -118,7 +118,7 @@ class _Model(_Process, frozen=True, kw_only=True):
     ] = "auto"
     sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
     device: Annotated[Device, about("where the model runs")] = "cpu"
-    dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's")] = "auto"
+    dtype: Annotated[Dtype, about("weights and KV; auto takes the checkpoint's; float16 on a GPU")] = "auto"
     threads: Annotated[Threads, about("threads per worker; 0: cores / workers")] = 0
     kv_bytes: Annotated[
         Bytes,

@@ -47,9 +47,11 @@ def compile_first(config: ServeConfig, stop: StopRequest) -> None:
     `config` names the folder that `cache_for_all` chose. What goes wrong there is logged; the workers then
     say by themselves what they cannot do.
     """
-    if config.device != "cpu":
+    if config.device != "cpu" or config.dtype == "float16":  # which workers refuse on a CPU
         return
-    dtype: Any = saved_dtype(Path(config.model_path)) if config.dtype == "auto" else config.dtype
+    dtype: Any = (
+        saved_dtype(Path(config.model_path), config.device) if config.dtype == "auto" else config.dtype
+    )
     if KernelFolder(Path(config.cache_folder)).ready(dtype):
         return
     own = KernelsConfig(cache_folder=config.cache_folder, dtype=dtype, log_level=config.log_level)

@@ -16,8 +16,12 @@ from xgr_runtime.wire.messages import ModelIdentity
 Place = Callable[[nn.Module], None]
 """Called with a loaded module before anything else refers to its weights: it may move them elsewhere."""
 
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""As torch spells them; logits are always float32."""
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""As torch spells them; logits are always float32. A CPU runs the first two."""
 
 
 class Stage(Protocol):

@@ -38,14 +38,13 @@ def load_backend(
 ) -> ModelBackend:
     """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
 
-    `dtype` is "float32" or "bfloat16", `device` is "cpu", "cuda" or "cuda:N"; `any_sglang_version` lets
-    releases run that were not tested; `place` may move the weights; `checks` are those of earlier starts.
-    A GPU becomes the thread's current one. Logs the choice and its reason. Raises ModelError with one line
-    that says what to change.
+    `dtype` is "float32", "bfloat16" or, on a GPU, "float16"; `device` is "cpu", "cuda" or "cuda:N";
+    `any_sglang_version` lets releases run that were not tested; `place` may move the weights; `checks` are
+    those of earlier starts. A GPU becomes the thread's current one. Logs the choice and its reason. Raises
+    ModelError with one line that says what to change.
     """
     take_device(device)
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
+    check_dtype(dtype, device)
     if name not in BACKENDS:
         raise ModelError(f"unknown model backend {name!r}: use one of {', '.join(BACKENDS)}")
     obstacle = why_not_sglang(any_sglang_version, device)
@@ -79,6 +78,16 @@ def _has_own_layers(folder: Path, device: str) -> bool:
         return for_gpu(str(read_config(folder).get("model_type")), device)
     except ModelError:
         return False
+
+
+def check_dtype(dtype: str, device: str) -> None:
+    """Raises ModelError where weights of this type do not run on `device`."""
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not supported: use one of {', '.join(DTYPES)}")
+    if dtype == "float16" and device == "cpu":
+        raise ModelError(
+            "dtype float16 runs on a GPU only: use --dtype float32 or bfloat16, or --device cuda"
+        )
 
 
 def why_not_sglang(any_version: bool, device: str) -> str | None:

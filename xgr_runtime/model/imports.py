@@ -48,7 +48,7 @@ def import_ahead(argv: Sequence[str]) -> None:
 def _needs_no_library(config: ImportsConfig) -> bool:
     """Whether an earlier start has checked the model in layers of our own."""
     folder = Path(config.model_path)
-    dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
+    dtype = saved_dtype(folder, config.device) if config.dtype == "auto" else config.dtype
     return is_saved(folder, dtype, config.device, KeptChecks(cache_folder(config.cache_folder)))
 
 

@@ -20,7 +20,7 @@ from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv.published import Publication, Published, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.model.base import DTYPES, ModelBackend
-from xgr_runtime.model.choice import load_backend
+from xgr_runtime.model.choice import check_dtype, load_backend
 from xgr_runtime.model.device.gpu_kernels import compiled_once, keep_gpu_kernels, told
 from xgr_runtime.model.device.place import check_room, take_device
 from xgr_runtime.model.kept_checks import KeptChecks
@@ -79,7 +79,8 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
     log.info("%d threads, by %s", threads, "--threads" if config.threads else found.limit)
     torch.set_num_threads(threads)
     folder = Path(config.model_path)
-    dtype = saved_dtype(folder) if config.dtype == "auto" else config.dtype
+    dtype = saved_dtype(folder, config.device) if config.dtype == "auto" else config.dtype
+    check_dtype(dtype, config.device)
     cache = usable_cache(config.cache_folder)
     kernels = None
     if config.device == "cpu":

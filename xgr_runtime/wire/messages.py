@@ -61,7 +61,7 @@ Way = Literal["frames", "pull", "in place"]
 """How prompt KV gets to a decode worker: as frames of the link; copied by the decode worker out of the
 prefill worker's memory; or not at all, because beams attend to it where it is."""
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):

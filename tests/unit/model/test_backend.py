@@ -50,7 +50,12 @@ def run(backend: ModelBackend, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "says"),
-    [("sglang", "float32", "sglang"), ("vllm", "float32", "vllm"), ("auto", "float16", "float16")],
+    [
+        ("sglang", "float32", "sglang"),
+        ("vllm", "float32", "vllm"),
+        ("auto", "float8", "float8"),
+        ("auto", "float16", "a GPU only: use --dtype float32 or bfloat16"),
+    ],
 )
 def test_unknown_backend_or_dtype_is_refused(folder: Path, name: str, dtype: str, says: str) -> None:
     assert says in refusal(folder, name, dtype)

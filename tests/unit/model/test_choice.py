@@ -1,5 +1,6 @@
 """Which library runs a checkpoint: what `auto` takes and says, and which SGLang releases are refused."""
 
+import json
 import logging
 import sys
 import types
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from xgr_runtime.checkpoint import saved_dtype
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import choice
 from xgr_runtime.model.backends import shims, transformers
@@ -158,3 +160,16 @@ def test_shims_do_nothing_without_sglang() -> None:
         pytest.fail("these tests belong to the environment without sglang; use pytest tests/sglang here")
     shims.install()
     assert not shims.needed() and "sgl_kernel" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("saved", "on_cpu", "on_gpu"),
+    [
+        ("float16", "float32", "float16"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float64", "float32", "float32"),
+    ],
+)
+def test_type_of_a_checkpoint(tmp_path: Path, saved: str, on_cpu: str, on_gpu: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": saved}))
+    assert (saved_dtype(tmp_path, "cpu"), saved_dtype(tmp_path, "cuda:1")) == (on_cpu, on_gpu)

@@ -18,13 +18,13 @@ from xgr_runtime.model.base import DTYPES, ModelBackend
 _SEQUENCES, _LENGTH = 2, 8
 
 # Relative to the largest logit. The two ways differ in the order of sums only. float32 rounds to 6e-8 and a
-# few dozen layers add up to about 1e-5. bfloat16 rounds to 4e-3; our stage keeps attention weights in float32
-# where transformers' eager attention rounds them, and every layer rounds again.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
+# few dozen layers add up to about 1e-5. bfloat16 rounds to 4e-3, float16 to 5e-4; our stage keeps attention
+# weights in float32 where transformers' eager attention rounds them, and every layer rounds again.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
 
-# The share of rows that must keep to it. In bfloat16 rounding may send a token to another expert where two
+# The share of rows that must keep to it. In 16 bits rounding may send a token to another expert where two
 # are all but equal, and then its whole row is another one.
-_SHARE = {"float32": 1.0, "bfloat16": 0.75}
+_SHARE = {"float32": 1.0, "bfloat16": 0.75, "float16": 0.75}
 
 
 HfModel: TypeAlias = Any  # transformers' models are not typed
