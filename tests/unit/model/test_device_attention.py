@@ -4,6 +4,7 @@ The engines' own tests plan attention in a simpler way; here plans, buckets and 
 """
 
 from itertools import pairwise
+from typing import Any
 
 import flashinfer_stand_in
 import numpy as np
@@ -19,7 +20,10 @@ from decode_worker.search import Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
 from prefill_worker.engines.cuda import BucketEngine
+from xgr_kernels.attention.paged import AttentionSizes
+from xgr_kernels.attention.paged import cuda as paged
 from xgr_kernels.attention.paged import rules as paged_rules
+from xgr_kernels.attention.paged.rules import Cohort, Processor
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.trie import no_filter
 from xgr_runtime.errors import ConfigError
@@ -76,7 +80,28 @@ def test_prompts_in_whole_and_in_chunks(
         torch.testing.assert_close(pool.k[:, :PAGES], plain.k[:, :PAGES], rtol=0, atol=TOLERANCE)
 
 
-def test_beams_of_a_cohort(backend: ModelBackend) -> None:
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that attended, layer by layer, where FA3 is the best for a request that is alone."""
+
+    def choose(sizes: AttentionSizes, cohort: Cohort, processor: Processor) -> str:
+        return "fa3" if len(cohort) == 1 else "fa2"
+
+    ran: list[str] = []
+    wrapper = flashinfer_stand_in.BatchPrefillWithPagedKVCacheWrapper
+    run = wrapper.run
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> object:
+        ran.append(self._backend)
+        return run(self, *args, **kwargs)
+
+    for module in (paged_rules, paged):
+        monkeypatch.setattr(module, "choose_algorithm", choose)
+    monkeypatch.setattr(wrapper, "run", watched)
+    return ran
+
+
+def test_beams_of_a_cohort(backend: ModelBackend, ran: list[str]) -> None:
     sids = np.random.default_rng(5).integers(3, 12, (90, DEPTH))
     catalog = build_from_arrays([str(i) for i in range(90)], sids.astype(np.int32))
     trie = catalog.trie
@@ -99,8 +124,10 @@ def test_beams_of_a_cohort(backend: ModelBackend) -> None:
     plain = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
     for asked in ([(0, 5), (1, 4), (2, 1)], [(1, 3)], [(0, 2, False), (2, 2)]):
         searches, alone = [search(*a) for a in asked], [search(*a) for a in asked]  # type: ignore[arg-type]
+        ran.clear()
         engine.launch(searches)
         assert engine.collect() == searches
+        assert set(ran) == {"fa3" if len(asked) == 1 else "fa2"}
         for one, other in zip(searches, alone, strict=True):
             while not other.over:
                 plain.step([other])
