@@ -390,11 +390,11 @@ def test_own_kernel(
     g = torch.Generator().manual_seed(1)
     k, v = (torch.randn(12, PAGE, kv_heads, head_dim, generator=g).to(dtype) for _ in range(2))
     q = torch.randn(80, q_heads, head_dim, generator=g).to(dtype)
-    ids = np.random.default_rng(2).permutation(12).astype(np.int32)
+    ids = 1 + np.random.default_rng(2).permutation(11).astype(np.int32)
     counts, lengths = [70, 3, 0, 1], [75, 0 if not causal else 3, 0, 17]
     pages = [ids[:5], ids[5:6], ids[:0], ids[6:8]]
     for x in (k, v):
-        x[torch.from_numpy(ids[8:]).long()] = torch.nan
+        x[[0, *ids[8:].tolist()]] = torch.nan
         x[int(ids[4]), 75 - 4 * PAGE :] = x[int(ids[7]), 1:] = torch.nan
     offsets = np.cumsum([0, *counts]).tolist()
     attention.plan(offsets, pages, lengths)
