@@ -7,7 +7,7 @@ import torch
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.model.device.device import HostDevice
-from xgr_runtime.model.memory.host_tier import HostTier
+from xgr_runtime.model.memory.host_tier import HostTier, piece_sizes
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.wire.messages import ModelIdentity
 
@@ -58,6 +58,41 @@ def test_what_was_loaded_or_saved_again_is_young(pool: KvPool) -> None:
     assert b"a" not in tier
     tier.save(b"e", 2)
     assert b"e" in tier
+
+
+class PinningDevice(HostDevice):
+    """Counts as torch pins: each block takes the next power of two of bytes."""
+
+    def __init__(self) -> None:
+        self.pinned = 0
+
+    def staging(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        block = super().staging(*shape, dtype=dtype)
+        self.pinned += 1 << (block.nbytes - 1).bit_length()
+        return block
+
+
+@pytest.mark.parametrize("pages", [1.6, 3, 4, 5.3])
+def test_no_more_is_pinned_than_was_given(pool: KvPool, pages: float) -> None:
+    device, page_bytes = PinningDevice(), SIZE * IDENTITY.token_bytes
+    tier = HostTier(pool, int(pages * page_bytes), device)
+    assert device.pinned <= pages * page_bytes
+    before, names = pool.k.clone(), [bytes([page]) for page in range(int(pages))]
+    for page, name in enumerate(names):
+        tier.save(name, page)
+    pool.k.zero_()
+    tier.load(names, np.arange(len(names), dtype=np.int32))
+    assert torch.equal(pool.k[:, : len(names)], before[:, : len(names)]), "every page, from whichever block"
+
+
+@pytest.mark.parametrize(
+    ("size", "page", "pieces"),
+    [(0, 3, []), (2, 3, []), (3, 3, []), (7, 3, [4]), (8, 3, [8]), (100 << 30, 1_835_008, [64, 32, 4])],
+    ids=str,
+)
+def test_pieces_are_powers_of_two_that_hold_a_page(size: int, page: int, pieces: list[int]) -> None:
+    scale = 1 << 30 if size > 100 else 1
+    assert piece_sizes(size, page) == [piece * scale for piece in pieces]
 
 
 def test_a_prompt_that_was_pushed_out_is_found_again(pool: KvPool) -> None:
