@@ -1,5 +1,6 @@
 """The decode worker's loop: step all beams together, answer. Prompts come in by `Inbound`."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -125,9 +126,14 @@ class DecodeWorker:
         waiting = [task.search for task in running if task.search and task.phase is TaskPhase.SEARCH]
         if not waiting:
             self.device_turns.forget()
-        if not waiting or not self.engine.ready or not self.may_launch():
+        if not waiting or not self.engine.ready or self.leaves_the_device():
             return
         searches = self.engine.choose(waiting)
+        self.device_turns.want()
+        self.prepare(searches)
+        self.turn_taken = not self.device_turns.try_take()
+        if self.turn_taken:
+            return
         launch = LaunchSpan(searches, self.clock())
         try:
             self.engine.launch(searches, on_layer=lambda _: self.between_layers())
@@ -136,12 +142,14 @@ class DecodeWorker:
             self.launch_alone(searches)
         launch.record(self.timeline, self.clock())
 
-    def may_launch(self) -> bool:
-        """Whether the device is ours. Where another worker waits, it goes there after what is queued."""
-        if self.engine.busy and self.device_turns.wanted():
-            return False
-        self.turn_taken = not self.device_turns.try_take()
-        return not self.turn_taken
+    def leaves_the_device(self) -> bool:
+        """Whether it goes to another worker, who waits for it, after what is queued."""
+        return self.engine.busy and self.device_turns.wanted()
+
+    def prepare(self, searches: Sequence[Search]) -> None:
+        """Before the device is ours: a turn in which the host plans is lost for the other worker, too."""
+        with contextlib.suppress(Exception):  # their launch meets it again, and finds out whose it is
+            self.engine.prepare(searches)
 
     def launch_alone(self, searches: Sequence[Search]) -> None:
         """Find out whose launch fails: only that request ends. What the failed one did finish is over."""

@@ -39,6 +39,13 @@ class DecodeEngine(Protocol):
         """Those of the searches, the most urgent first, that the next launch takes; at least one."""
         ...
 
+    def prepare(self, searches: Sequence[Search]) -> None:
+        """Work out on the host what a launch of just these needs, if that is anything; it may never come.
+
+        Call it when `ready`. It launches nothing, and what runs on the device does not notice.
+        """
+        ...
+
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """Run, or begin to run. `on_layer` is called now and then: a long launch need not make anyone deaf.
 

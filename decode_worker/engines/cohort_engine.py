@@ -1,6 +1,7 @@
 """Decode on a GPU: cohorts of searches are queued whole, and nothing is read back before their end.
 
-While one cohort runs, the next is planned and queued behind it. On `HostDevice` the same code runs at once.
+A cohort is prepared first, which keeps the host busy and not the device, and then queued, behind another that
+may still run. On `HostDevice` the same code runs at once.
 """
 
 import logging
@@ -33,6 +34,7 @@ class CohortEngine:
         self.tail_tokens = steps.tail_tokens
         self.counters: dict[str, float] = defaultdict(float)
         self._flying: deque[Cohort] = deque()
+        self._prepared: Cohort | None = None  # in a place that no cohort in flight has
         self._started: dict[Cohort, float] = {}
         self._overflown: list[Search] = []
         self.costs = CostModel()
@@ -57,11 +59,17 @@ class CohortEngine:
         """See `DecodeEngine`: the next cohort."""
         return choose_cohort(waiting, self.steps.max_rows, self.steps.max_requests)
 
+    def prepare(self, searches: Sequence[Search]) -> None:
+        """See `DecodeEngine`; `searches` are a cohort that `choose` gave."""
+        assert self.ready, "one cohort runs and one waits"
+        if self._prepared is None or [*self._prepared.searches] != [*searches]:
+            taken = {cohort.place for cohort in self._flying}
+            self._prepare(searches, next(place for place in range(COHORTS) if place not in taken))
+
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """Queue all levels of `searches`, a cohort that `choose` gave."""
-        assert self.ready, "one cohort runs and one waits"
-        taken = {cohort.place for cohort in self._flying}
-        self._queue(searches, next(place for place in range(COHORTS) if place not in taken))
+        self.prepare(searches)
+        self._queue_prepared()
         for search in searches:
             search.phase = TaskPhase.IN_FLIGHT
 
@@ -98,9 +106,18 @@ class CohortEngine:
         """See `DecodeEngine`. The first cohorts tell."""
         return []
 
-    def _queue(self, searches: Sequence[Search], place: int, exactly: bool = False) -> Cohort:
-        """All levels of a cohort, behind those that are queued."""
+    def _prepare(self, searches: Sequence[Search], place: int) -> None:
+        """The cohort of these, and no other, is prepared."""
+        self._prepared = None
         cohort = Cohort(searches, place, self.device.event())
+        with losing_the_device(), self.device.running(), torch.inference_mode():
+            self.steps.prepare(cohort)
+        self._prepared = cohort
+
+    def _queue_prepared(self, exactly: bool = False) -> Cohort:
+        """All levels of the cohort that is prepared, behind those that are queued."""
+        cohort, self._prepared = self._prepared, None
+        assert cohort is not None, "a cohort is prepared before it is queued"
         started = time.monotonic()
         with losing_the_device(), self.device.running(), torch.inference_mode():
             self.steps.enqueue(cohort, exactly)
@@ -136,7 +153,8 @@ class CohortEngine:
         self.counters["selection_overflows"] += len(searches)
         over: list[Search] = []
         for search in searches:
-            cohort = self._queue([search], 0, exactly=True)
+            self._prepare([search], 0)
+            cohort = self._queue_prepared(exactly=True)
             with losing_the_device():
                 cohort.finished.wait()
             self._flying.popleft()

@@ -142,8 +142,7 @@ class CohortSteps:
         self._whole_head = LevelHead.whole(model.head)
         self._level_heads = LevelHead.by_level(model.head, trie)
         sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
-        steps = COHORTS * (len(trie.tokens) + 1)  # a level each, and the prompts' last tokens
-        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, steps)
+        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, slots=COHORTS * len(trie.tokens))
         self._first = device.staging(COHORTS, max_requests, identity.hidden, dtype=DTYPES[identity.dtype])
         self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
         self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
@@ -159,15 +158,39 @@ class CohortSteps:
             self._graphs[bucket] = Graphs(self._capture_forwards(bucket), self._capture_select(bucket))
         self._first_select = self._capture_select(self.max_requests)
 
+    # --- what a cohort needs before it is queued ---
+
+    def prepare(self, cohort: Cohort) -> None:
+        """All that the host works out, in staging memory of the cohort's place: no cohort in flight has it.
+
+        Nothing is launched. Filters and plans are copied to the device, the plans behind what is queued: of
+        each bucket the first, for a second one has to wait for the forward that reads the first.
+        """
+        with self.device.alongside():
+            first = cohort.place * self.max_requests
+            cohort.filters = [
+                self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
+            ]
+        self._fill_beams(cohort)
+        planned: set[PagedAttention] = set()
+        for step in cohort.steps:
+            self._fill_inputs(cohort, step)
+            if not self._runs_model(cohort, step):
+                continue
+            attention = self._forward_of(cohort, step).attention
+            if attention not in planned:
+                self._plan(attention, cohort, step)
+                planned.add(attention)
+
     # --- what a cohort queues ---
 
     def enqueue(self, cohort: Cohort, exactly: bool = False) -> None:
-        """All levels, and behind them the copy of the answer back to the host."""
+        """All levels of a prepared cohort, and behind them the copy of the answer back to the host."""
         self._begin(cohort)
         for step in cohort.steps:
             head = self._head(cohort, step.level)
-            self._upload(cohort, step, head.first_token)
-            if step.level or cohort.lacks_hidden:
+            self._inputs.send(self._slot(cohort, step))
+            if self._runs_model(cohort, step):
                 self._forward(cohort, step)
             if not step.level:
                 self._place_hidden(cohort)
@@ -180,16 +203,27 @@ class CohortSteps:
                 self._first_select[head]()
         self._read_back(cohort)
 
-    def _begin(self, cohort: Cohort) -> None:
-        """Every request's filter, and its one beam at the root: the last token of its prompt."""
-        with self.device.alongside():
-            first = cohort.place * self.max_requests
-            cohort.filters = [
-                self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
-            ]
-        roots = self._roots[cohort.place, : len(cohort.searches)]
-        for root, question in zip(roots.numpy(), cohort.questions, strict=True):
+    @staticmethod
+    def _runs_model(cohort: Cohort, step: Step) -> bool:
+        """Whether the step begins with a forward; the first one seldom does."""
+        return step.level > 0 or cohort.lacks_hidden
+
+    def _slot(self, cohort: Cohort, step: Step) -> int:
+        """Of the staging memory for the step's inputs."""
+        return cohort.place * len(cohort.steps) + step.level
+
+    def _fill_beams(self, cohort: Cohort) -> None:
+        """Every request's one beam at the root, its prompt's last token, and the hidden state of that."""
+        roots = self._roots[cohort.place, : len(cohort.searches)].numpy()
+        for root, question in zip(roots, cohort.questions, strict=True):
             root[:4] = question.last_token, 0, 0, question.trie.leaves
+        for hidden, search in zip(self._first[cohort.place], cohort.searches, strict=False):
+            if search.hidden is not None:
+                hidden.copy_(torch.from_numpy(search.hidden))
+
+    def _begin(self, cohort: Cohort) -> None:
+        """The beams at the root become the present ones."""
+        roots = self._roots[cohort.place, : len(cohort.searches)]
         self._now.packed[: len(roots)].copy_(roots, non_blocking=True)
         self._selector.begin()
 
@@ -198,7 +232,7 @@ class CohortSteps:
         legal = all(question.score_mode == "legal" for question in cohort.questions)
         return self._level_heads.get(level, self._whole_head) if legal else self._whole_head
 
-    def _upload(self, cohort: Cohort, step: Step, first_token: int) -> None:
+    def _fill_inputs(self, cohort: Cohort, step: Step) -> None:
         """What the step's kernels read of its requests and rows."""
         vectors = StepVectors.of(step, cohort.questions, self.max_rows, self.tail_tokens)
         table = [
@@ -212,11 +246,12 @@ class CohortSteps:
                 trie=self._trie,
                 leaves=cohort.filters[b],
                 out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),
-                first_token=first_token,
+                first_token=self._head(cohort, step.level).first_token,
             )
             for b, question in enumerate(cohort.questions)
         ]
-        self._inputs.upload(
+        self._inputs.fill(
+            self._slot(cohort, step),
             table=np.concatenate(table),
             owner=vectors.owner,
             positions=vectors.positions,
@@ -225,24 +260,32 @@ class CohortSteps:
 
     def _forward(self, cohort: Cohort, step: Step) -> None:
         """The newest token of every beam through the layers."""
-        # At the root that token is the prompt's last, which reads those before it.
-        lengths = [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
-        offsets = step.offsets.tolist()
+        forward = self._forward_of(cohort, step)
+        self._plan(forward.attention, cohort, step)
+        forward.run()
+
+    def _forward_of(self, cohort: Cohort, step: Step) -> Forward:
+        """The one whose attention ends earlier."""
         forwards = self._graphs[bucket_for(step.rows, self.buckets)].forwards
-        best = quickest([forward.attention for forward in forwards], np.diff(step.offsets).tolist(), lengths)
-        attention, run = forwards[best]
-        plan = Planned(cohort, offsets, lengths)
+        rows, lengths = np.diff(step.offsets).tolist(), self._lengths(cohort, step)
+        return forwards[quickest([forward.attention for forward in forwards], rows, lengths)]
+
+    @staticmethod
+    def _lengths(cohort: Cohort, step: Step) -> list[int]:
+        """Tokens that each request's beams read in its pages; the newest token is not in them."""
+        return [question.prompt_tokens - (step.level == 0) for question in cohort.questions]
+
+    def _plan(self, attention: PagedAttention, cohort: Cohort, step: Step) -> None:
+        """Which rows read which pages, unless that is what was planned last."""
+        plan = Planned(cohort, step.offsets.tolist(), self._lengths(cohort, step))
         if self._planned.get(attention) != plan:  # levels of the same rows share a plan
-            attention.plan(offsets, [search.pages for search in cohort.searches], lengths)
+            attention.plan(plan.offsets, [search.pages for search in cohort.searches], plan.lengths)
             self._planned[attention] = plan
-        run()
 
     def _place_hidden(self, cohort: Cohort) -> None:
         """The hidden states that came with the KV take their places; the others were computed there."""
         first = self._first[cohort.place]
         given = [b for b, search in enumerate(cohort.searches) if search.hidden is not None]
-        for b in given:
-            first[b] = torch.from_numpy(cohort.searches[b].hidden)
         if len(given) == len(cohort.searches):
             self._hidden[: len(given)].copy_(first[: len(given)], non_blocking=True)
         else:

@@ -55,6 +55,9 @@ class CpuDecodeEngine:
         """So many that a step's fixed cost is a small share of it: in a step, all wait for all."""
         return share_step(waiting, self.costs.cost)
 
+    def prepare(self, searches: Sequence[Search]) -> None:
+        """See `DecodeEngine`. There is nothing to plan."""
+
     def launch(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> None:
         """One step; returns when it is done."""
         rows = sum(len(search.scores) for search in searches)

@@ -58,7 +58,7 @@ class BucketEngine:
         self._make_attention = make_attention
         hidden = model.identity.hidden
         sizes = {"tokens": max_tokens, "positions": max_tokens, "slots": max_tokens, "last": MAX_PROMPTS}
-        self._inputs = Inputs(device, {**sizes, "number": 1}, depth=1)
+        self._inputs = Inputs(device, {**sizes, "number": 1}, slots=1)
         layers = model.identity.layers
         self._marked = sorted({*range(LAYERS_PER_MARK - 1, layers, LAYERS_PER_MARK), layers - 1})
         self._progress = Progress(device, len(self._marked), self._inputs["number"])
@@ -107,13 +107,15 @@ class BucketEngine:
         slots[: ends[-1]] = np.concatenate(
             [slots_of(part.pages, part.start, len(part.tokens), size) for part in parts]
         )
-        self._inputs.upload(
+        self._inputs.fill(
+            0,
             tokens=np.concatenate([part.tokens for part in parts]).astype(np.int64),
             positions=np.concatenate([np.arange(start, start + count) for start, count in starts]),
             slots=slots,
             last=ends - 1,
             number=np.array([self._launches]),
         )
+        self._inputs.send(0)
 
     def _nowhere(self) -> NDArray[np.int64]:
         """The slot for padding, as often as the largest bucket has rows."""
@@ -132,7 +134,8 @@ class BucketEngine:
     def _capture(self, bucket: int) -> Graph:
         """The forward of one bucket; it is captured over padding alone."""
         inputs = self._inputs
-        inputs.upload(slots=self._nowhere())
+        inputs.fill(0, slots=self._nowhere())
+        inputs.send(0)
         attention = self._make_attention(bucket, MAX_PROMPTS)
         marks = {layer: index for index, layer in enumerate(self._marked)}
 

@@ -23,6 +23,7 @@ class PlayedEngine:
         self.costs = CostModel()
         self.keeps = False
         self.launches: list[list[Any]] = []
+        self.prepared: list[Any] = []
         self.finished: list[Any] = []
         self.pool = SimpleNamespace(pages=4, k=torch.empty(0))
         self.row_budget = 16
@@ -33,6 +34,9 @@ class PlayedEngine:
 
     def choose(self, waiting: list[Any]) -> list[Any]:
         return waiting
+
+    def prepare(self, searches: list[Any]) -> None:
+        self.prepared = list(searches)
 
     def launch(self, searches: list[Any], on_layer: Callable[[int], None] = lambda layer: None) -> None:
         for layer in range(2):

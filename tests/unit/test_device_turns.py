@@ -106,6 +106,17 @@ def test_one_at_a_time(path: Path, other: Player) -> None:
     assert ours.try_take()
 
 
+def test_who_is_about_to_ask_waits_already(path: Path) -> None:
+    ours, theirs = FileTurns(path, PREFILL_SIDE), FileTurns(path, DECODE_SIDE)
+    assert theirs.try_take() and not theirs.wanted()
+    ours.want()
+    assert theirs.wanted() and theirs.try_take(), "to want it is not to have it"
+    theirs.give()
+    assert ours.try_take() and not theirs.wanted(), "who has it waits no more"
+    ours.want()
+    assert not theirs.wanted() and not theirs.try_take()
+
+
 def test_a_holder_sees_that_another_waits(path: Path, other: Player) -> None:
     ours = FileTurns(path, PREFILL_SIDE)
     assert ours.try_take() and not ours.wanted()

@@ -34,6 +34,10 @@ class Turns(Protocol):
     wakeup: int | None
     """A descriptor to wait for: it can be read once a turn that we wait for may have come free."""
 
+    def want(self) -> None:
+        """We ask for the turn in a moment, with something to launch: from now on we are waiting for it."""
+        ...
+
     def try_take(self) -> bool:
         """Take the turn if we may have it now; never waits. True as well for one who holds it already.
 
@@ -59,6 +63,9 @@ class NoTurns:
     """Launch at will."""
 
     wakeup: int | None = None
+
+    def want(self) -> None:
+        pass
 
     def try_take(self) -> bool:
         return True
@@ -101,6 +108,11 @@ class FileTurns:
         self._waits = False
         self._pipe = _open_wakeup(_wakeup_of(path, side))
         self.wakeup: int | None = self._pipe
+
+    def want(self) -> None:
+        """See `Turns`."""
+        if not self.holds:
+            self._wait(True)
 
     def try_take(self) -> bool:
         """See `Turns`."""

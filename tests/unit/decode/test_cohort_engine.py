@@ -1,6 +1,7 @@
 """The engine of a GPU, run on a CPU: cohorts of searches end as the CPU's engine ends them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,66 @@ def test_a_launch_reads_nothing_back(prompts: Prompts) -> None:
     assert len(prompts.gpu.collect()) == 2
 
 
+class CountedAttention(PlannedAttention):
+    """Notes its plans and its runs in one list, by its rows."""
+
+    said: list[str]
+
+    def plan(self, *args: Any) -> None:
+        self.said.append(f"plan {self.rows}")
+        super().plan(*args)
+
+    def attend(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.said.append(f"run {self.rows}")
+        return super().attend(*args)
+
+
+@pytest.fixture
+def counted(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What plans and layers of all buckets do from now on."""
+    said: list[str] = []
+    monkeypatch.setattr(CountedAttention, "said", said, raising=False)
+    for graphs in prompts.gpu.steps._graphs.values():
+        monkeypatch.setattr(graphs.attention, "__class__", CountedAttention)
+    return said
+
+
+def test_a_launch_finds_its_plans_made(prompts: Prompts, counted: list[str]) -> None:
+    searches = [prompts.search(0, 2), prompts.search(1, 2)]  # four rows at every level: one plan is enough
+    prompts.gpu.prepare(searches)
+    assert counted == ["plan 9"]
+    prompts.gpu.prepare([*searches])
+    assert counted == ["plan 9"], "they are prepared already"
+    prompts.run(*searches)
+    assert set(counted[1:]) == {"run 9"}, "a launch of what is prepared plans nothing"
+    assert_same(searches, prompts.expected(*searches))
+
+
+def test_a_second_plan_of_a_bucket_waits_for_the_first_forward(prompts: Prompts, counted: list[str]) -> None:
+    searches = [prompts.search(0, 8), prompts.search(1, 8, given=False)]
+    prompts.gpu.prepare(searches)
+    assert counted == ["plan 9", "plan 20"], "two rows of prompts' last tokens, then levels of sixteen"
+    prompts.run(*searches)
+    assert_same(searches, prompts.expected(*searches))
+    counted.clear()
+    three = [prompts.search(i, 3, given=False) for i in range(3)]
+    prompts.gpu.prepare(three)
+    assert counted == ["plan 9"]
+    prompts.run(*three)
+    layers = prompts.gpu.steps.model.identity.layers
+    assert counted == ["plan 9", *["run 9"] * layers, "plan 9", *["run 9"] * (3 * layers)]
+    assert_same(three, prompts.expected(*three))
+
+
+def test_what_was_prepared_for_others_is_not_launched(prompts: Prompts) -> None:
+    first, second = prompts.search(0, 6), prompts.search(2, 5)
+    for prepared in ([first, second], [second], [second, first]):
+        prompts.gpu.prepare(prepared)
+    prompts.run(first)
+    assert_same([first], prompts.expected(first))
+    assert second.phase is not TaskPhase.IN_FLIGHT
+
+
 class SlowDevice(HostDevice):
     """What was queued counts as done once `passed` says so, event by event."""
 
@@ -279,6 +340,33 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
     assert prompts.gpu.collect() == flown and prompts.gpu.ready
     assert {search.phase for search in flown} == {TaskPhase.OVER}
     assert_same(flown, prompts.expected(*flown))
+
+
+def test_preparing_writes_nothing_that_a_cohort_in_flight_reads(backend: ModelBackend, trie: Trie) -> None:
+    device = SlowDevice()
+    prompts = Prompts(backend, trie, device)
+    steps, flying = prompts.gpu.steps, prompts.search(0, 6)
+    prompts.gpu.launch([flying])
+    device.passed[-1] = False
+    (cohort,) = prompts.gpu._flying
+    slots = [steps._slot(cohort, step) for step in cohort.steps]
+    filters = slice(cohort.place * REQUESTS, (cohort.place + 1) * REQUESTS)
+    read = [
+        *(steps._inputs._staging[slot][0] for slot in slots),
+        *(steps._first[cohort.place], steps._roots[cohort.place], steps._filters.memory[filters]),
+        *(steps._inputs._values, steps._now.packed, steps._hidden, steps._logits, steps._selector.table),
+        *(steps._beams_out, steps._outcome, prompts.gpu.pool.k, prompts.gpu.pool.v),
+    ]
+    before = [x.clone() for x in read]
+    few = leaf_filter(trie.leaves, list(range(40)), [1])
+    waiting = [prompts.search(1, 5, filter=few), prompts.search(2, 4, given=False)]
+    prompts.gpu.prepare(waiting)
+    assert all(torch.equal(x, was) for x, was in zip(read, before, strict=True))
+    assert prompts.gpu._prepared is not None and prompts.gpu._prepared.place != cohort.place
+    prompts.gpu.launch(waiting)
+    device.passed[:] = [True] * len(device.passed)
+    assert prompts.gpu.collect() == [flying, *waiting]
+    assert_same([flying, *waiting], prompts.expected(flying, *waiting))
 
 
 def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie: Trie) -> None:

@@ -246,19 +246,50 @@ class PlayedTurns:
     """A GPU that another worker has, wants or does not want."""
 
     def __init__(self) -> None:
-        self.free, self.want, self.said = True, False, list[str]()
+        self.free, self.wanting, self.said = True, False, list[str]()
 
     def try_take(self) -> bool:
         return self.free
 
     def wanted(self) -> bool:
-        return self.want
+        return self.wanting
 
     def give(self) -> None:
         self.said.append("give")
 
     def forget(self) -> None:
         self.said.append("forget")
+
+    def want(self) -> None:
+        pass
+
+
+def test_a_launch_is_prepared_before_the_gpu_is_ours(worker: DecodeWorker) -> None:
+    engine, (search,) = kept(worker, 1)
+    order: list[str] = []
+    worker.device_turns = turns = PlayedTurns()  # type: ignore[assignment]
+    turns.free = False
+    turns.want = lambda: order.append("want")  # type: ignore[method-assign]
+    turns.try_take = lambda: order.append("take") or turns.free  # type: ignore[func-returns-value, method-assign]
+    engine.prepare = lambda searches: order.append("prepare")
+    launch = engine.launch
+    engine.launch = lambda *args, **kwargs: order.append("launch") or launch(*args, **kwargs)
+    worker.launch()
+    turns.free = True
+    worker.launch()
+    assert order == ["want", "prepare", "take"] * 2 + ["launch"] and engine.launches == [[search]]
+
+
+def test_what_cannot_be_prepared_is_found_out_by_its_launch(worker: DecodeWorker) -> None:
+    engine, (search, bad) = kept(worker, 2)
+
+    def refuse(searches: list[Any]) -> None:
+        raise RuntimeError("no plan for these")
+
+    engine.prepare = refuse
+    engine.broken = [bad]
+    worker.launch()
+    assert engine.launches == [[search]] and worker.counters["failed"] == 1
 
 
 def test_a_gpu_that_another_worker_has_is_asked_for_again(worker: DecodeWorker) -> None:
@@ -279,7 +310,7 @@ def test_a_gpu_that_another_worker_wants_is_given_once_the_queue_is_empty(worker
     worker.device_turns = turns = PlayedTurns()  # type: ignore[assignment]
     engine.choose = lambda waiting: waiting[:1]
     worker.launch()
-    engine.busy, turns.want = True, True
+    engine.busy, turns.wanting = True, True
     worker.launch()
     worker.answer_finished()
     assert engine.launches == [[first]] and turns.said == []

@@ -31,12 +31,14 @@ def test_an_error_of_the_accelerator_and_one_without_a_gpu() -> None:
 
 
 def test_inputs_are_whole_vectors_whatever_the_launch_before_had() -> None:
-    inputs = Inputs(HostDevice(), {"a": 3, "b": 2}, depth=2)
+    inputs = Inputs(HostDevice(), {"a": 3, "b": 2}, slots=2)
     a, b = inputs["a"], inputs["b"]
-    inputs.upload(a=np.array([1, 2, 3]), b=np.array([4]))
+    inputs.fill(0, a=np.array([1, 2, 3]), b=np.array([4]))
+    inputs.send(0)
     assert (a.tolist(), b.tolist()) == ([1, 2, 3], [4, 0])
-    for _ in range(3):
-        inputs.upload(a=np.array([9]))
+    inputs.fill(1, a=np.array([9]))
+    assert (a.tolist(), b.tolist()) == ([1, 2, 3], [4, 0]), "nothing was sent"
+    inputs.send(1)
     assert (a.tolist(), b.tolist()) == ([9, 0, 0], [0, 0]), "the same memory, and nothing is left over"
 
 

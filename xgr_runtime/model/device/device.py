@@ -210,36 +210,41 @@ class PassedEvent:
 
 
 class Inputs:
-    """Named vectors of integers that captured work reads, filled from the host in one copy.
+    """Named vectors of integers that captured work reads, sent from the host in one copy.
 
-    `sizes` are their lengths. `depth` launches may be filled before the first of them has run: each has
-    staging memory of its own, and a further one waits for the oldest copy.
+    `sizes` are their lengths. What is filled into one of the `slots` waits in host memory until it is sent:
+    meanwhile launches that were sent from other slots run, and read what they were sent.
     """
 
-    def __init__(self, device: Device, sizes: Mapping[str, int], depth: int) -> None:
+    def __init__(self, device: Device, sizes: Mapping[str, int], slots: int) -> None:
         ends = np.cumsum([0, *sizes.values()])
         total = int(ends[-1])
         self._slices = {
             name: slice(int(a), int(b)) for name, a, b in zip(sizes, ends, ends[1:], strict=False)
         }
         self._values = torch.zeros(total, dtype=torch.int64, device=device.where)
-        self._ring = [(device.staging(total, dtype=torch.int64), device.event()) for _ in range(depth)]
-        self._next = 0
+        self._staging = [(device.staging(total, dtype=torch.int64), device.event()) for _ in range(slots)]
 
     def __getitem__(self, name: str) -> Tensor:
         """The vector `name` in device memory, int64, always the same memory."""
         return self._values[self._slices[name]]
 
-    def upload(self, **vectors: NDArray[np.int64]) -> None:
-        """Queue a copy of `vectors`, each at most as long as its place; the rest of a place becomes 0."""
-        staging, copied = self._ring[self._next]
-        self._next = (self._next + 1) % len(self._ring)
+    def fill(self, slot: int, **vectors: NDArray[np.int64]) -> None:
+        """Keep `vectors` for `send`, each at most as long as its place; the rest of a place becomes 0.
+
+        Waits only while what was sent from the slot before has not been copied.
+        """
+        staging, copied = self._staging[slot]
         copied.wait()
         host = staging.numpy()
         host[:] = 0
         for name, vector in vectors.items():
             place = host[self._slices[name]]
             place[: len(vector)] = vector
+
+    def send(self, slot: int) -> None:
+        """Queue the copy of what was filled into `slot`: launches behind it read that."""
+        staging, copied = self._staging[slot]
         self._values.copy_(staging, non_blocking=True)
         copied.record()
 
