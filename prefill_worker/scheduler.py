@@ -9,7 +9,9 @@ The policy, in five lines:
 - A prompt that cannot be in time any more is given up, before it runs or between its pieces.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -151,7 +153,8 @@ class PrefillScheduler:
     def next_turns(self, now: float) -> list[Turn]:
         """What the next forward computes, of prompts that all have pages; empty when none can run."""
         batch = _Batch(self, self._batch_tokens, self._batch_prompts)
-        begun = sorted(self.begun, key=urgency, reverse=True)
+        # The most urgent last, among equals the first that began: asked again, the answer is the same.
+        begun = sorted(self.begun, key=urgency)[::-1]
 
         def full(prompt: Prompt) -> bool:
             """Whether no room is left once those have theirs who have begun and are as urgent."""
@@ -173,11 +176,21 @@ class PrefillScheduler:
             batch.take(begun.pop())
         return batch.turns
 
-    def done(self, turn: Turn) -> None:
-        """The turn's forward has run."""
+    def launched(self, turn: Turn) -> None:
+        """The turn is in a forward's hands: what its prompt needs next comes behind it."""
         turn.prompt.computed = turn.end
         if turn.last:
-            self.begun.remove(turn.prompt)
+            self.begun = [prompt for prompt in self.begun if prompt is not turn.prompt]
+
+    def would_find_more(self, running: Sequence[Turn]) -> bool:
+        """Whether a prompt that is about to begin would find in the cache what a running forward computes.
+
+        Then it should begin after that.
+        """
+        holding = [(turn.prompt.held, turn.end) for turn in running if turn.prompt.held is not None]
+        soon = set[bytes]().union(*(self._cache.soon(held, end) for held, end in holding))
+        about_to = islice(self.waiting, self._batch_prompts)
+        return any(self._cache.waits_for(prompt.tokens, soon) for prompt in about_to)
 
     def end(self, prompt: Prompt) -> None:
         """Let go of the pages of a prompt, whose remaining tokens are not computed any more."""

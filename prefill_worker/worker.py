@@ -1,10 +1,12 @@
 """The prefill worker's loop: take prompts, run them, stream their KV, free it once it has arrived."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,13 @@ log = logging.getLogger(__name__)
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
 
 
+class Ahead(NamedTuple):
+    """The forward that was prepared last, and may not have run yet."""
+
+    turns: list[Turn]
+    parts: list[Part]
+
+
 class PrefillWorker:
     """Owns prompt KV from the moment a prompt runs until ACK, failure or a lapsed lease."""
 
@@ -70,6 +79,7 @@ class PrefillWorker:
         self.memory = memory  # the pool's, if decode workers may map it
         self.device_turns = turns_of(config.turns_file, PREFILL_SIDE, config.device)
         self.turn_taken = False  # by another worker, when we asked last
+        self.ahead = Ahead([], [])
         self.held = 0.0  # seconds for which the next forward waits for more prompts
         self.cache = PromptCache.bounded(
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
@@ -116,15 +126,31 @@ class PrefillWorker:
             self.exchange()
             self.expire(self.clock())
             self.retire()
-            turns = self.scheduler.next_turns(self.clock()) if self.may_launch() else []
-            self.prefill(self.opened(turns))
+            turns = self.next_turns()
+            self.prefill(turns)
             self.device_turns.give()
             self.worked = bool(turns)
             self.known_costs.keep_now_and_then(self.clock())
         self.known_costs.keep()
 
-    def may_launch(self) -> bool:
-        """Whether there is something to run, and the device, if another worker shares it, is ours."""
+    def next_turns(self) -> list[Turn]:
+        """What runs now; nothing while another worker has the device.
+
+        What is to be planned is planned before the device is ours: in a turn the other one would wait, too.
+        """
+        if not self.may_run():
+            return []
+        turns: list[Turn] = []
+        if self.engine.prepares:
+            self.device_turns.want()
+            turns = self.choose()
+        self.turn_taken = not self.device_turns.try_take()
+        if self.turn_taken:
+            return []
+        return turns or self.choose()
+
+    def may_run(self) -> bool:
+        """Whether there is something to run."""
         now = self.clock()
         self.held = self.scheduler.hold(now)
         # Prompts that wait for pages may need the other worker's turn.
@@ -132,8 +158,28 @@ class PrefillWorker:
             self.turn_taken = False
             self.device_turns.forget()
             return False
-        self.turn_taken = not self.device_turns.try_take()
-        return not self.turn_taken
+        return True
+
+    def choose(self) -> list[Turn]:
+        """The turns of the next forward, whose hand-overs have begun, and prepared if that is possible."""
+        turns = self.opened(self.scheduler.next_turns(self.clock()))
+        if turns and self.engine.prepares and turns != self.ahead.turns:
+            self.ahead = Ahead(turns, [part_of(turn) for turn in turns])
+            with contextlib.suppress(Exception):  # the forward meets it again, and finds out whose it is
+                self.engine.prepare(self.ahead.parts)
+        return turns
+
+    def plan_ahead(self, running: list[Turn]) -> None:
+        """Choose and prepare the next forward while the last layers of this one run.
+
+        It is chosen again when it may run, as prompts come and go meanwhile.
+        """
+        self.exchange()
+        try:
+            if self.scheduler.runnable(self.clock()) and not self.scheduler.would_find_more(running):
+                self.choose()
+        except Exception:
+            log.exception("the next forward could not be planned while one runs")
 
     def exchange(self) -> None:
         """Everything in, everything out that may leave. Also runs between the layers of a forward."""
@@ -146,9 +192,12 @@ class PrefillWorker:
         """One forward; each layer's KV leaves while the next layer is computed."""
         if not turns:
             return
+        parts = self.ahead.parts if turns == self.ahead.turns else [part_of(turn) for turn in turns]
+        for turn in turns:
+            self.scheduler.launched(turn)
         started = self.layer_began = self.clock()
         try:
-            hidden = self.engine.run([part_of(turn) for turn in turns], partial(self.layer_ready, turns))
+            hidden = self.engine.run(parts, partial(self.layer_ready, turns), partial(self.plan_ahead, turns))
         except Exception:
             log.exception("a forward of %d prompts failed", len(turns))
             self.prefill_alone(turns)
@@ -184,7 +233,6 @@ class PrefillWorker:
             transfer.prompt_ready(prompt.seconds, pack(hidden), prompt.cached_tokens)
             self.outbound.flush(transfer)
             self.counters["prompts"] += 1
-        self.scheduler.done(turn)
         self.counters["prompt_tokens"] += turn.end - turn.start
         if prompt.held is not None and np.isfinite(hidden).all():  # it has read all KV before it
             self.cache.keep(prompt.held, turn.end)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefill_worker.engines.base import Part
+from prefill_worker.engines.base import Part, nothing
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.device import Device, HostDevice
 from xgr_runtime.model.memory.kv_pool import KvPool
@@ -17,14 +17,23 @@ class CpuPrefillEngine:
     """The engine of a CPU: the model and the pool."""
 
     max_prompts: int | None = None
+    prepares = False
 
     def __init__(self, model: ModelBackend, pool: KvPool) -> None:
         self.model = model
         self.pool = pool
         self.device: Device = HostDevice()
 
-    def run(self, parts: Sequence[Part], on_layer: Callable[[int], None]) -> NDArray[np.float32]:
-        """See `PrefillEngine.run`."""
+    def prepare(self, parts: Sequence[Part]) -> None:
+        """See `PrefillEngine`."""
+
+    def run(
+        self,
+        parts: Sequence[Part],
+        on_layer: Callable[[int], None],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> NDArray[np.float32]:
+        """See `PrefillEngine`. This thread computes, so there is no meanwhile."""
         counts = [len(part.tokens) for part in parts]
         ends = np.cumsum(counts)
         spans = [(int(end) - n, n, part.pages) for end, n, part in zip(ends, counts, parts, strict=True)]

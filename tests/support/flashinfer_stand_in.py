@@ -35,12 +35,21 @@ class Stream:
         self._held = False
         self._queue: list[Callable[[], None]] = []
         self._done = 0  # pieces of work since the beginning
+        self.inside = False  # of a piece of work, and what it launches is part of it
 
     def launch(self, work: Callable[[], None]) -> None:
         """Run `work` when its turn comes."""
+        if self.inside:
+            work()
+            return
         self._queue.append(work)
         if not self._held:
             self.run(self.launched)
+
+    @property
+    def done(self) -> int:
+        """How much of it has run."""
+        return self._done
 
     @property
     def launched(self) -> int:
@@ -51,7 +60,11 @@ class Stream:
         """Do the first `until` pieces of work."""
         while self._done < until:
             self._done += 1
-            self._queue.pop(0)()
+            work, self.inside = self._queue.pop(0), True
+            try:
+                work()
+            finally:
+                self.inside = False
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -237,6 +237,7 @@ class PrefillSide:
         turns = scheduler.next_turns(clock.now)
         for turn in turns:
             self.begun(turn.prompt)
+            scheduler.launched(turn)
         if turns:
             works = together(prompt_work(turn.start, turn.end) for turn in turns)
             self.machine.launch(works, lambda: self.done(turns))
@@ -247,7 +248,6 @@ class PrefillSide:
 
     def done(self, turns: list[Turn]) -> None:
         for turn in turns:
-            self.scheduler.done(turn)
             if turn.last:
                 self.ready(turn.prompt)
         self.turn()

@@ -6,7 +6,7 @@ shares the page. Both workers keep one over their page pool. Plain data: no tens
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -120,6 +120,16 @@ class PromptCache:
         """How many of the first tokens `begin` would find. Touches nothing."""
         found = self._found(tokens)
         return (len(found) + len(self._in_tier(tokens, len(found)))) * self.page_size
+
+    def soon(self, held: HeldPrompt, tokens: int) -> set[bytes]:
+        """Names of the pages that `keep` would add once the first `tokens` tokens are computed."""
+        return {*self._names_of(held.tokens.tobytes())[len(held.names) : tokens // self.page_size]}
+
+    def waits_for(self, tokens: Tokens, soon: Set[bytes]) -> bool:
+        """Whether a prompt would find more once the pages named in `soon` are kept."""
+        at = self.cached(tokens) // self.page_size
+        names = self._names_of(tokens.tobytes())[: (len(tokens) - 1) // self.page_size]
+        return not soon.isdisjoint(names[at : at + 1])
 
     def fits(self, tokens: Tokens) -> bool:
         """Whether `begin` would succeed now."""

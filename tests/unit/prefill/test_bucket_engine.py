@@ -1,6 +1,7 @@
 """The engine of a GPU, run on a CPU: KV and hidden states are those of the CPU's engine, in any bucket."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,32 @@ def test_layers_are_announced_in_order_once_each(engine: BucketEngine) -> None:
     layers: list[int] = []
     engine.run(parts_of([9, 4]), layers.append)
     assert layers == [0, 1, 2, 3, 4, 5]
+
+
+def test_there_is_time_to_plan_before_the_last_layers(engine: BucketEngine) -> None:
+    said: list[object] = []
+    engine.run(parts_of([9, 4]), said.append, lambda: said.append("meanwhile"))
+    assert said == [0, 1, 2, 3, "meanwhile", 4, 5]
+
+
+def test_a_batch_is_planned_once_and_another_one_again(
+    engine: BucketEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+    real = PlannedAttention.plan
+
+    def plan(self: PlannedAttention, *args: Any) -> None:
+        planned.append(args[0][-1])
+        real(self, *args)
+
+    monkeypatch.setattr(PlannedAttention, "plan", plan)
+    first, second = parts_of([9, 4]), parts_of([7, 20], seed=4)
+    for parts in (first, first, second):
+        engine.prepare(parts)
+    engine.run(second, lambda layer: None, lambda: engine.prepare(first))
+    assert planned == [13, 27, 13]
+    run_both(engine, [first, second])
+    assert planned == [13, 27, 13, 27], "the first of these was planned while the one before ran"
 
 
 def test_a_forward_reads_nothing_back(engine: BucketEngine) -> None:

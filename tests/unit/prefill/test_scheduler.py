@@ -59,7 +59,7 @@ def run_all(scheduler: PrefillScheduler) -> list[list[tuple[int, int, int]]]:
         assert turns
         forwards.append([(t.prompt.id.request, t.start, t.end) for t in turns])
         for turn in turns:
-            scheduler.done(turn)
+            scheduler.launched(turn)
     assert not scheduler.next_turns(0.0)
     return forwards
 
@@ -130,7 +130,7 @@ def test_a_prompt_that_ends_between_its_turns_makes_room() -> None:
     for number in range(2):
         scheduler.add(prompt(number, 100))
     (first,) = scheduler.next_turns(0.0)
-    scheduler.done(first)
+    scheduler.launched(first)
     scheduler.end(first.prompt)
     (turn,) = scheduler.next_turns(0.0)
     assert (turn.prompt.id.request, turn.start, turn.end) == (1, 0, 20) and pool.used == 7
@@ -154,7 +154,7 @@ def test_every_token_runs_once_and_no_forward_exceeds_the_budget(
         for turn in turns:
             assert len(turn.prompt.pages) * PAGE >= len(turn.prompt.tokens)
             ran[turn.prompt.id.request] += range(turn.start, turn.end)
-            scheduler.done(turn)
+            scheduler.launched(turn)
             held += [turn.prompt] if turn.last else []
         if held and (not turns or random.random() < 0.5):
             scheduler.end(held.pop(random.randrange(len(held))))
@@ -178,7 +178,7 @@ def test_what_the_cache_has_is_not_computed() -> None:
     first, second = prompt(1, 40), prompt(2, 100)
     scheduler.add(first)
     (turn,) = scheduler.next_turns(0.0)
-    scheduler.done(turn)
+    scheduler.launched(turn)
     assert first.held is not None
     cache.keep(first.held, turn.end)
     scheduler.end(first)
@@ -221,14 +221,14 @@ def test_a_long_prompt_runs_in_equal_pieces_and_is_overtaken_between_them() -> N
     scheduler.add(prompt(0, 3 * WORTHWHILE))
     (first,) = scheduler.next_turns(0.0)
     assert first.end == WORTHWHILE
-    scheduler.done(first)
+    scheduler.launched(first)
     scheduler.add(prompt(1, 2 * LEAST_PIECE, deadline=1.0))
     turns = scheduler.next_turns(0.0)
     assert numbers(turns) == [1, 0], (
         "the urgent one first, and the rest of the forward goes on with the other"
     )
     for turn in turns:
-        scheduler.done(turn)
+        scheduler.launched(turn)
     assert run_all(scheduler) == [[(0, 2 * WORTHWHILE, 3 * WORTHWHILE)]]
 
 
@@ -246,7 +246,7 @@ def test_who_cannot_be_in_time_is_given_up_before_it_runs_and_between_its_pieces
     scheduler.add(prompt(1, 3 * WORTHWHILE, deadline=1.2 * seconds, after=seconds / 2))
     assert [p.id.request for p in scheduler.drop_late(0.0)] == [1], "its search would come too late"
     (turn,) = scheduler.next_turns(0.0)
-    scheduler.done(turn)
+    scheduler.launched(turn)
     scheduler.add(prompt(2, 10))
     assert not scheduler.late(seconds / 2)
     assert [p.id.request for p in scheduler.late(seconds)] == [0]
@@ -257,7 +257,7 @@ def test_alone_a_prompt_that_seems_late_has_its_try_until_its_deadline() -> None
     scheduler.add(prompt(0, 3 * WORTHWHILE, deadline=1e-3))
     assert not scheduler.drop_late(0.0)
     (turn,) = scheduler.next_turns(0.0)
-    scheduler.done(turn)
+    scheduler.launched(turn)
     assert not scheduler.late(0.0) and scheduler.late(1e-3)
 
 
@@ -302,14 +302,14 @@ def test_a_prompt_that_waits_for_pages_is_passed_so_often_and_no_more() -> None:
     scheduler = PrefillScheduler(PromptCache(PagePool(4), PAGE), 1000)
     scheduler.add(prompt(0, 17))
     (held,) = scheduler.next_turns(0.0)  # two of four pages
-    scheduler.done(held)
+    scheduler.launched(held)
     scheduler.add(prompt(1, 64))
     served = 0
     for number in range(2, 2 + 2 * PASSES):
         scheduler.add(prompt(number, 1))
         for turn in scheduler.next_turns(0.0):
             served += 1
-            scheduler.done(turn)
+            scheduler.launched(turn)
             scheduler.end(turn.prompt)
     assert served == PASSES
     scheduler.end(held.prompt)

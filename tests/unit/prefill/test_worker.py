@@ -38,7 +38,7 @@ NAN = 77  # a token from which the played model makes NaN
 def worker(tmp_path: Path) -> Iterator[PrefillWorker]:
     tmp_path.chmod(0o700)
     config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=12)
-    engine: Any = SimpleNamespace(max_prompts=None, pool=None)
+    engine: Any = SimpleNamespace(max_prompts=None, pool=None, prepares=False)
     made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
     yield made
     made.desk.control.listener.close()
@@ -97,9 +97,13 @@ def play(worker: PrefillWorker, run: Callable[[list[Part], Callable[[int], None]
     """Let `run` stand in for the model; the numbers of tokens of each forward that it did not refuse."""
     forwards: list[list[int]] = []
 
-    def both_layers(parts: list[Part], on_layer: Callable[[int], None]) -> np.ndarray:
+    def both_layers(
+        parts: list[Part], on_layer: Callable[[int], None], meanwhile: Callable[[], None]
+    ) -> np.ndarray:
         on_layer(0)
         run(parts, on_layer)
+        if worker.engine.prepares:
+            meanwhile()
         on_layer(1)
         forwards.append([len(part.tokens) for part in parts])
         return np.array([[np.nan if NAN in part.tokens else 0.0] * 8 for part in parts], np.float32)
@@ -196,11 +200,11 @@ def test_a_shared_gpu_is_asked_for_while_prompts_wait_and_forgotten_when_none_do
     said: list[str] = []
     turns: Any = SimpleNamespace(try_take=lambda: False, forget=lambda: said.append("forget"))
     worker.device_turns = turns
-    assert not worker.may_launch() and said == ["forget"]
+    assert not worker.next_turns() and said == ["forget"]
     worker.desk.take(request(worker, [1, 2, 3]), 10.0)
-    assert not worker.may_launch() and worker.idle_seconds() < PATIENCE, "or until it is woken"
+    assert not worker.next_turns() and worker.idle_seconds() < PATIENCE, "or until it is woken"
     turns.try_take = lambda: True
-    assert worker.may_launch() and worker.idle_seconds() > PATIENCE
+    assert worker.next_turns() and worker.idle_seconds() > PATIENCE
 
 
 def test_prompts_that_wait_for_pages_leave_a_shared_gpu_to_the_one_who_frees_them(
@@ -211,9 +215,104 @@ def test_prompts_that_wait_for_pages_leave_a_shared_gpu_to_the_one_who_frees_the
     held = worker.pool.allocate(worker.pool.free)  # by prompts that are read in place
     assert held is not None
     worker.desk.take(request(worker, [1, 2, 3]), 10.0)
-    assert not worker.may_launch() and said == ["forget"] and worker.idle_seconds() > 0.001
+    assert not worker.next_turns() and said == ["forget"] and worker.idle_seconds() > 0.001
     worker.pool.release(held)
-    assert worker.may_launch()
+    assert worker.next_turns()
+
+
+# --- what is planned ahead ---
+
+
+def planning(worker: PrefillWorker) -> list[list[int]]:
+    """Let the engine prepare; the first tokens of the parts of each batch that it is told to prepare."""
+    prepared: list[list[int]] = []
+    worker.engine.prepares = True
+
+    def prepare(parts: list[Part]) -> None:
+        prepared.append([int(part.tokens[0]) for part in parts])
+
+    worker.engine.prepare = prepare  # type: ignore[method-assign, assignment]
+    return prepared
+
+
+def test_a_forward_is_prepared_before_the_device_is_ours(worker: PrefillWorker) -> None:
+    prepared, forwards, order = planning(worker), play(worker, lambda parts, on_layer: None), list[str]()
+    turns: Any = SimpleNamespace(
+        want=lambda: order.append("want"), try_take=lambda: order.append("take"), give=lambda: None
+    )
+    worker.device_turns = turns
+    worker.desk.take(request(worker, [1, 2, 3]), 10.0)
+    assert not worker.next_turns() and prepared == [[1]]
+    worker.desk.take(request(worker, [4, 5], 2), 10.0)
+    assert not worker.next_turns() and prepared == [[1], [1, 4]], "another one came while it waits"
+    assert not worker.next_turns() and prepared == [[1], [1, 4]], "nothing has changed"
+    turns.try_take = lambda: True
+    worker.prefill(worker.next_turns())
+    assert prepared == [[1], [1, 4]] and forwards == [[3, 2]] and order == ["want", "take"] * 3 + ["want"]
+
+
+def test_the_next_forward_is_prepared_while_one_runs(worker: PrefillWorker) -> None:
+    prepared = planning(worker)
+    late = [request(worker, [4] * 5, 2), request(worker, [7] * 6, 3)]
+    ran: list[list[Part]] = []
+
+    def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
+        ran.append(parts)
+        if late:
+            worker.desk.take(late.pop(0), 10.0)
+
+    play(worker, run)
+    worker.desk.take(request(worker, [1] * 20), 10.0)
+    kept: list[list[Part]] = []
+    for _ in range(3):
+        worker.prefill(worker.next_turns())
+        kept.append(worker.ahead.parts)
+    assert prepared == [[1], [1], [4, 7]], "before the first forward, and in the first two"
+    assert ran[1] is kept[0] and ran[2] is kept[1], "what was planned is what runs"
+    assert worker.counters["prompts"] == 3 and not worker.scheduler.begun and worker.counters["failed"] == 0
+
+
+def test_a_prompt_waits_for_a_beginning_that_a_forward_computes(worker: PrefillWorker) -> None:
+    prepared = planning(worker)
+    alike = [request(worker, [*range(16), 50, 51], 2)]
+
+    def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
+        if alike and parts[0].start:
+            worker.desk.take(alike.pop(), 10.0)
+
+    play(worker, run)
+    worker.desk.take(request(worker, [*range(20)]), 10.0)
+    for _ in range(3):
+        worker.prefill(worker.next_turns())
+    assert prepared == [[0], [12], [50]], "it was not begun while its first page was being computed"
+    assert worker.counters["cached_tokens"] == 16
+
+
+def test_what_is_cancelled_after_it_was_planned_does_not_run(worker: PrefillWorker) -> None:
+    prepared = planning(worker)
+    message = request(worker, [4] * 5, 2)
+
+    def run(parts: list[Part], on_layer: Callable[[int], None]) -> None:
+        worker.desk.take(message, 10.0)
+
+    forwards = play(worker, run)
+    worker.desk.take(request(worker, [1] * 12), 10.0)
+    worker.prefill(worker.next_turns())
+    worker.desk.take(Cancel(message.id, "no longer wanted"), 10.0)
+    worker.retire()
+    assert prepared == [[1], [4]] and not worker.next_turns() and forwards == [[12]]
+    assert worker.cache.used == 1, "that of the first prompt, whose KV nobody has taken"
+
+
+def test_a_forward_that_cannot_be_planned_fails_when_it_runs(worker: PrefillWorker) -> None:
+    planning(worker)
+    worker.engine.prepare = broken  # type: ignore[method-assign]
+    play(worker, refuse(66))
+    for number, token in enumerate([1, 66]):
+        worker.desk.take(request(worker, [token] * 4, number), 10.0)
+    worker.prefill(worker.next_turns())
+    worker.retire()
+    assert worker.counters["failed"] == 1 and worker.counters["prompts"] == 1
 
 
 def test_after_a_batch_the_loop_looks_again_at_once(worker: PrefillWorker) -> None:
@@ -343,7 +442,7 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
         config = PrefillConfig(
             model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=40, cache_bytes=cache_bytes
         )
-        engine: Any = SimpleNamespace(max_prompts=None, pool=None)
+        engine: Any = SimpleNamespace(max_prompts=None, pool=None, prepares=False)
         made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=40, clock=lambda: 10.0)
         play(made, lambda parts, on_layer: None)
         asked(made, [1] * 40, 1)
