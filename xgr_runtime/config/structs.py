@@ -260,7 +260,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         Sharing,
         about(
             "how one prefill and one decode worker share a GPU or the cores: turns, each with all of it; "
-            "mps: you run NVIDIA's MPS; none: at once, each with its part of the cores"
+            "mps: NVIDIA's MPS, started where none runs; none: at once, each with its part of the cores"
         ),
     ] = "turns"
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""

@@ -26,6 +26,7 @@ from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.config.machine import cores
 from xgr_runtime.errors import CatalogError
 from xgr_runtime.launcher.kernels_first import cache_for_all, check_tools, compile_first
+from xgr_runtime.launcher.mps import mps
 from xgr_runtime.launcher.run_folder import run_folder
 from xgr_runtime.launcher.supervisor import StopRequest, Supervisor, parts_of_start
 from xgr_runtime.launcher.template import Starter
@@ -99,7 +100,13 @@ class Deployment:
             self._starter = starter = self._starter or held.enter_context(_own_starter(config, found.count))
             catalog = held.enter_context(self._sealed_catalog())
             compile_first(config, self._stop_request)
-            groups = plan(config, folder.path, inherited_path(catalog), found.count)
+            shared = held.enter_context(mps(config, folder.path))
+            groups = plan(config, folder.path, inherited_path(catalog), found.count, environ=shared.environ)
+
+            def chore() -> None:
+                folder.keep()
+                shared.keep()
+
             timeout = config.start_timeout or START_TIMEOUTS[config.device.split(":")[0]]
             self._supervisor = Supervisor(
                 groups,
@@ -107,7 +114,7 @@ class Deployment:
                 self._stop_request,
                 config.stuck_timeout,
                 inherited=[catalog.fileno()],
-                chore=folder.keep,
+                chore=chore,
                 starter=starter,
             )
             self._supervisor.run(self._missing)

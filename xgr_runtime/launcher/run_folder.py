@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PREFIX = "xgr-"
 PID_FILE = "launcher.pid"
 CACHE = "cache"  # the folder in it that takes the place of a cache folder where there is none
+MPS = "mps"  # that of a daemon of ours, see `launcher.mps`
 _ASIDE = ".aside-"
 LONGEST_SOCKET = f"/{PREFIX}12345678/prefill-255.data"  # below the parent
 
@@ -93,7 +94,7 @@ class RunFolder:
         with os.scandir(self.path) as entries:
             found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         for name in found:
-            if name != CACHE and not name.startswith(_ASIDE):
+            if name not in (CACHE, MPS) and not name.startswith(_ASIDE):
                 log.error("somebody made the folder %s: it is renamed", self.path / name)
                 (self.path / name).rename(self.path / f"{_ASIDE}{secrets.token_hex(4)}")
 

@@ -4,9 +4,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import cycle, repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from xgr_runtime.checkpoint import read_config
@@ -24,6 +25,7 @@ from xgr_runtime.config.machine import check_memory, check_threads, check_worker
 from xgr_runtime.config.variables import variable
 from xgr_runtime.discovery.file import FileList
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.launcher.mps import uses_mps
 from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.supervisor import StartGroup
 from xgr_runtime.launcher.template import Template
@@ -47,6 +49,7 @@ def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
     check_host_names(config.allowed_hosts)
     layout_of(config)
+    uses_mps(config)
     if config.workers_file:
         FileList(Path(config.workers_file)).look()
     _forks(config)
@@ -78,17 +81,23 @@ def _check_machine(config: ServeConfig) -> None:
 
 
 def plan(
-    config: ServeConfig, folder: Path, catalog: str, cores: int, gpus: int | None = None
+    config: ServeConfig,
+    folder: Path,
+    catalog: str,
+    cores: int,
+    gpus: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> list[StartGroup]:
     """The processes of the deployment, with sockets in `folder` and their catalog at `catalog`.
 
-    `gpus`: of this machine, by default all.
+    `gpus`: of this machine, by default all. `environ`: what workers need in theirs besides.
     The router is a group of its own: no port opens before every worker has found its model and catalog good.
     """
     layout = layout_of(config, gpus)
     devices = _devices(config, layout, gpus)
     turns = _take_turns(config, layout)
-    threads, environ = _threads(config, cores, turns)
+    threads, own = _threads(config, cores, turns)
+    own |= environ
     common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
     memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
@@ -124,8 +133,8 @@ def plan(
         prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
         decode=[worker.control_address for worker in decode],
     )
-    workers = [Program(c.name, PREFILL, to_argv(c), environ, WORKERS) for c in prefill]
-    workers += [Program(c.name, DECODE, to_argv(c), environ, WORKERS) for c in decode]
+    workers = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
+    workers += [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
     return [
         StartGroup(workers, WORKER_GRACE),
         StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
