@@ -25,13 +25,18 @@ from xgr_runtime.model.memory.kv_pool import KvPool
 class HostTier:
     """A `Tier` of `kv.prompt_cache`: at most `size_bytes` of pages of `pool`, oldest dropped first.
 
-    Raises `ConfigError` when there is less memory than that.
+    Raises `ConfigError` when there is less memory than that, and when that holds no page.
     """
 
     def __init__(self, pool: KvPool, size_bytes: int, device: Device) -> None:
         self._pool = pool
         self._device = device
         page_bytes = pool.page_size * pool.identity.token_bytes
+        if not piece_sizes(size_bytes, page_bytes):
+            least = 1 << (page_bytes - 1).bit_length()
+            raise ConfigError(
+                f"--host-cache-bytes {size_bytes} holds no page of KV: raise it to {least}, or 0"
+            )
         try:
             self._pieces = [self._piece(size, page_bytes) for size in piece_sizes(size_bytes, page_bytes)]
         except RuntimeError as error:  # torch's for no memory, pinned or not
