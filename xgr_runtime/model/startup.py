@@ -129,7 +129,7 @@ def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool
 def _check_gpu_memory(setting: str, folder: Path, dtype: torch.dtype) -> None:
     """Raises `ConfigError` for a checkpoint that does not fit there, `ModelError` for a damaged one."""
     saved = sum(file.stat().st_size for file in weight_files(folder))
-    needed = saved * dtype.itemsize // DTYPES[saved_dtype(folder)].itemsize
+    needed = saved * dtype.itemsize // DTYPES[saved_dtype(folder, setting)].itemsize
     check_room(take_device(setting), needed, "the model's weights")
 
 

@@ -257,7 +257,8 @@ def counted(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
     monkeypatch.setattr(CountedAttention, "said", said, raising=False)
     for graphs in prompts.gpu.steps._graphs.values():
-        monkeypatch.setattr(graphs.attention, "__class__", CountedAttention)
+        for forward in graphs.forwards:
+            monkeypatch.setattr(forward.attention, "__class__", CountedAttention)
     return said
 
 

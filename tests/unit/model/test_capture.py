@@ -55,8 +55,8 @@ def capture_decode(model: ModelBackend) -> MetaDevice:
     device, sids = MetaDevice(), np.random.default_rng(5).integers(3, 12, (40, 4)).astype(np.int32)
     trie = build_from_arrays([str(i) for i in range(len(sids))], sids).trie
 
-    def attention(rows: int, requests: int) -> PlacedAttention:
-        return PlacedAttention(model.identity, model.q_heads, rows)
+    def attention(rows: int, requests: int) -> list[PlacedAttention]:
+        return [PlacedAttention(model.identity, model.q_heads, rows)]
 
     steps = CohortSteps(model, pool_of(model), device, trie, ROWS, 4, attention, max_requests=4)
     steps.buckets = (5, ROWS)

@@ -24,7 +24,7 @@ from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.trie import Trie, no_filter
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.model.device_attention import device_attention
+from xgr_runtime.model.device_attention import DeviceAttention
 from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, DEPTH, WIDTH, ROWS, REQUESTS = 4, 40, 3, 5, 12, 3
@@ -64,8 +64,8 @@ def test_a_batch_that_is_planned_before_the_one_before_has_begun(
     backend: ModelBackend, device: LateDevice
 ) -> None:
     pool, plain = KvPool(backend.identity, PAGES, PAGE), KvPool(backend.identity, PAGES, PAGE)
-    attention = device_attention(backend, pool, device, rows=64, requests=32, causal=True)
-    engine = BucketEngine(backend, pool, device, 64, attention)
+    attention = DeviceAttention(backend, pool, device, rows=64, requests=32, causal=True)
+    engine = BucketEngine(backend, pool, device, 64, attention.one)
     engine.buckets = (16, 64)
     engine.warm_up()
     batches = [parts_of(lengths, seed) for seed, lengths in enumerate([[9, 5], [3, 11], [22, 1], [16]])]
@@ -92,12 +92,11 @@ def test_cohorts_that_are_planned_before_the_one_before_has_begun(
     backend: ModelBackend, device: LateDevice, trie: Trie
 ) -> None:
     pool = KvPool(backend.identity, PAGES, PAGE)
-    attention = device_attention(backend, pool, device, rows=ROWS, requests=REQUESTS, causal=False)
+    attention = DeviceAttention(backend, pool, device, rows=ROWS, requests=REQUESTS, causal=False)
     tuning = Tuning(block=128, tile=128, programs=2, maxima=32, capacity=128)
-    steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention, REQUESTS, tuning)
+    steps = CohortSteps(backend, pool, device, trie, ROWS, WIDTH, attention.each, REQUESTS, tuning)
     steps.buckets = (ROWS,)  # so that levels and cohorts replan the same bucket
-    for name in ("_first_logits", "_select"):
-        setattr(steps, name, device.later(getattr(steps, name)))
+    steps._select = device.later(steps._select)  # type: ignore[method-assign]
     steps._selector.begin = device.later(steps._selector.begin)  # type: ignore[method-assign]
     engine = CohortEngine(steps)
     with torch.inference_mode():
