@@ -41,7 +41,7 @@ def opened_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
     option = request.config.option
     out, scratch = Path(option.out), tmp_path_factory.getbasetemp().parent
-    lab = Lab(option.smoke, out, scratch, option.seed)
+    lab = Lab(option.smoke, out, scratch, option.seed, layers=option.layers)
     with lab.device.running():
         lab.rates = measure_rates(lab)
     results.append(out, {"header": header(ROOT, option.seed) | {"rates": lab.rates}})

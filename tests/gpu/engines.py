@@ -29,9 +29,9 @@ PAGE = 16  # tokens
 class Engines:
     """A loaded model, its pool, and engines that are made when they are asked for."""
 
-    def __init__(self, lab: Lab, made: Made, kv_tokens: int) -> None:
+    def __init__(self, lab: Lab, made: Made, kv_tokens: int, layers: str = "") -> None:
         self.lab, self.made = lab, made
-        self.model = lab.model(made.folder)
+        self.model = lab.model(made.folder, layers)
         pages = pages_for(kv_tokens, PAGE)
         identity = self.model.identity
         self.pool = KvPool(identity, pages, PAGE, private_memory(identity, pages, PAGE, lab.where))

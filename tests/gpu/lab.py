@@ -17,6 +17,7 @@ import torch
 from floors import Work
 from torch import Tensor
 
+from xgr_runtime.config import Backend
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.device.device import CudaDevice, Device, HostDevice
 
@@ -48,10 +49,11 @@ class Lab:
     scratch: Path  # what is not
     seed: int
     rates: dict[str, float] = field(default_factory=dict)
+    layers: Backend = "auto"  # where a test names none
 
     def __post_init__(self) -> None:
         self.cuda = torch.cuda.is_available()
-        self.models: dict[Path, ModelBackend] = {}
+        self.models: dict[tuple[Path, str], ModelBackend] = {}
         self.start(self.seed)
         self.device: Device = CudaDevice(0) if self.cuda else HostDevice()
 
@@ -148,16 +150,22 @@ class Lab:
         self.settle()
         return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
-    def model(self, folder: Path) -> ModelBackend:
-        """The checkpoint in `folder`; only the one asked for last is kept."""
-        if folder not in self.models:
+    def model(self, folder: Path, layers: str = "") -> ModelBackend:
+        """The checkpoint in `folder` by the model backend of that name; only the one asked for last is kept.
+
+        Skips a test whose backend cannot be used here.
+        """
+        key = folder, layers or self.layers
+        if key not in self.models:
             self.models.clear()
             gc.collect()
-            from xgr_runtime.model.choice import load_backend  # transformers: seconds
+            from xgr_runtime.model.choice import load_backend, why_not_sglang  # seconds
 
+            if layers == "sglang" and (why := why_not_sglang(False, str(self.where))):
+                pytest.skip(why)
             dtype = "bfloat16" if self.cuda else "float32"
-            self.models[folder] = load_backend("transformers", folder, dtype, device=str(self.where))
-        return self.models[folder]
+            self.models[key] = load_backend(key[1], folder, dtype, device=str(self.where))
+        return self.models[key]
 
     def settle(self) -> None:
         """Wait until the device has nothing left to do."""

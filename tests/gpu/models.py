@@ -16,8 +16,11 @@ from tokenizers.models import WordLevel
 
 from xgr_kernels.trie import Trie
 from xgr_runtime.catalog import Catalog
+from xgr_runtime.model.choice import BACKENDS
 
 DEPTH = 3
+LAYERS = tuple(name for name in BACKENDS if name != "auto")  # of a checkpoint: every way to run them
+TOY_LAYERS = ("transformers",)  # what every machine has
 PACKED = {"packed-8x1k": [1024] * 8, "packed-2x4k": [4096] * 2, "one-1k": [1024]}  # prompts
 
 # layers, hidden, intermediate, query heads, KV heads, head dim, vocabulary: as published, all with tied heads

@@ -48,11 +48,12 @@ class Results:
     goals: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)  # of a test: passed or failed
     failures: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # tests that cannot run here, and why
 
     @property
     def missing(self) -> list[str]:
-        """Planned tests without an outcome."""
-        return [name for name in self.planned if name not in self.outcomes]
+        """Planned tests without an outcome, which could have had one."""
+        return [name for name in self.planned if name not in self.outcomes and name not in self.skipped]
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
@@ -83,6 +84,8 @@ def _add(found: Results, line: dict[str, Any]) -> None:
         found.figures[line["test"], line["figure"]] = line
     elif "goal" in line:
         found.goals[line["test"], line["goal"]] = line
+    elif "skipped" in line:
+        found.skipped[line["test"]] = line["skipped"]
     else:
         found.outcomes[line["test"]] = line["outcome"]
         if line["outcome"] == "failed":

@@ -89,5 +89,8 @@ def _faults(run: Results) -> Iterator[str]:
     yield f"{passed} of {len(run.outcomes)} tests passed."
     for failure in run.failures:
         yield f"- {_name(failure['test'])}: {failure['why'].splitlines()[0] if failure['why'] else 'failed'}"
+    for test, why in run.skipped.items():
+        if test not in run.outcomes:
+            yield f"- {_name(test)}: left out: {why}"
     if run.missing:
         yield f"- not run: {len(run.missing)}, the first of them {', '.join(map(_name, run.missing[:5]))}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 from engines import Engines, finish
 from lab import Lab
+from models import LAYERS, TOY_LAYERS
 from yardstick import LENGTHS, Yardstick, small, widths_of
 
 
-def test_engines(lab: Lab, subtests: pytest.Subtests) -> None:
+@pytest.mark.cases("layers", full=LAYERS, toy=TOY_LAYERS)
+def test_engines(lab: Lab, subtests: pytest.Subtests, layers: str) -> None:
     """Packed prompts, then one cohort of requests of all widths."""
     made = small(lab)
     yardstick = Yardstick(lab, made)
     lengths = LENGTHS[:2] if lab.toy else LENGTHS
-    both = Engines(lab, made, 2 * sum(lengths) + 64)
+    both = Engines(lab, made, 2 * sum(lengths) + 64, layers)
     parts = [both.part(both.prompt(length)) for length in lengths]
     hidden = both.prefill(sum(lengths)).run(parts, lambda layer: None)
     widths = widths_of(lab, len(parts))

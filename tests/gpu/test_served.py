@@ -32,7 +32,7 @@ WINDOW = 10.0  # seconds
 RESULTS = 50  # items of an answer at most
 
 
-@pytest.mark.cases("layout", full=["colocated", "split", "split-frames"], toy=["colocated"])
+@pytest.mark.cases("layout", full=list(LAYOUTS), toy=["colocated"])
 def test_answers(lab: Lab, subtests: pytest.Subtests, layout: str) -> None:
     """Several requests at once, each against exact scores of every SID."""
     made = small(lab)
@@ -68,10 +68,11 @@ def loads(
     ]
 
 
+FLASHREC = {50: 28.0, 128: 20.0, 512: 8.0}  # its own requests/s at each width, L = 2,465
 FULL = [
     *loads(["0.6B"], 5000, [256], [4, 8], ["colocated"]),
     *loads(["1.7B"], 5000, [256], [4, 8], LAYOUTS),
-    *loads(["1.7B"], 2465, [50, 128, 512], [8], ["colocated"]),
+    *loads(["1.7B"], 2465, list(FLASHREC), [8], ["colocated"]),
     *loads(["4B"], 5000, [256], [4, 8], ["colocated"]),
 ]
 TOY = loads(["toy"], 20, [5], [2], ["colocated"])
@@ -105,11 +106,17 @@ def test_load(
             for count in callers:
                 with subtests.test(f"W={width}, {count} callers"):
                     found = _sustained(lab, made, client, L, width, count)
-                    figures.time(f"W={width}, {count} callers", **found)
-                    if (model, L, count) == ("1.7B", 5000, max(callers)):
-                        figures.goal(
-                            f"requests/s of {count} callers", found["requests_per_s"], 30.0, least=True
-                        )
+                    figures.time(f"W={width}, {count} callers", layers=lab.layers, **found)
+                    if count == max(callers) and (wanted := _wanted(model, L, width)):
+                        what = f"requests/s of {count} callers, W={width}"
+                        figures.goal(what, found["requests_per_s"], wanted, least=True)
+
+
+def _wanted(model: str, L: int, width: int) -> float:
+    """Requests/s that are a goal; 0 is none."""
+    if (model, L) == ("1.7B", 2465):
+        return 2 * FLASHREC[width]
+    return 30.0 if (model, L) == ("1.7B", 5000) else 0.0
 
 
 def _config(lab: Lab, made: Made, layout: str, width: int, kv_bytes: int) -> ServeConfig:
@@ -117,7 +124,7 @@ def _config(lab: Lab, made: Made, layout: str, width: int, kv_bytes: int) -> Ser
     return ServeConfig(
         model_path=str(made.folder),
         catalog=str(made.catalog_path),
-        model_backend="transformers",
+        model_backend=lab.layers,
         device="cuda" if lab.cuda else "cpu",
         dtype="bfloat16" if lab.cuda else "float32",
         port=0,

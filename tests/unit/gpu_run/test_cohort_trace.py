@@ -108,20 +108,20 @@ def test_overlapping_kernels_hide_a_copy_once() -> None:
 
 
 @pytest.fixture
-def times() -> Any:
+def profiles() -> Any:
     pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
-    import test_engine_times
+    import profiles
 
-    return test_engine_times
+    return profiles
 
 
-def read(times: Any, folder: Path, *more: dict[str, object]) -> Results:
-    times.read_profile(Figures(folder, "test_decode"), [*GOOD, *DEVICE, *more], cohorts=2, floor=50e-6)
+def read(profiles: Any, folder: Path, *more: dict[str, object]) -> Results:
+    profiles.read_cohorts(Figures(folder, "test_decode"), [*GOOD, *DEVICE, *more], cohorts=2, floor=50e-6)
     return results.read(folder)
 
 
-def test_a_profile_without_waits(times: Any, tmp_path: Path) -> None:
-    found = read(times, tmp_path)
+def test_a_profile_without_waits(profiles: Any, tmp_path: Path) -> None:
+    found = read(profiles, tmp_path)
     figures = {what: figure for (_, what), figure in found.figures.items()}
     assert figures["launches of a cohort"]["count"] == 1.5
     assert figures["launches of a cohort"]["select %"] == pytest.approx(10)
@@ -131,12 +131,12 @@ def test_a_profile_without_waits(times: Any, tmp_path: Path) -> None:
     assert "nvjet_tst_128x256" in table.markdown(found)
 
 
-def test_a_wait_fails_the_test(times: Any, tmp_path: Path) -> None:
+def test_a_wait_fails_the_test(profiles: Any, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="cudaStreamSynchronize"):
-        read(times, tmp_path, call("cudaStreamSynchronize", 22))
+        read(profiles, tmp_path, call("cudaStreamSynchronize", 22))
 
 
-def test_the_kernels_of_selection_are_known_by_name(times: Any) -> None:
-    names = times._selection_kernels()
+def test_the_kernels_of_selection_are_known_by_name(profiles: Any) -> None:
+    names = profiles.selection_kernels()
     assert {"row_statistics", "collect", "emit"} <= set(names)
     assert not any(name.startswith("_") for name in names)

@@ -11,7 +11,7 @@ from models import shape_of
 from xgr_runtime.config import ServeConfig, parse, to_argv
 from xgr_runtime.launcher.topology import layout_of
 
-LAB: Any = SimpleNamespace(cuda=True, toy=False)
+LAB: Any = SimpleNamespace(cuda=True, toy=False, layers="auto")
 MADE: Any = SimpleNamespace(folder=Path("/model"), catalog_path=Path("/catalog.xgr"))
 
 

@@ -42,6 +42,14 @@ def test_the_cost_of_two_processes_is_said(tmp_path: Path) -> None:
     assert "- load[1.7B-W256-L5000-split]: 36 requests/s, 0.90 of the 40 of one process" in shown(tmp_path)
 
 
+def test_what_cannot_run_here_says_why(tmp_path: Path) -> None:
+    name = "test_end_to_end.py::test_engines[sglang]"
+    results.append(tmp_path, {"planned": [name], "smoke": False})
+    results.append(tmp_path, {"test": name, "skipped": "sglang is not installed"})
+    assert "- engines[sglang]: left out: sglang is not installed" in shown(tmp_path)
+    assert "not run" not in shown(tmp_path)
+
+
 def test_another_machine_is_seen(tmp_path: Path) -> None:
     for gpu, rate in (("H200", 7e14), ("H100", 5e14)):
         results.append(tmp_path, {"header": {"gpu": gpu, "rates": {"matrix": rate, "copy": 4e12}}})
