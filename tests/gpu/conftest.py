@@ -33,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     stand_ins.install()
 
 
+def pytest_sessionfinish() -> None:
+    """Ends what toy deployments were forked from."""
+    if shared := sys.modules.get("shared_templates"):
+        shared.close_all()
+
+
 @pytest.fixture(scope="session")
 def opened_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """The process's own, with the rates that it measured. Later processes find its checkpoints."""

@@ -24,6 +24,8 @@ from xgr_runtime.model.memory.kv_memory import private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE = 16  # tokens
+TOY_REQUESTS = 2  # of a cohort: places without a request are launched, too
+TOY_TUNING = SMALL._replace(programs=1)
 
 
 class Engines:
@@ -42,7 +44,7 @@ class Engines:
 
     def decode(self, max_rows: int, max_width: int) -> CohortEngine:
         """Captured and warm, on a GPU for as many requests as a worker takes."""
-        max_requests = MAX_REQUESTS if self.lab.cuda else 4
+        max_requests = MAX_REQUESTS if self.lab.cuda else TOY_REQUESTS
         max_rows = max(max_rows, max_requests)
         steps = CohortSteps(
             self.model,
@@ -53,7 +55,7 @@ class Engines:
             max_width,
             self._beam_attention(max_rows, max_requests),
             max_requests=max_requests,
-            tuning=None if self.lab.cuda else SMALL,
+            tuning=None if self.lab.cuda else TOY_TUNING,
         )
         engine = CohortEngine(steps)
         engine.warm_up(self.made.trie)

@@ -28,6 +28,7 @@ from xgr_runtime.wire.messages import AttemptId, KvReady, ModelIdentity, SharedK
 
 PAGE = 16
 PATIENCE = 120.0  # seconds for a child to start, or to answer
+IMPORTED = ["torch", "xgr_runtime.model.memory.shared_weights", "xgr_runtime.model.memory.kv_copies"]
 ATTEMPT = AttemptId(1, 1, 1, 1, 1)
 
 
@@ -95,7 +96,8 @@ def test_shared_weights(lab: Lab, figures: Figures) -> None:
 @contextmanager
 def child(work: Callable[..., None], lab: Lab, given: bytes) -> Iterator[Callable[[str], Any]]:
     """A process that answers questions by name, until it is killed."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which has no device: it only imports
+    context.set_forkserver_preload(IMPORTED)
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, str(lab.where), lab.toy, given), daemon=True)
     process.start()

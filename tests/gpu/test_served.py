@@ -14,6 +14,7 @@ import pytest
 from lab import Lab
 from models import Made, make_to_measure
 from results import Figures
+from shared_templates import deployment_of
 from yardstick import Yardstick, small, widths_of
 
 from xgr_runtime.client import XgrClient
@@ -40,7 +41,7 @@ def test_answers(lab: Lab, subtests: pytest.Subtests, layout: str) -> None:
     prompts = _prompts(lab, made, 6, 40) + _prompts(lab, made, 2, 1)
     widths = widths_of(lab, len(prompts))
     with (
-        Deployment(_config(lab, made, layout, max(widths), 1 << 30)) as deployment,
+        _deployment(lab, _config(lab, made, layout, max(widths), 1 << 30)) as deployment,
         XgrClient(deployment.url) as client,
         ThreadPoolExecutor(4) as callers,
     ):
@@ -96,7 +97,7 @@ def test_load(
     started = time.perf_counter()
     kv_bytes = (64 << 20) if lab.toy else KV_BYTES
     with (
-        Deployment(_config(lab, made, layout, max(widths), kv_bytes)) as deployment,
+        _deployment(lab, _config(lab, made, layout, max(widths), kv_bytes)) as deployment,
         XgrClient(deployment.url) as client,
     ):
         figures.time("start", time.perf_counter() - started)
@@ -138,6 +139,11 @@ def _config(lab: Lab, made: Made, layout: str, width: int, kv_bytes: int) -> Ser
         log_level="WARNING",
         **settings,
     )
+
+
+def _deployment(lab: Lab, config: ServeConfig) -> Deployment:
+    """As a user starts it; toys share what their processes import."""
+    return deployment_of(config) if lab.toy else Deployment(config)
 
 
 def _prompts(lab: Lab, made: Made, count: int, tokens: int) -> list[list[int]]:

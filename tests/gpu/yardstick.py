@@ -26,9 +26,10 @@ class Yardstick:
 
     def __init__(self, lab: Lab, made: Made) -> None:
         self._exact = Oracle(made.folder)
-        self._rounded = Oracle(made.folder)
-        self._rounded.model.to(torch.bfloat16)
         self._float32 = not lab.cuda
+        if not self._float32:
+            self._rounded = Oracle(made.folder)
+            self._rounded.model.to(torch.bfloat16)
         catalog = made.catalog
         self.items = Items({str(i): tuple(sid) for i, sid in enumerate(catalog.sids.tolist())})
 
