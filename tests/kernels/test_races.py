@@ -20,8 +20,11 @@ import cuda_batch
 import triton
 import triton.language as tl
 import triton_gate
+from flashinfer_stand_in import attend, install
 from race_check import Fault, poison, watched
 
+from xgr_kernels.attention.paged import AttentionSizes, Workspace
+from xgr_kernels.attention.paged.own import OwnAttention
 from xgr_kernels.attention.tail import cuda as tail
 from xgr_kernels.attention.tail import reference as tail_reference
 from xgr_kernels.beam_select import BeamBatch, cuda_kernels, reference
@@ -134,7 +137,31 @@ def rows(seed: int) -> list[str]:
     return launched
 
 
-RUNS: list[Callable[[int], list[str]]] = [tail_attention, selection, rows]
+def paged_attention(seed: int) -> list[str]:
+    """Two requests over pages that lie apart, more rows than a tile has, and rows of nobody."""
+    sizes = AttentionSizes(4, 2, 24, 4, torch.float32, torch.device("cpu"), 24**-0.5)
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(40, 4, 24, generator=g)
+    k, v = torch.randn(2, 6, 4, 2, 24, generator=g)
+    offsets, pages, lengths = [0, 33, 37], [np.array([3, 1, 4], np.int32), np.array([2], np.int32)], [9, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        workspace = Workspace(sizes, rows=40, requests=2, page_entries=4)
+        attention = OwnAttention(
+            sizes, workspace, rows=40, requests=2, page_entries=4, causal=False, algorithm="own"
+        )
+        attention.plan(offsets, pages, lengths)
+        with watched(seed) as launched:
+            o, _ = attention.attend(q, k, v, sizes.scale)
+    for b, length in enumerate(lengths):
+        mine = slice(offsets[b], offsets[b + 1])
+        keys, values = (x[torch.from_numpy(pages[b]).long()].flatten(0, 1)[:length] for x in (k, v))
+        want, _ = attend(q[mine], keys, values, sizes.scale, False)
+        torch.testing.assert_close(o[mine].double(), want, rtol=0, atol=2e-6)
+    return launched
+
+
+RUNS: list[Callable[[int], list[str]]] = [tail_attention, selection, rows, paged_attention]
 
 
 @cache
