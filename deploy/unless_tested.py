@@ -51,6 +51,30 @@ PARTS = {
     "compile-gate": Part(
         ("kernels", "tests/kernels/test_compile_for_gpus.py", "tests/support/triton_gate.py"), ("triton",)
     ),
+    "gpu-suite": Part(
+        (
+            "decode_worker/engines",
+            "kernels",
+            "prefill_worker/engines",
+            "tests/gpu",
+            "tests/unit/gpu_run/test_smoke.py",
+            "xgr_runtime/model",
+        ),
+        ("numpy", "torch", "transformers", "triton"),
+    ),
+    "flashinfer-planner": Part(
+        (
+            "deploy/test-planner",
+            "kernels/xgr_kernels/attention",
+            "pyproject.toml",
+            "tests/kernels/test_flashinfer_plans.py",
+            "tests/kernels/test_paged.py",
+            "tests/support/flashinfer_planner.cpp",
+            "tests/support/flashinfer_planner.py",
+            "tests/support/flashinfer_stand_in.py",
+        ),
+        ("torch",),
+    ),
 }
 
 

@@ -95,6 +95,7 @@ def test_sids_of_an_uneven_catalog_are_told_apart(tmp_path: Path) -> None:
     sids = np.unique(draw.integers(0, 9, (150, 4)), axis=0).tolist()
     path = tmp_path / "index.json"
     path.write_text(json.dumps({str(number): sid for number, sid in enumerate(sids)}))
+    (tmp_path / "catalog.json").write_text('{"sid_format": "token_ids"}')
     known = set(map(tuple, sids))
     others = [tuple(sid) for sid in draw.integers(0, 9, (2000, 4)).tolist()]
     unknown = SidIndex(load_catalog(path)).unknown(others)

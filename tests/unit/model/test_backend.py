@@ -111,6 +111,7 @@ def test_missing_shard_is_named(make_checkpoint: MakeCheckpoint, tmp_path: Path)
 
 def test_shard_outside_of_the_folder_is_refused(folder: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "not a plain file name" in refusal(folder)
 

@@ -23,6 +23,7 @@ from xgr_runtime.model.memory.kv_memory import private_memory
 from xgr_runtime.model.memory.kv_pool import KvPool
 
 PAGE, PAGES, ROWS = 16, 4, 12
+HEADS = 1 + 4  # the whole one, and that of each level's tokens
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama", "phi3", "olmo2", "granite"])
@@ -78,12 +79,11 @@ def capture_prefill(model: ModelBackend) -> MetaDevice:
 def test_engines_capture_launches_alone(make_checkpoint: MakeCheckpoint) -> None:
     model = on_meta(make_checkpoint)
     with without_launches() as launched:
-        assert (
-            capture_decode(model).captured == 2 * 2 + 1
-        )  # a forward and a selection each, the first selection
+        # Of each of two buckets a forward and a selection for each head, and the first selections.
+        assert capture_decode(model).captured == 2 * (1 + HEADS) + HEADS
     layers = model.identity.layers
     assert launched.count("tail_attention_kernel") == 2 * 2 * layers  # twice: before the capture, too
-    assert launched.count("emit") == 2 * 3
+    assert launched.count("emit") == 2 * 3 * HEADS
     assert capture_prefill(model).captured == 1
 
 

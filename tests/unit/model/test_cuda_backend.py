@@ -72,6 +72,20 @@ OPTIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
         4,
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
     ),
+    "llama3": (
+        "llama",
+        2,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8,
+            }
+        },
+    ),
     "llama-yarn-tied": (
         "llama",
         1,

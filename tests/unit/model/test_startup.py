@@ -92,7 +92,7 @@ class PlayedGpu:
         self.asked: list[object] = []
         weights.write_bytes(bytes(1000))
         monkeypatch.setattr(startup, "weight_files", lambda folder: [weights])
-        monkeypatch.setattr(startup, "saved_dtype", lambda folder: "float32")
+        monkeypatch.setattr(startup, "saved_dtype", lambda folder, device: "float32")
         monkeypatch.setattr(startup, "usable_cache", lambda setting: None)
         monkeypatch.setattr(startup, "keep_gpu_kernels", lambda cache: self.asked.append("folders"))
         monkeypatch.setattr(startup, "check_toolchain", self.tools)

@@ -104,7 +104,7 @@ def model_config(settings: TrainSettings) -> Qwen3Config:
 
 def _fit(
     model: Qwen3ForCausalLM,
-    batches: Iterator[Batch],
+    batches: Iterator[TrainingBatch],
     settings: TrainSettings,
     report: Callable[[TrainingProgress], None],
 ) -> TrainingProgress | None:
@@ -146,7 +146,7 @@ def learning_rate_share(passed: float) -> float:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Packed rows: tokens, positions, owner [rows, row_tokens]; `owner` tells sequences apart."""
 
     tokens: Tensor
@@ -154,7 +154,7 @@ class Batch:
     owner: Tensor
 
 
-def _pack(sequences: Sequence[npt.NDArray[np.int64]], settings: TrainSettings) -> Iterator[Batch]:
+def _pack(sequences: Sequence[npt.NDArray[np.int64]], settings: TrainSettings) -> Iterator[TrainingBatch]:
     """Endless batches; every pass over the sequences takes them in a new order and cuts only at row ends."""
     draw = np.random.default_rng(settings.seed)
     size = settings.rows * settings.row_tokens
@@ -169,10 +169,10 @@ def _pack(sequences: Sequence[npt.NDArray[np.int64]], settings: TrainSettings) -
             stream = np.concatenate([stream, *parts], axis=1)
         taken, stream = stream[:, :size], stream[:, size:]
         tokens, positions, owner = torch.from_numpy(taken.reshape(3, settings.rows, settings.row_tokens))
-        yield Batch(tokens, positions, owner)
+        yield TrainingBatch(tokens, positions, owner)
 
 
-def _loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
+def _loss(model: Qwen3ForCausalLM, batch: TrainingBatch) -> Tensor:
     """Mean cross entropy of every next token of the same sequence."""
     same = batch.owner[:, None, :, None] == batch.owner[:, None, None, :]  # [rows, 1, L, L]
     logits = model(
