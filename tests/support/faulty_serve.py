@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from link_proxy import LinkProxy
 
@@ -24,13 +25,11 @@ from xgr_runtime.launcher.topology import plan
 REMOTE = [name for name in os.environ.get("REMOTE", "").split(",") if name]
 
 
-def faulty_plan(
-    config: ServeConfig, folder: Path, catalog: str, cores: int, gpus: int | None = None
-) -> list[StartGroup]:
+def faulty_plan(config: ServeConfig, folder: Path, *args: Any, **more: Any) -> list[StartGroup]:
     """The deployment's own plan, with other programs for the workers and other addresses for the router."""
     return [
         replace(group, programs=[faulty(program, folder) for program in group.programs])
-        for group in plan(config, folder, catalog, cores, gpus)
+        for group in plan(config, folder, *args, **more)
     ]
 
 
