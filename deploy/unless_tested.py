@@ -57,7 +57,7 @@ PARTS = {
             "kernels",
             "prefill_worker/engines",
             "tests/gpu",
-            "tests/unit/gpu_run/test_smoke.py",
+            "tests/unit/gpu_run",
             "xgr_runtime/model",
         ),
         ("numpy", "torch", "transformers", "triton"),

@@ -67,7 +67,7 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
 
 UNITS = ["tests/unit", "tests/kernels"]
 GATE = "tests/kernels/test_compile_for_gpus.py"
-TOYS = "tests/unit/gpu_run/test_smoke.py"
+TOYS = "tests/unit/gpu_run"
 PYTEST = "-m pytest --durations=10 --durations-min=5"
 SGLANG = [f".venv-sglang {PYTEST} tests/sglang/{name}" for name in ("test_one.py", "test_two.py")]
 
@@ -81,7 +81,7 @@ def with_ours(*, long: bool = False) -> list[str]:
         *(f".venv -m xgr_runtime.model.ready_kernels --dtype={dtype}" for dtype in ("float32", "bfloat16")),
         f".venv {PYTEST} {side_by_side} {' '.join(UNITS)} --ignore={GATE} --ignore={TOYS}",
         f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
-        f"{unless}gpu-suite .venv/bin/python -m pytest {TOYS}",
+        f"{unless}gpu-suite .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile {TOYS}",
         f"{unless}flashinfer-planner deploy/test-planner",
         f"{unless}oldest-transformers deploy/test-oldest",
         f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",
