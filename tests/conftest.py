@@ -35,6 +35,7 @@ collect_ignore = ["gpu"] if SGLANG else ["gpu", "sglang"]
 
 # Of the files that run side by side, those that take longest: see `pytest_collection_modifyitems`.
 LONGEST = (
+    "decode/test_cohort_engine.py",
     "kernels/test_beam_select_cuda.py",
     "handover/test_every_order.py",
     "http/test_costs.py",
@@ -46,7 +47,6 @@ LONGEST = (
     "model/test_kept_checks.py",
     "model/test_cpu_backend.py",
     "process/test_supervisor.py",
-    "decode/test_cohort_engine.py",
     "kernels/test_kept.py",
 )
 
