@@ -52,6 +52,11 @@ def _described(
         if title is not None and type(title) is not str:
             raise CatalogError(f"{source}: {place(row)}: the title is {title!r:.80}: it must be text")
     popularity = [other.pop(names.popularity, None) for other in others]
+    for row, number in enumerate(popularity):
+        if type(number) not in (int, float, type(None)):
+            raise CatalogError(
+                f"{source}: {place(row)}: popularity is {number!r:.80}: write a number or leave it out"
+            )
     return Columns.of_sids(
         source,
         items,

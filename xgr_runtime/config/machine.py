@@ -75,9 +75,9 @@ def _mounts(controller: str, pid: int | str, root: Path) -> list[tuple[Path, str
         for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
             number, controllers, group = line.split(":", 2)
             if controller in controllers.split(","):
-                names = (controller, controllers)  # "cpu,cpuacct" is one mount, often with a link "cpu"
-                mounts = [cgroups / name for name in names if (cgroups / name).is_dir()]
-                found.append((mounts[0] if mounts else cgroups / controller, group.lstrip("/"), True))
+                # "cpu,cpuacct" is one mount, often with a link "cpu".
+                name = controller if (cgroups / controller).is_dir() else controllers
+                found.append((cgroups / name, group.lstrip("/"), True))
             elif number == "0":
                 found.append((cgroups, group.lstrip("/"), False))
     return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLANK = "\u2581"  # how pieces spell a blank
 UNIGRAM, PAIRS = 1, 2  # the kinds of model that can be rebuilt
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the kinds of pieces
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # the kinds of pieces that matter
 
 
 @dataclass(frozen=True)

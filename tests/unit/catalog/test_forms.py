@@ -187,6 +187,11 @@ def test_integers_that_can_be_nothing_else_are_token_ids(
         ("a.txt", b"<a_1>\n", "line 1 holds '<a_1>': a line is SID, tab, title, tab, item"),
         ("a.tsv", b"item\tsid\n1\t<a_1>\tmore\n", "line 2 has 3 cells and the first line 2"),
         ("a.tsv", b"item\tsid\tpopularity\n1\t<a_1>\tmany\n", "line 2: popularity is 'many'"),
+        (
+            "a.json",
+            b'{"1": {"sid": "<a_1>", "popularity": "many"}}',
+            "line 1: popularity is 'many': write a number",
+        ),
         ("a.csv", b"item,sid", "a catalog source ends in .json, .jsonl, .parquet, .tsv, .txt"),
     ],
 )
