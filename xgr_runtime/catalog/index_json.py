@@ -46,7 +46,9 @@ def _described(
     source: Path, items: list[str], rows: list[dict[str, Any]], names: Names, place: Callable[[int], str]
 ) -> Columns:
     """Each item with an object of its SID, title and more; what is no column of ours is an attribute."""
-    others = [{k: _plain(v) for k, v in row.items() if k not in (names.sid, names.title)} for row in rows]
+    own = (names.sid, names.title)
+    others = [{key: _plain(value) for key, value in row.items() if key not in own} for row in rows]
+    others = [_flat(other, names.attributes, f"{source}: {place(row)}") for row, other in enumerate(others)]
     titles = [row.get(names.title) for row in rows]
     for row, title in enumerate(titles):
         if title is not None and type(title) is not str:
@@ -66,6 +68,18 @@ def _described(
         popularity=popularity,
         attributes=[canonical(other) for other in others],
     )
+
+
+def _flat(fields: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The fields and those of the field `name`, as tables have all of them there."""
+    inner = fields.pop(name, None)
+    if inner is None:
+        return fields
+    if not isinstance(inner, dict) or inner.keys() & fields.keys():
+        raise CatalogError(
+            f"{where}: {name} is {inner!r:.80}: write an object of fields that are not beside it"
+        )
+    return {**fields, **inner}
 
 
 def _plain(value: Any) -> Any:

@@ -67,9 +67,9 @@ def test_one_text(kind: str, between: str, tmp_path: Path, checkpoint: Path) -> 
             path.write_text(json.dumps(texts))
         case "object":
             path = path.with_suffix(".json")
-            path.write_text(
-                json.dumps({k: {"sid": v, "title": f"t {k}", "more": [k]} for k, v in texts.items()})
-            )
+            rows = {k: {"sid": v, "title": f"t {k}", "more": [k]} for k, v in texts.items()}
+            rows["x"]["attributes"] = {"brand": {"name": "b"}}
+            path.write_text(json.dumps(rows))
         case "jsonl":
             write_lines(path, [{"item": item, "sid": text} for item, text in texts.items()], b"\xef\xbb\xbf")
         case _ if between != "\t":
@@ -79,7 +79,7 @@ def test_one_text(kind: str, between: str, tmp_path: Path, checkpoint: Path) -> 
     catalog = build_catalog(path, checkpoint)
     assert sids(catalog) == RIGHT
     if kind == "object":
-        assert catalog.attributes("x") == {"more": ["x"]}
+        assert catalog.attributes("x") == {"more": ["x"], "brand": {"name": "b"}}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "tsv", "flags", "parts"])
@@ -191,6 +191,16 @@ def test_integers_that_can_be_nothing_else_are_token_ids(
             "a.json",
             b'{"1": {"sid": "<a_1>", "popularity": "many"}}',
             "line 1: popularity is 'many': write a number",
+        ),
+        (
+            "a.json",
+            b'{"1": {"sid": "<a_1>", "attributes": {"brand": 1}, "brand": 2}}',
+            "line 1: attributes is {'brand': 1}: write an object of fields that are not beside it",
+        ),
+        (
+            "a.json",
+            b'{"1": {"sid": "<a_1>", "attributes": [1]}}',
+            "line 1: attributes is [1]: write an object",
         ),
         ("a.csv", b"item,sid", "a catalog source ends in .json, .jsonl, .parquet, .tsv, .txt"),
     ],
