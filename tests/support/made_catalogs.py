@@ -9,7 +9,7 @@ import numpy as np
 from xgr_runtime.catalog.build import assemble
 from xgr_runtime.catalog.checks import check_lengths, checked_ids, checked_matrix
 from xgr_runtime.catalog.columns import Columns, canonical
-from xgr_runtime.catalog.template import PromptTemplate
+from xgr_runtime.catalog.template import PromptTemplate, Template, Templates
 from xgr_runtime.catalog.vocabulary import Vocabulary
 from xgr_runtime.errors import CatalogError
 
@@ -28,7 +28,7 @@ def build_from_arrays(
     popularity: Sequence[float | None] | None = None,
     titles: Sequence[str | None] | None = None,
     attributes: Sequence[dict[str, Any] | None] | None = None,
-    template: PromptTemplate | None = None,
+    template: Template | None = None,
     vocab_size: int | None = None,
 ) -> Catalog:
     """A catalog from item ids [N] and token ids [N, depth] that are in memory. Raises CatalogError."""
@@ -41,7 +41,7 @@ def build_from_arrays(
     check_lengths(columns)
     checked = checked_ids(columns)
     known = checked_matrix(matrix, columns, checked, Vocabulary(vocab_size))
-    return assemble(columns, checked, known, vocab_size, template or PromptTemplate())
+    return assemble(columns, checked, known, vocab_size, Templates.of(template or PromptTemplate()))
 
 
 def leaf_of_sid(catalog: Catalog, sid: Sequence[int]) -> int | None:

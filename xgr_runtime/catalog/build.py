@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xgr_runtime.catalog.beside import check_whole, read_beside, read_templates, template_file
 from xgr_runtime.catalog.checks import (
     check_lengths,
     checked_ids,
@@ -22,13 +23,7 @@ from xgr_runtime.catalog.declared import Declared, check_ids, declared, spell
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.sources import read_columns
-from xgr_runtime.catalog.template import (
-    PromptTemplate,
-    check_whole,
-    read_beside,
-    read_template,
-    template_file,
-)
+from xgr_runtime.catalog.template import Templates
 from xgr_runtime.catalog.trie import first_difference, sid_order
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.errors import CatalogError
@@ -54,7 +49,7 @@ def build_catalog(
     """
     vocabulary = read_vocabulary(tokenizer_dir, vocab_size)
     beside, path = read_beside(source), template_file(source)
-    template, form = read_template(beside, path, vocabulary), declared(beside, path, flags)
+    templates, form = read_templates(beside, path, vocabulary), declared(beside, path, flags)
     try:
         columns = spell(read_columns(source, form.columns), form)
         check_lengths(columns)
@@ -62,7 +57,7 @@ def build_catalog(
         sids = resolved_sids(columns, items, vocabulary)
         check_ids(columns, sids, form, vocabulary)
         check_whole(beside, path, sids[:3], vocabulary)
-        return assemble(columns, items, sids, vocabulary.size, template)
+        return assemble(columns, items, sids, vocabulary.size, templates)
     except CatalogError as error:
         raise error if str(error).startswith(str(source)) else CatalogError(f"{source}: {error}") from error
 
@@ -72,7 +67,7 @@ def assemble(
     items: list[str],
     sids: NDArray[np.int32],
     vocab_size: int | None,
-    template: PromptTemplate,
+    templates: Templates,
 ) -> Catalog:
     """Sorts checked rows into content; sids [N, depth] in source order."""
     order = _row_order(items, sids, checked_popularity(columns, items))
@@ -84,7 +79,7 @@ def assemble(
         ids=pack_strings(_encode([items[row] for row in rows], columns, rows, "item id")),
         titles=pack_optional(_encode([titles[row] or "" for row in rows if titles], columns, rows, "title")),
         attributes=pack_optional([attributes[row] for row in rows if attributes]),
-        template=template,
+        templates=templates,
     )
     return Catalog.from_content(content, vocab_size)
 

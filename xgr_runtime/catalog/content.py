@@ -19,7 +19,7 @@ from xgr_runtime.catalog.trie import csr_levels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.template import PromptTemplate
+    from xgr_runtime.catalog.template import Templates
 
     Int32 = NDArray[np.int32]
 
@@ -35,7 +35,7 @@ class Content:
     ids: StringTable  # per row
     titles: StringTable  # per row, or empty
     attributes: StringTable  # per row, canonical JSON, or empty
-    template: PromptTemplate
+    templates: Templates
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays under the names that they have in the built file."""
@@ -46,7 +46,7 @@ class Content:
 
     def version(self) -> str:
         """xxh3_128 over the content, hexadecimal: neither source format nor row order enters."""
-        digest = xxhash.xxh3_128(msgspec.msgpack.encode(self.template))
+        digest = xxhash.xxh3_128(msgspec.msgpack.encode(self.templates))
         for name, array in self.arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array_bytes(array))

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from xgr_runtime.catalog.sealed import is_sealed, sealed_copy, sealing
-from xgr_runtime.catalog.template import PromptTemplate
+from xgr_runtime.catalog.template import Templates
 from xgr_runtime.errors import CatalogError, ConfigError
 from xgr_runtime.files import open_ordinary, writing_whole
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[Any]]
 
 MAGIC = b"XGRCATLG"
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT = 64
 PREAMBLE = struct.Struct("<8sIIQQ")
 MAX_HEADER = 1 << 20  # bytes; a real header is about 2 KiB
@@ -55,7 +55,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: str
     vocab_size: int
-    template: PromptTemplate
+    templates: Templates
     arrays: tuple[ArrayEntry, ...]
 
 
@@ -68,20 +68,20 @@ def is_built_file(path: Path) -> bool:
         raise CatalogError(f"{path} cannot be read ({error}): check the path") from error
 
 
-def write_file(path: Path, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
+def write_file(path: Path, version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> None:
     """Writes the catalog, whole or not at all. Raises CatalogError where the file system refuses."""
     try:
         with writing_whole(path) as stream:
-            _write(stream, version, vocab_size, template, arrays)
+            _write(stream, version, vocab_size, templates, arrays)
     except ConfigError as error:
         raise CatalogError(str(error)) from error
 
 
-def write_memory(version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> BinaryIO:
+def write_memory(version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> BinaryIO:
     """The catalog as a file of sealed memory. Raises CatalogError where there is none left."""
     try:
         with sealing(MEMORY_NAME) as memory:
-            _write(memory, version, vocab_size, template, arrays)
+            _write(memory, version, vocab_size, templates, arrays)
         return memory
     except OSError as error:
         raise CatalogError(
@@ -89,14 +89,14 @@ def write_memory(version: str, vocab_size: int, template: PromptTemplate, arrays
         ) from error
 
 
-def _write(stream: BinaryIO, version: str, vocab_size: int, template: PromptTemplate, arrays: Arrays) -> None:
+def _write(stream: BinaryIO, version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> None:
     table, offset = [], 0
     for name, array in arrays.items():
         table.append(ArrayEntry(name, array.dtype.str, array.shape, offset, checksum(array)))
         offset = _align(offset + array.nbytes)
-    first = _align(PREAMBLE.size + _header_room(version, vocab_size, template, table))
+    first = _align(PREAMBLE.size + _header_room(version, vocab_size, templates, table))
     placed = tuple(msgspec.structs.replace(entry, offset=first + entry.offset) for entry in table)
-    header = msgspec.msgpack.encode(Header(version, vocab_size, template, placed))
+    header = msgspec.msgpack.encode(Header(version, vocab_size, templates, placed))
     digest, size = xxhash.xxh3_64_intdigest(header), first + offset
     stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
     for entry, array in zip(placed, arrays.values(), strict=True):
@@ -161,9 +161,9 @@ def _align(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def _header_room(version: str, vocab_size: int, template: PromptTemplate, table: list[ArrayEntry]) -> int:
+def _header_room(version: str, vocab_size: int, templates: Templates, table: list[ArrayEntry]) -> int:
     """An upper bound of the header's size: msgpack integers take 9 bytes at most, whatever their value."""
-    return len(msgspec.msgpack.encode(Header(version, vocab_size, template, tuple(table)))) + 9 * len(table)
+    return len(msgspec.msgpack.encode(Header(version, vocab_size, templates, tuple(table)))) + 9 * len(table)
 
 
 def _check_preamble(path: Path, preamble: bytes, size: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from xgr_runtime.catalog.content import TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
-from xgr_runtime.catalog.template import PromptTemplate, prompt_tokens
+from xgr_runtime.catalog.template import PromptTemplate, Templates, prompt_tokens
 from xgr_runtime.catalog.trie import branching
 from xgr_runtime.catalog.vocabulary import MAX_TOKEN
 from xgr_runtime.errors import CatalogError
@@ -38,10 +39,10 @@ class Catalog:
     """
 
     def __init__(
-        self, version: str, vocab_size: int, template: PromptTemplate, arrays: Mapping[str, NDArray[Any]]
+        self, version: str, vocab_size: int, templates: Templates, arrays: Mapping[str, NDArray[Any]]
     ) -> None:
         self.version = version
-        self.template = template
+        self.templates = templates
         self.arrays = arrays
         self.sids: Int32 = arrays["sids"]
         self.leaves, self.depth = self.sids.shape
@@ -58,7 +59,7 @@ class Catalog:
     def from_content(cls, content: Content, vocab_size: int | None = None) -> Catalog:
         """Derives trie and lookup arrays of checked content."""
         arrays = {**content.arrays(), **content.derived()}
-        return cls(content.version(), vocab_size or 0, content.template, arrays)
+        return cls(content.version(), vocab_size or 0, content.templates, arrays)
 
     @classmethod
     def open(cls, path: str | Path) -> Catalog:
@@ -75,10 +76,10 @@ class Catalog:
         if problem is None and not 0 <= header.vocab_size <= MAX_TOKEN + 1:
             problem = "the vocabulary size is impossible"
         if problem is None:
-            problem = header.template.problem()
+            problem = header.templates.problem()
         if problem is not None:
             raise CatalogError(f"{path}: {problem}: {REBUILD}")
-        return cls(header.version, header.vocab_size, header.template, arrays)
+        return cls(header.version, header.vocab_size, header.templates, arrays)
 
     def for_vocabulary(self, size: int) -> Catalog:
         """The same catalog for a checkpoint of `size` tokens. Raises CatalogError for a token outside."""
@@ -87,24 +88,34 @@ class Catalog:
                 f"token {self.vocab_size_needed - 1} is out of vocabulary, the checkpoint has {size} tokens: "
                 "use the checkpoint that the SIDs were made for, or build the catalog again with this one"
             )
-        return Catalog(self.version, size, self.template, self.arrays)
+        return Catalog(self.version, size, self.templates, self.arrays)
 
     def save(self, path: str | Path) -> None:
         """Writes the built file: a temporary one beside it, then a rename. Raises CatalogError."""
-        write_file(Path(path), self.version, self._vocab_size, self.template, self.arrays)
+        write_file(Path(path), self.version, self._vocab_size, self.templates, self.arrays)
 
     def seal(self) -> BinaryIO:
         """The built file in sealed memory, for other processes. Raises CatalogError."""
-        return write_memory(self.version, self._vocab_size, self.template, self.arrays)
+        return write_memory(self.version, self._vocab_size, self.templates, self.arrays)
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The default template, where it is of ids. Raises CatalogError where it is another."""
+        found = self.templates.default
+        if not isinstance(found, PromptTemplate):
+            raise CatalogError(
+                "the catalog's default template is not of ids: render prompts with a tokenizer"
+            )
+        return found
 
     @property
     def content(self) -> Content:
-        return Content(self.sids, self.item_lo, self._ids, self._titles, self._attributes, self.template)
+        return Content(self.sids, self.item_lo, self._ids, self._titles, self._attributes, self.templates)
 
     @cached_property
     def vocab_size_needed(self) -> int:
         """The smallest vocabulary that holds every token of the SIDs and of the template."""
-        return max(self.template.max_token, *(int(level.max()) for level in self.trie.tokens)) + 1
+        return max(self.templates.max_token, *(int(level.max()) for level in self.trie.tokens)) + 1
 
     @property
     def vocab_size(self) -> int:
@@ -173,6 +184,28 @@ class Catalog:
         row = int(self.item_rows([item])[0])
         text = self._attributes.get(row) if row >= 0 else b""
         return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+
+    def titles_at(self, rows: NDArray[np.integer]) -> list[str]:
+        """The title of each row, "" where it has none."""
+        if not len(self._titles.offsets):
+            return [""] * len(rows)
+        return [title.decode() for title in self._titles.take(rows)]
+
+    def attributes_at(self, rows: NDArray[np.integer]) -> list[dict[str, Any]]:
+        """The attributes of each row, {} where it has none."""
+        if not len(self._attributes.offsets):
+            return [{}] * len(rows)
+        decode = msgspec.json.Decoder(dict[str, Any]).decode
+        return [decode(text) if text else {} for text in self._attributes.take(rows)]
+
+    @property
+    def has_titles(self) -> bool:
+        return len(self._titles.blob) > 0
+
+    def has_attribute(self, name: str) -> bool:
+        """Whether some item has it."""
+        key = re.escape(msgspec.json.encode(name) + b":")
+        return re.search(key, self._attributes.blob.data) is not None
 
     def prompt_tokens(
         self, history: Sequence[int] | NDArray[np.integer], max_prompt_tokens: int

@@ -7,8 +7,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from xgr_runtime.catalog.beside import template_file
 from xgr_runtime.catalog.file import is_built_file
-from xgr_runtime.catalog.template import template_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from xgr_runtime.catalog.declared import Declared, Names
 from xgr_runtime.errors import CatalogError
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from xgr_runtime.catalog import Catalog
+    from xgr_runtime.catalog.template import Template
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,12 +55,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def build(args: argparse.Namespace) -> int:
-    from xgr_runtime.catalog import build_catalog
+    from xgr_runtime.catalog import PromptTemplate, build_catalog
 
     catalog = build_catalog(args.source, args.model_path, flags=_declared(args))
     catalog.save(args.out)
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
-    if not catalog.template.prefix:
+    default = catalog.templates.default
+    if isinstance(default, PromptTemplate) and not default.prefix:
         print("note: prompts have no prefix; --model-path or catalog.json beside the source can give one")
     return 0
 
@@ -95,7 +99,6 @@ def check(args: argparse.Namespace) -> int:
 def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
     """What a person wants to know of a catalog, by name."""
     shared, worst = catalog.collisions()
-    template = catalog.template
     lines = {
         "version": catalog.version,
         "depth": str(catalog.depth),
@@ -107,9 +110,20 @@ def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
     for level, (mean, most) in enumerate(catalog.branching()):
         nodes = catalog.trie.nodes[level]
         lines[f"level {level}"] = f"{nodes} nodes, children per node above: mean {mean:.2f}, max {most}"
-    lines["template"] = (
-        f"prefix {list(template.prefix)}, separator {list(template.separator)}, "
-        f"suffix {list(template.suffix)}, newest {template.max_history_items} items"
-    )
+    lines |= {f"template {name}:": _described(one) for name, one in catalog.templates.named.items()}
     lines["size"] = f"{file_bytes / 1e6:.1f} MB, of which the trie {catalog.trie_bytes / 1e6:.1f} MB"
     return lines
+
+
+def _described(template: Template) -> str:
+    """One line of a template."""
+    from xgr_runtime.catalog import PromptTemplate
+
+    shown = msgspec.structs.asdict(template) if isinstance(template, PromptTemplate) else template.texts
+    parts = [
+        f"{name} {list(value) if isinstance(value, tuple) else repr(value)}"
+        for name, value in shown.items()
+        if name not in ("max_history_items", "window_step")
+    ]
+    most = template.max_history_items
+    return ", ".join([*parts, "all items that fit" if most is None else f"newest {most} items"])

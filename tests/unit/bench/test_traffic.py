@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from xgr_runtime.catalog import Catalog, load_catalog
+from xgr_runtime.catalog.template import Templates
 from xgr_runtime.cli.bench.judge import SidIndex
 from xgr_runtime.cli.bench.settings import TrafficSettings, Widths
 from xgr_runtime.cli.bench.traffic import Call, calls
@@ -34,7 +35,7 @@ def test_no_random_prompt_comes_twice(catalog: Catalog) -> None:
 
 def test_a_template_surrounds_the_items(catalog: Catalog) -> None:
     template = msgspec.structs.replace(catalog.template, prefix=(7, 8), separator=(9,), suffix=(6,))
-    dressed = Catalog(catalog.version, 26, template, catalog.arrays)
+    dressed = Catalog(catalog.version, 26, Templates.of(template), catalog.arrays)
     for kind in ("random", "sessions"):
         for call in made(dressed, 20, kind=kind, prompt_tokens=41):
             assert call.prompt[:2] == [7, 8] and call.prompt[-1] == 6 and call.prompt[5] == 9

@@ -67,7 +67,7 @@ def test_build_inspect_verify(
     assert "collisions   2 items share a SID with another, at most 2 on one" in lines
     assert "level 0      1 nodes, children per node above: mean 1.00, max 1" in lines
     assert "level 1      2 nodes, children per node above: mean 2.00, max 2" in lines
-    assert "template     prefix [1], separator [], suffix [], newest 64 items" in lines
+    assert "template default: prefix [1], separator [], suffix [], all items that fit" in lines
     assert xgr("verify", out) == 0
     assert capsys.readouterr().out == f"{out}: ok, version {version}\n"
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from made_catalogs import build_from_arrays, items_of_leaf, leaf_of_sid
 
 from xgr_kernels.trie import leaf_filter
 from xgr_runtime.catalog import build_catalog, resolve_items, verify_file
+from xgr_runtime.catalog.template import prompt_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,15 +82,16 @@ def test_known_figures_and_reference_prompts(test_data: Path | None) -> None:
     if test_data is None:
         catalog = generated(1, 300, 4, 16)
         tokens, dropped = catalog.prompt_tokens(range(100), 4096)
-        assert (tokens, dropped) == (catalog.sids[36:100].ravel().tolist(), 36)
+        assert (tokens, dropped) == (catalog.sids[:100].ravel().tolist(), 0)
         return
     folder = test_data / "data" / "instruments"
     catalog = build_catalog(folder / "index.json", test_data / "models" / "instruments")
+    newest = msgspec.structs.replace(catalog.template, max_history_items=64)  # as the references have it
     assert (catalog.items, catalog.leaves, catalog.collisions()) == (9_922, 9_897, (48, 3))
     for line in (folder / "reference_w50.jsonl").read_text().splitlines():
         reference = json.loads(line)
         leaves = catalog.leaves_of_items(reference["history"])
-        prompt, dropped = catalog.prompt_tokens(leaves.tolist(), 8192)
+        prompt, dropped = prompt_tokens(newest, catalog.sids, leaves, 8192)
         assert prompt == reference["prompt_ids"]
         assert dropped == max(0, len(reference["history"]) - 64)
         assert all(leaf_of_sid(catalog, sid) is not None for sid, _ in reference["beams"])

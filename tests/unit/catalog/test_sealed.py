@@ -131,7 +131,7 @@ def test_a_disk_file_that_a_descriptor_leads_to_is_no_sealed_memory(built: Path)
     catalog = example()
     wrong = {name: array.copy() for name, array in catalog.arrays.items()}
     wrong["lo.1"][3] += 10**6
-    Catalog(catalog.version, 50, catalog.template, wrong).save(built)
+    Catalog(catalog.version, 50, catalog.templates, wrong).save(built)
     with built.open("rb") as file, pytest.raises(CatalogError, match=r"lo\.1"):
         load_catalog(inherited_path(file))
 
