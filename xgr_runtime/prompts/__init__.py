@@ -3,6 +3,7 @@
 No torch: a router renders prompts as an evaluation script would, and in much less time.
 """
 
-from xgr_runtime.prompts.prompts import Prompts, Rendered
+from xgr_runtime.prompts.prompts import Prompts
+from xgr_runtime.prompts.texts import Rendered
 
 __all__ = ["Prompts", "Rendered"]

@@ -65,6 +65,11 @@ class Chat:
         return template.render({**values, "messages": messages})
 
 
+def without_absent(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without the fields that are null: templates ask whether a field is there."""
+    return {name: value for name, value in message.items() if value is not None}
+
+
 def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": folder / ALONE}
     more = folder / MORE

@@ -28,10 +28,9 @@ class Spelling:
         self._added = tokenizer.get_added_tokens_decoder()
         self._known: dict[int, str] = {}
 
-    def sids(self, sids: NDArray[np.int32]) -> list[str]:
-        """The text of each SID [n, depth]."""
+    def sids(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each SID; rows: their tokens."""
         known = self._known
-        rows = sids.tolist()
         try:
             return ["".join([known[token] for token in row]) for row in rows]
         except KeyError:
@@ -52,6 +51,11 @@ class ItemFormat:
         """Raises ValueError."""
         self.format: Format = parsed(text)
         self.attributes = [name for name in dict.fromkeys(self.format.names) if name not in _OWN]
+
+    @property
+    def shows_sid(self) -> bool:
+        """Whether the tokens of SIDs stand in it, as often as there are items."""
+        return self.format.names.count("sid") == 1
 
     def problem(self, catalog: Catalog) -> str | None:
         """What it names that no item of the catalog has."""

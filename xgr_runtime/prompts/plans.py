@@ -9,9 +9,10 @@ from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.prompts.formats import Format, parsed
 from xgr_runtime.prompts.items import ItemFormat
 from xgr_runtime.prompts.jinja import TemplateFailure
+from xgr_runtime.prompts.texts import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -79,7 +80,7 @@ class Plan:
 
     def least_tokens(self, depth: int) -> int:
         """That an item takes at least."""
-        return depth if "sid" in self.item.format.names else 1
+        return depth if self.item.shows_sid else 1
 
     def text(
         self,
@@ -88,11 +89,19 @@ class Plan:
         chat: Chat,
         histories: Mapping[str, NDArray[Any]],
         variables: Mapping[str, str],
-    ) -> str:
+    ) -> Text:
         """The whole prompt. Raises BadRequest where a chat template fails."""
-        values = dict(variables)
+        values, sids, rows = dict(variables), [], []
         for key, name in self.histories.items():
-            values[name] = self._history(catalog, spelling, histories[key])
+            shown = catalog.sids[histories[key]].tolist()
+            spelt = spelling.sids(shown)
+            values[name] = self._history(catalog, histories[key], spelt)
+            if self.item.shows_sid:
+                sids += spelt
+                rows += shown
+        return Text(self._filled(values, chat), sids, rows)
+
+    def _filled(self, values: Mapping[str, str], chat: Chat) -> str:
         filled = {field: one.filled(values) for field, one in self.formats.items()}
         if isinstance(self.template, TextTemplate):
             return filled["text"]
@@ -105,18 +114,10 @@ class Plan:
             raise BadRequest(f"the template {self.name!r}: {error}", "template") from error
         return text + self.template.generation_prefix
 
-    def _history(self, catalog: Catalog, spelling: Spelling, leaves: NDArray[Any]) -> str:
+    def _history(self, catalog: Catalog, leaves: NDArray[Any], sids: Sequence[str]) -> str:
         if not len(leaves):
             return self.template.empty_history
-        sids = spelling.sids(catalog.sids[leaves])
         return self.template.separator.join(self.item.texts(catalog, leaves, sids))
-
-    def check(self, catalog: Catalog, spelling: Spelling, chat: Chat) -> None:
-        """Raises CatalogError for what no request could be answered with."""
-        if problem := self.item.problem(catalog):
-            raise CatalogError(f"item: {problem}")
-        if isinstance(self.template, MessagesTemplate):
-            chat.template(self.template.chat_template)
 
 
 def _history(name: str) -> str | None:

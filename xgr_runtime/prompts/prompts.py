@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xgr_runtime.catalog.template import MessagesTemplate, PromptTemplate, Template, prompt_tokens
-from xgr_runtime.errors import BadRequest, CatalogError
-from xgr_runtime.prompts.chat import Chat
-from xgr_runtime.prompts.items import Spelling
+from xgr_runtime.errors import BadRequest, CatalogError, ModelError
+from xgr_runtime.files import read_object
+from xgr_runtime.prompts.chat import Chat, without_absent
 from xgr_runtime.prompts.jinja import TemplateFailure
-from xgr_runtime.prompts.plans import Plan
-from xgr_runtime.prompts.texts import Texts
-from xgr_runtime.prompts.windows import largest, newest
+from xgr_runtime.prompts.texts import Rendered, Texts, check_length
+from xgr_runtime.prompts.views import View
+from xgr_runtime.prompts.windows import newest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,42 +25,37 @@ if TYPE_CHECKING:
 
     from xgr_runtime.catalog import Catalog
 
-    Int32 = NDArray[np.int32]
-
 _VERSIONS = 4  # catalogs whose templates are kept as they were read
-
-
-class Rendered(NamedTuple):
-    """A prompt: its tokens [L], how many items of the history it does not show, its text if it has one."""
-
-    tokens: Int32
-    dropped: int
-    text: str | None
+NO_TOKENIZER = "the checkpoint has no tokenizer, which templates of text need: save its files in the folder"
 
 
 class Prompts:
     """Of one checkpoint; for all versions of its catalogs, and for several threads."""
 
-    def __init__(self, tokenizer: Tokenizer | None, chat: Chat) -> None:
-        """Without a tokenizer there are prompts of ids alone."""
+    def __init__(self, tokenizer: Tokenizer | None, chat: Chat, positions: int | None = None) -> None:
+        """Without a tokenizer there are prompts of ids alone. positions: of the model, where they are known."""
         self.chat = chat
+        self.positions = positions
         self._tokenizer = tokenizer
         self._texts = Texts(tokenizer) if tokenizer is not None else None
-        self._spelling = Spelling(tokenizer) if tokenizer is not None else None
-        self._plans: dict[tuple[str, str], Plan] = {}
+        self._views: dict[str, View] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def read(cls, tokenizer: Tokenizer | None, folder: Path | None) -> Prompts:
         """Of the checkpoint in `folder`. Raises ModelError for files that cannot be read."""
-        return cls(tokenizer, Chat() if folder is None else Chat.read(folder))
+        return cls(tokenizer, *((Chat(),) if folder is None else (Chat.read(folder), positions(folder))))
 
     def check(self, catalog: Catalog) -> None:
-        """Renders every template once. Raises CatalogError that names the template and what to change."""
-        for name, template in catalog.templates.named.items():
-            try:
-                self._check(catalog, name, template)
-            except (BadRequest, TemplateFailure, CatalogError) as error:
-                raise CatalogError(f"templates.{name}: {error}") from error
+        """Tries every template. Raises CatalogError that names the template, its field and what to change."""
+        texts = [name for name, one in catalog.templates.named.items() if not isinstance(one, PromptTemplate)]
+        if texts and self._texts is None:
+            raise CatalogError(f"templates.{texts[0]}: {NO_TOKENIZER}")
+        for one in catalog.templates.named.values():
+            if isinstance(one, PromptTemplate) and self.positions is not None:
+                one.items_that_fit(catalog.depth, self.positions)
+        if texts:
+            self._view(catalog)
 
     def of_history(
         self,
@@ -77,14 +73,16 @@ class Prompts:
         name, found = _named(catalog, template)
         if isinstance(found, PromptTemplate):
             return _of_ids(catalog, found, histories, variables, most_tokens)
-        plan = self._plan(catalog, name, found)
-        values = plan.variables(variables)
+        view = self._view(catalog)
+        plan = view.plans[name]
         plan.check_histories(histories)
-        full = {
+        values = plan.variables(variables)
+        shown = {
             key: newest(leaves, found.max_history_items, found.window_step)
             for key, leaves in histories.items()
         }
-        return self._fitting(catalog, plan, full, histories, values, most_tokens)
+        prompt = view.fitting(plan, shown, values, most_tokens)
+        return prompt._replace(dropped=sum(map(len, histories.values())) - prompt.dropped)
 
     def of_messages(
         self,
@@ -96,76 +94,35 @@ class Prompts:
     ) -> Rendered:
         """The prompt of messages that a request carries. Raises BadRequest that names the field."""
         found = _for_messages(catalog, template)
-        texts, _ = self._read_by()
+        if self._texts is None:
+            raise BadRequest(NO_TOKENIZER, "messages")
         try:
-            chat = self.chat.template(found.chat_template)
-            text = self.chat.text(chat, messages, {**found.chat_template_kwargs, **kwargs})
+            text = self.chat.text(
+                self.chat.template(found.chat_template),
+                [without_absent(message) for message in messages],
+                {**found.chat_template_kwargs, **kwargs},
+            )
         except (CatalogError, TemplateFailure) as error:
             raise BadRequest(f"messages: {error}", "messages") from error
         text += found.generation_prefix
-        tokens = texts.tokens(text, most_tokens, "messages", special=False)
-        if len(tokens) > most_tokens:
-            raise _too_long("messages", len(tokens), most_tokens)
+        self._texts.check_size(text, most_tokens, "messages")
+        tokens = self._texts.whole(text, special=False)
+        check_length(len(tokens), "messages", most_tokens)
         return Rendered(tokens, 0, text)
 
-    def _fitting(
-        self,
-        catalog: Catalog,
-        plan: Plan,
-        windows: Mapping[str, NDArray[Any]],
-        histories: Mapping[str, NDArray[Any]],
-        values: Mapping[str, str],
-        most: int,
-    ) -> Rendered:
-        """With as many items of each window as fit, the same number of each that has so many."""
-        texts, spelling = self._read_by()
-        tried: dict[int, tuple[Int32, str]] = {}
-
-        def tokens(count: int) -> int:
-            shown = {key: leaves[max(0, len(leaves) - count) :] for key, leaves in windows.items()}
-            if plan.window_step > 1 and count < longest:
-                shown = {key: newest(leaves, count, plan.window_step) for key, leaves in shown.items()}
-            text = plan.text(catalog, spelling, self.chat, shown, values)
-            tried[count] = texts.tokens(text, most, "history", special=plan.special_tokens), text
-            kept[count] = sum(map(len, shown.values()))
-            return len(tried[count][0])
-
-        kept: dict[int, int] = {}
-        longest = max(map(len, windows.values()), default=0)
-        upper = min(longest, most // plan.least_tokens(catalog.depth))
-        count = upper
-        if (needed := tokens(upper)) > most:
-            count = largest(upper - 1, lambda n: tokens(n) <= most, upper * most // needed)
-        if count < 0:
-            raise _too_long("history", len(tried[0][0]), most)
-        found, text = tried[count]
-        return Rendered(found, sum(map(len, histories.values())) - kept[count], text)
-
-    def _check(self, catalog: Catalog, name: str, template: Template) -> None:
-        if isinstance(template, PromptTemplate):
-            return
-        plan = self._plan(catalog, name, template)
-        _, spelling = self._read_by()
-        plan.check(catalog, spelling, self.chat)
-
-    def _plan(self, catalog: Catalog, name: str, template: Any) -> Plan:
-        key = (catalog.version, name)
-        if (plan := self._plans.get(key)) is None:
-            self._read_by()
-            versions = list(dict.fromkeys(version for version, _ in self._plans))
-            if catalog.version not in versions and len(versions) >= _VERSIONS:
-                self._plans = {at: one for at, one in self._plans.items() if at[0] != versions[0]}
-            plan = self._plans[key] = Plan(name, template)
-        return plan
-
-    def _read_by(self) -> tuple[Texts, Spelling]:
-        if self._texts is None or self._spelling is None:
-            raise BadRequest(
-                "the checkpoint has no tokenizer, which templates of text need: save its files in the "
-                "checkpoint's folder",
-                "template",
-            )
-        return self._texts, self._spelling
+    def _view(self, catalog: Catalog) -> View:
+        """Its templates as they are read, tried and kept for the newest versions. Raises CatalogError."""
+        with self._lock:
+            found = self._views.get(catalog.version)
+            if found is None:
+                if self._tokenizer is None or self._texts is None:
+                    raise BadRequest(NO_TOKENIZER, "template")
+                found = View(catalog, self._tokenizer, self._texts, self.chat)
+                found.check(self.positions)
+                for version in list(self._views)[: 1 - _VERSIONS]:
+                    del self._views[version]
+                self._views[catalog.version] = found
+            return found
 
 
 def _named(catalog: Catalog, name: str | None) -> tuple[str, Template]:
@@ -223,6 +180,12 @@ def _of_ids(
     return Rendered(np.array(tokens, np.int32), len(histories[""]) - shown, None)
 
 
-def _too_long(field: str, count: int, most: int) -> BadRequest:
-    what = "the template alone" if field == "history" else field
-    return BadRequest(f"{what} gives a prompt of {count} tokens, the limit is {most}: shorten it", field)
+def positions(folder: Path) -> int | None:
+    """How many tokens the checkpoint's model takes in, None if its config.json does not say."""
+    config = read_object(folder / "config.json", ModelError)
+    inner = config.get("text_config")
+    for one in (config, inner if isinstance(inner, dict) else {}):
+        found = one.get("max_position_embeddings")
+        if type(found) is int and found > 0:
+            return found
+    return None

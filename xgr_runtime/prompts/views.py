@@ -1,0 +1,175 @@
+"""The templates of one version of a catalog, ready to be filled, and how their texts become tokens."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xgr_runtime.catalog.template import MessagesTemplate, PromptTemplate
+from xgr_runtime.errors import BadRequest, CatalogError
+from xgr_runtime.prompts.items import Spelling
+from xgr_runtime.prompts.pieces import Pieces, why_not
+from xgr_runtime.prompts.plans import Plan
+from xgr_runtime.prompts.texts import Rendered, Texts, check_length
+from xgr_runtime.prompts.windows import largest, newest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from xgr_runtime.catalog import Catalog
+    from xgr_runtime.prompts.chat import Chat
+
+_log = logging.getLogger(__name__)
+_MARK = re.compile(r"<\|[^<>|\s]+\|>")  # what reads like a token of its own
+_TRIED = (0, 1, 2, 7)  # items of the histories that are tried
+_SIDS = 256  # that are spelt and read again
+_PLENTY = (1 << 31) - 1
+
+
+class View:
+    """For several threads. Raises CatalogError for templates that cannot be read."""
+
+    def __init__(self, catalog: Catalog, tokenizer: Tokenizer, texts: Texts, chat: Chat) -> None:
+        self.catalog = catalog
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._chat = chat
+        self._spelling = Spelling(tokenizer)
+        self._pieces: Pieces | None = None
+        self.plans: dict[str, Plan] = {}
+        for name, template in catalog.templates.named.items():
+            if not isinstance(template, PromptTemplate):
+                try:
+                    self.plans[name] = Plan(name, template)
+                except CatalogError as error:
+                    raise CatalogError(f"templates.{name}: {error}") from error
+
+    def fitting(
+        self, plan: Plan, windows: Mapping[str, NDArray[Any]], values: Mapping[str, str], most: int
+    ) -> Rendered:
+        """With as many of the newest items as fit, of each history as many, if it has so many.
+
+        In the place of the dropped items stands how many are shown. Raises BadRequest.
+        """
+        longest = max(map(len, windows.values()), default=0)
+        upper = min(longest, most // plan.least_tokens(self.catalog.depth))
+        tried: dict[int, Rendered] = {}
+
+        def tokens(count: int) -> int:
+            shown = dict(windows)
+            if count < longest:
+                shown = {key: newest(leaves, count, plan.window_step) for key, leaves in windows.items()}
+            found, text = self._render(plan, shown, values, most)
+            tried[count] = Rendered(found, sum(map(len, shown.values())), text)
+            return len(found)
+
+        count, needed = upper, tokens(upper)
+        if needed > most:
+            count = largest(upper - 1, lambda count: tokens(count) <= most, upper * most // needed)
+        if count < 0:
+            raise BadRequest(
+                f"the template {plan.name!r} and its variables take {len(tried[0].tokens)} tokens without "
+                f"any item, the limit is {most}: shorten them",
+                "variables" if plan.needed else "history",
+            )
+        check_length(len(tried[count].tokens), "history", most)
+        return tried[count]
+
+    def check(self, limit: int | None) -> None:
+        """Tries all templates; limit: tokens that the model takes. Raises CatalogError: what to change."""
+        self._check_spelling()
+        reason = why_not(self._tokenizer, self._sid_tokens())
+        if reason is None:
+            anchor = int(self.catalog.sids[0, 0])
+            normalized = self._tokenizer.get_added_tokens_decoder()[anchor].normalized
+            self._pieces = Pieces(self._tokenizer, anchor, normalized)
+        for name, plan in self.plans.items():
+            try:
+                reason = self._try(plan, limit) or reason
+            except (BadRequest, CatalogError) as error:
+                raise CatalogError(f"templates.{name}: {error}") from error
+        if reason is not None:
+            self._pieces = None
+            _log.info("prompts are tokenised whole each time, which takes longer: %s", reason)
+
+    def _render(
+        self, plan: Plan, shown: Mapping[str, NDArray[Any]], values: Mapping[str, str], most: int
+    ) -> tuple[NDArray[np.int32], str]:
+        text = plan.text(self.catalog, self._spelling, self._chat, shown, values)
+        self._texts.check_size(text.text, most, "history")
+        if self._pieces is not None:
+            found = self._texts.fast(text, self._pieces, plan.special_tokens)
+            if found is not None:
+                return found, text.text
+        return self._texts.whole(text.text, plan.special_tokens), text.text
+
+    def _try(self, plan: Plan, limit: int | None) -> str | None:
+        """Raises CatalogError, BadRequest. Returns where the fast way gives other tokens than the text."""
+        self._check_fields(plan)
+        values = {name: "a" for name in plan.needed} | plan.template.defaults
+        leaves = np.linspace(0, self.catalog.leaves - 1, sum(_TRIED)).astype(np.int64)
+        for count in _TRIED if plan.template.texts else ():
+            trial = dict.fromkeys(plan.histories, leaves[:count])
+            text = plan.text(self.catalog, self._spelling, self._chat, trial, values)
+            whole = self._texts.whole(text.text, plan.special_tokens)
+            if count == 0:
+                self._check_fixed(plan, text.text, whole, limit)
+            if self._pieces is not None:
+                fast = self._texts.fast(text, self._pieces, plan.special_tokens)
+                if fast is not None and not np.array_equal(fast, whole):
+                    return f"pieces of the template {plan.name!r} have other tokens than the whole"
+        return None
+
+    def _check_fields(self, plan: Plan) -> None:
+        if problem := plan.item.problem(self.catalog):
+            raise CatalogError(f"item: {problem}")
+        if not isinstance(plan.template, MessagesTemplate):
+            return
+        self._chat.template(plan.template.chat_template)
+        prefix = plan.template.generation_prefix
+        for mark in _MARK.findall(prefix):
+            if self._tokenizer.token_to_id(mark) is None:
+                raise CatalogError(
+                    f"generation_prefix: the tokenizer has no token {mark!r:.80}: correct it, or use the "
+                    "checkpoint that has it"
+                )
+        self._check_known("generation_prefix", prefix, self._texts.whole(prefix, special=False))
+
+    def _check_fixed(self, plan: Plan, text: str, tokens: NDArray[np.int32], limit: int | None) -> None:
+        """Of a prompt without items."""
+        field = next(iter(plan.formats))
+        if limit is not None and len(tokens) > limit:
+            raise CatalogError(
+                f"{field}: it takes {len(tokens)} tokens without any item, and the model has {limit} "
+                "positions: shorten it"
+            )
+        self._check_known(field, text, tokens)
+        if not plan.histories:
+            _log.warning("template %s shows no history: only variables make its prompts differ", plan.name)
+
+    def _check_known(self, field: str, text: str, tokens: NDArray[np.int32]) -> None:
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        number = self._tokenizer.token_to_id(unknown) if unknown else None
+        if unknown and number is not None and unknown not in text and number in tokens:
+            raise CatalogError(f"{field}: the tokenizer has no token for a part of it: correct it")
+
+    def _sid_tokens(self) -> set[int]:
+        return {int(token) for level in self.catalog.trie.tokens for token in np.unique(level)}
+
+    def _check_spelling(self) -> None:
+        """Raises CatalogError where a SID's text is not read as the SID again."""
+        at = np.unique(np.linspace(0, self.catalog.leaves - 1, _SIDS).astype(np.int64))
+        rows = self.catalog.sids[at].tolist()
+        for row, text in zip(rows, self._spelling.sids(rows), strict=True):
+            found = self._texts.whole(text, special=False).tolist()
+            if found != row:
+                raise CatalogError(
+                    f"the tokenizer reads the SID {text!r:.80} as the tokens {found!s:.80} and not as {row}: "
+                    "use the checkpoint that the SIDs were made for, or a template of ids"
+                )
