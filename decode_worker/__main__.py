@@ -30,10 +30,14 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     model = load_model(config, lambda: lifecycle.stopping)
     lifecycle.passed("load", {"check": model.check_seconds})
     engine = make_engine(config, model, catalog, max_rows, kernels)
-    limits = Limits(prompt_limit(model, config.max_prompt_tokens, catalog.depth - 1), config.max_beam_width)
+    limits = Limits(
+        prompt_limit(model, config.max_prompt_tokens, catalog.emitted_tokens - 1),
+        config.max_beam_width,
+        plain_scores=kernels == "cuda",
+    )
     catalogs = Catalogs(CatalogView(catalog))
     worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
-    beams = (max_rows, config.max_beam_width, catalog.depth)
+    beams = (max_rows, config.max_beam_width, catalog.emitted_tokens)
     with model.first_calls(lambda: lifecycle.stopping, "decode", *beams):
         worker.warm_up()
     if kernels == "cpu":
@@ -51,7 +55,14 @@ def make_engine(
     """The engine for `kernels`: levels one by one on a CPU, whole cohorts on a GPU. Raises `ConfigError`."""
     if kernels != "cuda":
         _check_rows(config, model, catalog, max_rows)
-        return CpuDecodeEngine(model.backend, model.pool, tail_tokens_of(catalog.depth), max_rows, kernels)
+        return CpuDecodeEngine(
+            model.backend, model.pool, tail_tokens_of(catalog.emitted_tokens), max_rows, kernels
+        )
+    if catalog.scoring.score_mode == "level" or catalog.scoring.repetition_penalty != 1:
+        raise ConfigError(
+            "the catalog's scoring has score_mode level or a repetition_penalty, which searches on a GPU "
+            "lack: use --device cpu, or leave them out of catalog.json"
+        )
     # Imported here because they need Triton.
     from decode_worker.engines.cohort import MAX_REQUESTS
     from decode_worker.engines.cohort_engine import CohortEngine
@@ -65,7 +76,13 @@ def make_engine(
     )
     try:
         steps = CohortSteps(
-            model.backend, model.pool, device, catalog.trie, max_rows, config.max_beam_width, attention.each
+            model.backend,
+            model.pool,
+            device,
+            catalog.scored_levels.trie,
+            max_rows,
+            config.max_beam_width,
+            attention.each,
         )
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None
@@ -75,7 +92,7 @@ def make_engine(
 def _check_rows(config: DecodeConfig, model: LoadedModel, catalog: Catalog, rows: int) -> None:
     """Raises `ConfigError` for more beams than main memory holds, rather than be killed for them later."""
     identity = model.backend.identity
-    needed = rows * (tail_tokens_of(catalog.depth) * identity.token_bytes + 4 * identity.vocab)
+    needed = rows * (tail_tokens_of(catalog.emitted_tokens) * identity.token_bytes + 4 * identity.vocab)
     setting = "--max-rows" if config.max_rows else "--max-beam-width"
     value = config.max_rows or config.max_beam_width
     check_memory(needed, setting, value, f"logits and KV of {rows} beams")

@@ -1,18 +1,30 @@
 """One request's beam search: its beams, level by level. Plain arrays, no tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decode_worker.phases import TaskPhase
-from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
+from xgr_kernels.trie import LeafFilter, Normaliser, ScoreMode, Trie
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
 
+PLAIN_MODES: Sequence[ScoreMode] = ("vocab", "legal")
+"""Score modes that selection knows without help."""
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+
+
+class Penalty(NamedTuple):
+    """On tokens that a prompt or a beam holds already."""
+
+    factor: float  # of a log-probability below 0
+    prompt: NDArray[np.int64]  # distinct tokens of the prompt
 
 
 @dataclass(frozen=True)
@@ -24,12 +36,27 @@ class Question:
     width: int
     results: int
     score_mode: ScoreMode
-    trie: Trie
+    trie: Trie  # with the levels of forced tokens
     filter: LeafFilter
+    silent: frozenset[int] = frozenset()  # levels whose one token adds exactly 0
+    codebooks: Sequence[
+        NDArray[np.int64] | None
+    ] = ()  # [depth] what a level's softmax is over; none: as usual
+    penalty: Penalty | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.score_mode == "level") == bool(self.codebooks), "a level's softmax is over its codebook"
 
     @property
     def depth(self) -> int:
+        """Tokens that the search emits."""
         return self.trie.depth
+
+    def normaliser(self, level: int) -> Normaliser:
+        """What the log-probabilities of a level's tokens are relative to."""
+        if level in self.silent or self.score_mode == "legal":
+            return "legal"
+        return "vocab"
 
     @property
     def most_beams(self) -> int:
@@ -90,8 +117,8 @@ class Search:
 
     @property
     def forward_rows(self) -> int:
-        """Beams that the next step runs through the model; 0 when it starts from a hidden state."""
-        return len(self.tokens)
+        """Beams that the next step runs through the model; 0 where it has a hidden state, or needs none."""
+        return 0 if self.silent and not self.level else len(self.tokens)
 
     @property
     def next_work(self) -> Work:
@@ -116,6 +143,24 @@ class Search:
     def position(self) -> int:
         """Of the newest token of every beam; the prompt's last token is that of level 0."""
         return self.question.prompt_tokens + self.level - 1
+
+    @property
+    def silent(self) -> bool:
+        """Every beam goes on with the one token that the next level has, and no score changes."""
+        return self.level in self.question.silent
+
+    def pass_silently(self) -> None:
+        """Take the next level's one token, without a selection: beams stay as they are."""
+        trie, level = self.question.trie, self.level
+        tokens = np.full(len(self.scores), trie.tokens[level][0], np.int32)
+        self.advance(self.scores, tokens, np.arange(len(tokens), dtype=np.int32), self.lo, self.hi)
+
+    def own_tokens(self) -> NDArray[np.int64]:
+        """[n, level] what each beam has emitted, read from the trie."""
+        trie = self.question.trie
+        nodes = [np.searchsorted(trie.lo[level], self.lo, side="right") - 1 for level in range(self.level)]
+        columns = [trie.tokens[level][node] for level, node in enumerate(nodes)]
+        return np.array(columns, np.int64).reshape(self.level, len(self.lo)).T.copy()
 
     @property
     def over(self) -> bool:

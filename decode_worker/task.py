@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decode_worker.memories import MappedPrompt
 from decode_worker.phases import TaskPhase
-from decode_worker.search import Question, Search
+from decode_worker.search import Penalty, Question, Search
 from xgr_kernels.trie import LeafFilter, leaf_filter
 from xgr_runtime.catalog import Catalogs, CatalogView, Lease
 from xgr_runtime.errors import BadRequest
@@ -114,6 +115,8 @@ class TaskFactory:
             raise BadRequest(f"the prompt's last token is outside of the vocabulary of {self.model.vocab}")
         if not 0 < request.results <= request.width <= self.limits.max_beam_width:
             raise BadRequest(f"width {request.width} or results {request.results} out of range")
+        if self.limits.plain_scores and (request.score_mode == "level" or request.repetition_penalty != 1):
+            raise BadRequest("this worker's device has no score mode level and no repetition penalty")
         lease = self.lease_for(request)
         try:
             return self.task_of(request, tokens, lease, now)
@@ -128,16 +131,19 @@ class TaskFactory:
             raise BadRequest(f"this worker has no catalog {request.catalog}", "catalog") from None
 
     def task_of(self, request: DecodeRequest, tokens: Tokens, lease: Lease, now: float) -> DecodeTask:
+        model, levels = self.model, lease.view.levels(request.score_mode)
         question = Question(
             len(tokens),
             int(tokens[-1]),
             request.width,
             request.results,
             request.score_mode,
-            lease.view.trie,
+            levels.trie,
             filter_of(request, lease.view),
+            levels.silent,
+            codebooks_of(request, lease.view),
+            penalty_of(request, tokens, model.vocab),
         )
-        model = self.model
         receiver = Receiver(
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
         )
@@ -145,6 +151,23 @@ class TaskFactory:
         task = DecodeTask(request.id, tokens, question, receiver, lease, deadline, request.priority)
         task.enter(TaskPhase.PREFILL, now)
         return task
+
+
+def codebooks_of(request: DecodeRequest, view: CatalogView) -> list[NDArray[np.int64] | None]:
+    """What the softmax of each level is over, where the request says that it is over a level's tokens."""
+    if request.score_mode != "level":
+        return []
+    return [None] * view.levels("level").first + [*view.catalog.codebooks]
+
+
+def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int) -> Penalty | None:
+    """On tokens that the prompt holds, and beams will. Raises `BadRequest`."""
+    if request.repetition_penalty == 1:
+        return None
+    distinct = np.unique(tokens).astype(np.int64)
+    if not 0 <= distinct[0] <= distinct[-1] < vocab:
+        raise BadRequest(f"the prompt has a token outside of the vocabulary of {vocab}")
+    return Penalty(request.repetition_penalty, distinct)
 
 
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:

@@ -25,7 +25,7 @@ class StepEngine(Protocol):
     tail_tokens: int
     max_rows: int
 
-    def step(self, searches: Sequence[Search]) -> Selection: ...
+    def step(self, searches: Sequence[Search]) -> Selection | None: ...
 
 
 def try_searches(engine: StepEngine, trie: Trie, clock: Callable[[], float] = time.monotonic) -> list[Tried]:

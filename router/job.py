@@ -32,6 +32,8 @@ class Job:
     priority: int = 0  # higher first
     dropped_items: int = 0  # of the history, which did not fit
     unknown_history: int = 0  # items of it that the catalog does not hold
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
     probe: bool = False  # the router's own, to see whether all is well
 
     @property

@@ -28,6 +28,8 @@ class Request(TypedDict, total=False):
     beam_width: int
     n: int
     score_mode: ScoreMode
+    repetition_penalty: float
+    length_penalty: float
     allow: Items | None
     deny: Items
     exclude_history: bool
@@ -142,7 +144,7 @@ class AsyncXgrClient:
         await self.http.aclose()
 
 
-_SAMPLING = ("beam_width", "n", "score_mode")
+_SAMPLING = ("beam_width", "n", "score_mode", "repetition_penalty", "length_penalty")
 _FILTERS = ("allow", "deny", "exclude_history")
 
 

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ import torch
 from decode_worker.engines.cohort import choose_cohort
 from decode_worker.engines.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.phases import TaskPhase
-from decode_worker.search import Question, Search
-from xgr_kernels.trie import ScoreMode, Trie, no_filter
+from decode_worker.search import PLAIN_MODES, Question, Search
+from xgr_kernels.trie import Trie, no_filter
 from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
 
@@ -96,7 +95,7 @@ class CohortEngine:
         log.info("captured steps of %s rows, %.0f MiB", ", ".join(map(str, self.steps.buckets)), taken)
         pages, hidden = np.zeros(1, np.int32), np.zeros(self.steps.model.identity.hidden, np.float32)
         width = min(8, trie.leaves, self.steps.max_width)
-        for mode in get_args(ScoreMode):
+        for mode in PLAIN_MODES:
             question = Question(1, 0, width, 1, mode, trie, no_filter())
             self.launch([Search(question, pages, pages, hidden, self.tail_tokens)])
             self._flying[0].finished.wait()

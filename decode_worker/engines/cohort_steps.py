@@ -120,7 +120,8 @@ class CohortSteps:
         self.max_rows = max_rows
         self.max_width = max_width
         self.max_requests = max_requests = min(max_requests, max_rows)
-        self.tail_tokens = tail_tokens = tail_tokens_of(len(trie.tokens))
+        self._levels = len(trie.tokens)  # some cohorts have less: scores that are relative need no tail
+        self.tail_tokens = tail_tokens = tail_tokens_of(self._levels)
         self._make_attentions = make_attentions
         where, identity = device.where, model.identity
         self._trie = DeviceTrie(trie, where)
@@ -142,7 +143,7 @@ class CohortSteps:
         self._whole_head = LevelHead.whole(model.head)
         self._level_heads = LevelHead.by_level(model.head, trie)
         sizes = {"table": max_requests * COLUMNS, "owner": max_rows, "positions": max_rows}
-        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, slots=COHORTS * len(trie.tokens))
+        self._inputs = Inputs(device, sizes | {"tail_len": max_rows}, slots=COHORTS * self._levels)
         self._first = device.staging(COHORTS, max_requests, identity.hidden, dtype=DTYPES[identity.dtype])
         self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
         self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
@@ -210,7 +211,7 @@ class CohortSteps:
 
     def _slot(self, cohort: Cohort, step: Step) -> int:
         """Of the staging memory for the step's inputs."""
-        return cohort.place * len(cohort.steps) + step.level
+        return cohort.place * self._levels + step.level
 
     def _fill_beams(self, cohort: Cohort) -> None:
         """Every request's one beam at the root, its prompt's last token, and the hidden state of that."""
@@ -229,7 +230,7 @@ class CohortSteps:
 
     def _head(self, cohort: Cohort, level: int) -> LevelHead:
         """The level's tokens are enough where no score is relative to others; a NaN of others is not seen."""
-        legal = all(question.score_mode == "legal" for question in cohort.questions)
+        legal = all(question.normaliser(level) == "legal" for question in cohort.questions)
         return self._level_heads.get(level, self._whole_head) if legal else self._whole_head
 
     def _fill_inputs(self, cohort: Cohort, step: Step) -> None:
@@ -242,7 +243,7 @@ class CohortSteps:
                 out_begin=int(step.out_offsets[b]),
                 width=question.width,
                 level=step.level,
-                legal=question.score_mode == "legal",
+                legal=question.normaliser(step.level) == "legal",
                 trie=self._trie,
                 leaves=cohort.filters[b],
                 out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),

@@ -3,20 +3,20 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from decode_worker.engines.adjusted_rows import adjust
 from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import share_step
-from decode_worker.search import Question, Search
+from decode_worker.search import PLAIN_MODES, Question, Search
 from decode_worker.trials import try_searches
 from xgr_kernels.attention import flash
 from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
-from xgr_kernels.trie import ScoreMode, Trie, no_filter
+from xgr_kernels.trie import Trie, no_filter
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
@@ -73,9 +73,10 @@ class CpuDecodeEngine:
         self._over += [search for search in searches if search.over]
         self.counters["steps"] += 1
         self.counters["rows"] += rows
-        self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
-        self.counters["elements_visited"] += int(selection.elements_visited.sum())
-        self.counters["elements_total"] += int(selection.elements_total.sum())
+        if selection is not None:
+            self.counters["rows_skipped"] += int(selection.rows_skipped.sum())
+            self.counters["elements_visited"] += int(selection.elements_visited.sum())
+            self.counters["elements_total"] += int(selection.elements_total.sum())
 
     def collect(self) -> list[Search]:
         """See `DecodeEngine`."""
@@ -88,7 +89,7 @@ class CpuDecodeEngine:
         flash.warm_up(DTYPES[self.model.identity.dtype])  # the search may be too narrow to need it
         hidden = np.zeros(self.model.identity.hidden, np.float32)
         rows = np.arange(min(8, trie.leaves, self.max_rows), dtype=np.int32)
-        for mode in get_args(ScoreMode):
+        for mode in PLAIN_MODES:
             question = Question(1, 0, len(rows), 1, mode, trie, no_filter())
             search = Search(question, np.zeros(1, np.int32), rows, hidden, self.tail_tokens)
             while not search.over:
@@ -98,22 +99,27 @@ class CpuDecodeEngine:
         """See `DecodeEngine`."""
         return try_searches(self, trie)
 
-    def step(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None) -> Selection:
-        """Advance every search by one level; returns the selection for its statistics.
+    def step(
+        self, searches: Sequence[Search], on_layer: Callable[[int], None] | None = None
+    ) -> Selection | None:
+        """Advance every search by one level; returns the selection, if there was one, for its statistics.
 
         `on_layer` is called between the layers of the forward.
         """
         started = time.monotonic()
         running = [s for s in searches if s.forward_rows]
-        given = [s for s in searches if not s.forward_rows]
+        given = [s for s in searches if not s.forward_rows and not s.silent]
+        silent, choosing = [s for s in searches if s.silent], given + [s for s in running if not s.silent]
         hidden = [torch.from_numpy(s.hidden)[None] for s in given]
         if running:
-            hidden.append(self.forward(running, on_layer).float())
-        logits = self.model.logits(torch.cat(hidden))  # [R, V]
+            hidden.append(_of_choosing(self.forward(running, on_layer), running).float())
+        logits = self.model.logits(torch.cat(hidden)) if choosing else None  # [R, V]
         seconds = time.monotonic() - started
         for search in searches:
             search.forward_seconds += seconds
-        return self.select(given + running, logits)
+        for search in silent:
+            search.pass_silently()
+        return None if logits is None else self.select(choosing, logits)
 
     def forward(self, searches: Sequence[Search], on_layer: Callable[[int], None] | None) -> Tensor:
         """The newest token of every beam through the layers -> [R, hidden]."""
@@ -147,12 +153,12 @@ class CpuDecodeEngine:
             width=[s.question.width for s in searches],
             tries=[s.question.trie for s in searches],
             filters=[s.question.filter for s in searches],
-            score_modes=[s.question.score_mode for s in searches],
+            normalisers=[s.question.normaliser(s.level) for s in searches],
             scores=np.concatenate([s.scores for s in searches]),
             lo=np.concatenate([s.lo for s in searches]),
             hi=np.concatenate([s.hi for s in searches]),
         )
-        chosen = beam_select(logits, batch, self.kernels)
+        chosen = beam_select(logits, adjust(searches, logits, batch), self.kernels)
         for b, search in enumerate(searches):
             at = chosen.of(b)
             search.invalid = bool(chosen.invalid[b])
@@ -160,6 +166,14 @@ class CpuDecodeEngine:
                 chosen.score[at], chosen.token[at], chosen.parent[at], chosen.lo[at], chosen.hi[at]
             )
         return chosen
+
+
+def _of_choosing(hidden: Tensor, searches: Sequence[Search]) -> Tensor:
+    """The rows [R, hidden] of searches that choose among children: others' newest tokens only leave KV."""
+    if not any(search.silent for search in searches):
+        return hidden
+    choosing = np.repeat([not s.silent for s in searches], [s.forward_rows for s in searches])
+    return hidden[torch.from_numpy(choosing)]
 
 
 def _int64(values: np.ndarray) -> Tensor:

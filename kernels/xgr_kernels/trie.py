@@ -10,8 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 Int32 = NDArray[np.int32]
 
-ScoreMode = Literal["vocab", "legal"]
-"""Scores are log probabilities over the whole vocabulary, or over the legal children of a beam."""
+ScoreMode = Literal["vocab", "legal", "level"]
+"""Log probabilities are over the vocabulary, the legal children of a beam, or a level's tokens."""
+
+Normaliser = Literal["vocab", "legal", "given"]
+"""What the log-sum-exp of a row is over; `given`: of none, the row holds log probabilities already."""
 
 MAX_DENIED = 256
 """Leaves of a filter's list; a longer one becomes a bitmap."""

@@ -223,6 +223,7 @@ class Attempts:
             width=job.width,
             results=job.results,
             score_mode=job.score_mode,
+            repetition_penalty=job.repetition_penalty,
             catalog=job.view.version,
             allow=None if job.allow is None else pack(job.allow),
             deny=pack(job.deny),
@@ -244,4 +245,5 @@ class Attempts:
 
 def _beams(job: Job) -> list[int]:
     """That each level of the search starts from, at most."""
-    return beams_by_level(job.width, job.view.nodes, job.live_leaves)[:-1]
+    nodes = job.view.levels(job.score_mode).trie.nodes
+    return beams_by_level(job.width, nodes, job.live_leaves)[:-1]

@@ -70,7 +70,15 @@ class PoisonRequests:
 def content(job: Job) -> bytes:
     """A digest of all that workers get to see of a job, but for its time and its priority."""
     digest = hashlib.blake2b(digest_size=16)
-    kind = (job.width, job.results, job.score_mode, job.view.version, len(job.tokens), len(job.deny))
+    kind = (
+        job.width,
+        job.results,
+        job.score_mode,
+        job.repetition_penalty,
+        job.view.version,
+        len(job.tokens),
+        len(job.deny),
+    )
     digest.update(repr((*kind, job.allow is None)).encode())
     for part in (job.tokens, job.deny, job.allow):
         if part is not None:

@@ -42,7 +42,7 @@ def beam_results(job: Job, outcome: Outcome) -> list[BeamResult]:
         outcome.leaves, allowed_rows=filters.allowed_rows, denied_rows=filters.denied_rows
     )
     totals = outcome.scores.tolist()
-    means = (outcome.scores / np.float32(catalog.depth)).tolist()
+    means = (outcome.scores / np.float32(catalog.emitted_tokens**job.length_penalty)).tolist()
     return [
         BeamResult(sid, names, BeamMeta(mean, total))
         for sid, names, mean, total in zip(sids, items, means, totals, strict=True)

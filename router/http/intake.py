@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
+
 from router.http.schema import (
     Filters,
     GenerateRequest,
@@ -12,7 +14,7 @@ from router.http.schema import (
 from router.http.settings import HttpSettings
 from router.query.prompts import UNLIMITED
 from router.query.query import MOST_PRIORITY, History, Prompt, Query, Text, TokenIds
-from xgr_runtime.catalog import CatalogView
+from xgr_runtime.catalog import CatalogView, Scoring
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.messages import Limits
 
@@ -33,8 +35,9 @@ class Intake:
 
         Raises `BadRequest` naming the field.
         """
-        refuse_sampling(body, view.depth)
+        refuse_sampling(body, view.depth, view.catalog.emitted_tokens)
         params = body.sampling_params or SamplingParams()
+        scoring = scores(params, view.catalog.scoring, limits)
         width, results = self.widths(params, limits)
         allow, deny = filters(body)
         return Query(
@@ -43,7 +46,9 @@ class Intake:
             width=width,
             results=results,
             deadline=arrival + self.seconds(body.timeout_ms),
-            score_mode=params.score_mode,
+            score_mode=scoring.score_mode,
+            repetition_penalty=scoring.repetition_penalty,
+            length_penalty=scoring.length_penalty,
             allow=allow,
             deny=deny,
             priority=body.priority or 0,
@@ -81,6 +86,25 @@ class Intake:
                 f"n is {results}, beam_width is {width}: lower n or raise beam_width", "sampling_params.n"
             )
         return width, results
+
+
+def scores(params: SamplingParams, defaults: Scoring, limits: Limits | None) -> Scoring:
+    """What the request says of scores, else the catalog. Raises `BadRequest` for what no worker could do."""
+    names = ("score_mode", "repetition_penalty", "length_penalty")
+    given = {name: getattr(params, name) for name in names if getattr(params, name) is not None}
+    scoring = msgspec.structs.replace(defaults, **given)
+    if limits is not None and limits.plain_scores:
+        for name, asks in (
+            ("score_mode", scoring.score_mode == "level"),
+            ("repetition_penalty", scoring.repetition_penalty != 1),
+        ):
+            if asks:
+                raise BadRequest(
+                    f"{name} is {getattr(scoring, name)}, which searches on a GPU lack: leave it out, or use "
+                    "--device cpu",
+                    f"sampling_params.{name}",
+                )
+    return scoring
 
 
 def probe(rid: str, deadline: float, view: CatalogView) -> Query:

@@ -45,11 +45,22 @@ def null() -> msgspec.Raw:
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`n` defaults to `beam_width`; fields after `score_mode` are SGLang's, accepted at neutral values."""
+    """`n` defaults to `beam_width`; fields after `length_penalty` are SGLang's, taken at neutral values."""
 
     beam_width: Annotated[Count | None, Meta(description="Beams kept per level.")] = None
     n: Annotated[Count | None, Meta(description="Results wanted, at most beam_width.")] = None
-    score_mode: ScoreMode = "vocab"
+    score_mode: Annotated[
+        ScoreMode | None,
+        Meta(description="Log-probabilities are over the vocabulary, what is legal, or a level's tokens."),
+    ] = None
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(gt=0, le=10)] | None,
+        Meta(description="Multiplies log-probabilities of tokens that prompt or beam holds."),
+    ] = None
+    length_penalty: Annotated[
+        Annotated[float, Meta(ge=-10, le=10)] | None,
+        Meta(description="sequence_score = cumulative_logprob / emitted tokens ** length_penalty."),
+    ] = None
     max_new_tokens: Annotated[Whole | None, Meta(description="The catalog's depth, or absent.")] = None
     min_new_tokens: Annotated[Whole | None, Meta(description="At most the catalog's depth.")] = None
     temperature: float | None = None
@@ -58,7 +69,6 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    repetition_penalty: float | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     stop_regex: str | list[str] | None = None
@@ -190,7 +200,6 @@ NEUTRAL_SAMPLING: dict[str, tuple[object, ...]] = {
     "min_p": (0.0,),
     "frequency_penalty": (0.0,),
     "presence_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
     "stop": ("", []),
     "stop_token_ids": ([],),
     "stop_regex": ("", []),
@@ -231,20 +240,23 @@ NEUTRAL_REQUEST: dict[str, tuple[object, ...]] = {
 }
 
 
-def refuse_sampling(body: GenerateRequest, depth: int) -> None:
-    """Raises `BadRequest` naming the first field that asks for something other than an exact search."""
+def refuse_sampling(body: GenerateRequest, depth: int, emitted: int) -> None:
+    """Raises `BadRequest` naming the first field that asks for something other than an exact search.
+
+    `emitted`: tokens of a search, which has forced ones besides a SID's.
+    """
     _refuse(body, NEUTRAL_REQUEST, "")
     params = body.sampling_params
     if params is None:
         return
     _refuse(params, NEUTRAL_SAMPLING, "sampling_params.")
-    if params.max_new_tokens not in (None, depth):
+    if params.max_new_tokens not in (None, depth, emitted):
         raise BadRequest(
             f"max_new_tokens is {params.max_new_tokens}, every item of this catalog has {depth} tokens: "
             f"leave it out or send {depth}",
             "sampling_params.max_new_tokens",
         )
-    if params.min_new_tokens is not None and not 0 <= params.min_new_tokens <= depth:
+    if params.min_new_tokens is not None and not 0 <= params.min_new_tokens <= emitted:
         raise BadRequest(
             f"min_new_tokens is {params.min_new_tokens}, every item of this catalog has {depth} tokens: "
             "leave it out",

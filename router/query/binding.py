@@ -20,13 +20,16 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
 
     `most_tokens`: that its prompt may have.
     """
-    prompt = _prompt(query, model, view, most_tokens)
+    head = np.array(view.catalog.scoring.prompt_head, np.int32)  # behind every prompt
+    prompt = _prompt(query, model, view, most_tokens - len(head))
     return Job(
         rid=query.rid,
-        tokens=prompt.tokens,
+        tokens=np.concatenate([prompt.tokens, head]),
         width=query.width,
         results=query.results,
         score_mode=query.score_mode,
+        repetition_penalty=query.repetition_penalty,
+        length_penalty=query.length_penalty,
         view=view,
         filter=resolve_items(view.catalog, query.allow, query.deny),
         deadline=query.deadline,

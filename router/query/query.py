@@ -43,6 +43,8 @@ class Query:
     results: int
     deadline: float  # time.monotonic()
     score_mode: ScoreMode = "vocab"
+    repetition_penalty: float = 1.0  # on log-probabilities of tokens that prompt or beam holds
+    length_penalty: float = 1.0  # power of the emitted tokens by which a sequence's score is divided
     allow: Sequence[str] | None = None  # items; None: all
     deny: Sequence[str] = ()  # items
     priority: int = 0  # higher first

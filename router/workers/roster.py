@@ -216,6 +216,7 @@ class Roster:
         return Limits(
             min(limit.max_prompt_tokens for limit in all_limits),
             min(w.hello.limits.max_beam_width for w in decode if w.hello),
+            any(w.hello.limits.plain_scores for w in decode if w.hello),
         )
 
     def _worker(self, address: str, role: Role) -> Worker:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xgr_kernels.attention.paged import AttentionSizes, PagedAttention, Workspace
 from xgr_kernels.beam_select.types import BeamBatch
-from xgr_kernels.trie import ScoreMode, Trie
+from xgr_kernels.trie import Normaliser, Trie
 
 PAGE = 16  # tokens, as the workers' default
 SPARE = 3  # pages of a pool that belong to nobody
@@ -115,7 +115,7 @@ def make_batch(
     widths: Sequence[int],
     rows: int,
     filters: Sequence[str] = ("none",),
-    mode: ScoreMode = "vocab",
+    mode: Normaliser = "vocab",
 ) -> BeamBatch:
     """One request per width, each with up to `rows` beams; the kinds of filters go round."""
     kinds = [filters[b % len(filters)] for b in range(len(widths))]

@@ -15,7 +15,7 @@ from lab import Lab, near
 from xgr_kernels.beam_select import reference
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.beam_select.types import BeamBatch, Selection
-from xgr_kernels.trie import ScoreMode
+from xgr_kernels.trie import Normaliser
 
 LSE = 8e-6
 LSE_REASON = (
@@ -67,7 +67,7 @@ TOY = [
 ]
 
 
-MODES: tuple[ScoreMode, ...] = ("vocab", "legal")
+MODES: tuple[Normaliser, ...] = ("vocab", "legal")
 
 
 def named(*cases: Case) -> list[Any]:
@@ -86,7 +86,7 @@ def levels(cases: list[Case]) -> list[Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.cases("case, level", full=levels(CASES), toy=levels(TOY))
-def test_against_reference(lab: Lab, case: Case, level: int, mode: ScoreMode) -> None:
+def test_against_reference(lab: Lab, case: Case, level: int, mode: Normaliser) -> None:
     trie = make_trie(lab.random, case.items, case.vocab, case.depth, case.skewed)
     batch = make_batch(lab.random, trie, level, case.widths, case.rows, case.filters, mode)
     logits = _logits(lab, batch.row_offsets[-1], case)
@@ -108,7 +108,7 @@ def _lse_error(logits: torch.Tensor, batch: BeamBatch, lse: np.ndarray, want: Se
             level, leaves = batch.level[b], batch.filters[b]
             first, last = reference.children(trie, level, int(batch.lo[r]), int(batch.hi[r]))
             live = reference.live_children(trie, leaves, level, first, last)
-            exact = reference.row_log_sum_exp(x[r], live, batch.score_modes[b])
+            exact = reference.row_log_sum_exp(x[r], live, batch.normalisers[b])
             worst = max(worst, abs(float(lse[r]) - float(exact)))
     return worst
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pairs import by_pairs
 
 from xgr_kernels.beam_select import BeamBatch, Selection, beam_select, cpu, cpu_kernels, reference
-from xgr_kernels.trie import ScoreMode, no_filter
+from xgr_kernels.trie import Normaliser, no_filter
 
 # float32 near 12 to 30 has steps of 1e-6 to 2e-6; a log-probability is rounded twice, once in the log-sum-exp
 TOLERANCE = 4e-6
-MODES: list[ScoreMode] = ["vocab", "legal"]
+MODES: list[Normaliser] = ["vocab", "legal", "given"]
 
 
 def check(logits: torch.Tensor, batch: BeamBatch) -> Selection:
@@ -59,7 +59,7 @@ def check(logits: torch.Tensor, batch: BeamBatch) -> Selection:
         "mode": MODES,
     }
 )
-def test_matches_reference(R: int, V: int, W: int, depth: int, kind: str, mode: ScoreMode) -> None:
+def test_matches_reference(R: int, V: int, W: int, depth: int, kind: str, mode: Normaliser) -> None:
     rng = np.random.default_rng([R, V, W, depth])
     trie = random_trie(rng, 3000, depth, V, skew=2.0)
     asks = [Ask(trie, level, W, R, random_filter(rng, trie.leaves, kind), mode) for level in range(depth)]
@@ -122,8 +122,8 @@ def test_equals_full_sort(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("poison", [np.nan, -np.nan, np.inf], ids=["nan", "-nan", "inf"])
 @pytest.mark.parametrize("column", [0, 500, 1026])
-@pytest.mark.parametrize("mode", ["vocab", "legal"])
-def test_bad_logit_fails_its_request_alone(poison: float, column: int, mode: ScoreMode) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_bad_logit_fails_its_request_alone(poison: float, column: int, mode: Normaliser) -> None:
     rng = np.random.default_rng(3)
     trie = random_trie(rng, 900, 2, 1027)
     batch = build_batch(rng, [Ask(trie, 1, 20, 7, mode=mode) for _ in range(3)])

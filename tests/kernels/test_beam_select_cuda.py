@@ -20,7 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from xgr_kernels.beam_select import BeamBatch, Selection, reference
-from xgr_kernels.trie import ScoreMode, Trie, no_filter
+from xgr_kernels.trie import Normaliser, Trie, no_filter
 
 pytest.importorskip("triton", reason="needs the package triton, which exists for Linux")
 import cuda_batch
@@ -44,7 +44,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Exponentials are float32, good to some 1e-7 of their sum; a score near 32 has steps of 2e-6, rounded twice.
 TOLERANCE = 8e-6
 FILTERS = ["none", "bits", "deny", "bits+deny", "all denied"]
-MODES: list[ScoreMode] = ["vocab", "legal"]
+MODES: list[Normaliser] = ["vocab", "legal"]
 # Small sizes, so that small batches have several programs, tiles and blocks, and storage that overflows.
 SMALL = Tuning(block=256, tile=128, programs=2, maxima=64, capacity=128)
 SPLITS = 3
@@ -79,7 +79,7 @@ def key_of(got: Selection, i: int) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", FILTERS)
-def test_matches_reference(kind: str, mode: ScoreMode) -> None:
+def test_matches_reference(kind: str, mode: Normaliser) -> None:
     """R=7-V=1027-W=33, both levels of a skewed trie."""
     rng = np.random.default_rng(7)
     trie = random_trie(rng, 700, 2, 1027, skew=2.0)
@@ -90,7 +90,7 @@ def test_matches_reference(kind: str, mode: ScoreMode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_that_are_longer_than_the_vocabulary(mode: ScoreMode) -> None:
+def test_rows_that_are_longer_than_the_vocabulary(mode: Normaliser) -> None:
     """R=7-V=1003: rows of 1,024 columns, the part of them that is the vocabulary, and rows of 1,003."""
     rng = np.random.default_rng(17)
     batch = build_batch(rng, [Ask(random_trie(rng, 500, 2, 1003), 1, 20, 7, mode=mode)])
@@ -172,7 +172,7 @@ def test_equals_full_sort(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("poison", [np.nan, -np.nan, np.inf], ids=["nan", "-nan", "inf"])
 @pytest.mark.parametrize("mode", MODES)
-def test_bad_logit_fails_its_request_alone(poison: float, mode: ScoreMode) -> None:
+def test_bad_logit_fails_its_request_alone(poison: float, mode: Normaliser) -> None:
     """First, in the middle, last; also after a whole block of -inf, and twice in one lane."""
     rng = np.random.default_rng(3)
     trie = random_trie(rng, 200, 2, 1027)
@@ -202,7 +202,7 @@ def test_scores_of_minus_infinity_are_candidates() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_minus_infinity_is_invalid_only_with_live_children(mode: ScoreMode) -> None:
+def test_all_minus_infinity_is_invalid_only_with_live_children(mode: Normaliser) -> None:
     trie = build_trie(np.arange(9).reshape(-1, 1))
     dead = build_filter(np.zeros(9, bool))
     asks = [Ask(trie, 0, 4, mode=mode), Ask(trie, 0, 4, leaves=dead, mode=mode)]

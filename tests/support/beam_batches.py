@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from xgr_kernels.beam_select import BeamBatch, Selection
-from xgr_kernels.trie import LeafFilter, ScoreMode, Trie, no_filter
+from xgr_kernels.trie import LeafFilter, Normaliser, Trie, no_filter
 
 
 def build_trie(sids: np.ndarray) -> Trie:
@@ -59,7 +59,7 @@ class Ask:
     width: int
     rows: int = 10**9
     leaves: LeafFilter = field(default_factory=no_filter)
-    mode: ScoreMode = "vocab"
+    mode: Normaliser = "vocab"
 
 
 def build_batch(rng: np.random.Generator, asks: list[Ask]) -> BeamBatch:
@@ -71,7 +71,7 @@ def build_batch(rng: np.random.Generator, asks: list[Ask]) -> BeamBatch:
         width=[ask.width for ask in asks],
         tries=[ask.trie for ask in asks],
         filters=[ask.leaves for ask in asks],
-        score_modes=[ask.mode for ask in asks],
+        normalisers=[ask.mode for ask in asks],
         scores=-rng.exponential(5, len(packed)).astype(np.float32),
         lo=packed[:, 0],
         hi=packed[:, 1],

@@ -83,7 +83,7 @@ def fill_table(selector: Selector, batch: BeamBatch, offsets: np.ndarray, out_be
             out_begin=int(out_begin[b]),
             width=int(out_begin[b + 1] - out_begin[b]),
             level=batch.level[b],
-            legal=batch.score_modes[b] == "legal",
+            legal=batch.normalisers[b] == "legal",
             trie=tries[id(batch.tries[b])],
             leaves=filters.put(b, batch.filters[b]),
         )

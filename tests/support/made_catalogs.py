@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from xgr_runtime.catalog import Catalog
+    from xgr_runtime.catalog import Catalog, Scoring
 
 
 def build_from_arrays(
@@ -30,6 +30,7 @@ def build_from_arrays(
     attributes: Sequence[dict[str, Any] | None] | None = None,
     template: Template | None = None,
     vocab_size: int | None = None,
+    scoring: Scoring | None = None,
 ) -> Catalog:
     """A catalog from item ids [N] and token ids [N, depth] that are in memory. Raises CatalogError."""
     matrix = np.asarray(sids)
@@ -41,7 +42,8 @@ def build_from_arrays(
     check_lengths(columns)
     checked = checked_ids(columns)
     known = checked_matrix(matrix, columns, checked, Vocabulary(vocab_size))
-    return assemble(columns, checked, known, vocab_size, Templates.of(template or PromptTemplate()))
+    templates = Templates.of(template or PromptTemplate())
+    return assemble(columns, checked, known, vocab_size, templates, scoring)
 
 
 def leaf_of_sid(catalog: Catalog, sid: Sequence[int]) -> int | None:

@@ -6,6 +6,7 @@ Every process reads the same immutable snapshot; its version is a hash of its co
 from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.filters import FilterSpec, resolve_items
 from xgr_runtime.catalog.load import load_catalog, seal_catalog
+from xgr_runtime.catalog.scoring import Forced, Scoring
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.catalog.verify import verify, verify_file
@@ -16,8 +17,10 @@ __all__ = [
     "CatalogView",
     "Catalogs",
     "FilterSpec",
+    "Forced",
     "Lease",
     "PromptTemplate",
+    "Scoring",
     "build_catalog",
     "load_catalog",
     "resolve_items",

@@ -45,7 +45,7 @@ def read_beside(source: Path) -> dict[str, Any]:
     """The fields of catalog.json beside `source`, {} without one. Raises CatalogError."""
     path = template_file(source)
     fields = read_object(path, CatalogError) if path.name != source.name else {}
-    known = (*IDS_FIELDS, "templates", "default_template", *Declared.__struct_fields__)
+    known = (*IDS_FIELDS, "templates", "default_template", *Declared.__struct_fields__, "scoring")
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise CatalogError(f"{path}: unknown fields {unknown!s:.200}: use {known}")
@@ -80,6 +80,25 @@ def read_templates(fields: Mapping[str, Any], path: Path, vocabulary: Vocabulary
             f"{path}: the templates have more than {MOST_TOGETHER} bytes together: shorten them"
         )
     return Templates(templates, default)
+
+
+def prompt_ends(templates: Templates, vocabulary: Vocabulary) -> list[Sequence[int]]:
+    """The tokens that the prompts of each template end in, as far as they are the same in all of its prompts.
+
+    Raises CatalogError.
+    """
+    ends: list[Sequence[int]] = []
+    for template in templates.named.values():
+        match template:
+            case PromptTemplate():
+                ends.append(template.suffix)
+                continue
+            case TextTemplate():
+                text = template.text.rpartition("}")[2]
+            case MessagesTemplate():
+                text = template.generation_prefix
+        ends.append(vocabulary.text_tokens(text) if text else ())
+    return ends
 
 
 def read_template(fields: Mapping[str, Any], path: Path, vocabulary: Vocabulary) -> PromptTemplate:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgr_runtime.catalog.beside import check_whole, read_beside, read_templates, template_file
+from xgr_runtime.catalog.beside import check_whole, prompt_ends, read_beside, read_templates, template_file
 from xgr_runtime.catalog.checks import (
     check_lengths,
     checked_ids,
@@ -21,6 +21,7 @@ from xgr_runtime.catalog.columns import Columns
 from xgr_runtime.catalog.content import Content
 from xgr_runtime.catalog.declared import Declared, check_ids, declared, spell
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
+from xgr_runtime.catalog.scoring import NEUTRAL, Scoring, check_prompt_end, read_scoring
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.sources import read_columns
 from xgr_runtime.catalog.template import Templates
@@ -57,9 +58,13 @@ def build_catalog(
         sids = resolved_sids(columns, items, vocabulary)
         check_ids(columns, sids, form, vocabulary)
         check_whole(beside, path, sids[:3], vocabulary)
-        return assemble(columns, items, sids, vocabulary.size, templates)
+        scoring = read_scoring(beside, path, sids, vocabulary)
+        for end in prompt_ends(templates, vocabulary):
+            check_prompt_end(scoring, end, path)
+        return assemble(columns, items, sids, vocabulary.size, templates, scoring)
     except CatalogError as error:
-        raise error if str(error).startswith(str(source)) else CatalogError(f"{source}: {error}") from error
+        named = str(error).startswith((str(source), str(path)))
+        raise error if named else CatalogError(f"{source}: {error}") from error
 
 
 def assemble(
@@ -68,6 +73,7 @@ def assemble(
     sids: NDArray[np.int32],
     vocab_size: int | None,
     templates: Templates,
+    scoring: Scoring | None = None,
 ) -> Catalog:
     """Sorts checked rows into content; sids [N, depth] in source order."""
     order = _row_order(items, sids, checked_popularity(columns, items))
@@ -80,6 +86,7 @@ def assemble(
         titles=pack_optional(_encode([titles[row] or "" for row in rows if titles], columns, rows, "title")),
         attributes=pack_optional([attributes[row] for row in rows if attributes]),
         templates=templates,
+        scoring=scoring or NEUTRAL,
     )
     return Catalog.from_content(content, vocab_size)
 

@@ -14,7 +14,8 @@ import xxhash
 
 from xgr_runtime.catalog.file import array_bytes
 from xgr_runtime.catalog.items import StringTable, hash_ids, index_hashes
-from xgr_runtime.catalog.trie import csr_levels
+from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
+from xgr_runtime.catalog.trie import csr_levels, tail_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class Content:
     titles: StringTable  # per row, or empty
     attributes: StringTable  # per row, canonical JSON, or empty
     templates: Templates
+    scoring: Scoring
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays under the names that they have in the built file."""
@@ -47,6 +49,8 @@ class Content:
     def version(self) -> str:
         """xxh3_128 over the content, hexadecimal: neither source format nor row order enters."""
         digest = xxhash.xxh3_128(msgspec.msgpack.encode(self.templates))
+        if self.scoring != NEUTRAL:  # so that catalogs that say nothing of it keep their versions
+            digest.update(msgspec.msgpack.encode(self.scoring))
         for name, array in self.arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array_bytes(array))
@@ -59,6 +63,7 @@ class Content:
         return {
             **{f"tokens.{level}": array for level, array in enumerate(tokens)},
             **{f"lo.{level}": array for level, array in enumerate(lo)},
+            **tail_arrays(len(self.sids), self.scoring),
             "leaf_of_row": np.repeat(np.arange(len(self.sids), dtype=np.int32), np.diff(self.item_lo)),
             "hashes": index.hashes,
             "hash_rows": index.rows,

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from xgr_runtime.catalog.scoring import Scoring
 from xgr_runtime.catalog.sealed import is_sealed, sealed_copy, sealing
 from xgr_runtime.catalog.template import Templates
 from xgr_runtime.errors import CatalogError, ConfigError
@@ -57,6 +58,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocab_size: int
     templates: Templates
     arrays: tuple[ArrayEntry, ...]
+    scoring: Scoring = Scoring()
 
 
 def is_built_file(path: Path) -> bool:
@@ -68,20 +70,23 @@ def is_built_file(path: Path) -> bool:
         raise CatalogError(f"{path} cannot be read ({error}): check the path") from error
 
 
-def write_file(path: Path, version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> None:
-    """Writes the catalog, whole or not at all. Raises CatalogError where the file system refuses."""
+def write_file(path: Path, header: Header, arrays: Arrays) -> None:
+    """Writes the catalog, whole or not at all. `header` without entries of arrays: they are made here.
+
+    Raises CatalogError where the file system refuses.
+    """
     try:
         with writing_whole(path) as stream:
-            _write(stream, version, vocab_size, templates, arrays)
+            _write(stream, header, arrays)
     except ConfigError as error:
         raise CatalogError(str(error)) from error
 
 
-def write_memory(version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> BinaryIO:
+def write_memory(header: Header, arrays: Arrays) -> BinaryIO:
     """The catalog as a file of sealed memory. Raises CatalogError where there is none left."""
     try:
         with sealing(MEMORY_NAME) as memory:
-            _write(memory, version, vocab_size, templates, arrays)
+            _write(memory, header, arrays)
         return memory
     except OSError as error:
         raise CatalogError(
@@ -89,16 +94,16 @@ def write_memory(version: str, vocab_size: int, templates: Templates, arrays: Ar
         ) from error
 
 
-def _write(stream: BinaryIO, version: str, vocab_size: int, templates: Templates, arrays: Arrays) -> None:
+def _write(stream: BinaryIO, header: Header, arrays: Arrays) -> None:
     table, offset = [], 0
     for name, array in arrays.items():
         table.append(ArrayEntry(name, array.dtype.str, array.shape, offset, checksum(array)))
         offset = _align(offset + array.nbytes)
-    first = _align(PREAMBLE.size + _header_room(version, vocab_size, templates, table))
+    first = _align(PREAMBLE.size + _header_room(header, table))
     placed = tuple(msgspec.structs.replace(entry, offset=first + entry.offset) for entry in table)
-    header = msgspec.msgpack.encode(Header(version, vocab_size, templates, placed))
-    digest, size = xxhash.xxh3_64_intdigest(header), first + offset
-    stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(header), digest, size) + header)
+    encoded = msgspec.msgpack.encode(msgspec.structs.replace(header, arrays=placed))
+    digest, size = xxhash.xxh3_64_intdigest(encoded), first + offset
+    stream.write(PREAMBLE.pack(MAGIC, FORMAT, len(encoded), digest, size) + encoded)
     for entry, array in zip(placed, arrays.values(), strict=True):
         stream.seek(entry.offset)
         stream.write(array_bytes(array))
@@ -161,9 +166,10 @@ def _align(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def _header_room(version: str, vocab_size: int, templates: Templates, table: list[ArrayEntry]) -> int:
+def _header_room(header: Header, table: list[ArrayEntry]) -> int:
     """An upper bound of the header's size: msgpack integers take 9 bytes at most, whatever their value."""
-    return len(msgspec.msgpack.encode(Header(version, vocab_size, templates, tuple(table)))) + 9 * len(table)
+    whole = msgspec.structs.replace(header, arrays=tuple(table))
+    return len(msgspec.msgpack.encode(whole)) + 9 * len(table)
 
 
 def _check_preamble(path: Path, preamble: bytes, size: int) -> tuple[int, int]:

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def shape_problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
-    """What is wrong with names, types or lengths of a catalog's arrays; reads a few words of each at most."""
+def shape_problem(arrays: Mapping[str, NDArray[Any]], tail: int = 0) -> str | None:
+    """What is wrong with names, types or lengths of a catalog's arrays; reads a few words of each at most.
+
+    tail: forced levels behind those of SIDs.
+    """
     sids = arrays.get("sids")
     if sids is None or sids.ndim != 2 or not len(sids) or not 1 <= sids.shape[1] <= MAX_DEPTH:
         return "there is no SID matrix"
-    expected = _expected(arrays, len(sids), sids.shape[1])
+    expected = _expected(arrays, len(sids), sids.shape[1], tail)
     if set(expected) != set(arrays):
         return f"arrays are missing or unknown: {sorted(set(expected) ^ set(arrays))}"
     for name, (dtype, shape) in expected.items():
         if arrays[name].dtype.str != dtype or arrays[name].shape != shape:
             return f"array {name!r} has the wrong type or shape"
     closing = {"item_lo": len(arrays["leaf_of_row"])}
-    closing |= {name: len(sids) for name in arrays if name.startswith("lo.") and len(arrays[name])}
+    starts = [name for name in arrays if name.startswith("lo.") or name == "leaf_lo"]
+    closing |= {name: len(sids) for name in starts if len(arrays[name])}
     closing |= {f"{name}.offsets": len(arrays[f"{name}.blob"]) for name in TABLES}
     for name, end in closing.items():
         if len(arrays[name]) and (arrays[name][0] != 0 or arrays[name][-1] != end):
@@ -35,7 +39,7 @@ def shape_problem(arrays: Mapping[str, NDArray[Any]]) -> str | None:
 
 
 def _expected(
-    arrays: Mapping[str, NDArray[Any]], leaves: int, depth: int
+    arrays: Mapping[str, NDArray[Any]], leaves: int, depth: int, tail: int
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of every array, from the few lengths that are free."""
 
@@ -56,6 +60,9 @@ def _expected(
         optional_empty = name != "ids" and not length(f"{name}.offsets")
         expected[f"{name}.blob"] = ("|u1", (0 if optional_empty else length(f"{name}.blob"),))
         expected[f"{name}.offsets"] = ("<i8", (0 if optional_empty else items + 1,))
+    expected |= {f"tail.{level}": ("<i4", (leaves,)) for level in range(tail)}
+    if tail:
+        expected["leaf_lo"] = ("<i4", (leaves + 1,))
     for level in range(depth):
         nodes = leaves if level == depth - 1 else length(f"tokens.{level}")
         expected[f"tokens.{level}"] = ("<i4", (nodes,))

@@ -16,8 +16,9 @@ from xgr_runtime.catalog.content import TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
+from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
 from xgr_runtime.catalog.template import PromptTemplate, Templates, prompt_tokens
-from xgr_runtime.catalog.trie import branching
+from xgr_runtime.catalog.trie import Levels, branching, relative_levels, scored_levels
 from xgr_runtime.catalog.vocabulary import MAX_TOKEN
 from xgr_runtime.errors import CatalogError
 
@@ -35,17 +36,24 @@ class Catalog:
     """An immutable snapshot. Leaves and rows are numbers; item ids are text.
 
     version: content hash, hexadecimal. sids int32 [leaves, depth] sorted; trie: over them. leaf_of_row int32
-    [items]; item_lo int32 [leaves + 1]: rows of a leaf, in collision order.
+    [items]; item_lo int32 [leaves + 1]: rows of a leaf, in collision order. A search descends `levels`, which
+    have the forced tokens of `scoring`, too.
     """
 
     def __init__(
-        self, version: str, vocab_size: int, templates: Templates, arrays: Mapping[str, NDArray[Any]]
+        self,
+        version: str,
+        vocab_size: int,
+        templates: Templates,
+        arrays: Mapping[str, NDArray[Any]],
+        scoring: Scoring = NEUTRAL,
     ) -> None:
         self.version = version
         self.templates = templates
+        self.scoring = scoring
         self.arrays = arrays
         self.sids: Int32 = arrays["sids"]
-        self.leaves, self.depth = self.sids.shape
+        self.leaves, self.depth = map(int, self.sids.shape)
         tokens, lo = (tuple(arrays[f"{name}.{n}"] for n in range(self.depth)) for name in ("tokens", "lo"))
         self.trie = Trie(self.leaves, tokens, lo)
         self.item_lo: Int32 = arrays["item_lo"]
@@ -59,7 +67,7 @@ class Catalog:
     def from_content(cls, content: Content, vocab_size: int | None = None) -> Catalog:
         """Derives trie and lookup arrays of checked content."""
         arrays = {**content.arrays(), **content.derived()}
-        return cls(content.version(), vocab_size or 0, content.templates, arrays)
+        return cls(content.version(), vocab_size or 0, content.templates, arrays, content.scoring)
 
     @classmethod
     def open(cls, path: str | Path) -> Catalog:
@@ -72,14 +80,14 @@ class Catalog:
     @classmethod
     def mapped(cls, path: str | Path, header: Header, arrays: Mapping[str, NDArray[Any]]) -> Catalog:
         """Of what was mapped of a built file. Raises CatalogError that names `path`."""
-        problem = shape_problem(arrays)
+        problem = shape_problem(arrays, len(header.scoring.emitted_tail))
         if problem is None and not 0 <= header.vocab_size <= MAX_TOKEN + 1:
             problem = "the vocabulary size is impossible"
         if problem is None:
-            problem = header.templates.problem()
+            problem = header.templates.problem() or header.scoring.problem(arrays["sids"].shape[1])
         if problem is not None:
             raise CatalogError(f"{path}: {problem}: {REBUILD}")
-        return cls(header.version, header.vocab_size, header.templates, arrays)
+        return cls(header.version, header.vocab_size, header.templates, arrays, header.scoring)
 
     def for_vocabulary(self, size: int) -> Catalog:
         """The same catalog for a checkpoint of `size` tokens. Raises CatalogError for a token outside."""
@@ -88,15 +96,15 @@ class Catalog:
                 f"token {self.vocab_size_needed - 1} is out of vocabulary, the checkpoint has {size} tokens: "
                 "use the checkpoint that the SIDs were made for, or build the catalog again with this one"
             )
-        return Catalog(self.version, size, self.templates, self.arrays)
+        return Catalog(self.version, size, self.templates, self.arrays, self.scoring)
 
     def save(self, path: str | Path) -> None:
         """Writes the built file: a temporary one beside it, then a rename. Raises CatalogError."""
-        write_file(Path(path), self.version, self._vocab_size, self.templates, self.arrays)
+        write_file(Path(path), self._header, self.arrays)
 
     def seal(self) -> BinaryIO:
         """The built file in sealed memory, for other processes. Raises CatalogError."""
-        return write_memory(self.version, self._vocab_size, self.templates, self.arrays)
+        return write_memory(self._header, self.arrays)
 
     @property
     def template(self) -> PromptTemplate:
@@ -109,13 +117,41 @@ class Catalog:
         return found
 
     @property
+    def _header(self) -> Header:
+        return Header(self.version, self._vocab_size, self.templates, (), self.scoring)
+
+    @property
     def content(self) -> Content:
-        return Content(self.sids, self.item_lo, self._ids, self._titles, self._attributes, self.templates)
+        tables = self._ids, self._titles, self._attributes
+        return Content(self.sids, self.item_lo, *tables, self.templates, self.scoring)
+
+    @cached_property
+    def scored_levels(self) -> Levels:
+        """Of a search in score mode `vocab`."""
+        return scored_levels(self.trie, self.scoring, self.arrays)
+
+    @cached_property
+    def relative_levels(self) -> Levels:
+        """Of a search in the other score modes."""
+        return relative_levels(self.trie, self.scoring)
+
+    @property
+    def emitted_tokens(self) -> int:
+        """Tokens that a search emits, for which a score counts."""
+        return self.depth + self.scoring.forced
+
+    @cached_property
+    def codebooks(self) -> tuple[NDArray[np.int64], ...]:
+        """Of each level of SIDs the tokens, ascending, over which score mode `level` takes its softmax."""
+        if self.scoring.level_tokens:
+            return tuple(np.arange(first, last + 1) for first, last in self.scoring.level_tokens)
+        return tuple(_members(tokens) for tokens in self.trie.tokens)
 
     @cached_property
     def vocab_size_needed(self) -> int:
-        """The smallest vocabulary that holds every token of the SIDs and of the template."""
-        return max(self.templates.max_token, *(int(level.max()) for level in self.trie.tokens)) + 1
+        """The smallest vocabulary that holds every token of SIDs, template and scoring."""
+        fixed = max(self.templates.max_token, self.scoring.max_token)
+        return max(fixed, *(int(level.max()) for level in self.trie.tokens)) + 1
 
     @property
     def vocab_size(self) -> int:
@@ -219,6 +255,13 @@ class Catalog:
 
 def _table(arrays: Mapping[str, NDArray[Any]], name: str) -> StringTable:
     return StringTable(arrays[f"{name}.blob"], arrays[f"{name}.offsets"])
+
+
+def _members(tokens: Int32) -> NDArray[np.int64]:
+    """Distinct tokens, ascending, without sorting millions."""
+    seen = np.zeros(int(tokens.max()) + 1, np.bool_)
+    seen[tokens] = True
+    return np.flatnonzero(seen)
 
 
 def _member(sorted_rows: Int32, rows: Int32) -> NDArray[np.bool_]:

@@ -5,14 +5,18 @@ Owns sorting and numbering. Plain numpy, so that the same arrays feed the kernel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from xgr_kernels.trie import Trie
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-    from xgr_kernels.trie import Trie
+    from xgr_runtime.catalog.scoring import Scoring
 
     Int32 = NDArray[np.int32]
     Int64 = NDArray[np.int64]
@@ -69,6 +73,47 @@ def csr_levels(sids: Int32) -> tuple[list[Int32], list[Int32]]:
         last = level == depth - 1
         lo.append(np.empty(0, np.int32) if last else np.append(starts, np.int32(leaves)))
     return tokens, lo
+
+
+class Levels(NamedTuple):
+    """What a search descends: forced tokens of the head, SIDs, forced tokens of the tail."""
+
+    trie: Trie
+    first: int  # level of a SID's first token
+    silent: frozenset[int]  # levels whose one token adds exactly 0
+
+
+def tail_arrays(leaves: int, scoring: Scoring) -> dict[str, NDArray[Any]]:
+    """The levels of a tail: one child for every leaf, always the same token. They lie in the built file."""
+    tail = scoring.emitted_tail
+    if not tail:
+        return {}
+    tokens = {f"tail.{i}": np.full(leaves, forced.token, np.int32) for i, forced in enumerate(tail)}
+    return {**tokens, "leaf_lo": np.arange(leaves + 1, dtype=np.int32)}
+
+
+def scored_levels(sid: Trie, scoring: Scoring, arrays: Mapping[str, NDArray[Any]]) -> Levels:
+    """Of a search that scores over the vocabulary; `arrays` hold those of `tail_arrays`."""
+    head, tail = scoring.emitted_head, scoring.emitted_tail
+    before = _with_head(sid, scoring)
+    levels = [arrays[f"tail.{i}"] for i in range(len(tail))]
+    closing = [arrays["leaf_lo"] for _ in tail]
+    trie = Trie(sid.leaves, (*before.tokens, *levels), (*before.lo[:-1], *closing, before.lo[-1]))
+    silent = [level for level, forced in enumerate(head) if not forced.scored]
+    silent += [before.depth + i for i, forced in enumerate(tail) if not forced.scored]
+    return Levels(trie, len(head), frozenset(silent))
+
+
+def relative_levels(sid: Trie, scoring: Scoring) -> Levels:
+    """Of a search whose scores are relative to a level's tokens: one that is forced adds 0, so no tail."""
+    first = len(scoring.emitted_head)
+    return Levels(_with_head(sid, scoring), first, frozenset(range(first)))
+
+
+def _with_head(sid: Trie, scoring: Scoring) -> Trie:
+    tokens = tuple(np.array([forced.token], np.int32) for forced in scoring.emitted_head)
+    root = np.array([0, sid.leaves], np.int32)
+    return Trie(sid.leaves, (*tokens, *sid.tokens), (*(root for _ in tokens), *sid.lo))
 
 
 def branching(trie: Trie) -> list[tuple[float, int]]:

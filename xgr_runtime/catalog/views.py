@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from xgr_kernels.trie import Trie
+    from xgr_kernels.trie import ScoreMode, Trie
     from xgr_runtime.catalog.snapshot import Catalog
+    from xgr_runtime.catalog.trie import Levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,20 +25,21 @@ class CatalogView:
 
     @property
     def trie(self) -> Trie:
-        return self.catalog.trie
+        """All levels that a search may descend."""
+        return self.catalog.scored_levels.trie
+
+    def levels(self, mode: ScoreMode) -> Levels:
+        """What a search in that score mode descends."""
+        return self.catalog.scored_levels if mode == "vocab" else self.catalog.relative_levels
 
     @property
     def leaves(self) -> int:
-        return self.trie.leaves
+        return self.catalog.leaves
 
     @property
     def depth(self) -> int:
-        return self.trie.depth
-
-    @property
-    def nodes(self) -> list[int]:
-        """Of the trie at each level, so many beams there can be; leaves last."""
-        return self.trie.nodes
+        """Tokens of a SID."""
+        return self.catalog.depth
 
 
 class Lease:

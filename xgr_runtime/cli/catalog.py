@@ -111,6 +111,7 @@ def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
         nodes = catalog.trie.nodes[level]
         lines[f"level {level}"] = f"{nodes} nodes, children per node above: mean {mean:.2f}, max {most}"
     lines |= {f"template {name}:": _described(one) for name, one in catalog.templates.named.items()}
+    lines["scoring"] = _scoring(catalog)
     lines["size"] = f"{file_bytes / 1e6:.1f} MB, of which the trie {catalog.trie_bytes / 1e6:.1f} MB"
     return lines
 
@@ -127,3 +128,13 @@ def _described(template: Template) -> str:
     ]
     most = template.max_history_items
     return ", ".join([*parts, "all items that fit" if most is None else f"newest {most} items"])
+
+
+def _scoring(catalog: Catalog) -> str:
+    scoring = catalog.scoring
+    head, tail = ([forced.token for forced in some] for some in (scoring.head, scoring.tail))
+    unscored = [forced.token for forced in (*scoring.head, *scoring.tail) if not forced.scored]
+    return (
+        f"head {head}, tail {tail}, not scored of these {unscored}, length_penalty {scoring.length_penalty}, "
+        f"score_mode {scoring.score_mode}, repetition_penalty {scoring.repetition_penalty}"
+    )

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from xgr_kernels.trie import ScoreMode
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
@@ -46,6 +46,8 @@ Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e18)]
 Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Penalty = Annotated[float, Meta(gt=0, le=10)]
+"""What log-probabilities of repeated tokens are multiplied by; 1: nothing."""
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Name = Annotated[str, Meta(max_length=1024)]
 """A worker, a version, an address, a path."""
@@ -112,10 +114,14 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The largest request a worker can ever serve; zero where the limit is not this worker's."""
+    """The largest request a worker can ever serve; zero where the limit is not this worker's.
+
+    `plain_scores`: no score mode `level` and no repetition penalty.
+    """
 
     max_prompt_tokens: Count
     max_beam_width: Count = 0
+    plain_scores: bool = False
 
 
 class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -217,6 +223,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     deny: bytes  # int32 leaves that do not
     timeout: Seconds  # left
     priority: Priority = 0  # higher first
+    repetition_penalty: Penalty = 1.0
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

@@ -15,7 +15,7 @@ def beam_select(logits: Tensor, batch: BeamBatch, backend: str = "cpu") -> Selec
     logits [R, V] float32, contiguous, on the CPU; on a GPU `cuda.Selector` selects, beams staying there.
     A child is a candidate if a leaf under it is alive and its logit is above -inf. Its score is
     fl32(scores[r] + fl32(logit - lse[r])), where lse is the natural log-sum-exp of the row ("vocab") or of
-    its live children ("legal").
+    its live children ("legal"), or 0 ("given": the row holds log probabilities).
     Order: score descending, parent ascending, token ascending.
     A NaN or +inf in a row of logits, a NaN or +inf score, or an infinite lse over live children marks the
     request invalid, with no results; never its batch mates. No candidates give no results, and are valid.

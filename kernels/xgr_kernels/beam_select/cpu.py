@@ -86,8 +86,8 @@ def _request_table(batch: BeamBatch, offsets: np.ndarray) -> tuple[np.ndarray, l
     table = np.empty((len(offsets) - 1, kernels.COLUMNS), np.int64)
     for b, row in enumerate(table):
         trie, level = batch.tries[b], batch.level[b]
-        legal = batch.score_modes[b] == "legal"
-        row[: kernels.LEAF_LEVEL] = offsets[b], offsets[b + 1], batch.width[b], legal
+        over = kernels.NORMALISERS[batch.normalisers[b]]
+        row[: kernels.LEAF_LEVEL] = offsets[b], offsets[b + 1], batch.width[b], over
         row[kernels.LEAF_LEVEL :] = _addresses(trie, batch.filters[b], level, alive)
     return table, alive
 

@@ -37,10 +37,12 @@ CHUNK = (
 ALL = np.int64(2**63 - 1)  # the cut that every candidate passes
 
 # Columns of the request table handed to `select`
-ROW_START, ROW_END, WIDTH, LEGAL, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RANK, RANKS, DENY, DENIED = (
+ROW_START, ROW_END, WIDTH, OVER, LEAF_LEVEL, NODES, TOKENS, LO, BITS, WORDS, RANK, RANKS, DENY, DENIED = (
     range(14)
 )
 COLUMNS = 14
+VOCAB, LEGAL, GIVEN = range(3)  # what a row's log-sum-exp is over
+NORMALISERS = {"vocab": VOCAB, "legal": LEGAL, "given": GIVEN}
 
 
 # ---- log-sum-exp -------------------------------------------------------------------------------------------
@@ -181,9 +183,9 @@ def _children(trie: Level, lo: int, hi: int) -> tuple[Scalar, Scalar]:
 
 @kernel()
 def _row_statistics(
-    x: Array, trie: Level, legal: bool, first: int, last: int, maxima: Array
+    x: Array, trie: Level, over: int, first: int, last: int, maxima: Array
 ) -> tuple[Scalar, int]:
-    """(lse, live children) of a row; lse is NaN if its logits hold NaN or +inf.
+    """(lse, live children) of a row; lse is NaN if its logits hold NaN or +inf, and 0 if they are `GIVEN`.
 
     Fills maxima [ceil(children / BLOCK)] with the largest live logit of each block, -inf for none.
     """
@@ -196,7 +198,7 @@ def _row_statistics(
         and tokens[last - 1] - tokens[first] == n - 1
         and bits.size == 0
         and deny.size == 0
-        and not legal
+        and over == VOCAB
     ):
         start, end = tokens[first], tokens[last - 1] + 1
         top, total = _absorb(x[:start], top, total, unused)
@@ -211,12 +213,14 @@ def _row_statistics(
         size = min(BLOCK, last - block)
         live += _load(x, trie, block, block + size, values)
         at = (block - first) // BLOCK
-        if legal:
+        if over == LEGAL:
             top, total = _absorb(values[:size], top, total, maxima[at : at + 1])
         else:
             maxima[at] = _largest(values[:size])
-    if legal and not np.isnan(lse):
+    if over == LEGAL and not np.isnan(lse):
         lse = _finish(top, total)
+    if over == GIVEN and not np.isnan(lse):
+        lse = F(0)
     return lse, live
 
 
@@ -425,7 +429,7 @@ def select(
         request = requests[row_request[r]]
         last = first[r] + child_offset[r + 1] - child_offset[r]
         bounds = maxima[block_offset[r] : block_offset[r + 1]]
-        lse[r], live = _row_statistics(x[r], _trie_of(request), request[LEGAL] == 1, first[r], last, bounds)
+        lse[r], live = _row_statistics(x[r], _trie_of(request), request[OVER], first[r], last, bounds)
         bad[r] = np.isnan(lse[r]) or not scores[r] < np.inf or (live > 0 and not lse[r] > -np.inf)
 
     out_offset = np.zeros(B + 1, np.int64)

@@ -22,7 +22,7 @@ def select(logits: Tensor, batch: BeamBatch, lse: np.ndarray | None = None) -> S
             first, last = children(batch.tries[b], batch.level[b], int(batch.lo[r]), int(batch.hi[r]))
             total[b] += last - first
             live = live_children(batch.tries[b], batch.filters[b], batch.level[b], first, last)
-            row_lse = row_log_sum_exp(x[r], live, batch.score_modes[b]) if lse is None else lse[r]
+            row_lse = row_log_sum_exp(x[r], live, batch.normalisers[b]) if lse is None else lse[r]
             if _is_invalid(x[r], float(batch.scores[r]), live, float(row_lse)):
                 invalid[b] = True
             elif not invalid[b]:
@@ -65,9 +65,11 @@ def live_children(
     return live
 
 
-def row_log_sum_exp(row: np.ndarray, live: list[tuple[int, int, int]], mode: str) -> np.float32:
-    """Natural log-sum-exp over a row [V] or over its live children, in float64, rounded once."""
-    x = row.astype(np.float64) if mode == "vocab" else row[[token for token, _, _ in live]].astype(np.float64)
+def row_log_sum_exp(row: np.ndarray, live: list[tuple[int, int, int]], over: str) -> np.float32:
+    """Natural log-sum-exp over a row [V] or over its live children, in float64, rounded once; 0 if given."""
+    if over == "given":
+        return np.float32(0)
+    x = row.astype(np.float64) if over == "vocab" else row[[token for token, _, _ in live]].astype(np.float64)
     top = x.max(initial=-np.inf)
     if not np.isfinite(top):
         return np.float32(top)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
+from xgr_kernels.trie import LeafFilter, Normaliser, Trie
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class BeamBatch:
     width: Sequence[int]  # [B] at least 1
     tries: Sequence[Trie]  # [B]
     filters: Sequence[LeafFilter]  # [B]
-    score_modes: Sequence[ScoreMode]  # [B]
+    normalisers: Sequence[Normaliser]  # [B]
     scores: np.ndarray  # [R] float32, natural log
     lo: np.ndarray  # [R] int32, the node of each beam; [0, leaves) at level 0
     hi: np.ndarray  # [R] int32

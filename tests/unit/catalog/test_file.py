@@ -191,17 +191,17 @@ def test_verify_finds_arrays_that_contradict(name: str, tmp_path: Path) -> None:
     arrays = {key: array.copy() for key, array in catalog.arrays.items()}
     flat = arrays[which].reshape(-1)
     flat[at] = flat[at] + np.array(added).astype(flat.dtype)
-    write_file(path, catalog.version, catalog.vocab_size, catalog.templates, arrays)
+    write_file(path, Header(catalog.version, catalog.vocab_size, catalog.templates, ()), arrays)
     with pytest.raises(CatalogError, match="build it again"):
         load_catalog(path)
 
 
 def test_verify_finds_a_foreign_version_and_a_small_vocabulary(tmp_path: Path) -> None:
     catalog, path = example(), tmp_path / "c.xgr"
-    write_file(path, "0" * 32, 50, catalog.templates, catalog.arrays)
+    write_file(path, Header("0" * 32, 50, catalog.templates, ()), catalog.arrays)
     with pytest.raises(CatalogError, match="does not have the hash"):
         verify_file(path)
-    write_file(path, catalog.version, 3, catalog.templates, catalog.arrays)
+    write_file(path, Header(catalog.version, 3, catalog.templates, ()), catalog.arrays)
     with pytest.raises(CatalogError, match="the vocabulary has 3"):
         verify_file(path)
 

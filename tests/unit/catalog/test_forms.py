@@ -67,7 +67,9 @@ def test_one_text(kind: str, between: str, tmp_path: Path, checkpoint: Path) -> 
             path.write_text(json.dumps(texts))
         case "object":
             path = path.with_suffix(".json")
-            rows = {k: {"sid": v, "title": f"t {k}", "more": [k]} for k, v in texts.items()}
+            rows: dict[str, dict[str, Any]] = {
+                k: {"sid": v, "title": f"t {k}", "more": [k]} for k, v in texts.items()
+            }
             rows["x"]["attributes"] = {"brand": {"name": "b"}}
             path.write_text(json.dumps(rows))
         case "jsonl":

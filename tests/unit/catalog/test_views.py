@@ -72,5 +72,5 @@ def test_a_version_may_come_back() -> None:
 
 def test_nodes_bound_the_beams_of_each_level() -> None:
     sids = {tuple(sid) for sid in OLD.catalog.sids.tolist()}
-    assert OLD.nodes == [len({sid[:length] for sid in sids}) for length in (1, 2, 3)]
-    assert OLD.nodes[-1] == OLD.leaves and len(OLD.nodes) == OLD.depth
+    assert OLD.trie.nodes == [len({sid[:length] for sid in sids}) for length in (1, 2, 3)]
+    assert OLD.trie.nodes[-1] == OLD.leaves and OLD.trie.depth == OLD.depth
