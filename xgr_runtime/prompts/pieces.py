@@ -3,8 +3,8 @@
 Only where that provably gives what the tokenizer makes of the whole text. A tokenizer cuts a text at its
 added tokens first and encodes what is between them piece by piece, so it is enough that every SID token is an
 added token, that it is found wherever it stands, and that no other added token can overlap it (`why_not`).
-What a tokenizer does with a piece beside an added token, such as a blank that SentencePiece puts before it, is
-asked of the tokenizer itself, with such a token beside the piece.
+What a tokenizer does with a piece beside an added token, such as a blank that SentencePiece puts before it,
+is asked of the tokenizer itself, with such a token beside the piece.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Prompts:
     """Of one checkpoint; for all versions of its catalogs, and for several threads."""
 
     def __init__(self, tokenizer: Tokenizer | None, chat: Chat, positions: int | None = None) -> None:
-        """Without a tokenizer there are prompts of ids alone. positions: of the model, where they are known."""
+        """Without a tokenizer there are prompts of ids alone. positions: of the model, if they are known."""
         self.chat = chat
         self.positions = positions
         self._tokenizer = tokenizer

@@ -83,7 +83,8 @@ class View:
 
     def check(self, limit: int | None) -> None:
         """Tries all templates; limit: tokens that the model takes. Raises CatalogError: what to change."""
-        self._check_spelling()
+        if any(plan.item.shows_sid for plan in self.plans.values()):
+            self._check_spelling()
         reason = why_not(self._tokenizer, self._sid_tokens())
         if reason is None:
             anchor = int(self.catalog.sids[0, 0])
