@@ -13,7 +13,7 @@ import torch
 from checkpoints import MakeCheckpoint
 from safetensors.torch import load_file, save_file
 
-from xgr_runtime import checkpoint
+from xgr_runtime.checkpoint import weights
 from xgr_runtime.cache.records import MOST_BYTES, Records
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import kept_checks
@@ -165,7 +165,7 @@ def test_large_file_that_was_written_again_is_checked_again(
     request: pytest.FixtureRequest,
 ) -> None:
     """Its hash knows samples alone."""
-    monkeypatch.setattr(checkpoint, "WHOLE", 0)
+    monkeypatch.setattr(weights, "WHOLE", 0)
     folder = tmp_path / "model"
     shutil.copytree(make_checkpoint("qwen3", 2), folder)
     start(folder, tmp_path)
