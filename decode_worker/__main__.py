@@ -1,6 +1,7 @@
 """`python -m decode_worker`: load the model and the catalog, listen, run."""
 
 import sys
+from pathlib import Path
 
 from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.cpu import CpuDecodeEngine
@@ -8,6 +9,7 @@ from decode_worker.search import tail_tokens_of
 from decode_worker.worker import DecodeWorker
 from xgr_kernels.cpu.compiled import spread_threads
 from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, load_catalog
+from xgr_runtime.checkpoint import described
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.config.machine import check_memory
 from xgr_runtime.errors import ConfigError
@@ -26,7 +28,8 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     check_listener(config.data_address, keys)
     told_address(config.advertise_data_address or config.data_address, keys)
     kernels = choose_kernels(config.device)
-    catalog = load_catalog(config.catalog, config.model_path)
+    with described(Path(config.model_path), config.base_model_path) as files:
+        catalog = load_catalog(config.catalog, files)
     model = load_model(config, lambda: lifecycle.stopping)
     lifecycle.passed("load", {"check": model.check_seconds})
     engine = make_engine(config, model, catalog, max_rows, kernels)

@@ -20,7 +20,7 @@ from router.http.memory import keep_large_apart
 from router.query.models import Model, Models
 from router.workers.following import check_named
 from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
-from xgr_runtime.checkpoint import not_applied
+from xgr_runtime.checkpoint import described, not_applied, passed_over
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
@@ -38,12 +38,20 @@ FIRST_HELLOS = 1.0  # seconds, at most, that requests wait for at a start
 def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     check_named(config)
     share_the_interpreter()
-    catalogs = Catalogs(CatalogView(load_catalog(config.catalog, config.model_path)))
-    if fields := not_applied(Path(config.model_path)):
-        log.warning("an exact search applies nothing of generation_config.json's %s", ", ".join(fields))
-    tokenizer = _tokenizer(Path(config.model_path), catalogs.newest.catalog.vocab_size)
+    with described(Path(config.model_path), config.base_model_path) as files:
+        catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files)))
+        _tell(files)
+        tokenizer = _tokenizer(files, catalogs.newest.catalog.vocab_size)
     with _listen(config.host, config.port) as http:
         asyncio.run(_serve(config, lifecycle, catalogs, tokenizer, http))
+
+
+def _tell(folder: Path) -> None:
+    """What the checkpoint's folder says or holds, and is no part of what is served. Raises `ModelError`."""
+    if fields := not_applied(folder):
+        log.warning("an exact search applies nothing of generation_config.json's %s", ", ".join(fields))
+    for line in passed_over(folder):
+        log.warning("%s", line)
 
 
 def share_the_interpreter() -> None:
@@ -141,6 +149,8 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             beyond,
             vocab_size,
         )
+    elif beyond < 0:
+        log.info("the model's vocabulary of %d has %d tokens that the tokenizer lacks", vocab_size, -beyond)
     return tokenizer
 
 

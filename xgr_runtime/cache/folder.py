@@ -1,4 +1,5 @@
-"""The folder of what is made once and used again at later starts: compiled kernels, what launches cost.
+"""The folder of what is made once and used again at later starts: compiled kernels, what
+launches cost, merged adapters.
 
 All of it may be lost, and is made anew then. Kernels that are read from it are run, so it belongs to this
 user and nobody else may write to it.

@@ -68,7 +68,7 @@ def merged_checkpoint(
 @contextlib.contextmanager
 def _kept(merger: Merger, room: Path, dtype: str) -> Iterator[Path]:
     """Raises OSError, ModelError."""
-    room.mkdir(mode=0o700, exist_ok=True)
+    room.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = room / key_of(merger.adapter, dtype)
     with contextlib.ExitStack() as held:
         with (room / _LOCK).open("w") as lock:

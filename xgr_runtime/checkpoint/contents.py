@@ -9,11 +9,13 @@ from xgr_runtime.checkpoint.names import (
     CONFIG,
     GENERATION,
     INDEX,
+    SINGLE,
     TEMPLATE_FOLDER,
     TEMPLATES,
     TOKENIZER,
 )
 from xgr_runtime.checkpoint.weights import listed_files
+from xgr_runtime.files import is_missing
 
 _USED = {CONFIG, GENERATION, INDEX, TEMPLATE_FOLDER, *TEMPLATES, *TOKENIZER, *ADAPTER_FILES}
 # What trainers leave: states of optimisers, schedulers, random numbers and their own settings.
@@ -41,17 +43,18 @@ def passed_over(folder: Path) -> list[str]:
 
     They are for the log: whoever evaluated with one of these has evaluated another model. Raises ModelError.
     """
-    used = _USED | {file.name for file in listed_files(folder, tell=False)}
+    has_weights = not (is_missing(folder / SINGLE) and is_missing(folder / INDEX))
+    chosen = listed_files(folder, tell=False) if has_weights else []
+    used = _USED | {file.name for file in chosen}
     left = [path for path in sorted(folder.iterdir()) if path.name not in used]
     left = [path for path in left if not _TRAINING.fullmatch(path.name) and not _TEXTS.fullmatch(path.name)]
     adapters = [path for path in left if (path / ADAPTER_CONFIG).is_file()]
     weights = [path for path in left if path not in adapters and _WEIGHTS.fullmatch(path.name)]
     code = [path for path in left if _CODE.fullmatch(path.name)]
     nested = [path for path in left if path.name == "adapters" and any(path.glob(f"*/{ADAPTER_CONFIG}"))]
-    chosen = listed_files(folder, tell=False)
-    choice = chosen[0].name + (f" and {len(chosen) - 1} more" if len(chosen) > 1 else "")
+    choice = f"only {_names(chosen)} {'are' if len(chosen) > 1 else 'is'}" if chosen else "none is"
     told = [
-        (weights, f"are weights that are not loaded; as in Hugging Face's library, {choice} is"),
+        (weights, f"are weights that are not loaded: as with Hugging Face's library, {choice}"),
         (code, "are code, which is never run"),
         (
             adapters + nested,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     command.add_argument("--out", type=Path, required=True, help="the file to write")
     command.add_argument("--model-path", type=Path, help="the checkpoint folder: tokenizer and vocabulary")
+    command.add_argument("--base-model-path", default="", help="what an adapter there was trained on")
     command.add_argument(
         "--sid-format",
         default="",
@@ -56,8 +58,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def build(args: argparse.Namespace) -> int:
     from xgr_runtime.catalog import PromptTemplate, build_catalog
+    from xgr_runtime.checkpoint import described
 
-    catalog = build_catalog(args.source, args.model_path, flags=_declared(args))
+    with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
+        catalog = build_catalog(args.source, files, flags=_declared(args))
     catalog.save(args.out)
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
     default = catalog.templates.default

@@ -52,9 +52,13 @@ HIDDEN = "***"
 CacheFolder = Annotated[
     str,
     about(
-        "where compiled kernels and what launches cost are kept for the next start; none: nowhere; empty: "
-        "xgr-runtime in $XDG_CACHE_HOME or ~/.cache, or a private folder in the temporary one"
+        "where compiled kernels, merged adapters and what launches cost are kept for the next start; none: "
+        "nowhere; empty: xgr-runtime in $XDG_CACHE_HOME or ~/.cache, or a private folder in the temporary one"
     ),
+]
+
+BaseModelPath = Annotated[
+    str, about("checkpoint folder that an adapter in --model-path was trained on; empty: the one it names")
 ]
 
 # Settings that the launcher hands down to the router as they are.
@@ -111,7 +115,8 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class _Model(_Process, frozen=True, kw_only=True):
     """What both workers and the launcher know of the model."""
 
-    model_path: Annotated[Text, about("checkpoint folder in Hugging Face form (safetensors)")]
+    model_path: Annotated[Text, about("checkpoint folder in Hugging Face form (safetensors), or an adapter")]
+    base_model_path: BaseModelPath = ""
     model_backend: Annotated[
         Backend,
         about("library whose layers run the checkpoint; auto: sglang where it is, on a GPU ours first"),
@@ -209,6 +214,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     model_path: Annotated[Text, about("checkpoint folder (tokenizer and config only)")]
+    base_model_path: BaseModelPath = ""
     catalog: Annotated[Text, about("catalog file or source")]
     prefill: Annotated[
         list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from xgr_runtime.cache.merged import merged_checkpoint
 from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
@@ -96,9 +97,10 @@ class Deployment:
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
+            config = self._whole(config, held)
             check_tools(config)
             self._starter = starter = self._starter or held.enter_context(_own_starter(config, found.count))
-            catalog = held.enter_context(self._sealed_catalog())
+            catalog = held.enter_context(self._sealed_catalog(config.model_path))
             compile_first(config, self._stop_request)
             shared = held.enter_context(mps(config, folder.path))
             groups = plan(config, folder.path, inherited_path(catalog), found.count, environ=shared.environ)
@@ -119,8 +121,26 @@ class Deployment:
             )
             self._supervisor.run(self._missing)
 
+    def _whole(self, config: ServeConfig, held: contextlib.ExitStack) -> ServeConfig:
+        """With an adapter merged into its base, which all processes then load like any other checkpoint.
+
+        The model keeps the name of the folder that was asked for. Raises `ModelError`.
+        """
+        path = Path(config.model_path)
+        found = held.enter_context(
+            merged_checkpoint(
+                path, config.base_model_path, Path(config.cache_folder), config.dtype, config.device
+            )
+        )
+        if found == path:
+            return config
+        name = config.served_model_name or path.resolve().name
+        return msgspec.structs.replace(
+            config, model_path=str(found), base_model_path="", served_model_name=name
+        )
+
     @contextlib.contextmanager
-    def _sealed_catalog(self) -> Iterator[BinaryIO]:
+    def _sealed_catalog(self, model_path: str) -> Iterator[BinaryIO]:
         """What all processes map, also later ones, whatever becomes of the file that it was read from.
 
         Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
@@ -128,7 +148,7 @@ class Deployment:
         source = Path(self.config.catalog)
         try:
             watch = SourceWatch(source)
-            memory, version = seal_catalog(source, self.config.model_path)
+            memory, version = seal_catalog(source, model_path)
         except CatalogError as error:
             setting = f"{flag('catalog')} " if str(error).startswith(str(source)) else ""
             raise CatalogError(f"{setting}{error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from xgr_runtime.checkpoint import read_config
+from xgr_runtime.checkpoint import find_adapter, read_config, weight_files
 from xgr_runtime.config import (
     SECRETS,
     DecodeConfig,
@@ -55,7 +55,7 @@ def check(config: ServeConfig) -> None:
     _forks(config)
     _check_machine(config)
     check_port(config.host, config.port)
-    read_config(Path(config.model_path))
+    _check_checkpoint(Path(config.model_path), config.base_model_path)
     for url in config.sglang_prefill:
         check_url(url, "--sglang-prefill")
     if not config.prefill_workers and not config.sglang_prefill:
@@ -64,6 +64,13 @@ def check(config: ServeConfig) -> None:
         )
     if not config.api_key and not is_loopback(config.host):
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
+
+
+def _check_checkpoint(folder: Path, base: str) -> None:
+    """Raises `ModelError`."""
+    if find_adapter(folder, base) is None:
+        read_config(folder)
+        weight_files(folder)
 
 
 def _check_machine(config: ServeConfig) -> None:

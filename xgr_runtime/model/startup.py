@@ -12,6 +12,7 @@ import torch
 from xgr_kernels.backend import choose_backend
 from xgr_kernels.cpu.compiled import keep_freed_memory, use_threads
 from xgr_runtime.cache.kernels import KernelFolder
+from xgr_runtime.cache.merged import merged_checkpoint
 from xgr_runtime.checkpoint import saved_dtype, weight_files
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.config.machine import check_memory, check_threads, cores
@@ -71,17 +72,26 @@ class LoadedModel:
 def load_model(config: PrefillConfig | DecodeConfig, stopping: Callable[[], bool] = bool) -> LoadedModel:
     """Load the checkpoint that `config` names, and make the KV pool that the worker's role asks for.
 
-    `stopping` ends the wait for another worker's memory. Raises `ModelError`, `ConfigError`.
+    An adapter is merged first, unless a launcher has done it. `stopping` ends the wait for another worker's
+    memory. Raises `ModelError`, `ConfigError`.
     """
+    cache = usable_cache(config.cache_folder)
+    path, base = Path(config.model_path), config.base_model_path
+    with merged_checkpoint(path, base, cache, config.dtype, config.device) as folder:
+        return _load(config, folder, cache, stopping)
+
+
+def _load(
+    config: PrefillConfig | DecodeConfig, folder: Path, cache: Path | None, stopping: Callable[[], bool]
+) -> LoadedModel:
+    """Raises `ModelError`, `ConfigError`."""
     check_threads(config.threads)
     found = cores()
     threads = config.threads or found.count
     log.info("%d threads, by %s", threads, "--threads" if config.threads else found.limit)
     torch.set_num_threads(threads)
-    folder = Path(config.model_path)
     dtype = saved_dtype(folder, config.device) if config.dtype == "auto" else config.dtype
     check_dtype(dtype, config.device)
-    cache = usable_cache(config.cache_folder)
     kernels = None
     if config.device == "cpu":
         ready_kernels(cache, dtype, stopping)

@@ -13,8 +13,8 @@ import torch
 from checkpoints import MakeCheckpoint
 from safetensors.torch import load_file, save_file
 
-from xgr_runtime.checkpoint import weights
 from xgr_runtime.cache.records import MOST_BYTES, Records
+from xgr_runtime.checkpoint import weights
 from xgr_runtime.errors import ModelError
 from xgr_runtime.model import kept_checks
 from xgr_runtime.model.backends import transformers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.cli.bench.flags import add_flags, load_settings, traffic_settings
@@ -43,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def bench(args: argparse.Namespace) -> int:
     """The whole run. Ctrl-C and SIGTERM end it early, with a report of what there is."""
     from xgr_runtime.catalog import load_catalog
+    from xgr_runtime.checkpoint import described
     from xgr_runtime.cli.bench.target import need_extra
 
     check_load(args)
@@ -51,7 +53,9 @@ def bench(args: argparse.Namespace) -> int:
         check_writable(args.plot, "--plot")
     for package in ("aiohttp", *(["matplotlib"] if args.plot else [])):
         need_extra(package)
-    return _bench(args, load_catalog(args.catalog, args.model_path), traffic_settings(args))
+    with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
+        catalog = load_catalog(args.catalog, files)
+    return _bench(args, catalog, traffic_settings(args))
 
 
 def key_of_environment() -> str | None:

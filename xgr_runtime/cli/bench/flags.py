@@ -31,6 +31,7 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
     _add(group, "--url", "where it listens", default="http://127.0.0.1:30000")
     _add(group, "--catalog", "its catalog, file or source", type=Path, required=True)
     _add(group, "--model-path", "its checkpoint folder; a built catalog file can do without", type=Path)
+    _add(group, "--base-model-path", "what an adapter there was trained on", default="")
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:

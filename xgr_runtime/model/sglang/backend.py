@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from xgr_runtime.checkpoint import check_globbed
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.model.backends.head import Head
 from xgr_runtime.model.backends.huggingface import Checkpoint, load_eager, open_checkpoint
@@ -94,6 +95,7 @@ def load_sglang(
     assert version is not None, "this module imports sglang"
     check_version(version, any_version)
     checkpoint = open_checkpoint(folder)
+    check_globbed(folder)
     checks = checks or KeptChecks()
     check = checks.of(folder, checkpoint.weights_hash, f"sglang {version}", dtype, device)
     with checks.timed():

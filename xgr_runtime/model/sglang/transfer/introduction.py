@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from xgr_runtime.checkpoint import read_config, weight_files, weights_hash
+from xgr_runtime.checkpoint import check_globbed, read_config, weight_files, weights_hash
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.model.base import DTYPES
 from xgr_runtime.model.sglang.transfer.memory import SglangKv
@@ -58,6 +58,7 @@ def model_identity(args: Any, server_args: Any, model: Any, memory: SglangKv) ->
     """What our decode workers compare with their own model. Raises `ModelError`, `ConfigError`."""
     folder = Path(server_args.model_path)
     read_config(folder)  # which says what is wrong with a path that is no local folder
+    check_globbed(folder)
     dtype = str(model.dtype).removeprefix("torch.")
     kept = {"auto": dtype, "bf16": "bfloat16"}.get(server_args.kv_cache_dtype, server_args.kv_cache_dtype)
     if dtype not in DTYPES or kept != dtype:
