@@ -22,7 +22,7 @@ from xgr_runtime.checkpoint.names import ADAPTER, SINGLE
 from xgr_runtime.checkpoint.tensors import (
     WORDS,
     Float32,
-    Part,
+    NewTensor,
     Tensors,
     computed,
     copied,
@@ -99,7 +99,7 @@ class Merger:
         """Bytes of the weights."""
         return sum(self._part(name, WORDS[dtype]).size for name in self.base)
 
-    def _part(self, name: str, dtype: str) -> Part:
+    def _part(self, name: str, dtype: str) -> NewTensor:
         file, source = self.base[name]
         change = self.changes.get(name)
         if change is None:

@@ -106,7 +106,7 @@ def from_float32(numbers: Float32, dtype: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Part:
+class NewTensor:
     """A tensor to be written: its type, its shape, and who writes all of its bytes to a stream."""
 
     dtype: str
@@ -115,7 +115,7 @@ class Part:
     write: Callable[[BinaryIO], None]
 
 
-def write_tensors(stream: BinaryIO, parts: Mapping[str, Part]) -> None:
+def write_tensors(stream: BinaryIO, parts: Mapping[str, NewTensor]) -> None:
     """A file in the form of safetensors, parts one after the other. Raises OSError, and as the parts do."""
     # Wide types first, so that every tensor begins where its type may.
     names = sorted(parts, key=lambda name: (-FLOATS.get(parts[name].dtype, 8), name))
@@ -135,15 +135,15 @@ def write_tensors(stream: BinaryIO, parts: Mapping[str, Part]) -> None:
         assert stream.tell() - before == parts[name].size, name
 
 
-def copied(tensors: Tensors, name: str, dtype: str = "") -> Part:
+def copied(tensors: Tensors, name: str, dtype: str = "") -> NewTensor:
     """A tensor as it is saved, or in `dtype`."""
     saved = tensors[name]
     if not dtype or dtype == saved.dtype or saved.dtype not in FLOATS:
-        return Part(
+        return NewTensor(
             saved.dtype, saved.shape, saved.end - saved.begin, lambda s: _copy(tensors.content(name), s)
         )
     count = (saved.end - saved.begin) // FLOATS[saved.dtype]
-    return Part(
+    return NewTensor(
         dtype,
         saved.shape,
         count * FLOATS[dtype],
@@ -151,14 +151,14 @@ def copied(tensors: Tensors, name: str, dtype: str = "") -> Part:
     )
 
 
-def computed(shape: Sequence[int], dtype: str, blocks: Callable[[], Iterator[Float32]]) -> Part:
+def computed(shape: Sequence[int], dtype: str, blocks: Callable[[], Iterator[Float32]]) -> NewTensor:
     """A tensor whose numbers come block by block, in their order."""
 
     def write(stream: BinaryIO) -> None:
         for block in blocks():
             stream.write(from_float32(block, dtype))
 
-    return Part(dtype, tuple(shape), int(np.prod(shape)) * FLOATS[dtype], write)
+    return NewTensor(dtype, tuple(shape), int(np.prod(shape)) * FLOATS[dtype], write)
 
 
 def _copy(content: Bytes, stream: BinaryIO) -> None:

@@ -83,7 +83,7 @@ def check_globbed(folder: Path) -> None:
 def digest_of(files: list[Path]) -> "xxhash.xxh3_128":
     """A digest of names, sizes and content of files, as `weights_hash` reads them."""
     digest = xxhash.xxh3_128()
-    for file in sorted(files):
+    for file in sorted(files, key=lambda file: file.name):
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
         _digest_file(file, digest)
     return digest
