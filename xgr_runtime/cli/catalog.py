@@ -33,6 +33,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--out", type=Path, required=True, help="the file to write")
     command.add_argument("--model-path", type=Path, help="the checkpoint folder: tokenizer and vocabulary")
     command.add_argument("--base-model-path", default="", help="what an adapter there was trained on")
+    add_source_flags(command)
+    command.set_defaults(func=build)
+
+    command = commands.add_parser("inspect", help="say what a catalog file holds")
+    command.add_argument("file", type=Path)
+    command.set_defaults(func=inspect)
+
+    command = commands.add_parser("verify", help="reread a catalog file and check everything in it")
+    command.add_argument("file", type=Path)
+    command.set_defaults(func=check)
+
+
+def add_source_flags(command: argparse.ArgumentParser) -> None:
+    """What may have to be declared of a source: `declared_by` reads it."""
     command.add_argument(
         "--sid-format",
         default="",
@@ -45,15 +59,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         command.add_argument(
             f"--{column}-column", default=column, help=f"the column of the source that is {column}"
         )
-    command.set_defaults(func=build)
-
-    command = commands.add_parser("inspect", help="say what a catalog file holds")
-    command.add_argument("file", type=Path)
-    command.set_defaults(func=inspect)
-
-    command = commands.add_parser("verify", help="reread a catalog file and check everything in it")
-    command.add_argument("file", type=Path)
-    command.set_defaults(func=check)
 
 
 def build(args: argparse.Namespace) -> int:
@@ -61,7 +66,7 @@ def build(args: argparse.Namespace) -> int:
     from xgr_runtime.checkpoint import described
 
     with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
-        catalog = build_catalog(args.source, files, flags=_declared(args))
+        catalog = build_catalog(args.source, files, flags=declared_by(args))
     catalog.save(args.out)
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
     default = catalog.templates.default
@@ -70,8 +75,8 @@ def build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _declared(args: argparse.Namespace) -> Declared:
-    """Raises CatalogError."""
+def declared_by(args: argparse.Namespace) -> Declared:
+    """What the flags of `add_source_flags` say. Raises CatalogError."""
     sizes = args.sid_packed.split(",") if args.sid_packed else []
     if not all(size.isdecimal() and len(size) < 10 for size in sizes):
         raise CatalogError(

@@ -1,0 +1,101 @@
+"""The files under the folders that were named, looked at once and within bounds."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xgr_runtime.errors import CatalogError
+from xgr_runtime.files import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+DEEPEST = 6  # folders below the one that was named
+MOST_FILES = 20_000
+_SKIPPED = ("__pycache__", "node_modules", "wandb", "tb_logs")
+
+
+class Artefacts:
+    """Paths of all files under `roots`, each root a folder or one file. Raises CatalogError.
+
+    `without` is a folder that is not looked into. `dataset`: where several files would do, the one whose
+    name begins so.
+    """
+
+    def __init__(self, roots: Sequence[Path], without: Path | None = None, dataset: str = "") -> None:
+        self.roots = roots
+        self.dataset = dataset
+        self.paths: list[Path] = []
+        for root in roots:
+            self.paths += [path for path in _below(root, without) if path not in self.paths]
+
+    def named(self, *patterns: str) -> list[Path]:
+        """Files with such a name, in order of their paths."""
+        found = [path for path in self.paths if any(fnmatchcase(path.name, one) for one in patterns)]
+        return sorted(found)
+
+    def of_dataset(self, dataset: str, *patterns: str) -> list[Path]:
+        """Those of `named` whose name begins as the dataset's files do."""
+        return [path for path in self.named(*patterns) if path.name.startswith(dataset)]
+
+    def one(self, *patterns: str) -> Path:
+        """The file with such a name. Raises CatalogError where several have one and no dataset decides."""
+        found = self.named(*patterns)
+        if not found:
+            raise CatalogError(
+                f"{self.roots[0]}: no {' or '.join(patterns)} in it, which the project of --as has: name its "
+                "folder with --data, or leave --as out"
+            )
+        if self.dataset:
+            narrowed = [path for path in found if path.name.startswith(self.dataset)]
+            in_folder = [path for path in found if path.parent.name == self.dataset]
+            found = narrowed or in_folder
+            if not found:
+                names = listing(self.named(*patterns))
+                raise CatalogError(f"--dataset {self.dataset!r:.80}: no such one among {names}: correct it")
+        if len(found) != 1:
+            raise CatalogError(
+                f"{found[0].parent}: several catalogs, {listing(found)}: choose one with --dataset NAME, or "
+                "name its folder"
+            )
+        return found[0]
+
+
+def _below(root: Path, without: Path | None) -> Iterator[Path]:
+    if not root.is_dir():
+        if not root.is_file():
+            raise CatalogError(f"{root}: no such file or folder: name what training left behind")
+        yield root
+        return
+    count = 0
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        if len(here.relative_to(root).parts) >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and name not in _SKIPPED and here / name != without
+        )
+        for name in sorted(names):
+            if name[0] == ".":
+                continue
+            count += 1
+            if count > MOST_FILES:
+                raise CatalogError(
+                    f"{root} holds more than {MOST_FILES} files: name a folder further down, and the others "
+                    "with --data and --model-path"
+                )
+            yield here / name
+
+
+def listing(paths: Sequence[Path], most: int = 6) -> str:
+    """A few of them, for a message."""
+    shown = ", ".join(str(path) for path in paths[:most])
+    return f"{shown} and {len(paths) - most} more" if len(paths) > most else shown
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that exists. Raises CatalogError."""
+    return read_object(path, CatalogError)

@@ -1,0 +1,110 @@
+"""Which of the folders is the checkpoint, and what its files say of how it was trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xgr_runtime.cli.imports.artefacts import listing
+from xgr_runtime.errors import ModelError
+from xgr_runtime.files import read_object
+from xgr_runtime.tokenizer.added import NAMED, SETTINGS, token_text
+
+if TYPE_CHECKING:
+    from xgr_runtime.cli.imports.artefacts import Artefacts
+
+ADAPTER = "adapter_config.json"
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_STEP = re.compile(r"checkpoint-(\d+)")
+FINAL = "final_checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in Hugging Face form, and the folders that were passed over for it."""
+
+    folder: Path
+    passed_over: tuple[Path, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, {} without one. Raises ModelError."""
+        return read_object(self.folder / "config.json", ModelError)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the history, as in T5."""
+        return bool(self.config.get("is_encoder_decoder"))
+
+    @property
+    def end_token(self) -> str:
+        """What the tokenizer calls its end token. Raises ModelError."""
+        settings = read_object(self.folder / SETTINGS, ModelError)
+        named = read_object(self.folder / NAMED, ModelError)
+        text = token_text(settings.get("eos_token") or named.get("eos_token"))
+        if not text:
+            raise ModelError(
+                f"{self.folder}: {SETTINGS} names no eos_token, and scores include it: name the one that "
+                "training had"
+            )
+        return text
+
+
+def find_checkpoint(artefacts: Artefacts, named: Path | None) -> Checkpoint:
+    """The one that `named` says, else the only one, the final one, or the newest of a training run.
+
+    Raises ModelError where there is none, or where several are left.
+    """
+    if named is not None:
+        if not (named / "config.json").is_file() and not (named / ADAPTER).is_file():
+            raise ModelError(f"--model-path {named}: no config.json there: name a checkpoint folder")
+        return Checkpoint(named.absolute())
+    all_of_them = _folders(artefacts)
+    if not all_of_them:
+        raise ModelError(
+            f"{artefacts.roots[0]}: no checkpoint (config.json with weights) in it: name it with --model-path"
+        )
+    left = _without_bases(_without_older(all_of_them))
+    if len(left) > 1:
+        raise ModelError(f"several checkpoints, {listing(left)}: choose one with --model-path")
+    others = tuple(folder for folder in all_of_them if folder != left[0])
+    return Checkpoint(left[0].absolute(), others)
+
+
+def _folders(artefacts: Artefacts) -> list[Path]:
+    weights = {path.parent for path in artefacts.named(*_WEIGHTS)}
+    configs = {path.parent for path in artefacts.named("config.json", ADAPTER)}
+    return sorted(weights & configs)
+
+
+def _without_older(folders: list[Path]) -> list[Path]:
+    """Of a run's folder and those in it: `final_checkpoint`, else the folder, else its newest checkpoint."""
+    left = set(folders)
+    for run in {folder.parent for folder in folders} | set(folders):
+        steps = [folder for folder in folders if folder.parent == run and _STEP.fullmatch(folder.name)]
+        steps.sort(key=lambda folder: int(_STEP.fullmatch(folder.name)[1]))  # type: ignore[index]
+        if run / FINAL in left:
+            left -= {run, *steps}
+        elif run in left:
+            left -= set(steps)
+        else:
+            left -= set(steps[:-1])
+    return sorted(left)
+
+
+def _without_bases(folders: list[Path]) -> list[Path]:
+    """Without the folders that adapters among them name as what they change."""
+    bases: set[Path] = set()
+    for folder in folders:
+        name = read_object(folder / ADAPTER, ModelError).get("base_model_name_or_path")
+        if isinstance(name, str) and name:
+            bases |= {(folder / name).resolve(), (folder.parent / name).resolve(), Path(name).resolve()}
+    return [folder for folder in folders if folder.resolve() not in bases]

@@ -1,0 +1,51 @@
+"""What `xgr import` says: what it recognised, what it assumed, what it could not use, what to do next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xgr_runtime.checkpoint import not_applied
+from xgr_runtime.cli.imports.write import SERVE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from xgr_runtime.catalog import Catalog
+    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.draft import Draft
+
+
+def print_report(
+    title: str, draft: Draft, checkpoint: Checkpoint, catalog: Catalog, out: Path, others: Sequence[str]
+) -> None:
+    """To stdout, a line each."""
+    dataset = f", {draft.dataset}" if draft.dataset else ""
+    shared, worst = catalog.collisions()
+    _section(
+        "recognised",
+        [
+            f"{title}{dataset}",
+            f"{catalog.items} items on {catalog.leaves} SIDs of {catalog.depth} levels; {shared} share a "
+            f"SID, at most {worst} on one",
+            *draft.found,
+            f"checkpoint {checkpoint.folder}",
+        ],
+    )
+    assumed = [*draft.assumed, f"{draft.width} beams, as its evaluation: beam_width of a request"]
+    if others:
+        assumed.append(f"files of {', '.join(others)} are here, too: --as")
+    _section("assumed", assumed)
+    sampling = [
+        f"generation_config.json: {field}: an exact search does not"
+        for field in not_applied(checkpoint.folder)
+    ]
+    passed_over = [f"{folder}: another checkpoint, --model-path" for folder in checkpoint.passed_over]
+    _section("not used", [*draft.unused, *passed_over, *sampling])
+    _section("written", [f"{path}" for path in sorted(out.iterdir())])
+    _section("next", [f"xgr verify {out} --cases FILE", f"xgr serve --config {out / SERVE}"])
+
+
+def _section(name: str, lines: Sequence[str]) -> None:
+    for number, line in enumerate(lines or ["nothing"]):
+        print(f"{name if number == 0 else '':<12}{line}")

@@ -1,0 +1,161 @@
+"""Writes what was read: items.jsonl, catalog.json and what it names, serve.toml; all of them or none.
+
+They are written into a hidden folder beside, built there as a server would, and only then get their name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from xgr_runtime.catalog import Catalog, build_catalog
+from xgr_runtime.catalog.checks import check_lengths, checked_ids, resolved_sids
+from xgr_runtime.catalog.declared import TOKEN_IDS, spell
+from xgr_runtime.catalog.vocabulary import read_vocabulary
+from xgr_runtime.cli.imports.tables import sids
+from xgr_runtime.errors import CatalogError, ConfigError, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.draft import Draft
+
+ITEMS, TEMPLATES, SERVE = "items.jsonl", "catalog.json", "serve.toml"
+_OURS = re.compile(r"items\.jsonl|catalog\.json|serve\.toml|[a-z_]+\.jinja")
+_LEAST_WIDTH = 128
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Before any work. Raises ConfigError where something is there that an import did not write."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it, or name another")
+    if not out.exists():
+        return
+    strangers = [out] if not out.is_dir() else [p for p in out.iterdir() if not _OURS.fullmatch(p.name)]
+    if strangers:
+        raise ConfigError(
+            f"--out {out} holds {strangers[0].name}, which no import wrote: name another folder"
+        )
+    if any(out.iterdir()) and not force:
+        raise ConfigError(f"--out {out} is there already: name another folder, or replace it with --force")
+
+
+def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
+    """The catalog as a server builds it of what lies in `out` now.
+
+    Raises CatalogError, ModelError, ConfigError; then `out` is as it was.
+    """
+    _check_rows(draft, checkpoint)
+    hidden = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
+    try:
+        hidden.mkdir()
+        _write_items(draft, hidden / ITEMS)
+        _write_json(hidden / TEMPLATES, _declared(draft))
+        for name, text in draft.files.items():
+            (hidden / name).write_text(text, encoding="utf-8")
+        (hidden / SERVE).write_text(_settings(draft, checkpoint, out), encoding="utf-8")
+        with _as_read(hidden, draft, out):
+            catalog = build_catalog(hidden / ITEMS, checkpoint.folder)
+        _replace(out, hidden)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} cannot be written ({error.strerror or error}): make room there, or name another"
+        ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return catalog
+
+
+def _check_rows(draft: Draft, checkpoint: Checkpoint) -> None:
+    """What is wrong with an item is said of the file and line that it came from. Raises CatalogError."""
+    try:
+        draft.columns = spell(draft.columns, draft.form)
+        check_lengths(draft.columns)
+        resolved_sids(draft.columns, checked_ids(draft.columns), read_vocabulary(checkpoint.folder))
+    except CatalogError as error:
+        raise CatalogError(f"{draft.source}: {error}") from error
+
+
+@contextlib.contextmanager
+def _as_read(hidden: Path, draft: Draft, out: Path) -> Iterator[None]:
+    """Errors of the block name the source and the folder that was asked for, not the hidden one."""
+    try:
+        yield
+    except StartupError as error:
+        text = str(error).replace(str(hidden / ITEMS), str(draft.source)).replace(str(hidden), str(out))
+        raise type(error)(re.sub(r"\bline (\d+)", r"row \1", text)) from error
+
+
+def _replace(out: Path, made: Path) -> None:
+    """`made` gets the name `out`; what was there, which an import wrote, is gone then."""
+    if not out.exists():
+        made.rename(out)
+        return
+    old = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
+    out.rename(old)
+    try:
+        made.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_items(draft: Draft, path: Path) -> None:
+    columns = draft.columns
+    encode = msgspec.json.Encoder().encode
+    with path.open("wb") as file:
+        for item, sid, title, popularity, attributes in zip(
+            columns.items,
+            sids(columns),
+            columns.titles or repeat(None),
+            columns.popularity or repeat(None),
+            columns.attributes or repeat(b""),
+            strict=False,
+        ):
+            row: dict[str, Any] = {"item": str(item), "sid": sid}
+            if title:
+                row["title"] = title
+            if popularity is not None:
+                row["popularity"] = popularity
+            if attributes:
+                row["attributes"] = msgspec.Raw(attributes)
+            file.write(encode(row) + b"\n")
+
+
+def _declared(draft: Draft) -> dict[str, Any]:
+    """catalog.json. SIDs are written as the tokens that the form gave."""
+    fields: dict[str, Any] = {"templates": draft.templates}
+    if draft.scoring:
+        fields["scoring"] = draft.scoring
+    if draft.form.sid_format == TOKEN_IDS:  # other integers must not pass as ids
+        fields["sid_format"] = TOKEN_IDS
+    return fields
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _settings(draft: Draft, checkpoint: Checkpoint, out: Path) -> str:
+    """serve.toml. Paths are whole, so that `--config` works from any folder."""
+    width = max(_LEAST_WIDTH, draft.width)
+    return (
+        f"# Evaluation asked for {draft.width} beams: beam_width of a request.\n"
+        f"model-path = {_quoted(checkpoint.folder)}\n"
+        f"catalog = {_quoted(out.absolute() / ITEMS)}\n"
+        f"max-beam-width = {width}\n"
+    )
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
