@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 CODES = 8  # of each level
 END = "<|end|>"
+MARKS = ("<|im_start|>", "<|im_end|>", "<|sid_begin|>", "<|sid_end|>")
 CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
 ITEMS: dict[str, tuple[int, ...]] = {
     **{str(n): (n % CODES, n * 3 % CODES, (n + n // CODES) % CODES) for n in range(20)},
@@ -125,7 +126,7 @@ def think(root: Path) -> Path:
     write_json(root / "data" / "Toys.pretrain.json", rows)
     (root / "test").mkdir()
     (root / "test" / "global_trie.pkl").write_bytes(b"\x80\x04N.")
-    checkpoint(root / "results", [*all_letters(form="<s_{letter}_{code}>"), "<|sid_begin|>", "<|sid_end|>"])
+    checkpoint(root / "results", [*all_letters(form="<s_{letter}_{code}>"), *MARKS])
     return root
 
 
@@ -156,7 +157,7 @@ def openonerec(root: Path) -> Path:
         for seen in (sid(903) + sid(905), sid(907))
     ]
     write_table(data / "benchmark_data" / "video" / "video_test.parquet", rows)
-    checkpoint(root / "model", [*all_letters(form="<s_{letter}_{code}>"), "<|sid_begin|>", "<|sid_end|>"])
+    checkpoint(root / "model", [*all_letters(form="<s_{letter}_{code}>"), *MARKS])
     write_json(root / "model" / "generation_config.json", {"do_sample": True, "top_k": 20})
     return root
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import project_folders as folders
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from project_folders import END, ITEMS, PROJECTS
 
-from xgr_runtime.catalog import Catalog, load_catalog
+from xgr_runtime.catalog import Catalog, load_catalog, vocabulary
 from xgr_runtime.cli import main
+from xgr_runtime.cli.imports import write
 from xgr_runtime.config import ServeConfig, add_flags, from_args
 from xgr_runtime.prompts import Prompts, Rendered
 from xgr_runtime.tokenizer import read_tokenizer
@@ -92,7 +98,7 @@ def test_the_catalog_is_the_projects(imported: tuple[str, Path, str]) -> None:
     assert tokenizer is not None
     for item in ITEMS:
         sid = catalog.sids[leaves(catalog, [named(project, item)])[0]].tolist()
-        assert "".join(map(tokenizer.id_to_token, sid)) == spelt(project, item)
+        assert "".join(tokenizer.id_to_token(token) or "" for token in sid) == spelt(project, item)
 
 
 def test_what_was_recognised_assumed_and_left_is_said(imported: tuple[str, Path, str]) -> None:
@@ -172,4 +178,92 @@ def test_the_first_item_of_a_sid_is_the_most_popular(field: str, first: str, tmp
     assert main(["import", str(root), "--out", str(tmp_path / "out"), "--popularity", field]) == 0
     catalog, _ = served(tmp_path / "out")
     leaf = int(leaves(catalog, ["904"])[0])
-    assert catalog.items_ofleaves([leaf])[0][0] == first
+    assert catalog.items_of_leaves([leaf])[0][0] == first
+
+
+def _messages(path: Path) -> list[list[dict[str, object]]]:
+    return [json.loads(row["messages"]) for row in pq.read_table(path).to_pylist()]
+
+
+def _cases(kit: str, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (KITS / kit / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Catalog, Prompts]]:
+    """`of(kit)`: catalog and prompts after `xgr import` of the folder that the kit's project leaves."""
+    if not KITS.is_dir():
+        pytest.skip("needs XGR_TEST_DATA with kits/")
+
+    read_once = functools.cache(read_tokenizer)  # real ones are megabytes, and are asked for at each step
+
+    @functools.cache
+    def of(kit: str) -> tuple[Catalog, Prompts]:
+        folder = tmp_path_factory.mktemp(kit)
+        root = folders.of_kit(KITS, kit, folders.unpack(KITS, kit, folder / "unpacked"), folder / "project")
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (vocabulary, write, sys.modules[__name__]):
+                patch.setattr(module, "read_tokenizer", read_once)
+            assert main(["import", str(root), "--out", str(folder / "out")]) == 0
+            return served(folder / "out")
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("kit", "name", "users"),
+    [
+        ("minionerec", "cases", 30),
+        ("onerec-think", "cases", 30),
+        ("onerec-think", "cases_think", 20),
+        ("lcrec", "cases", 30),
+        ("lcrec", "cases_17prompts", 34),
+        ("openonerec", "cases", 30),
+    ],
+)
+def test_prompts_of_kits_have_the_ids_of_evaluation(
+    kit: str, name: str, users: int, of_kits: Callable[[str], tuple[Catalog, Prompts]]
+) -> None:
+    catalog, prompts = of_kits(kit)
+    cases = _cases(kit, name)
+    assert len(cases) == users
+    spoken = KITS / kit / "data" / "benchmark_data" / "video" / "video_test.parquet"
+    for row, case in enumerate(cases):
+        if kit == "openonerec":
+            found = prompts.of_messages(catalog, None, _messages(spoken)[row], {}, 8192)
+        else:
+            number = case.get("prompt", 0)
+            template = "think" if "thought" in case else f"prompt-{number}" if number else None
+            thought = {"thought": case["thought"]} if "thought" in case else {}
+            found = rendered(catalog, prompts, case["history"], template, **thought)
+        assert found.tokens.tolist() == case["prompt_ids"], row
+
+
+def test_items_on_one_sid_of_a_kit_come_as_its_evaluation_orders_them(
+    of_kits: Callable[[str], tuple[Catalog, Prompts]],
+) -> None:
+    catalog, _ = of_kits("openonerec")
+    leaf_of = {tuple(sid): leaf for leaf, sid in enumerate(catalog.sids.tolist())}
+    several = 0
+    for case in _cases("openonerec", "cases"):
+        for (sid, _), pid in zip(case["beams"], case["pids"], strict=True):
+            leaf = leaf_of.get(tuple(sid))
+            assert (leaf is None) == (not pid)
+            if leaf is not None:
+                items = catalog.items_of_leaves([leaf])[0]
+                several += len(items) > 1
+                assert items[0] == str(pid)
+    assert several
+
+
+@pytest.mark.parametrize("kit", ["minionerec", "onerec-think", "lcrec", "openonerec"])
+def test_catalogs_of_kits_hold_their_items(
+    kit: str, of_kits: Callable[[str], tuple[Catalog, Prompts]]
+) -> None:
+    catalog, _ = of_kits(kit)
+    assert (catalog.items, catalog.leaves, catalog.depth) == {
+        "minionerec": (3686, 3670, 3),
+        "onerec-think": (1500, 1487, 4),
+        "lcrec": (9922, 9897, 4),
+        "openonerec": (3459, 3444, 3),
+    }[kit]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import project_folders as folders
 import pytest
-from project_folders import ITEMS, PROJECTS, all_letters, checkpoint, letters, write_json, write_table
+from project_folders import ITEMS, MARKS, PROJECTS, all_letters, checkpoint, letters, write_json, write_table
 
 from xgr_runtime.cli import main
 
@@ -115,12 +115,12 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     ),
     "head tokens that it lacks": (
         "onerec-think",
-        remade("results", all_letters(form="<s_{letter}_{code}>")),
+        remade("results", [*all_letters(form="<s_{letter}_{code}>"), *MARKS[:2]]),
         r"sid_begin",
     ),
     "begin of a SID that it lacks": (
         "openonerec",
-        remade("model", all_letters(form="<s_{letter}_{code}>")),
+        remade("model", [*all_letters(form="<s_{letter}_{code}>"), *MARKS[:2]]),
         r"sid_begin",
     ),
     "codebook of another model": (

@@ -21,16 +21,22 @@ from xgr_runtime.catalog.declared import TOKEN_IDS, spell
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.cli.imports.tables import sids
 from xgr_runtime.errors import CatalogError, ConfigError, StartupError
+from xgr_runtime.prompts import Prompts
+from xgr_runtime.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tokenizers import Tokenizer
+
+    from xgr_runtime.catalog.columns import Columns
     from xgr_runtime.cli.imports.checkpoints import Checkpoint
     from xgr_runtime.cli.imports.draft import Draft
 
 ITEMS, TEMPLATES, SERVE = "items.jsonl", "catalog.json", "serve.toml"
 _OURS = re.compile(r"items\.jsonl|catalog\.json|serve\.toml|[a-z_]+\.jinja")
+_MARK = re.compile(r"<\|[^<>|\s]+\|>")
 _LEAST_WIDTH = 128
 
 
@@ -54,7 +60,7 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
 
     Raises CatalogError, ModelError, ConfigError; then `out` is as it was.
     """
-    _check_rows(draft, checkpoint)
+    draft.columns = _spelt(draft)
     hidden = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
     try:
         hidden.mkdir()
@@ -63,8 +69,11 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
         for name, text in draft.files.items():
             (hidden / name).write_text(text, encoding="utf-8")
         (hidden / SERVE).write_text(_settings(draft, checkpoint, out), encoding="utf-8")
-        with _as_read(hidden, draft, out):
+        with _as_read(hidden, draft, checkpoint, out):
             catalog = build_catalog(hidden / ITEMS, checkpoint.folder)
+            tokenizer = read_tokenizer(checkpoint.folder)
+            _check_marks(draft, tokenizer)
+            Prompts.read(tokenizer, checkpoint.folder).check(catalog)
         _replace(out, hidden)
     except OSError as error:
         raise ConfigError(
@@ -75,22 +84,40 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
     return catalog
 
 
+def _spelt(draft: Draft) -> Columns:
+    """SIDs as tokens. Raises CatalogError that names the source."""
+    try:
+        return spell(draft.columns, draft.form)
+    except CatalogError as error:
+        raise CatalogError(f"{draft.source}: {error}") from error
+
+
 def _check_rows(draft: Draft, checkpoint: Checkpoint) -> None:
     """What is wrong with an item is said of the file and line that it came from. Raises CatalogError."""
     try:
-        draft.columns = spell(draft.columns, draft.form)
         check_lengths(draft.columns)
         resolved_sids(draft.columns, checked_ids(draft.columns), read_vocabulary(checkpoint.folder))
     except CatalogError as error:
         raise CatalogError(f"{draft.source}: {error}") from error
 
 
+def _check_marks(draft: Draft, tokenizer: Tokenizer | None) -> None:
+    """Raises CatalogError where templates hold a mark, as <|sid_begin|>, that the tokenizer spells out."""
+    for mark in sorted(set(_MARK.findall(json.dumps([draft.templates, draft.files])))):
+        if tokenizer is None or tokenizer.token_to_id(mark) is None:
+            raise CatalogError(
+                f"the prompts of evaluation hold {mark}, and the checkpoint's tokenizer has no such token: "
+                "name the checkpoint that the project trained with --model-path"
+            )
+
+
 @contextlib.contextmanager
-def _as_read(hidden: Path, draft: Draft, out: Path) -> Iterator[None]:
+def _as_read(hidden: Path, draft: Draft, checkpoint: Checkpoint, out: Path) -> Iterator[None]:
     """Errors of the block name the source and the folder that was asked for, not the hidden one."""
     try:
         yield
     except StartupError as error:
+        _check_rows(draft, checkpoint)
         text = str(error).replace(str(hidden / ITEMS), str(draft.source)).replace(str(hidden), str(out))
         raise type(error)(re.sub(r"\bline (\d+)", r"row \1", text)) from error
 
