@@ -181,6 +181,112 @@ def test_the_first_item_of_a_sid_is_the_most_popular(field: str, first: str, tmp
     assert catalog.items_of_leaves([leaf])[0][0] == first
 
 
+def test_paths_lead_there_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders.minionerec(tmp_path / "work" / "project")
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["import", "project", "--out", "out"]) == 0
+    monkeypatch.chdir(tmp_path)
+    config = settings(tmp_path / "work" / "out")
+    assert Path(config.model_path) == tmp_path / "work" / "project" / "output" / "final_checkpoint"
+    assert Path(config.catalog).is_absolute() and config.max_beam_width == 128
+    assert served(tmp_path / "work" / "out")[0].items == len(ITEMS)
+
+
+def test_data_and_checkpoint_may_lie_apart(tmp_path: Path) -> None:
+    root = folders.lcrec(tmp_path / "project")
+    (root / "ckpt").rename(tmp_path / "models")
+    flags = ["--model-path", str(tmp_path / "models" / "checkpoint-9"), "--out", str(tmp_path / "out")]
+    assert main(["import", str(root / "data" / "Toys"), *flags]) == 0
+    flags = ["--data", str(root), "--out", str(tmp_path / "two")]
+    assert main(["import", str(tmp_path / "models"), *flags]) == 0
+    assert settings(tmp_path / "out").model_path.endswith("checkpoint-9")
+    assert settings(tmp_path / "two").model_path.endswith("checkpoint-10")
+    assert (tmp_path / "out" / "items.jsonl").read_bytes() == (tmp_path / "two" / "items.jsonl").read_bytes()
+
+
+def test_links_in_a_circle_and_indexes_of_weights_mislead_nobody(tmp_path: Path) -> None:
+    root = folders.lcrec(tmp_path / "project")
+    (root / "data" / "again").symlink_to(root)
+    folders.write_json(root / "ckpt" / "checkpoint-10" / "model.safetensors.index.json", {"weight_map": {}})
+    assert main(["import", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert served(tmp_path / "out")[0].items == len(ITEMS)
+
+
+def test_the_catalog_of_an_encoder_can_be_had_for_a_decoder(tmp_path: Path) -> None:
+    root = folders.letter(tmp_path / "project")
+    model = folders.checkpoint(tmp_path / "decoder", folders.all_letters())
+    command = ["import", str(root), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert main([*command, "--model-path", str(model), "--as", "letter"]) == 0
+    catalog, prompts = served(tmp_path / "out")
+    history = ["3"] * 30
+    found = rendered(catalog, prompts, history)
+    assert found.text == spelt("lcrec", "3") * 20 and found.dropped == 10
+
+
+def test_an_array_of_codes_is_the_codebook_that_its_text_is(tmp_path: Path) -> None:
+    root = folders.unigenrec(tmp_path / "project")
+    assert main(["import", str(root), "--out", str(tmp_path / "text")]) == 0
+    [text] = root.rglob("*.codebook.json")
+    text.unlink()
+    assert main(["import", str(root), "--out", str(tmp_path / "array")]) == 0
+    assert (tmp_path / "text" / "items.jsonl").read_bytes() == (
+        tmp_path / "array" / "items.jsonl"
+    ).read_bytes()
+
+
+def test_counts_alone_give_the_codes_of_their_items(tmp_path: Path) -> None:
+    root = folders.openonerec(tmp_path / "project")
+    assert main(["import", str(root), "--out", str(tmp_path / "both")]) == 0
+    [table] = root.rglob("*pid2sid.parquet")
+    table.unlink()
+    assert main(["import", str(root), "--out", str(tmp_path / "counts")]) == 0
+    rows = [sorted((tmp_path / out / "items.jsonl").read_text().splitlines()) for out in ("both", "counts")]
+    assert rows[0] == rows[1] and len(rows[0]) == len(ITEMS)
+
+
+def test_what_a_plain_table_declares_beside_it_counts(tmp_path: Path) -> None:
+    root = folders.plain(tmp_path / "project")
+    codes = {item: {"code": list(sid), "name": f"Title {item}"} for item, sid in ITEMS.items()}
+    folders.write_json(root / "index.json", codes)
+    (root / "mine.jinja").write_text("{{ messages[0].content }}!")
+    declared = {
+        "sid_format": "<a_{0}><b_{1}><c_{2}>",
+        "columns": {"sid": "code", "title": "name"},
+        "templates": {
+            "chat": {"messages": [{"role": "user", "content": "{history}"}], "item": "{title}"},
+            "own": {"messages": [{"role": "user", "content": "{history}"}], "chat_template": "mine.jinja"},
+        },
+        "default_template": "own",
+    }
+    folders.write_json(root / "catalog.json", declared)
+    for _ in range(2):
+        assert main(["import", str(root), "--out", str(tmp_path / "out"), "--force"]) == 0
+    catalog, prompts = served(tmp_path / "out")
+    assert rendered(catalog, prompts, ["3"]).text == spelt("plain", "3") + "!"
+    assert rendered(catalog, prompts, ["3"], "chat").text == "[user] Title 3\n[assistant] "
+
+
+def test_a_table_of_ids_in_parts_keeps_its_template_of_ids(tmp_path: Path) -> None:
+    root = folders.plain(tmp_path / "project")
+    tokenizer = read_tokenizer(root / "model")
+    assert tokenizer is not None
+    sids = {
+        item: [tokenizer.token_to_id(token) for token in folders.letters(sid)] for item, sid in ITEMS.items()
+    }
+    (root / "index.json").unlink()
+    rows = [{"item": item, "sid": sid} for item, sid in sids.items()]
+    folders.write_table(root / "items" / "part-0000.parquet", rows[:9])
+    folders.write_table(root / "items" / "part-0001.parquet", rows[9:])
+    folders.write_json(
+        root / "catalog.json", {"prefix": [5], "separator": [6], "suffix": [7], "max_history_items": 2}
+    )
+    assert main(["import", str(root), "--out", str(tmp_path / "out"), "--sid-format", "token_ids"]) == 0
+    catalog, prompts = served(tmp_path / "out")
+    found = rendered(catalog, prompts, ["1", "3", "5"])
+    assert found.tokens.tolist() == [5, *sids["3"], 6, *sids["5"], 7] and found.dropped == 1
+
+
 def _messages(path: Path) -> list[list[dict[str, object]]]:
     return [json.loads(row["messages"]) for row in pq.read_table(path).to_pylist()]
 

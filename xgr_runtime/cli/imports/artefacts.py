@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DEEPEST = 6  # folders below the one that was named
 MOST_FILES = 20_000
+_OF_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # no index of items
+_TRAINER = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt")  # of no use to anybody else
 _SKIPPED = ("__pycache__", "node_modules", "wandb", "tb_logs")
 
 
@@ -34,8 +36,20 @@ class Artefacts:
 
     def named(self, *patterns: str) -> list[Path]:
         """Files with such a name, in order of their paths."""
-        found = [path for path in self.paths if any(fnmatchcase(path.name, one) for one in patterns)]
-        return sorted(found)
+        return sorted(
+            path
+            for path in self.paths
+            if any(fnmatchcase(path.name, pattern) for pattern in patterns)
+            and (path.name not in _OF_WEIGHTS or path.name in patterns)
+        )
+
+    def pickles(self, named: Sequence[str]) -> list[str]:
+        """A line for those that training meant to be read again, but for what `named` says already."""
+        found = [
+            path for path in self.named("*.pkl", "*.pickle", "*.pt", "*.pth") if path.name not in _TRAINER
+        ]
+        left = [path for path in found if not any(line.startswith(f"{path}:") for line in named)]
+        return [f"{listing(left)}: pickles, which are never read"] if left else []
 
     def of_dataset(self, dataset: str, *patterns: str) -> list[Path]:
         """Those of `named` whose name begins as the dataset's files do."""
@@ -70,11 +84,15 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
             raise CatalogError(f"{root}: no such file or folder: name what training left behind")
         yield root
         return
-    count = 0
+    count, seen = 0, set()
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        if len(here.relative_to(root).parts) >= DEEPEST:
+        real = here.resolve()
+        if len(here.relative_to(root).parts) >= DEEPEST or real in seen:
             folders.clear()
+        if real in seen:  # links lead here twice, or in a circle
+            continue
+        seen.add(real)
         folders[:] = sorted(
             name for name in folders if name[0] != "." and name not in _SKIPPED and here / name != without
         )

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(artefacts, args.model_path)
     project = _choose(known, args.project, checkpoint, artefacts)
     draft = project.read(artefacts, checkpoint, Wishes(declared_by(args), args.popularity))
+    draft.unused += artefacts.pickles(draft.unused)
     catalog = write(draft, checkpoint, args.out)
     others = [other.name for other in known if other not in (project, *projects()[-1:])]
     print_report(project.title, draft, checkpoint, catalog, args.out, others)

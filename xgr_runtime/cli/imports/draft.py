@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xgr_runtime.catalog.declared import Declared
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from xgr_runtime.catalog.columns import Columns
@@ -27,11 +28,20 @@ class Draft:
         default_factory=Declared
     )  # how `columns` spell SIDs; names of columns no longer count
     scoring: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)  # further fields of catalog.json
     width: int = 50  # beams of the project's own evaluation
     files: dict[str, str] = field(default_factory=dict)  # written beside catalog.json, by name
     found: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+
+
+def chat_template_names(fields: Mapping[str, Any]) -> list[str]:
+    """The files that templates of a catalog.json name."""
+    templates = fields.get("templates")
+    of_each = templates.values() if isinstance(templates, dict) else ()
+    names = [one.get("chat_template") for one in of_each if isinstance(one, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.cli.imports.artefacts import json_object
 from xgr_runtime.cli.imports.draft import Draft, Wishes
-from xgr_runtime.cli.imports.tables import INDEX, add_titles, by_item, dataset_of, index_columns
+from xgr_runtime.cli.imports.tables import INDEXES, add_titles, by_item, dataset_of, index_columns
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ title = "LC-Rec"
 
 def knows(artefacts: Artefacts) -> bool:
     """An index with the interactions of the same dataset."""
-    return any(
-        artefacts.of_dataset(dataset_of(index), "*.inter.json") for index in artefacts.named("*" + INDEX)
-    )
+    return any(artefacts.of_dataset(dataset_of(index), "*.inter.json") for index in artefacts.named(*INDEXES))
 
 
 def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
@@ -99,7 +97,7 @@ def _template(text: str) -> dict[str, Any]:
 
 def read_index_of(artefacts: Artefacts) -> Draft:
     """Index, titles and a look at the interactions of one dataset; without templates."""
-    index = artefacts.one("*" + INDEX)
+    index = artefacts.one(*INDEXES)
     dataset = dataset_of(index)
     columns = index_columns(index)
     draft = Draft(index, columns, {}, dataset)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xgr_runtime.catalog.declared import Names, split_sid
 from xgr_runtime.catalog.sources import read_columns
 from xgr_runtime.cli.imports.draft import Draft, Wishes
-from xgr_runtime.cli.imports.tables import INDEX, by_item, check_agreement, dataset_of, index_columns
+from xgr_runtime.cli.imports.tables import INDEXES, by_item, check_agreement, dataset_of, index_columns
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def knows(artefacts: Artefacts) -> bool:
     """An index with the info file or the test table that its evaluation reads."""
     return any(
         _info_files(artefacts, dataset_of(index)) or _tables(artefacts, dataset_of(index))
-        for index in artefacts.named("*" + INDEX)
+        for index in artefacts.named(*INDEXES)
     )
 
 
 def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
-    index = artefacts.one("*" + INDEX)
+    index = artefacts.one(*INDEXES)
     dataset = dataset_of(index)
     columns = index_columns(index)
     known = by_item(columns)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xgr_runtime.catalog.columns import Columns
 
 INDEX = ".index.json"
+INDEXES = ("*.index.json", "*.index_*.json")
 
 
 def dataset_of(path: Path, ending: str = INDEX) -> str:

@@ -19,8 +19,10 @@ from xgr_runtime.catalog import Catalog, build_catalog
 from xgr_runtime.catalog.checks import check_lengths, checked_ids, resolved_sids
 from xgr_runtime.catalog.declared import TOKEN_IDS, spell
 from xgr_runtime.catalog.vocabulary import read_vocabulary
+from xgr_runtime.cli.imports.draft import chat_template_names
 from xgr_runtime.cli.imports.tables import sids
 from xgr_runtime.errors import CatalogError, ConfigError, StartupError
+from xgr_runtime.files import read_object
 from xgr_runtime.prompts import Prompts
 from xgr_runtime.tokenizer import read_tokenizer
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from xgr_runtime.cli.imports.draft import Draft
 
 ITEMS, TEMPLATES, SERVE = "items.jsonl", "catalog.json", "serve.toml"
-_OURS = re.compile(r"items\.jsonl|catalog\.json|serve\.toml|[a-z_]+\.jinja")
 _MARK = re.compile(r"<\|[^<>|\s]+\|>")
 _LEAST_WIDTH = 128
 
@@ -46,7 +47,11 @@ def check_place(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}: make it, or name another")
     if not out.exists():
         return
-    strangers = [out] if not out.is_dir() else [p for p in out.iterdir() if not _OURS.fullmatch(p.name)]
+    if out.is_dir():
+        named = chat_template_names(read_object(out / TEMPLATES, ConfigError))
+        strangers = [path for path in out.iterdir() if path.name not in (ITEMS, TEMPLATES, SERVE, *named)]
+    else:
+        strangers = [out]
     if strangers:
         raise ConfigError(
             f"--out {out} holds {strangers[0].name}, which no import wrote: name another folder"
@@ -103,7 +108,7 @@ def _check_rows(draft: Draft, checkpoint: Checkpoint) -> None:
 
 def _check_marks(draft: Draft, tokenizer: Tokenizer | None) -> None:
     """Raises CatalogError where templates hold a mark, as <|sid_begin|>, that the tokenizer spells out."""
-    for mark in sorted(set(_MARK.findall(json.dumps([draft.templates, draft.files])))):
+    for mark in sorted(set(_MARK.findall(json.dumps([draft.templates, draft.more, draft.files])))):
         if tokenizer is None or tokenizer.token_to_id(mark) is None:
             raise CatalogError(
                 f"the prompts of evaluation hold {mark}, and the checkpoint's tokenizer has no such token: "
@@ -161,7 +166,8 @@ def _write_items(draft: Draft, path: Path) -> None:
 
 def _declared(draft: Draft) -> dict[str, Any]:
     """catalog.json. SIDs are written as the tokens that the form gave."""
-    fields: dict[str, Any] = {"templates": draft.templates}
+    fields: dict[str, Any] = {"templates": draft.templates} if draft.templates else {}
+    fields |= draft.more
     if draft.scoring:
         fields["scoring"] = draft.scoring
     if draft.form.sid_format == TOKEN_IDS:  # other integers must not pass as ids
