@@ -224,6 +224,20 @@ def test_the_catalog_of_an_encoder_can_be_had_for_a_decoder(tmp_path: Path) -> N
     assert found.text == spelt("lcrec", "3") * 20 and found.dropped == 10
 
 
+def test_one_of_several_datasets_is_taken_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders.minionerec(tmp_path / "project")
+    for path in sorted((root / "data").rglob("Toys*")):
+        other = path.with_name(path.name.replace("Toys", "Toys_and_Games"))
+        other.write_text(path.read_text().replace("<a_0>", "<a_1>").replace("_0>", "_1>"))
+    assert main(["import", str(root), "--out", str(tmp_path / "out"), "--dataset", "Toys"]) == 0
+    assert "no item has" not in capsys.readouterr().out
+    assert served(tmp_path / "out")[0].items == len(ITEMS)
+    assert main(["import", str(root), "--out", str(tmp_path / "two"), "--dataset", "Toys_and_Games"]) == 0
+    assert "the tokenizer has 3 SID tokens that no item has, such as <a_0>" in capsys.readouterr().out
+
+
 def test_an_array_of_codes_is_the_codebook_that_its_text_is(tmp_path: Path) -> None:
     root = folders.unigenrec(tmp_path / "project")
     assert main(["import", str(root), "--out", str(tmp_path / "text")]) == 0

@@ -13,6 +13,7 @@ from xgr_runtime.files import read_object
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+INDEXES = ("*.index.json", "*.index_*.json")  # of several projects: item -> SID
 DEEPEST = 6  # folders below the one that was named
 MOST_FILES = 20_000
 _OF_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # no index of items
@@ -52,8 +53,14 @@ class Artefacts:
         return [f"{listing(left)}: pickles, which are never read"] if left else []
 
     def of_dataset(self, dataset: str, *patterns: str) -> list[Path]:
-        """Those of `named` whose name begins as the dataset's files do."""
-        return [path for path in self.named(*patterns) if path.name.startswith(dataset)]
+        """Those of `named` whose name begins as the dataset's files do, and not as a longer dataset's."""
+        longer = {dataset_of(index) for index in self.named(*INDEXES)}
+        longer = {other for other in longer if other != dataset and other.startswith(dataset)}
+        return [
+            path
+            for path in self.named(*patterns)
+            if path.name.startswith(dataset) and not path.name.startswith(tuple(longer))
+        ]
 
     def one(self, *patterns: str) -> Path:
         """The file with such a name. Raises CatalogError where several have one and no dataset decides."""
@@ -64,12 +71,16 @@ class Artefacts:
                 "folder with --data, or leave --as out"
             )
         if self.dataset:
-            narrowed = [path for path in found if path.name.startswith(self.dataset)]
-            in_folder = [path for path in found if path.parent.name == self.dataset]
-            found = narrowed or in_folder
-            if not found:
-                names = listing(self.named(*patterns))
-                raise CatalogError(f"--dataset {self.dataset!r:.80}: no such one among {names}: correct it")
+            exact = [
+                path for path in found if path.name.startswith((f"{self.dataset}.", f"{self.dataset}_pid2"))
+            ]
+            begun = [path for path in found if path.name.startswith(self.dataset)]
+            within = [path for path in found if path.parent.name == self.dataset]
+            if not (narrowed := exact or begun or within):
+                raise CatalogError(
+                    f"--dataset {self.dataset!r:.80}: no such one among {listing(found)}: correct it"
+                )
+            found = narrowed
         if len(found) != 1:
             raise CatalogError(
                 f"{found[0].parent}: several catalogs, {listing(found)}: choose one with --dataset NAME, or "
@@ -106,6 +117,11 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
                     "with --data and --model-path"
                 )
             yield here / name
+
+
+def dataset_of(path: Path, ending: str = ".index.json") -> str:
+    """NAME of NAME.index.json, of NAME.index_VARIANT.json, and of NAME.pretrain.json."""
+    return path.name.removesuffix(ending).split(".index", 1)[0]
 
 
 def listing(paths: Sequence[Path], most: int = 6) -> str:

@@ -28,6 +28,7 @@ class Draft:
         default_factory=Declared
     )  # how `columns` spell SIDs; names of columns no longer count
     scoring: dict[str, Any] = field(default_factory=dict)
+    trained_tokens: set[Any] | None = None  # of all items, where training added no other SID tokens
     more: dict[str, Any] = field(default_factory=dict)  # further fields of catalog.json
     width: int = 50  # beams of the project's own evaluation
     files: dict[str, str] = field(default_factory=dict)  # written beside catalog.json, by name

@@ -47,6 +47,7 @@ def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
     columns = index_columns(source)
     draft = Draft(source, columns, {}, source.parent.name)
     draft.found.append(f"SIDs of {source}")
+    draft.trained_tokens = set(columns.tokens)
     for path in artefacts.of_dataset(draft.dataset, "*.item.json")[:1]:
         draft.found.append(f"{add_titles(columns, path)} titles of {path}")
     system, instruction, asked = _SYSTEM, _INSTRUCTION, _INPUT

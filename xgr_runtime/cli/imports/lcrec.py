@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from xgr_runtime.cli.imports.artefacts import json_object
+from xgr_runtime.cli.imports.artefacts import INDEXES, dataset_of, json_object
 from xgr_runtime.cli.imports.draft import Draft, Wishes
-from xgr_runtime.cli.imports.tables import INDEXES, add_titles, by_item, dataset_of, index_columns
+from xgr_runtime.cli.imports.tables import add_titles, by_item, index_columns
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def read_index_of(artefacts: Artefacts) -> Draft:
     columns = index_columns(index)
     draft = Draft(index, columns, {}, dataset)
     draft.found.append(f"SIDs of {index}")
+    draft.trained_tokens = set(columns.tokens)
     for path in artefacts.of_dataset(dataset, "*.item.json")[:1]:
         draft.found.append(f"{add_titles(columns, path)} titles of {path}")
     for path in artefacts.of_dataset(dataset, "*.inter.json"):

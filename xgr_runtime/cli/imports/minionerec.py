@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.catalog.declared import Names, split_sid
 from xgr_runtime.catalog.sources import read_columns
+from xgr_runtime.cli.imports.artefacts import INDEXES, dataset_of
 from xgr_runtime.cli.imports.draft import Draft, Wishes
-from xgr_runtime.cli.imports.tables import INDEXES, by_item, check_agreement, dataset_of, index_columns
+from xgr_runtime.cli.imports.tables import by_item, check_agreement, index_columns
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
     columns = index_columns(index)
     known = by_item(columns)
     draft = Draft(index, columns, {"default": _template()}, dataset)
+    draft.trained_tokens = set(columns.tokens)
     draft.scoring = {"tail": ["\n", checkpoint.end_token], "length_penalty": 0.0}
     draft.found.append(f"SIDs of {index}")
     info = _info_files(artefacts, dataset)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.catalog.declared import Names
 from xgr_runtime.catalog.sources import read_columns
+from xgr_runtime.cli.imports.artefacts import dataset_of
 from xgr_runtime.cli.imports.draft import Draft, Wishes
-from xgr_runtime.cli.imports.tables import check_depth, dataset_of, sids
+from xgr_runtime.cli.imports.tables import check_depth, sids
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
 
     from xgr_runtime.catalog.columns import Columns
 
-INDEX = ".index.json"
-INDEXES = ("*.index.json", "*.index_*.json")
-
-
-def dataset_of(path: Path, ending: str = INDEX) -> str:
-    """NAME of NAME.index.json, of NAME.index_VARIANT.json, and of NAME.pretrain.json."""
-    return path.name.removesuffix(ending).split(".index", 1)[0]
-
 
 def sids(columns: Columns) -> Iterator[tuple[Any, ...]]:
     """The SID of each row, as its tokens stand in the source."""

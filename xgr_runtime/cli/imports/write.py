@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ITEMS, TEMPLATES, SERVE = "items.jsonl", "catalog.json", "serve.toml"
 _MARK = re.compile(r"<\|[^<>|\s]+\|>")
+_SID_TOKEN = re.compile(r"<[a-z]_\d+>")
 _LEAST_WIDTH = 128
 
 
@@ -78,6 +79,7 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
             catalog = build_catalog(hidden / ITEMS, checkpoint.folder)
             tokenizer = read_tokenizer(checkpoint.folder)
             _check_marks(draft, tokenizer)
+            _note_unused(draft, tokenizer)
             Prompts.read(tokenizer, checkpoint.folder).check(catalog)
         _replace(out, hidden)
     except OSError as error:
@@ -114,6 +116,19 @@ def _check_marks(draft: Draft, tokenizer: Tokenizer | None) -> None:
                 f"the prompts of evaluation hold {mark}, and the checkpoint's tokenizer has no such token: "
                 "name the checkpoint that the project trained with --model-path"
             )
+
+
+def _note_unused(draft: Draft, tokenizer: Tokenizer | None) -> None:
+    """Says so where the tokenizer has SID tokens that no item has: the index may be another run's."""
+    if draft.trained_tokens is None or tokenizer is None:
+        return
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    unused = sorted({token for token in added if _SID_TOKEN.fullmatch(token)} - draft.trained_tokens)
+    if unused:
+        draft.assumed.append(
+            f"{draft.source.name} is the one of training, although the tokenizer has {len(unused)} SID "
+            f"tokens that no item has, such as {unused[0]}"
+        )
 
 
 @contextlib.contextmanager
