@@ -1,11 +1,11 @@
-"""The command line: `xgr serve | import | demo | catalog | bench | keys | trace`, loaded when they run."""
+"""The command line, `xgr COMMAND`. Each command loads its code when it runs."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from xgr_runtime.cli import bench, catalog, demo, imports, keys, serve, trace
+from xgr_runtime.cli import bench, catalog, demo, imports, keys, prompt, serve, trace, verify
 from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process.lifecycle import one_line
@@ -28,6 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("xgr", description="Serving runtime for generative recommendation.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, imports, demo, catalog, bench, keys, trace):
+    for command in (serve, imports, verify, prompt, demo, catalog, bench, keys, trace):
         command.add_parser(subparsers)
     return parser

@@ -39,7 +39,7 @@ def parse(
     return from_args(kind, parser.parse_args(argv), environ)
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type[_Process]) -> None:
+def add_flags(parser: argparse._ActionsContainer, kind: type[_Process]) -> None:
     """One flag per field; values are checked later, all in one place."""
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
     hints = _hints(kind)

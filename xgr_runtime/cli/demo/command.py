@@ -1,4 +1,4 @@
-"""The flow of `xgr demo`: prepare, serve, ask, measure, stay.
+"""The flow of `xgr demo`: prepare, serve, ask, measure, stay; with --kit see `kit.py`.
 
 Exit code 1 says that the model does not beat the popularity baseline; errors on the way are raised.
 """
@@ -31,6 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     shop, training = ShopSettings(), TrainingPlan()
     about = "generate a shop, train a small model, serve it, ask it"
     parser = subparsers.add_parser("demo", help=about, description=about)
+    parser.add_argument(
+        "--kit",
+        type=Path,
+        metavar="DIR",
+        help="import, verify and serve a project's artefacts instead: data/, model/, cases.jsonl",
+    )
     parser.add_argument("--exit", action="store_true", help="leave after the requests instead of staying up")
     parser.add_argument(
         "--port", type=port, default=30000, help="port of the HTTP server (default: %(default)s)"
@@ -79,11 +85,14 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def _demo(args: argparse.Namespace, console: Console) -> int:
     from xgr_runtime.cli.demo import show
+    from xgr_runtime.cli.demo.kit import run_kit
     from xgr_runtime.cli.demo.servers import start_servers
     from xgr_runtime.client import XgrClient
     from xgr_runtime.launcher.topology import check_port
 
     check_port(HOST, args.port)  # before the minute of training, not after it
+    if args.kit is not None:
+        return run_kit(args, console)
     made = _prepare(args, console)
     items = measure.read_items(made.catalog)
     users = measure.read_users(made.histories, max(args.test_users, SHOWN))
