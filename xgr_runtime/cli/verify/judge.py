@@ -69,7 +69,7 @@ class CaseJudge:
             ours = self._renderer.render(case)
         except (CatalogError, ConfigError, RequestError) as error:
             return Judged(case.name, case.source, "not compared", error=str(error))
-        theirs = case.said.prompt_ids
+        theirs = None if case.source == "prompt_ids" else case.said.prompt_ids
         note = first_difference(ours, theirs, self._renderer.tokenizer) if theirs is not None else ""
         prompt: PromptVerdict = "not compared" if theirs is None else "differs" if note else "same"
         try:

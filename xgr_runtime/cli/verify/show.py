@@ -96,7 +96,7 @@ def verdict(console: Console, problems: Sequence[str]) -> None:
 
 def _prompts(t: Totals) -> tuple[str, bool | None]:
     if not t.prompts_compared:
-        return "not compared: the cases have no prompt_ids", None
+        return "not compared: nothing but prompt_ids is asked, or the cases have none", None
     differ = t.prompts_compared - t.prompts_same
     asked = ", whose lists are compared by their prompt_ids" if differ else ""
     found = f"{t.prompts_same} of {t.prompts_compared} the same" + (
