@@ -46,6 +46,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
         (
             "ranked lists",
             f"{t.lists_same} of {answered} the same"
+            + (f", {t.inexact} of all as far as theirs is legal" if t.inexact else "")
             + (f", {t.swapped} ranks are swapped ties" if t.swapped else ""),
             t.lists_same == answered if must_be_same else None,
         ),
