@@ -42,10 +42,17 @@ class Renderer:
         self, catalog: Catalog, prompts: Prompts, tokenizer: Tokenizer, most_tokens: int, drop_unknown: bool
     ) -> None:
         self.catalog, self.tokenizer = catalog, tokenizer
-        self._prompts, self._most, self._drop = prompts, most_tokens, drop_unknown
+        self._head = list(catalog.scoring.prompt_head)
+        self._prompts, self._most, self._drop = prompts, most_tokens - len(self._head), drop_unknown
 
     def render(self, case: Case) -> list[int]:
-        """The token ids of a case's prompt. Raises CatalogError or BadRequest as the router does."""
+        """The token ids that a case's prompt is served with. Raises CatalogError or BadRequest as the router does.
+
+        Those of the head that are not scored end every prompt.
+        """
+        return [*self._rendered(case), *self._head]
+
+    def _rendered(self, case: Case) -> list[int]:
         said = case.said
         if case.source == "messages":
             return list(
@@ -55,7 +62,7 @@ class Renderer:
             return list(self.of_history(said.history or [], said.template, said.variables or {}).tokens)
         if said.prompt_text is not None:
             return list(self.tokenizer.encode(said.prompt_text).ids)
-        return list(said.prompt_ids or [])
+        return without(said.prompt_ids or [], self._head)
 
     def of_history(
         self, history: Items | Mapping[str, Items], template: str | None, variables: Mapping[str, str]
@@ -80,6 +87,11 @@ class Renderer:
                 "leave it out or pass --unknown-history drop"
             )
         return leaves[leaves >= 0]
+
+
+def without(ids: Sequence[int], end: Sequence[int]) -> list[int]:
+    """`ids`, without `end` where they end so."""
+    return list(ids[: len(ids) - len(end)] if len(end) and [*ids[-len(end) :]] == [*end] else ids)
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int], tokenizer: Tokenizer) -> str:

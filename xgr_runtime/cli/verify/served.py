@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 import msgspec
 
+from xgr_runtime.cli.verify.prompts import without
 from xgr_runtime.client import XgrClient, read
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.wire.answers import ModelInfo, ServerInfo
@@ -49,6 +50,7 @@ class Served:
 
     def __init__(self, ours: XgrClient, catalog: Catalog, drop_unknown: bool) -> None:
         self._client, self._drop_unknown = ours, drop_unknown
+        self._head = catalog.scoring.prompt_head
         self.url = str(ours.http.base_url)
         self.info = self._get("/server_info", ServerInfo)
         model = self._get("/model_info", ModelInfo)
@@ -88,8 +90,8 @@ class Served:
         return self.ask_ids(case)
 
     def ask_ids(self, case: Case) -> Answer:
-        """The case by the token ids of its prompt: the search alone."""
-        return self._ask(case, input_ids=case.said.prompt_ids)
+        """The case by the token ids of its prompt, of which the deployment adds the head: the search alone."""
+        return self._ask(case, input_ids=without(case.said.prompt_ids or [], self._head))
 
     def _ask(self, case: Case, **request: Any) -> Answer:
         try:
