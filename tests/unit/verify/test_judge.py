@@ -173,11 +173,11 @@ def test_differences_of_prompts() -> None:
     assert far.startswith("token 19 of 20") and "w12" not in far
 
 
-def shown(every: list[Judged], bounds: Bounds) -> str:
+def shown(every: list[Judged], bounds: Bounds, dtype: str = "float32", other: str = "float32") -> str:
     console = Console(file=io.StringIO(), width=200, highlight=False)
     totals = total(every)
     console.print(show.table(totals, bounds, 3, "sum"))
-    show.remarks(console, totals, bounds)
+    show.remarks(console, totals, bounds, {"dtype": dtype, "other_dtype": other})
     show.verdict(console, shortfalls(every, totals, bounds))
     return cast("io.StringIO", console.file).getvalue()
 
@@ -200,7 +200,10 @@ def test_noise_is_named_and_not_let_pass() -> None:
     noisy = judged(answer([(sid, score - 0.01) for sid, score in BEAMS]))[0]
     text = shown([noisy], STRICT)
     assert "--cases-dtype bfloat16" in text and text.rstrip().endswith("differs")
-    assert "overlap@width must be 90.0%" in shown([noisy], Bounds(3e-4, 0.9))
+    assert "the same: overlap@width must be 90.0%" in shown([noisy], Bounds(3e-4, 0.9))
+    rounded = shown([noisy], Bounds(3e-4, 0.9), dtype="bfloat16")
+    assert "between bfloat16 and" in rounded and "With --dtype float32" in rounded
+    assert "With --dtype" not in shown([noisy], Bounds(3e-4, 0.9), dtype="bfloat16", other="float16")
 
 
 def test_a_report_has_every_case(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`xgr demo --kit`: a project's artefacts to a served and verified deployment, by the commands a user has.
 
-A kit holds `data/`, a checkpoint in `model/` and `cases.jsonl`. One whose files are packed has an unpack.py of
-its own beside it.
+A kit holds `data/`, a checkpoint in `model/` and `cases.jsonl`. One whose files are packed has an unpack.py
+of its own beside it.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Verification:
         args, config = self.args, self.config
         if not args.url:
             self.console.print("Starting router, prefill worker and decode worker ...")
-        key = os.environ.get(variable("api_key")) or None
+        key = os.environ.get(variable("api_key")) or config.api_key or None
         server = client(args.url, key) if args.url else started(config, log_level)
         with server as ours:
             served = Served(ours, self.catalog, args.unknown_history == "drop")
@@ -94,7 +94,7 @@ class Verification:
             if args.reference:
                 self.cases = self._referred(renderer)
             judged = self._judged(served, renderer)
-            return self._report(served, judged)
+            return self._report(served.dtype(config.admin_api_key or key), judged)
 
     def _renderer(self, served: Served) -> Renderer:
         from xgr_runtime.cli.verify.prompts import UNLIMITED, renderer
@@ -130,18 +130,18 @@ class Verification:
         if number % PROGRESS == 0 and number < len(self.cases):
             self.console.print(f"  {number} of {len(self.cases)}")
 
-    def _report(self, served: Served, judged: list[Judged]) -> bool:
+    def _report(self, dtype: str, judged: list[Judged]) -> bool:
         from xgr_runtime.cli.verify import show
         from xgr_runtime.cli.verify.report import write_report
         from xgr_runtime.cli.verify.totals import shortfalls, total
 
-        totals, bounds = total(judged), self._bounds(served.dtype)
+        totals, bounds = total(judged), self._bounds(dtype)
         problems = shortfalls(judged, totals, bounds)
-        about = self._about(served)
+        about = self._about(dtype)
         width = max(case.width for case in self.cases)
         show.heading(self.console, about, len(judged))
         self.console.print(show.table(totals, bounds, width, self.terms.score))
-        show.remarks(self.console, totals, bounds)
+        show.remarks(self.console, totals, bounds, about)
         show.verdict(self.console, problems)
         if self.args.report:
             write_report(self.args.report, about, bounds, totals, judged, problems)
@@ -158,7 +158,7 @@ class Verification:
         """In which the other side was computed."""
         return "float32" if self.args.reference else self.args.cases_dtype or self.rule.dtype or "float32"
 
-    def _about(self, served: Served) -> dict[str, Any]:
+    def _about(self, dtype: str) -> dict[str, Any]:
         other = "Hugging Face generate" if self.args.reference else str(self.args.cases)
         return {
             "other": other,
@@ -167,7 +167,7 @@ class Verification:
             "model_path": self.config.model_path,
             "catalog": self.config.catalog,
             "catalog_version": self.catalog.version,
-            "dtype": served.dtype,
+            "dtype": dtype,
             "beam": {"head": self.terms.head, "depth": self.terms.depth, "tail": self.terms.tail},
             "score": self.terms.score,
         }

@@ -46,9 +46,9 @@ class Renderer:
         self._prompts, self._most, self._drop = prompts, most_tokens - len(self._head), drop_unknown
 
     def render(self, case: Case) -> list[int]:
-        """The token ids that a case's prompt is served with. Raises CatalogError or BadRequest as the router does.
+        """The token ids that a case's prompt is served with: in the end those of the head that are not scored.
 
-        Those of the head that are not scored end every prompt.
+        Raises CatalogError or BadRequest as the router does.
         """
         return [*self._rendered(case), *self._head]
 

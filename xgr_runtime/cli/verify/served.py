@@ -60,10 +60,10 @@ class Served:
                 "name the files that it was started with, or restart it"
             )
 
-    @property
-    def dtype(self) -> str:
-        """That the model runs in, as the workers say."""
-        found = [worker.model.dtype for worker in self._client.workers() if worker.model]
+    def dtype(self, admin_key: str | None) -> str:
+        """That the model runs in, as the workers say, who may want a key of their own to be asked."""
+        with client(self.url, admin_key) as asking:
+            found = [worker.model.dtype for worker in asking.workers() if worker.model]
         return found[0] if found else ""
 
     def check_widths(self, cases: Sequence[Case]) -> None:
@@ -90,7 +90,7 @@ class Served:
         return self.ask_ids(case)
 
     def ask_ids(self, case: Case) -> Answer:
-        """The case by the token ids of its prompt, of which the deployment adds the head: the search alone."""
+        """The case by the token ids of its prompt, whose head the deployment adds: the search alone."""
         return self._ask(case, input_ids=without(case.said.prompt_ids or [], self._head))
 
     def _ask(self, case: Case, **request: Any) -> Answer:

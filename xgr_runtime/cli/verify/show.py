@@ -69,7 +69,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
     return made
 
 
-def remarks(console: Console, totals: Totals, bounds: Bounds) -> None:
+def remarks(console: Console, totals: Totals, bounds: Bounds, about: Mapping[str, Any]) -> None:
     """What differs by the nature of the two sides, and why."""
     if totals.inexact:
         console.print(
@@ -78,7 +78,11 @@ def remarks(console: Console, totals: Totals, bounds: Bounds) -> None:
             "score; in the other places ours has the next best items."
         )
     if bounds.overlap is not None:
-        console.print(f"Lists need not be the same: overlap@width must be {bounds.overlap:.1%} or more.")
+        rounded = {about["dtype"], about["other_dtype"]} - {"float32"}
+        why = f" between {' and '.join(sorted(rounded))} and another computation" if rounded else ""
+        console.print(f"Lists need not be the same{why}: overlap@width must be {bounds.overlap:.1%} or more.")
+        if rounded == {about["dtype"]}:
+            console.print("With --dtype float32 the deployment's lists are held to be the same.")
     elif _looks_rounded(totals, bounds):
         console.print(
             "[yellow]Scores are off by a little, and the lists are nearly the same: if the cases were "
