@@ -59,6 +59,7 @@ class BoundedHttp(CountedHttp):
         self._overheard = 0  # bytes that came all the same
         self._fault: RequestError | None = None  # of the body that is being read
         self._half_closed = False  # by the client
+        self._last = False  # the answer to the body that is being read ends the connection, and says so
 
     # --- asyncio's side ---
 
@@ -121,10 +122,15 @@ class BoundedHttp(CountedHttp):
     # --- the application's side ---
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        super()._start_asgi_task(cycle, self._telling_faults(cycle, app))
+        super()._start_asgi_task(cycle, self._reading(cycle, app))
 
-    def _telling_faults(self, cycle: RequestResponseCycle, app: Any) -> Any:
-        """`app`, which is told in place of the rest of a body what is wrong with it."""
+    def _reading(self, cycle: RequestResponseCycle, app: Any) -> Any:
+        """`app`, whose answer may come before the end of a body.
+
+        It is told in place of the rest what is wrong with it, and its client that the connection ends, where
+        more is left than will be heard. uvicorn closes once it has said so, on bytes that nobody read, and
+        the answer may be lost: so it is made to go on, and `_after_answers` hangs up.
+        """
 
         async def told(scope: Scope, receive: Receive, send: Send) -> None:
             async def heard() -> Message:
@@ -133,9 +139,25 @@ class BoundedHttp(CountedHttp):
                     raise self._fault
                 return message
 
-            await app(scope, heard, send)
+            async def said(message: Message) -> None:
+                begins = message["type"] == "http.response.start" and cycle is self.cycle
+                if not begins or not self._ends_early(cycle):
+                    await send(message)
+                    return
+                close = (b"connection", b"close")
+                await send({**message, "headers": [*message.get("headers", ()), close]})
+                self._last = cycle.keep_alive = True
+
+            await app(scope, heard, said)
 
         return told
+
+    def _ends_early(self, cycle: RequestResponseCycle) -> bool:
+        """Whether an answer that begins now comes before more of its body than will be heard."""
+        left = self._announced - self._body_size
+        return self._part == "body" and (
+            self._chunked or left > self.limits.rest_bytes or not cycle.keep_alive
+        )
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -145,7 +167,7 @@ class BoundedHttp(CountedHttp):
 
     def _after_answers(self) -> None:
         """A body that goes on is heard to its end, but no chunk by chunk: each costs more than its bytes."""
-        if self._part == "body" and self._chunked:
+        if self._last or (self._part == "body" and self._chunked):
             self._refused = True
         if self._refused or self._half_closed:
             self._hang_up()

@@ -28,7 +28,7 @@ class ConnectionLimits:
     chunks: int = 256  # of a body, however small; those beyond have
     chunk_bytes: int = 256  # on average
     pipelined: int = 8  # requests that wait for the answer to one before them: each takes kilobytes
-    rest_bytes: int = 8 << 20  # that are taken in once a request is answered or refused
+    rest_bytes: int = 32 << 20  # that are taken in once a request is answered or refused
     rest_seconds: float = 2.0  # that what is left of a request gets once it is answered
     gone_seconds: float = 0.5  # that an answer gets once the client sends no more: it reads on, or is gone
     idle_seconds: int = 75  # between requests
@@ -47,6 +47,7 @@ class CountedHttp(HttpToolsProtocol):
         self._left = 0  # bytes of it that the head does not account for
         self._unheard = 0  # bytes of which the parser has made nothing yet
         self._chunked, self._chunks, self._body_size = False, 0, 0  # of the body that is being read
+        self._announced = 0  # bytes of it
 
     def parse(self, data: bytes) -> None:
         """Raises `RequestError` or `httptools.HttpParserError` for what cannot be, or is too much."""
@@ -80,6 +81,8 @@ class CountedHttp(HttpToolsProtocol):
             self.headers.append((b"host", host))  # it counts before the header; so both are checked
         self._chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         self._chunks = self._body_size = 0
+        # The parser has refused what is no number, and a second one.
+        self._announced = int(next((value for name, value in self.headers if name == b"content-length"), 0))
         super().on_headers_complete()
         self._part = "body"
 

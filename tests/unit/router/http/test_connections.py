@@ -183,6 +183,49 @@ def test_a_body_that_nobody_asked_for_must_end(server: Server) -> None:
         assert parsed(read_all(client))[0] == 200, "it never came"
 
 
+LEFT = 1 << 20  # bytes of a refused body that are heard
+CHUNKED = b"POST /generate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOO_MUCH = {
+    "announced": [post(b"", 3 * LEFT), b"a" * (3 * LEFT)],
+    "in chunks": [CHUNKED, *[b"10000\r\n" + b"a" * (1 << 16) + b"\r\n"] * (3 * LEFT >> 16)],
+    "the last": [
+        post(b"", 3 * LEFT).replace(b"Host", b"Connection: close\r\nHost"),
+        b"a" * (3 * LEFT),
+    ],
+    "less than is heard": [post(b"", LEFT).replace(b"Host", b"Connection: close\r\nHost"), b"a" * LEFT],
+}
+
+
+@pytest.mark.parametrize("pieces", TOO_MUCH.values(), ids=TOO_MUCH)
+@pytest.mark.parametrize("all_first", [False, True], ids=["reads first", "sends first"])
+def test_an_early_answer_says_that_it_is_the_last(
+    server: Server, pieces: list[bytes], all_first: bool
+) -> None:
+    """Whoever reads the answer gets all of it, and uses the connection for nothing more."""
+    with serving(server.app, rest_bytes=LEFT) as live, live.connect() as client:
+        client.sendall(pieces[0])
+        if not all_first:
+            client.sendall(pieces[1][:8192])
+            answer = read_one(client)
+        with suppress(OSError):  # more than is heard
+            for piece in pieces[1:]:
+                client.sendall(piece)
+        answer = parsed(read_all(client)) if all_first else answer
+        assert "larger than 4096 bytes" in check(answer, 413, "body_too_large")
+        assert answer[1]["connection"] == "close"
+
+
+def test_after_a_body_that_was_heard_the_connection_goes_on(server: Server) -> None:
+    with serving(server.app, rest_bytes=LEFT, rest_seconds=2.0) as live, live.connect() as client:
+        for _ in range(2):
+            client.sendall(post(b"a" * LEFT, LEFT))
+            answer = read_one(client)
+            assert "connection" not in answer[1]
+            check(answer, 413, "body_too_large")
+        client.sendall(PROBE)
+        assert read_one(client)[0] == 200
+
+
 # --- waiting and reading --------------------------------------------------------------------------------
 
 
