@@ -24,6 +24,7 @@ from xgr_runtime.checkpoint import described, not_applied, passed_over
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
 from xgr_runtime.process.lifecycle import Lifecycle, main
+from xgr_runtime.prompts import Prompts
 from xgr_runtime.tokenizer import read_tokenizer
 from xgr_runtime.transport.addresses import check_host_names, is_loopback
 
@@ -41,9 +42,12 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     with described(Path(config.model_path), config.base_model_path) as files:
         catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files)))
         _tell(files)
-        tokenizer = _tokenizer(files, catalogs.newest.catalog.vocab_size)
+        catalog = catalogs.newest.catalog
+        tokenizer = _tokenizer(files, catalog.vocab_size)
+        prompts = Prompts.read(tokenizer, files)
+    prompts.check(catalog)
     with _listen(config.host, config.port) as http:
-        asyncio.run(_serve(config, lifecycle, catalogs, tokenizer, http))
+        asyncio.run(_serve(config, lifecycle, catalogs, prompts, tokenizer, http))
 
 
 def _tell(folder: Path) -> None:
@@ -66,12 +70,13 @@ async def _serve(
     config: RouterConfig,
     lifecycle: Lifecycle,
     catalogs: Catalogs,
+    prompts: Prompts,
     tokenizer: Tokenizer,
     http: socket.socket,
 ) -> None:
     dispatcher = Dispatcher(config, catalogs)
     dispatcher.start()
-    models = Models([_model(config, catalogs, tokenizer, dispatcher)])
+    models = Models([_model(config, catalogs, prompts, tokenizer, dispatcher)])
     app = make_app(dispatcher, models, _settings(config, http.getsockname()[0]))
     idle = math.ceil(config.keep_alive_timeout)
     server = _Server(
@@ -154,10 +159,16 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _model(config: RouterConfig, catalogs: Catalogs, tokenizer: Tokenizer, dispatcher: Dispatcher) -> Model:
+def _model(
+    config: RouterConfig,
+    catalogs: Catalogs,
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    dispatcher: Dispatcher,
+) -> Model:
     name = config.served_model_name or Path(config.model_path).resolve().name
     vocab_size = catalogs.newest.catalog.vocab_size
-    return Model(name, config.model_path, tokenizer, vocab_size, catalogs, dispatcher.limits)
+    return Model(name, config.model_path, tokenizer, prompts, vocab_size, catalogs, dispatcher.limits)
 
 
 def _settings(config: RouterConfig, address: str) -> HttpSettings:

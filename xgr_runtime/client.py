@@ -1,9 +1,9 @@
 """A client of the HTTP interface: typed answers, and the error tree of the server instead of status codes."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, Required, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -19,12 +19,32 @@ T = TypeVar("T")
 Items = Sequence[str | int]
 
 
-class Request(TypedDict, total=False):
-    """What a request may say: exactly one of the first three, everything else optional."""
+class TextPart(TypedDict):
+    """A piece of a message's content; no other kind is read."""
 
-    history: Items  # oldest first
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(TypedDict, total=False):
+    """One of the messages that a chat template is given."""
+
+    role: Required[str]
+    content: Required[str | Sequence[TextPart]]
+    name: str
+    reasoning_content: str
+
+
+class Request(TypedDict, total=False):
+    """What a request may say: exactly one of the first four, everything else optional."""
+
+    history: Items | Mapping[str, Items]  # oldest first; by name where the template has several
     input_ids: Sequence[int]
     text: str
+    messages: Sequence[ChatMessage]
+    template: str  # of history and messages: its name in the catalog
+    variables: Mapping[str, str]  # of a history's template
+    chat_template_kwargs: Mapping[str, Any]  # of messages
     beam_width: int
     n: int
     score_mode: ScoreMode

@@ -18,7 +18,7 @@ from router.http.server.edge import AccessRecord, record_of
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
 from router.job import Dispatch, Job, Outcome
-from router.query.binding import bind
+from router.query.binding import bind, texts_of
 from router.query.models import Model, Models
 from xgr_runtime.catalog import CatalogView
 from xgr_runtime.errors import BadRequest, Draining, NoWorkers
@@ -26,6 +26,7 @@ from xgr_runtime.trace.timeline import REQUEST
 
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
 LONG_TEXT = 2048  # characters, the same: a tokenizer takes about a millisecond for them
+LONG_CHAT = 16  # messages, the same
 READERS = 2
 GIANT_BODY = 1 << 20  # bytes
 
@@ -85,7 +86,7 @@ class Generate:
         head = await self._head(request, record, body)
         model = self.models.named(head.model)
         view = leases.enter_context(model.catalogs.lease()).view
-        if head.whole is not None and len(head.whole.text or "") <= LONG_TEXT:
+        if head.whole is not None and is_short(head.whole):
             return self._asked(record, head.whole, model, view)
         if model.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
@@ -130,6 +131,13 @@ class Generate:
             return Response(body, media_type="application/json")
         event = b"data: " + body + b"\n\ndata: [DONE]\n\n"
         return Response(event, headers={"cache-control": "no-cache"}, media_type="text/event-stream")
+
+
+def is_short(body: GenerateRequest) -> bool:
+    """Whether its prompt is worked out in a moment."""
+    messages = body.messages or []
+    texts = (body.text or "", *(body.variables or {}).values(), *texts_of(messages))
+    return len(messages) <= LONG_CHAT and sum(map(len, texts)) <= LONG_TEXT
 
 
 def note_job(record: AccessRecord, job: Job) -> None:

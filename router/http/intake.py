@@ -1,25 +1,35 @@
 """From the body of a request to a query: prompt, widths and filters, within what is served at most."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 
 from router.http.schema import (
     Filters,
     GenerateRequest,
+    Histories,
+    Items,
+    Message,
     SamplingParams,
     refuse_sampling,
 )
 from router.http.settings import HttpSettings
-from router.query.prompts import UNLIMITED
-from router.query.query import MOST_PRIORITY, History, Prompt, Query, Text, TokenIds
+from router.query.prompts import UNLIMITED, shorten
+from router.query.query import MOST_PRIORITY, Conversation, History, Prompt, Query, Text, TokenIds
 from xgr_runtime.catalog import CatalogView, Scoring
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.messages import Limits
 
 LEAST_ID, MOST_ID = -(1 << 63), (1 << 64) - 1  # of item ids that are numbers
-_ONE_OF = "send exactly one of input_ids, history and text"
+FORMS = ("input_ids", "history", "text", "messages")  # of a prompt
+_ONE_OF = "send exactly one of input_ids, history, text and messages"
+# What belongs to some forms of a prompt alone.
+_BELONGS = {
+    "template": ("history", "messages"),
+    "variables": ("history",),
+    "chat_template_kwargs": ("messages",),
+}
 
 
 class Intake:
@@ -108,20 +118,66 @@ def scores(params: SamplingParams, defaults: Scoring, limits: Limits | None) -> 
 
 
 def probe(rid: str, deadline: float, view: CatalogView) -> Query:
-    """The smallest real request there is: one item of history, one beam. Load is no illness."""
-    item = view.catalog.item_id(0)
-    return Query(rid, History([item]), 1, 1, deadline, priority=MOST_PRIORITY, probe=True)
+    """The smallest real request there is: one SID, one beam. Load is no illness.
+
+    It goes through no template, which may need more than a history.
+    """
+    sid = view.catalog.sids[0].tolist()
+    return Query(rid, TokenIds(sid), 1, 1, deadline, priority=MOST_PRIORITY, probe=True)
 
 
 def prompt(body: GenerateRequest) -> Prompt:
-    """Whichever of the three forms the request has."""
-    given = [name for name in ("input_ids", "history", "text") if getattr(body, name) is not None]
+    """Whichever of its forms the request has. Raises `BadRequest` naming the field."""
+    given = [name for name in FORMS if getattr(body, name) is not None]
     if len(given) != 1:
         names = f"{' and '.join(given)} are" if given else "no prompt is"
         raise BadRequest(f"{names} given: {_ONE_OF}", given[-1] if given else "input_ids")
+    for name, forms in _BELONGS.items():
+        if getattr(body, name) is not None and given[0] not in forms:
+            raise BadRequest(f"{name} needs {' or '.join(forms)}: send that, or leave {name} out", name)
     if body.history is not None:
-        return History(item_ids(body.history, "history"), drop_unknown=body.unknown_history == "drop")
+        drop = body.unknown_history == "drop"
+        return History(histories(body.history), drop, body.template, body.variables or {})
+    if body.messages is not None:
+        return Conversation(chat(body.messages), body.template, chat_arguments(body))
     return TokenIds(cast("list[int]", body.input_ids)) if body.text is None else Text(body.text)
+
+
+def histories(given: Items | Histories) -> dict[str, list[str]]:
+    """Item ids of each list, by its name; one that came alone has the empty name."""
+    if isinstance(given, list):
+        return {"": item_ids(given, "history")}
+    return {name: item_ids(items, f"history.{shorten(name)}", "history") for name, items in given.items()}
+
+
+def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages that hold a role and text alone. Raises `BadRequest` naming the one that does not."""
+    for at, message in enumerate(messages):
+        if type(message.get("role")) is not str:
+            _refuse_message(f"messages[{at}].role", 'must be text such as "user"')
+        content = message.get("content")
+        if content is None:
+            _refuse_message(f"messages[{at}].content", "is missing: send text, or a list of parts")
+        for part, fields in enumerate(content if isinstance(content, list) else ()):
+            if fields.get("type") != "text" or "text" not in fields:
+                must = 'must be {"type": "text", "text": ...}: nothing else is read'
+                _refuse_message(f"messages[{at}].content[{part}]", must)
+    return [{name: value for name, value in message.items() if value is not None} for message in messages]
+
+
+def chat_arguments(body: GenerateRequest) -> dict[str, Any]:
+    """What the chat template is given besides messages. Raises `BadRequest`."""
+    given = body.chat_template_kwargs or {}
+    if "messages" in given:
+        raise BadRequest(
+            "chat_template_kwargs holds messages: leave them out there, send messages alone",
+            "chat_template_kwargs",
+        )
+    return given
+
+
+def _refuse_message(where: str, what: str) -> NoReturn:
+    raise BadRequest(f"{where} {what}", "messages")
 
 
 def filters(body: GenerateRequest) -> tuple[list[str] | None, list[str]]:
@@ -135,13 +191,17 @@ def filters(body: GenerateRequest) -> tuple[list[str] | None, list[str]]:
                 "exclude_history needs history: send it, or name the items in filters.deny",
                 "filters.exclude_history",
             )
-        deny += item_ids(body.history, "history")
+        deny += [item for items in histories(body.history).values() for item in items]
     return allow, deny
 
 
-def item_ids(items: Sequence[int | str], field: str) -> list[str]:
-    """Item ids as text, the form in which the catalog knows them. Raises `BadRequest` naming the field."""
+def item_ids(items: Sequence[int | str], where: str, field: str = "") -> list[str]:
+    """Item ids as text, the form in which the catalog knows them.
+
+    Raises `BadRequest` naming the entry; `field` where that is not what `where` says.
+    """
     for at, item in enumerate(items):
         if type(item) is int and not LEAST_ID <= item <= MOST_ID:
-            raise BadRequest(f"{field}[{at}] is a number of more than 64 bits: send it as text", field)
+            what = f"{where}[{at}] is a number of more than 64 bits: send it as text"
+            raise BadRequest(what, field or where)
     return [item if type(item) is str else str(item) for item in items]

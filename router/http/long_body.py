@@ -5,7 +5,7 @@ short. Then the long lists, counted before anything is made of them, in pieces b
 """
 
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 from router.http.schema import (
     MOST_FILTERED,
     MOST_HISTORY,
+    MOST_NAMED,
     Filters,
     GenerateRequest,
+    Histories,
     ItemId,
+    Items,
+    Message,
+    Messages,
     ModelName,
     Timeout,
     TokenId,
+    Variables,
 )
 from router.http.server.problems import Body, decode, field_error
 from router.query.prompts import check_length
@@ -29,6 +35,8 @@ E = TypeVar("E")
 
 MOST_REST = 1 << 16  # bytes of a body besides its long fields
 PIECE = 4096  # entries of a list that are decoded at once, in about a millisecond
+MOST_PARTS = 1 << 14  # texts, lists and maps that messages consist of: they are decoded at once
+LONG = ("input_ids", "history", "text", "messages", "variables", "filters")  # fields
 _COMMA, _QUOTE = b',"'
 _ABSENT = msgspec.Raw(b"null")
 
@@ -39,6 +47,8 @@ class Outline(msgspec.Struct, frozen=True):
     input_ids: msgspec.Raw = _ABSENT
     history: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    variables: msgspec.Raw = _ABSENT
     filters: msgspec.Raw = _ABSENT
     timeout_ms: msgspec.Raw = _ABSENT
     model: msgspec.Raw = _ABSENT
@@ -61,10 +71,12 @@ class Outline(msgspec.Struct, frozen=True):
 
 
 class _Shell(GenerateRequest, frozen=True, forbid_unknown_fields=True):
-    """A request whose long lists are undecoded."""
+    """A request whose long lists and maps are undecoded."""
 
     input_ids: msgspec.Raw = _ABSENT  # type: ignore[assignment]
     history: msgspec.Raw = _ABSENT  # type: ignore[assignment]
+    messages: msgspec.Raw = _ABSENT  # type: ignore[assignment]
+    variables: msgspec.Raw = _ABSENT  # type: ignore[assignment]
     filters: msgspec.Raw = _ABSENT  # type: ignore[assignment]
 
 
@@ -82,17 +94,21 @@ _OUTLINE = msgspec.json.Decoder(Outline)
 _SHELL = msgspec.json.Decoder(_Shell)
 _FILTERS = msgspec.json.Decoder(_FilterShell | None)
 _ITEMS = msgspec.json.Decoder(list[ItemId] | None)
+_LIST = msgspec.json.Decoder(list[ItemId])
+_NO_HISTORY: msgspec.json.Decoder[None] = msgspec.json.Decoder(Items | Histories | None)  # what is neither
+_LISTS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_MESSAGES = msgspec.json.Decoder(Messages | None)
+_VARIABLES = msgspec.json.Decoder(Variables | None)
 _TOKENS = msgspec.json.Decoder(list[TokenId] | None)
 
 
 def outline(body: Body) -> Outline:
     """What a long body consists of. Raises `BadRequest` where it is no JSON, or long where it need not be."""
     found = decode(_OUTLINE, body)
-    long_fields = (found.input_ids, found.history, found.text, found.filters)
-    rest = len(body) - sum(len(memoryview(raw)) for raw in long_fields)
+    rest = len(body) - sum(len(memoryview(getattr(found, name))) for name in LONG)
     if rest > MOST_REST:
         raise BadRequest(
-            f"the body has {rest} bytes besides input_ids, history, text and filters, "
+            f"the body has {rest} bytes besides {', '.join(LONG[:-1])} and {LONG[-1]}, "
             f"the limit is {MOST_REST}: send less of the rest"
         )
     return found
@@ -113,7 +129,9 @@ def decode_long(body: Body, most_tokens: int) -> GenerateRequest:
         check_length(tokens.count, "input_ids", most_tokens)
     given = msgspec.structs.asdict(shell) | {
         "input_ids": tokens.decode(_TOKENS),
-        "history": _items(shell.history, "history", MOST_HISTORY),
+        "history": _history(shell.history),
+        "messages": _messages(shell.messages),
+        "variables": _variables(shell.variables),
         "filters": filters,
     }
     return GenerateRequest(**given)
@@ -126,11 +144,64 @@ def _filters(raw: msgspec.Raw) -> _FilterShell | None:
         raise _named(error, "filters") from None
 
 
-def _items(raw: msgspec.Raw, name: str, most: int) -> list[int | str] | None:
+def _history(raw: msgspec.Raw) -> list[int | str] | dict[str, list[int | str]] | None:
+    """One list, or lists by name."""
+    first = bytes(memoryview(raw)[:1])
+    if first == b"[":
+        return _items(raw, "history", MOST_HISTORY)
+    if first != b"{":
+        return _whole(_NO_HISTORY, raw, "history")
+    commas, names = (_count(raw, mark) for mark in (b",", b":"))
+    _check_names(names, "history")
+    if commas > MOST_HISTORY + names:
+        raise BadRequest(f"history: expected lists of <= {MOST_HISTORY} items in all", "history")
+    lists = _whole(_LISTS, raw, "history")
+    return {name: _items(items, "history[...]", MOST_HISTORY, _LIST) or [] for name, items in lists.items()}
+
+
+def _variables(raw: msgspec.Raw) -> dict[str, str] | None:
+    _check_names(_count(raw, b":"), "variables")
+    return _whole(_VARIABLES, raw, "variables")
+
+
+def _messages(raw: msgspec.Raw) -> list[Message] | None:
+    if _count(raw, b",[{") > MOST_PARTS:
+        raise BadRequest(
+            f"messages consist of more than {MOST_PARTS} texts, lists and maps: send fewer, or longer ones",
+            "messages",
+        )
+    return _whole(_MESSAGES, raw, "messages")
+
+
+def _count(raw: msgspec.Raw, marks: bytes) -> int:
+    """How often one of `marks` stands outside of strings."""
+    data = _outside_strings(bytes(raw))
+    return sum(int(np.count_nonzero(data == mark)) for mark in marks)
+
+
+def _check_names(count: int, field: str) -> None:
+    """Raises `BadRequest` where a map of texts, or of lists of them, has too many entries."""
+    if count > MOST_NAMED:
+        raise BadRequest(f"{field}: expected `object` of length <= {MOST_NAMED}", field)
+
+
+def _whole(decoder: msgspec.json.Decoder[E], raw: msgspec.Raw, name: str) -> E:
+    """A part of the body that is decoded at once. Raises `BadRequest` naming what is wrong."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _named(error, name) from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+
+
+def _items(
+    raw: msgspec.Raw, name: str, most: int, decoder: msgspec.json.Decoder[Any] = _ITEMS
+) -> list[int | str] | None:
     entries = _LongList(raw, name)
     if entries.count > most:
-        raise BadRequest(f"{name}: expected `array` of length <= {most}", name)
-    return entries.decode(_ITEMS)
+        raise BadRequest(f"{name}: expected `array` of length <= {most}", name.removesuffix("[...]"))
+    return entries.decode(decoder)
 
 
 class _LongList:
@@ -152,17 +223,14 @@ class _LongList:
     def decode(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
         """The entries, None for null. Raises `BadRequest` naming the wrong one."""
         if self.count <= PIECE:
-            return self._piece(decoder, 0, self.count) if self.count else self._whole(decoder)
+            return self._piece(decoder, 0, self.count) if self.count else self._no_list(decoder)
         entries: list[E] = []
         for first in range(0, self.count, PIECE):
             entries += self._piece(decoder, first, min(first + PIECE, self.count))
         return entries
 
-    def _whole(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
-        try:
-            return decoder.decode(self._raw)
-        except msgspec.ValidationError as error:
-            raise _named(error, self._name) from None
+    def _no_list(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
+        return _whole(decoder, msgspec.Raw(self._raw), self._name)
 
     def _piece(self, decoder: msgspec.json.Decoder[list[E] | None], first: int, last: int) -> list[E]:
         """Entries [first, last), at most `PIECE`."""
@@ -185,7 +253,8 @@ class _LongList:
             return _named(error, f"{self._name}[{entry}]", inside=False)
         begins = self._between(entry, entry + 1)[1:].lstrip()[:1]
         if begins in (b"[", b"{"):  # cut off at a comma inside of it
-            return BadRequest(f"{self._name}[{entry}]: expected an id, got a list or object", self._name)
+            wrong = f"{self._name}[{entry}]: expected an id, got a list or object"
+            return BadRequest(wrong, self._name.removesuffix("[...]"))
         return BadRequest(f"the body is not valid JSON: {error}")
 
     def _between(self, first: int, last: int) -> bytes:
@@ -196,12 +265,16 @@ class _LongList:
 
 def _separators(raw: bytes) -> NDArray[np.bool_]:
     """Which bytes are commas outside of strings."""
+    commas: NDArray[np.bool_] = _outside_strings(raw) == _COMMA
+    return commas
+
+
+def _outside_strings(raw: bytes) -> NDArray[np.uint8]:
+    """The bytes of a JSON value, where those of strings are 0."""
     if b"\\" in raw:  # an escape is two bytes, of which neither ends a string
         raw = raw.replace(rb"\\", b"__").replace(rb"\"", b"__")
     data = np.frombuffer(raw, np.uint8)
-    inside = np.logical_xor.accumulate(data == _QUOTE)
-    commas: NDArray[np.bool_] = (data == _COMMA) & ~inside
-    return commas
+    return data * ~np.logical_xor.accumulate(data == _QUOTE)
 
 
 def _named(error: msgspec.ValidationError, name: str, inside: bool = True) -> BadRequest:

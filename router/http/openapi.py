@@ -9,12 +9,15 @@ import msgspec
 from router.http.routes import RouteSpec
 from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
 from router.http.settings import HttpSettings
-from router.query.models import Models
-from xgr_runtime.errors import RequestError
+from router.query.models import Model, Models
+from router.query.prompts import UNLIMITED
+from xgr_runtime.errors import BadRequest, CatalogError, RequestError
 from xgr_runtime.wire.answers import ErrorBody
 
 Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
+# A prompt's, and what each is in JSON; null counts as absent.
+_FORMS = {"input_ids": "array", "history": ["array", "object"], "text": "string", "messages": "array"}
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -70,11 +73,20 @@ def json_body(operation: Json) -> Json:
 
 
 def example(models: Models, settings: HttpSettings) -> Json:
-    """A request that works here: its history is two items of the catalog."""
-    catalog = models.default.catalogs.newest.catalog
+    """A request that works here."""
     width = min(settings.default_beam_width, settings.max_beam_width)
+    return {**short_prompt(models.default), "sampling_params": {"beam_width": width, "n": min(10, width)}}
+
+
+def short_prompt(model: Model) -> Json:
+    """Two items of history; where the template takes more than that, an item's tokens."""
+    catalog = model.catalogs.newest.catalog
     items = [catalog.item_id(row) for row in range(min(2, catalog.items))]
-    return {"history": items, "sampling_params": {"beam_width": width, "n": min(10, width)}}
+    try:
+        model.prompts.of_history(catalog, None, {"": catalog.leaves_of_items(items)}, {}, UNLIMITED)
+    except (BadRequest, CatalogError):
+        return {"input_ids": catalog.sids[0].tolist()}
+    return {"history": items}
 
 
 def in_path(path: str) -> list[Json]:
@@ -158,16 +170,26 @@ def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None
     properties = schema["properties"]
     narrow(properties, NEUTRAL_REQUEST)
     branch(properties["model"], "string")["enum"] = models.names
-    forms = {"input_ids": "array", "history": "array", "text": "string"}
+    templates = {name for model in models for name in model.catalogs.newest.catalog.templates.named}
+    branch(properties["template"], "string")["enum"] = sorted(templates)
     schema["oneOf"] = [
-        {"required": [name], "properties": {name: {"type": kind}}} for name, kind in forms.items()
+        {"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()
     ]
+    narrow_message(branch(properties["messages"], "array")["items"])
     branch(properties["text"], "string")["minLength"] = 1
     ids = branch(properties["input_ids"], "array")
     ids["minItems"] = 1
     ids["items"] = {"type": "integer", "minimum": 0, "maximum": models.default.vocab_size - 1}
     if settings.max_prompt_tokens is not None:
         ids["maxItems"] = settings.max_prompt_tokens
+
+
+def narrow_message(schema: Json) -> None:
+    """What a message needs, and what of its content is read."""
+    text = {"type": "string"}
+    part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}}}
+    content = {"anyOf": [text, {"type": "array", "items": {**part, "additionalProperties": text}}]}
+    schema.update(required=["role", "content"], properties={"role": text, "content": content})
 
 
 def narrow_sampling(properties: Json, models: Models, settings: HttpSettings) -> None:

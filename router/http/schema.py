@@ -5,7 +5,7 @@ by name.
 """
 
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ INT64_MAX = (1 << 63) - 1
 MOST_NAME = 1024  # characters
 NEUTRAL_BYTES = 16  # that a neutral value takes at most
 MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
+MOST_NAMED = 64  # lists of a history, variables, arguments of a chat template
+MOST_MESSAGES = 1024
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -28,6 +30,11 @@ Unread = msgspec.Raw  # could hold anything, of which nothing is ever needed: it
 Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its digits are repeated
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 ModelName = Annotated[str, Meta(max_length=MOST_NAME)]
+Items = Annotated[list[ItemId], Meta(max_length=MOST_HISTORY)]
+Histories = Annotated[dict[str, Items], Meta(max_length=MOST_NAMED)]
+Variables = Annotated[dict[str, str], Meta(max_length=MOST_NAMED)]
+Message = dict[str, str | list[dict[str, str]] | None]  # what of it has to be there: `intake.chat`
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MOST_MESSAGES)]
 Timeout = Annotated[int, Meta(ge=1, le=3_600_000)]  # milliseconds
 Rid = Annotated[
     str,
@@ -95,12 +102,30 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of `input_ids`, `history` and `text`; fields after `priority` are SGLang's, as above."""
+    """Exactly one of `input_ids`, `history`, `text` and `messages`; fields after `priority` are SGLang's."""
 
     input_ids: list[TokenId] | None = None
     history: Annotated[
-        Annotated[list[ItemId], Meta(max_length=MOST_HISTORY)] | None,
-        Meta(description="Item ids, oldest first."),
+        Items | Histories | None,
+        Meta(description="Item ids, oldest first; lists by name where the template has several."),
+    ] = None
+    variables: Annotated[
+        Variables | None, Meta(description="Text for the other names in the template of a history.")
+    ] = None
+    messages: Annotated[
+        Messages | None,
+        Meta(
+            description="For the chat template: maps with `role` and `content`, which is text or a list of "
+            '`{"type": "text", "text": ...}`. SIDs are text in them.'
+        ),
+    ] = None
+    chat_template_kwargs: Annotated[
+        Annotated[dict[str, Any], Meta(max_length=MOST_NAMED)] | None,
+        Meta(description="Of `messages`: what the chat template is given besides them."),
+    ] = None
+    template: Annotated[
+        ModelName | None,
+        Meta(description="Of `history` and `messages`: its name in the catalog; else the catalog's default."),
     ] = None
     unknown_history: Annotated[
         Literal["refuse", "drop"],

@@ -1,6 +1,7 @@
 """From a query to a job: text and items become tokens, rows and leaves of one version of a catalog."""
 
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +9,10 @@ from numpy.typing import NDArray
 from router.job import Job
 from router.query.models import Model
 from router.query.prompts import check_length, shorten
-from router.query.query import History, Query, Text
+from router.query.query import Conversation, History, Query, Text
 from xgr_runtime.catalog import CatalogView, resolve_items
 from xgr_runtime.errors import BadRequest, CatalogError
+from xgr_runtime.prompts import Rendered
 
 Tokens = NDArray[np.int32]
 
@@ -49,33 +51,68 @@ class _Bound(NamedTuple):
 def _prompt(query: Query, model: Model, view: CatalogView, most: int) -> _Bound:
     prompt = query.prompt
     if isinstance(prompt, History):
-        return _from_history(prompt, view, most)
+        return _from_history(prompt, model, view, most)
+    if isinstance(prompt, Conversation):
+        return _from_chat(prompt, model, view, most)
     if isinstance(prompt, Text):
         return _Bound(_checked(model.texts.tokens(prompt.text, most), model.vocab_size, "text"))
     check_length(len(prompt.ids), "input_ids", most)
     return _Bound(_checked(np.array(prompt.ids, np.int32), model.vocab_size, "input_ids"))
 
 
-def _from_history(history: History, view: CatalogView, most: int) -> _Bound:
-    leaves = view.catalog.leaves_of_items(history.items)
-    known = leaves >= 0
-    unknown = len(leaves) - int(known.sum())
-    if unknown and not (history.drop_unknown and known.any()):
-        _refuse_unknown(history, int(np.argmin(known)), unknown)
+def _from_history(history: History, model: Model, view: CatalogView, most: int) -> _Bound:
+    leaves = {name: view.catalog.leaves_of_items(items) for name, items in history.items.items()}
+    known = {name: found[found >= 0] for name, found in leaves.items()}
+    asked, kept = sum(map(len, leaves.values())), sum(map(len, known.values()))
+    if kept < asked and not (history.drop_unknown and kept):
+        _refuse_unknown(history, leaves, asked - kept)
+    model.texts.check_size(history.variables.values(), most, "variables")
+    rendered = _rendered(
+        lambda: model.prompts.of_history(view.catalog, history.template, known, history.variables, most),
+        "history",
+    )
+    check_length(len(rendered.tokens), "history", most)
+    tokens = _checked(rendered.tokens, model.vocab_size, "history")
+    return _Bound(tokens, rendered.dropped, asked - kept)
+
+
+def _from_chat(chat: Conversation, model: Model, view: CatalogView, most: int) -> _Bound:
+    model.texts.check_size(texts_of(chat.messages), most, "messages")
+    rendered = _rendered(
+        lambda: model.prompts.of_messages(view.catalog, chat.template, chat.messages, chat.kwargs, most),
+        "messages",
+    )
+    check_length(len(rendered.tokens), "messages", most)
+    return _Bound(_checked(rendered.tokens, model.vocab_size, "messages"))
+
+
+def _rendered(render: Callable[[], Rendered], field: str) -> Rendered:
+    """What a template makes of a request. Raises `BadRequest` naming the field, by default `field`."""
     try:
-        tokens, dropped = view.catalog.prompt_tokens(leaves[known].tolist(), most)
+        return render()
     except CatalogError as error:
-        raise BadRequest(str(error), "history") from None
-    check_length(len(tokens), "history", most)
-    return _Bound(np.array(tokens, np.int32), dropped, unknown)
+        raise BadRequest(str(error), field) from None
 
 
-def _refuse_unknown(history: History, first: int, unknown: int) -> NoReturn:
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Whatever of messages may end up in a prompt."""
+    for message in messages:
+        for value in message.values():
+            if isinstance(value, str):
+                yield value
+            for part in value if isinstance(value, list) else ():
+                yield from part.values()
+
+
+def _refuse_unknown(history: History, leaves: Mapping[str, NDArray[np.integer]], unknown: int) -> NoReturn:
+    name = next(name for name, found in leaves.items() if (found < 0).any())
+    first = int(np.argmax(leaves[name] < 0))
+    where = f"history.{shorten(name)}" if name else "history"
     remedy = (
         "send one that it holds" if history.drop_unknown else 'leave it out or set unknown_history to "drop"'
     )
     raise BadRequest(
-        f"history[{first}] is {shorten(history.items[first])}, which this catalog does not hold "
+        f"{where}[{first}] is {shorten(history.items[name][first])}, which this catalog does not hold "
         f"({unknown} unknown in all): {remedy}",
         "history",
     )

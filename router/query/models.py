@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from router.query.prompts import TextPrompts, shorten
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.errors import BadRequest, UnknownModel
+from xgr_runtime.prompts import Prompts
 from xgr_runtime.wire.messages import Limits
 
 
@@ -19,6 +20,7 @@ class Model:
     name: str
     path: str  # of the checkpoint
     tokenizer: Tokenizer
+    prompts: Prompts
     vocab_size: int
     catalogs: Catalogs
     limits: Callable[[], Limits | None]  # see `Dispatch.limits`

@@ -4,7 +4,7 @@ A tokenizer takes about a microsecond and a few hundred bytes for a token, so me
 thread for seconds and gigabytes of memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ class TextPrompts:
         """Token ids [L] of `text`, by the tokenizer. Raises `BadRequest`, soon if there are too many."""
         if not text:
             raise BadRequest("text is empty: send at least one token", "text")
-        self._check_bytes(text, most)
-        self._check_beginning(text, most)
+        self._check_bytes(text, most, "text")
+        self._check_beginning(text, most, "text")
         encoding = self._encode(text, offsets=self._unknown is not None)
         check_length(len(encoding), "text", most)
         ids = encoding.ids
@@ -42,18 +42,24 @@ class TextPrompts:
             self._refuse_unknown(text, ids, encoding.offsets, *self._unknown)
         return np.array(ids, np.int32)
 
-    def _check_bytes(self, text: str, most: int) -> None:
+    def check_size(self, texts: Iterable[str], most: int, field: str) -> None:
+        """Raises `BadRequest`, soon, where `texts` could not all stand in one prompt of `most` tokens."""
+        joined = "".join(texts)
+        self._check_bytes(joined, most, field)
+        self._check_beginning(joined, most, field)
+
+    def _check_bytes(self, text: str, most: int, field: str) -> None:
         """A token stands for so many bytes at most."""
         allowed = most * self._bytes_per_token
         if len(text) > allowed or (4 * len(text) > allowed and len(text.encode(errors="replace")) > allowed):
-            raise _too_long(most)
+            raise _too_long(most, field)
 
-    def _check_beginning(self, text: str, most: int) -> None:
+    def _check_beginning(self, text: str, most: int, field: str) -> None:
         """A text that is long for the limit is tried beginning first, four times as much of it each time."""
         size = most * USUAL_TOKEN
         while size < len(text):
             if len(self._encode(text[:size], offsets=False)) > most + LAST_WORD:
-                raise _too_long(most)
+                raise _too_long(most, field)
             size *= 4
 
     def _encode(self, text: str, offsets: bool) -> Encoding:
@@ -74,10 +80,10 @@ class TextPrompts:
                 )
 
 
-def _too_long(most: int) -> BadRequest:
-    return BadRequest(
-        f"text gives a prompt of far too many tokens, the limit is {most}: shorten it ({LIMIT_FROM})", "text"
-    )
+def _too_long(most: int, field: str) -> BadRequest:
+    what = "text gives" if field == "text" else f"{field} give"
+    problem = f"{what} a prompt of far too many tokens, the limit is {most}: shorten it ({LIMIT_FROM})"
+    return BadRequest(problem, field)
 
 
 def check_length(count: int, name: str, most: int) -> None:

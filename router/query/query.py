@@ -1,7 +1,8 @@
 """What is asked. Every route that ranks items makes one of these of its body; it knows no dialect."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from xgr_kernels.trie import ScoreMode
 
@@ -10,10 +11,24 @@ MOST_PRIORITY = 100
 
 @dataclass(frozen=True)
 class History:
-    """Item ids, oldest first; the newest that fit become the prompt."""
+    """Item ids, oldest first, for a template of the catalog; the newest that fit become the prompt.
 
-    items: Sequence[str]
+    Lists have the names that the template knows them by; one that came alone has the empty name.
+    """
+
+    items: Mapping[str, Sequence[str]]
     drop_unknown: bool = False  # leave out what the catalog does not hold, instead of refusing it
+    template: str | None = None  # None: the catalog's default
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages for a chat template; their SIDs are text."""
+
+    messages: Sequence[Mapping[str, Any]]  # at least role and content, which is text or a list of parts
+    template: str | None = None  # None: the catalog's default
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the chat template
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class TokenIds:
     ids: Sequence[int]
 
 
-Prompt = History | Text | TokenIds
+Prompt = History | Conversation | Text | TokenIds
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from xgr_runtime.errors import BadRequest, CatalogError, ModelError
 from xgr_runtime.files import read_object
 from xgr_runtime.prompts.chat import Chat, without_absent
 from xgr_runtime.prompts.jinja import TemplateFailure
+from xgr_runtime.prompts.parts import as_read
 from xgr_runtime.prompts.texts import Rendered, Texts, check_length
 from xgr_runtime.prompts.views import View
 from xgr_runtime.prompts.windows import newest
@@ -97,11 +98,10 @@ class Prompts:
         if self._texts is None:
             raise BadRequest(NO_TOKENIZER, "messages")
         try:
-            text = self.chat.text(
-                self.chat.template(found.chat_template),
-                [without_absent(message) for message in messages],
-                {**found.chat_template_kwargs, **kwargs},
-            )
+            chat = self.chat.template(found.chat_template)
+            given = [without_absent(message) for message in messages]
+            read = as_read(given, found.chat_template or self.chat.source() or "")
+            text = self.chat.text(chat, read, {**found.chat_template_kwargs, **kwargs})
         except (CatalogError, TemplateFailure) as error:
             raise BadRequest(f"messages: {error}", "messages") from error
         text += found.generation_prefix

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from made_catalogs import build_from_arrays
+from made_templates import make_templates, with_templates
 from starlette.applications import Starlette
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -18,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 from router.http import HttpSettings, make_app
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.query.models import Model, Models
-from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, PromptTemplate
+from xgr_runtime.catalog import Catalog, Catalogs, CatalogView
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import BadRequest, Cancelled, DuplicateRequest, NotFound
+from xgr_runtime.prompts import Prompts
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Load, ModelIdentity, Role, Timing, WorkerHello
@@ -46,8 +48,8 @@ def make_catalog() -> Catalog:
     codes = np.stack([flat // CODES**2, flat // CODES % CODES, flat % CODES], axis=1)
     sids = codes + 3 + np.arange(DEPTH) * CODES
     sids = np.concatenate([sids, sids[:2]])
-    template = PromptTemplate(prefix=(1,), max_history_items=8)
-    return build_from_arrays([str(i) for i in range(ITEMS)], sids, template=template, vocab_size=VOCAB)
+    made = build_from_arrays([str(i) for i in range(ITEMS)], sids, vocab_size=VOCAB)
+    return with_templates(made, make_templates())
 
 
 def worker(role: Role, *, counters: dict[str, float] | None = None) -> WorkerState:
@@ -175,6 +177,7 @@ class Server:
         self, dispatch: FakeDispatch, catalog: Catalog, tokenizer: Tokenizer, settings: HttpSettings
     ) -> None:
         self.dispatch, self.catalog, self.tokenizer, self.settings = dispatch, catalog, tokenizer, settings
+        self.prompts = Prompts.read(tokenizer, None)
         self.app = self.made()
 
     def made(self) -> Starlette:
@@ -183,7 +186,7 @@ class Server:
 
     def model(self, name: str = "tiny", catalogs: Catalogs | None = None) -> Model:
         size, limits = self.catalog.vocab_size, self.dispatch.limits
-        return Model(name, name, self.tokenizer, size, catalogs or self.catalogs, limits)
+        return Model(name, name, self.tokenizer, self.prompts, size, catalogs or self.catalogs, limits)
 
     def serve(self, *models: Model) -> None:
         """Starts over with other models."""

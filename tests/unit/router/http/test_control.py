@@ -51,7 +51,7 @@ def test_health_generate_runs_a_small_request(
     server.get("/health_generate")
     (job,) = dispatch.jobs  # for both
     assert job.probe and (job.width, job.results, job.rid[:7]) == (1, 1, "health-")
-    assert job.tokens.tolist() == [1, *catalog.sids[0].tolist()]
+    assert job.tokens.tolist() == catalog.sids[0].tolist()
 
 
 def test_health_generate_reports_failure(server: Server, dispatch: FakeDispatch) -> None:

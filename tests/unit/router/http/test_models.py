@@ -126,6 +126,6 @@ def test_a_refused_request_holds_nothing(server: Server, body: dict[str, Any]) -
 def test_the_routers_own_request_holds_its_version_too(server: Server, dispatch: FakeDispatch) -> None:
     assert server.get("/health_generate").status_code == 200
     (job,) = dispatch.jobs
-    assert job.probe and job.view is server.catalogs.newest and len(job.tokens) == 4
+    assert job.probe and job.view is server.catalogs.newest and len(job.tokens) == 3
     server.catalogs.add(CatalogView(OTHER))
     assert server.catalogs.versions == [OTHER.version]
