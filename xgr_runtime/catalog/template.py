@@ -87,7 +87,7 @@ class TextTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
         return None if _possible(self) else "the template holds an impossible number"
 
 
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TurnTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message for a chat template; its content is a text as that of a `TextTemplate`."""
 
     role: str
@@ -100,7 +100,7 @@ class MessagesTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     `chat_template` is the template's text, None for that of the checkpoint; in catalog.json it names a file.
     """
 
-    messages: tuple[Turn, ...] = ()
+    messages: tuple[TurnTemplate, ...] = ()
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
     generation_prefix: str = ""

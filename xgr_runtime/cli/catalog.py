@@ -67,12 +67,24 @@ def build(args: argparse.Namespace) -> int:
 
     with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
         catalog = build_catalog(args.source, files, flags=declared_by(args))
+        if files is not None:
+            _check_templates(catalog, files)
     catalog.save(args.out)
     print(f"{args.out}: {catalog.items} items on {catalog.leaves} leaves, version {catalog.version}")
     default = catalog.templates.default
     if isinstance(default, PromptTemplate) and not default.prefix:
         print("note: prompts have no prefix; --model-path or catalog.json beside the source can give one")
     return 0
+
+
+def _check_templates(catalog: Catalog, checkpoint: Path) -> None:
+    """Raises CatalogError for a template that no request could be answered with."""
+    from xgr_runtime.catalog import PromptTemplate
+    from xgr_runtime.prompts import Prompts
+    from xgr_runtime.tokenizer import read_tokenizer
+
+    if any(not isinstance(one, PromptTemplate) for one in catalog.templates.named.values()):
+        Prompts.read(read_tokenizer(checkpoint), checkpoint).check(catalog)
 
 
 def declared_by(args: argparse.Namespace) -> Declared:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from xgr_runtime.errors import CatalogError, ModelError
+from xgr_runtime.errors import BadRequest, CatalogError, ModelError
 from xgr_runtime.files import is_missing, open_ordinary, read_object
 from xgr_runtime.prompts.jinja import MOST_SOURCE, compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from xgr_runtime.prompts.jinja import ChatTemplate
@@ -65,8 +66,10 @@ class Chat:
         return template.render({**values, "messages": messages})
 
 
-def without_absent(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the fields that are null: templates ask whether a field is there."""
+def without_absent(number: int, message: Any) -> dict[str, Any]:
+    """A message without its null fields: templates ask whether a field is there. Raises BadRequest."""
+    if not isinstance(message, Mapping):
+        raise BadRequest(f"messages[{number}] is {message!r:.80}: it must be an object", "messages")
     return {name: value for name, value in message.items() if value is not None}
 
 

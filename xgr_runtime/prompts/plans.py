@@ -9,7 +9,7 @@ from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.prompts.formats import Format, parsed
 from xgr_runtime.prompts.items import ItemFormat
 from xgr_runtime.prompts.jinja import TemplateFailure
-from xgr_runtime.prompts.texts import Text
+from xgr_runtime.prompts.texts import PromptText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +40,21 @@ class Plan:
         found = {name: _history(name) for name in names}
         self.histories = {key: name for name, key in found.items() if key is not None}
         self.needed = [name for name, key in found.items() if key is None]
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Raises CatalogError for what can only be a mistake."""
+        unused = [name for name in self.template.defaults if name not in self.needed]
+        if unused:
+            raise CatalogError(
+                f"defaults.{unused[0]:.80}: no text names {{{unused[0]:.80}}}: remove it or name it"
+            )
+        if self.histories and not self.item.format.names:
+            raise CatalogError("item: it names nothing of an item: write {sid} where its SID is to stand")
+        if self.template.texts and not self.histories and not self.needed:
+            raise CatalogError(
+                f"{next(iter(self.formats))}: it names no {{history}}: write it where items are to stand"
+            )
 
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
         """A value for each variable that the texts name. Raises BadRequest."""
@@ -89,7 +104,7 @@ class Plan:
         chat: Chat,
         histories: Mapping[str, NDArray[Any]],
         variables: Mapping[str, str],
-    ) -> Text:
+    ) -> PromptText:
         """The whole prompt. Raises BadRequest where a chat template fails."""
         values, sids, rows = dict(variables), [], []
         for key, name in self.histories.items():
@@ -99,7 +114,7 @@ class Plan:
             if self.item.shows_sid:
                 sids += spelt
                 rows += shown
-        return Text(self._filled(values, chat), sids, rows)
+        return PromptText(self._filled(values, chat), sids, rows)
 
     def _filled(self, values: Mapping[str, str], chat: Chat) -> str:
         filled = {field: one.filled(values) for field, one in self.formats.items()}

@@ -97,9 +97,11 @@ class Prompts:
         found = _for_messages(catalog, template)
         if self._texts is None:
             raise BadRequest(NO_TOKENIZER, "messages")
+        if "messages" in kwargs:
+            raise BadRequest("chat_template_kwargs names messages: leave them out", "chat_template_kwargs")
         try:
             chat = self.chat.template(found.chat_template)
-            given = [without_absent(message) for message in messages]
+            given = [without_absent(number, message) for number, message in enumerate(messages)]
             read = as_read(given, found.chat_template or self.chat.source() or "")
             text = self.chat.text(chat, read, {**found.chat_template_kwargs, **kwargs})
         except (CatalogError, TemplateFailure) as error:

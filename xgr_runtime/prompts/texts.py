@@ -29,7 +29,7 @@ class Rendered(NamedTuple):
     text: str | None
 
 
-class Text(NamedTuple):
+class PromptText(NamedTuple):
     """A prompt as text, and the SIDs that stand in it, in this order: their texts and tokens."""
 
     text: str
@@ -53,7 +53,7 @@ class Texts:
                 f"{field} gives a prompt of far too many tokens, the limit is {most}: shorten it", field
             )
 
-    def fast(self, text: Text, pieces: Pieces, special: bool) -> NDArray[np.int32] | None:
+    def fast(self, text: PromptText, pieces: Pieces, special: bool) -> NDArray[np.int32] | None:
         """As `whole` says, or None where it has to be asked."""
         tokens = pieces.tokens(*text)
         if tokens is None:

@@ -121,6 +121,8 @@ class View:
             whole = self._texts.whole(text.text, plan.special_tokens)
             if count == 0:
                 self._check_fixed(plan, text.text, whole, limit)
+            elif any(sid not in text.text for sid in text.sids):
+                raise CatalogError("chat_template: it does not show the SIDs of a history: use another")
             if self._pieces is not None:
                 fast = self._texts.fast(text, self._pieces, plan.special_tokens)
                 if fast is not None and not np.array_equal(fast, whole):
@@ -133,6 +135,8 @@ class View:
         if not isinstance(plan.template, MessagesTemplate):
             return
         self._chat.template(plan.template.chat_template)
+        if "messages" in plan.template.chat_template_kwargs:
+            raise CatalogError("chat_template_kwargs: messages are no keyword argument: leave them out")
         prefix = plan.template.generation_prefix
         for mark in _MARK.findall(prefix):
             if self._tokenizer.token_to_id(mark) is None:

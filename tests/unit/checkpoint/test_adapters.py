@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from xgr_runtime.cache import merged
 from xgr_runtime.cache.merged import merged_checkpoint
 from xgr_runtime.checkpoint import described, find_adapter, read_config, weight_files, weights_hash
-from xgr_runtime.checkpoint.merging import Merger
 from xgr_runtime.errors import ModelError
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

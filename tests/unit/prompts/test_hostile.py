@@ -136,8 +136,8 @@ def test_harmless_ones_render_as_the_library_renders_them(source: str, text: str
 
     values: dict[str, Any] = {"messages": MESSAGES, "tools": None, "documents": None}
     assert compiled(source).render(values) == text
-    (theirs,), _ = render_jinja_template([MESSAGES], chat_template=source)
-    assert theirs == text
+    theirs = render_jinja_template([MESSAGES], chat_template=source)[0]
+    assert theirs == [text]
 
 
 def test_a_long_conversation_is_within_bounds() -> None:

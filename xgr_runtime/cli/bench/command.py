@@ -20,6 +20,7 @@ from xgr_runtime.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from xgr_runtime.catalog import Catalog
     from xgr_runtime.cli.bench.judge import Judge
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from xgr_runtime.cli.bench.run import Run
     from xgr_runtime.cli.bench.settings import TrafficSettings
     from xgr_runtime.cli.bench.target import Target
+    from xgr_runtime.prompts import Prompts
 
 LEAST_REQUESTS = 5  # of a point of --rate auto
 
@@ -55,7 +57,19 @@ def bench(args: argparse.Namespace) -> int:
         need_extra(package)
     with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
         catalog = load_catalog(args.catalog, files)
-    return _bench(args, catalog, traffic_settings(args))
+        prompts = prompts_of(catalog, files)
+    return _bench(args, catalog, prompts, traffic_settings(args))
+
+
+def prompts_of(catalog: Catalog, checkpoint: Path | None) -> Prompts:
+    """What renders the catalog's templates: those of text need the checkpoint. Raises ModelError."""
+    from xgr_runtime.catalog import PromptTemplate
+    from xgr_runtime.prompts import Prompts
+    from xgr_runtime.tokenizer import read_tokenizer
+
+    if checkpoint is None or isinstance(catalog.templates.default, PromptTemplate):
+        return Prompts.read(None, None)
+    return Prompts.read(read_tokenizer(checkpoint), checkpoint)
 
 
 def key_of_environment() -> str | None:
@@ -76,21 +90,22 @@ def check_load(args: argparse.Namespace) -> None:
         parse_numbers(args.in_flight, "--in-flight")
 
 
-def _bench(args: argparse.Namespace, catalog: Catalog, traffic: TrafficSettings) -> int:
+def _bench(args: argparse.Namespace, catalog: Catalog, prompts: Prompts, traffic: TrafficSettings) -> int:
     import uvloop
 
     from xgr_runtime.cli.bench.judge import Judge
     from xgr_runtime.cli.bench.reference import AnswerFile, read_reference
     from xgr_runtime.cli.bench.report import Report
 
-    reference = read_reference(args.reference, catalog) if args.reference else None
+    reference = read_reference(args.reference, catalog, prompts) if args.reference else None
     answers = AnswerFile(args.save_answers) if args.save_answers else None
     report = Report(args, load_settings(args))
     # The runner turns Ctrl-C into a cancelled run; SIGTERM does the same.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_measure(args, catalog, traffic, Judge(catalog, reference, answers), report))
+            judge = Judge(catalog, reference, answers)
+            runner.run(_measure(args, catalog, prompts, traffic, judge, report))
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
@@ -100,7 +115,12 @@ def _bench(args: argparse.Namespace, catalog: Catalog, traffic: TrafficSettings)
 
 
 async def _measure(
-    args: argparse.Namespace, catalog: Catalog, traffic: TrafficSettings, judge: Judge, report: Report
+    args: argparse.Namespace,
+    catalog: Catalog,
+    prompts: Prompts,
+    traffic: TrafficSettings,
+    judge: Judge,
+    report: Report,
 ) -> None:
     from xgr_runtime.cli.bench.run import Run
     from xgr_runtime.cli.bench.target import Target
@@ -109,7 +129,7 @@ async def _measure(
     async with Target(args.url, key_of_environment(), args.timeout_ms) as target:
         report.server = await check_server(target, catalog, max(traffic.widths.widths))
         most_tokens = (await target.info()).max_prompt_tokens or UNLIMITED
-        stream = calls(catalog, traffic, most_tokens)
+        stream = calls(catalog, traffic, most_tokens, prompts)
         report.run = Run(target, judge, stream, report.load, report.progress)
         await report.run.prime(traffic.known if traffic.kind == "sessions" else 0)
         await _all_points(args, report.run, report)

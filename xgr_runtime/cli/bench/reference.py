@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.catalog import Catalog
+    from xgr_runtime.prompts import Prompts
 
 Sid: TypeAlias = tuple[int, ...]
 Key: TypeAlias = tuple[tuple[int, ...], int | None]  # prompt, width
@@ -53,7 +54,7 @@ class Reference:
         return Agreement(sids[0] == expected[0], len(set(sids[:k]) & set(expected[:k])) / k)
 
 
-def read_reference(path: Path, catalog: Catalog) -> Reference:
+def read_reference(path: Path, catalog: Catalog, prompts: Prompts | None = None) -> Reference:
     """Raises ConfigError naming the line that is wrong."""
     answers: dict[Key, list[Sid]] = {}
     try:
@@ -63,7 +64,7 @@ def read_reference(path: Path, catalog: Catalog) -> Reference:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            prompt = row.get("prompt_ids") or prompt_of(catalog, row["history"], UNLIMITED, path)
+            prompt = row.get("prompt_ids") or prompt_of(catalog, row["history"], UNLIMITED, path, prompts)
             answers[tuple(prompt), row.get("width")] = [tuple(sid) for sid, _ in row["beams"]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"--reference {path}: line {number} is not of its form: {error!r}") from None

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.cli.bench.sessions import Sessions
-from xgr_runtime.errors import CatalogError, ConfigError
+from xgr_runtime.errors import BadRequest, CatalogError, ConfigError
+from xgr_runtime.prompts import Prompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,13 +36,27 @@ class Call:
     body: bytes
 
 
-def calls(catalog: Catalog, settings: TrafficSettings, most_tokens: int = UNLIMITED) -> Iterator[Call]:
+def calls(
+    catalog: Catalog,
+    settings: TrafficSettings,
+    most_tokens: int = UNLIMITED,
+    prompts: Prompts | None = None,
+) -> Iterator[Call]:
     """Requests without end. `most_tokens` is the longest prompt that the deployment takes.
 
-    Raises ConfigError at once for settings that fit neither the catalog nor the deployment.
+    prompts: of the checkpoint, for histories by templates of text. Raises ConfigError at once for settings
+    that fit neither the catalog nor the deployment.
     """
-    prompts = {"random": _random, "histories": _histories, "sessions": _sessions}[settings.kind]
-    return _ask(prompts(catalog, settings, most_tokens), settings)
+    if settings.kind == "histories":
+        return _ask(_histories(catalog, settings, most_tokens, prompts), settings)
+    made = {"random": _random, "sessions": _sessions}[settings.kind]
+    return _ask(made(catalog, settings, most_tokens), settings)
+
+
+def _around(catalog: Catalog) -> PromptTemplate:
+    """What is put around made-up items: nothing where the catalog's template is of text."""
+    default = catalog.templates.default
+    return default if isinstance(default, PromptTemplate) else PromptTemplate()
 
 
 def _ask(prompts: Iterator[list[int]], settings: TrafficSettings) -> Iterator[Call]:
@@ -64,14 +80,15 @@ def _body(prompt: list[int], width: int, n: int, settings: TrafficSettings) -> d
 def _random(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> Iterator[list[int]]:
     """Random items between the template's prefix and suffix, cut to exactly as many tokens as asked for."""
     _check_length(settings.prompt_tokens, most_tokens)
-    suffix = list(catalog.template.suffix)
-    fixed = len(catalog.template.prefix) + len(suffix)
+    template = _around(catalog)
+    suffix = list(template.suffix)
+    fixed = len(template.prefix) + len(suffix)
     room = settings.prompt_tokens - fixed
     if room < 1:
         raise ConfigError(f"--prompt-tokens must be above {fixed}, which the catalog's template takes")
     draw = np.random.default_rng([settings.seed, 0])
     return (
-        catalog.template.render(catalog.sids[draw.integers(0, catalog.leaves, room // catalog.depth + 1)])[
+        template.render(catalog.sids[draw.integers(0, catalog.leaves, room // catalog.depth + 1)])[
             : settings.prompt_tokens - len(suffix)
         ]
         + suffix
@@ -81,7 +98,7 @@ def _random(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> It
 
 def _sessions(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> Iterator[list[int]]:
     _check_length(settings.prompt_tokens, most_tokens)
-    template, depth = catalog.template, catalog.depth
+    template, depth = _around(catalog), catalog.depth
     fixed, separator = len(template.prefix) + len(template.suffix), len(template.separator)
     items = (settings.prompt_tokens - fixed + separator) // (depth + separator)
     if items <= settings.new_items:
@@ -90,27 +107,33 @@ def _sessions(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> 
     return (template.render(catalog.sids[visit.history]) for visit in visits)
 
 
-def _histories(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> Iterator[list[int]]:
+def _histories(
+    catalog: Catalog, settings: TrafficSettings, most_tokens: int, prompts: Prompts | None
+) -> Iterator[list[int]]:
     """Real histories in an order that the seed draws, again and again."""
     if settings.histories is None:
         raise ConfigError("--traffic histories needs --histories FILE")
     histories = _read_histories(settings.histories)
     order = np.random.default_rng([settings.seed, 0]).permutation(len(histories))
     return (
-        prompt_of(catalog, histories[i], most_tokens, settings.histories)
+        prompt_of(catalog, histories[i], most_tokens, settings.histories, prompts)
         for i in itertools.cycle(order.tolist())
     )
 
 
-def prompt_of(catalog: Catalog, history: list[Any], most_tokens: int, source: Path) -> list[int]:
+def prompt_of(
+    catalog: Catalog, history: list[Any], most_tokens: int, source: Path, prompts: Prompts | None = None
+) -> list[int]:
     """The prompt of item ids, as the deployment would make it. Raises ConfigError for an unknown item."""
     leaves = catalog.leaves_of_items([str(item) for item in history])
     if (leaves < 0).any():
         unknown = history[int(np.flatnonzero(leaves < 0)[0])]
         raise ConfigError(f"{source}: item {unknown!r} is not in the catalog: give the one it belongs to")
     try:
-        return catalog.prompt_tokens(leaves.tolist(), most_tokens)[0]
-    except CatalogError as error:
+        prompts = prompts or Prompts.read(None, None)
+        tokens: list[int] = prompts.of_history(catalog, None, {"": leaves}, {}, most_tokens).tokens.tolist()
+        return tokens
+    except (BadRequest, CatalogError) as error:
         raise ConfigError(str(error)) from None
 
 
