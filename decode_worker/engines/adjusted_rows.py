@@ -14,6 +14,7 @@ from decode_worker.search import Penalty, Search
 from xgr_kernels.beam_select import BeamBatch, cpu
 
 
+@torch.inference_mode()
 def adjust(searches: Sequence[Search], logits: Tensor, batch: BeamBatch) -> BeamBatch:
     """The batch of these searches; logits [R, V] are changed in place where one of them asks for it."""
     normalisers = list(batch.normalisers)

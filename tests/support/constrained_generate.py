@@ -14,7 +14,13 @@ DEAD = -1e6  # where a level has fewer children than beams, generate fills up wi
 
 @torch.inference_mode()
 def constrained_generate(
-    model: Any, prompts: Sequence[Sequence[int]], children: Children, depth: int, width: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    children: Children,
+    depth: int,
+    width: int,
+    length_penalty: float = 0.0,
+    repetition_penalty: float = 1.0,
 ) -> list[Ranked]:
     """The `width` best SIDs of each prompt, best first, in one batch; all prompts are of one length.
 
@@ -32,7 +38,8 @@ def constrained_generate(
         prefix_allowed_tokens_fn=lambda _, row: children.get(tuple(row[length:].tolist()), [0]),
         do_sample=False,
         early_stopping=True,
-        length_penalty=0.0,
+        length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
         return_dict_in_generate=True,
         output_scores=True,
         pad_token_id=0,
