@@ -65,6 +65,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: {SENTENCES} makes it an embedding model of sentence-transformers, which generates "
             "nothing: name the checkpoint of a language model, or remove the file if it is one"
         )
+    if config.get("auto_map"):
+        raise ModelError(
+            f"{folder}: auto_map asks for code from the checkpoint, which is never run: save the model with its "
+            "library's own class, or remove the field if that computes the same"
+        )
     _refuse_quantised(folder, config)
     return config
 

@@ -5,6 +5,7 @@ between workers, and are held against the same reference.
 """
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +25,8 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 # transformers' configs and models get their attributes at run time.
 HfConfig: TypeAlias = Any
 HfModel: TypeAlias = Any
+log = logging.getLogger(__name__)
+
 _models: HfModel = AutoModelForCausalLM
 _quiet: HfModel = transformers_logging.disable_progress_bar
 
@@ -91,7 +94,20 @@ def load_eager(checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> HfMod
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
+    if extra := sorted(set(info["unexpected_keys"]) - _ignored(model)):
+        log.warning(
+            "%s: %d saved weights are no part of the model, as its library has it: %s",
+            folder,
+            len(extra),
+            extra[0],
+        )
     return model.eval().requires_grad_(False).to(device)
+
+
+def _ignored(model: HfModel) -> set[str]:
+    """What some versions save besides: a head that is the embedding."""
+    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()
+    return set(tied)
 
 
 def _parse_config(folder: Path, raw: dict[str, Any]) -> HfConfig:
