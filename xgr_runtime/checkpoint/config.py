@@ -67,8 +67,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if config.get("auto_map"):
         raise ModelError(
-            f"{folder}: auto_map asks for code from the checkpoint, which is never run: save the model with its "
-            "library's own class, or remove the field if that computes the same"
+            f"{folder}: auto_map asks for code from the checkpoint, which is never run: save the model "
+            "with its library's own class, or remove the field if that computes the same"
         )
     _refuse_quantised(folder, config)
     return config

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
 from xgr_runtime.catalog import build_catalog
-from xgr_runtime.checkpoint import read_config
+from xgr_runtime.checkpoint import described, read_config
 from xgr_runtime.errors import CatalogError, ModelError
 from xgr_runtime.tokenizer import read_tokenizer
 
@@ -63,9 +63,13 @@ def test_a_text_beside_what_a_trainer_left(left: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_adapter(alone: bool, tmp_path: Path) -> None:
+    """What loads a checkpoint as it is takes none; `checkpoint/test_real_adapters.py` merges it."""
     model_with(tmp_path, *([] if alone else [MODEL]), CASES / "05-adapter/adapter")
     with pytest.raises(ModelError, match="merge_and_unload"):
         read_config(tmp_path)
+    with described(tmp_path, str(MODEL) if alone else "") as files:
+        right = expected("01-no-begin-token")
+        assert prompt(INDEX, files, right["history"]) == right["prompt_ids"]
 
 
 @pytest.mark.parametrize("template", ["words", "words-in-list", "ids"])

@@ -37,8 +37,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 HARMLESS = (
-    "README.md LICENSE LICENSE.txt .gitattributes training_args.bin trainer_state.json optimizer.pt scheduler.pt "
-    "rng_state.pth rng_state_0.pth all_results.json loss.png checkpoint-500 global_step12 zero_to_fp32.py latest "
+    "README.md LICENSE LICENSE.txt .gitattributes training_args.bin trainer_state.json optimizer.pt latest "
+    "rng_state.pth rng_state_0.pth all_results.json loss.png checkpoint-500 global_step12 zero_to_fp32.py "
+    "scheduler.pt "
     "tokenizer.json vocab.json merges.txt added_tokens.json special_tokens_map.json tokenizer_config.json "
     "chat_template.jinja chat_template.json additional_chat_templates generation_config.json optimizer.bin "
     "events.out.tfevents.1 random_states_0.pkl"
@@ -125,7 +126,7 @@ def test_what_makes_another_model_is_refused(name: str, content: Any, said: str,
 def test_numbers_that_need_scales_are_refused(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     """A library would take them for the weights themselves."""
     save_file(tensors, folder / SINGLE)
-    with pytest.raises(ModelError, match="is saved as .*, so the weights are quantised"):
+    with pytest.raises(ModelError, match=r"is saved as .*, so the weights are quantised"):
         weight_files(folder)
 
 

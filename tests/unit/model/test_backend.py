@@ -72,12 +72,12 @@ def test_missing_config(folder: Path) -> None:
 
 def test_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    assert "not readable as JSON" in refusal(folder)
+    assert "cannot be read as JSON" in refusal(folder)
 
 
 def test_a_config_that_ends_the_parser_or_never_ends(folder: Path) -> None:
     (folder / "config.json").write_text("[" * 100_000)
-    assert "not readable as JSON" in refusal(folder)
+    assert "cannot be read as JSON" in refusal(folder)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")  # nobody writes to it
     assert "no ordinary file" in refusal(folder)
