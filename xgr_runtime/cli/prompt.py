@@ -50,14 +50,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def prompt(args: argparse.Namespace) -> int:
     """0. Raises StartupError, BadRequest."""
     from xgr_runtime.catalog import load_catalog
+    from xgr_runtime.checkpoint import described
     from xgr_runtime.cli.verify.prompts import UNLIMITED, renderer
 
     if (args.history is None) == (args.messages is None):
         raise ConfigError("say what of: --history ITEM ..., or --messages FILE")
     config = serve_config(args)
-    catalog = load_catalog(config.catalog, config.model_path)
     most = config.max_prompt_tokens or UNLIMITED
-    rendering = renderer(config.model_path, catalog, most, args.unknown_history == "drop")
+    with described(Path(config.model_path), config.base_model_path) as files:
+        catalog = load_catalog(config.catalog, files)
+        rendering = renderer(str(files), catalog, most, args.unknown_history == "drop")
     rendered = _rendered(args, rendering)
     facts = facts_of(rendered, catalog, rendering.tokenizer, args.history or ())
     if args.json:

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from xgr_runtime.cache.merged import merged_checkpoint
 from xgr_runtime.catalog import seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
@@ -32,6 +31,7 @@ from xgr_runtime.launcher.run_folder import run_folder
 from xgr_runtime.launcher.supervisor import StopRequest, Supervisor, parts_of_start
 from xgr_runtime.launcher.template import Starter
 from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan, templates
+from xgr_runtime.launcher.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Deployment:
         check(config)
         with run_folder() as folder, contextlib.ExitStack() as held:
             config = msgspec.structs.replace(config, cache_folder=cache_for_all(config, folder.path))
-            config = self._whole(config, held)
+            config = held.enter_context(whole(config))
             check_tools(config)
             self._starter = starter = self._starter or held.enter_context(_own_starter(config, found.count))
             catalog = held.enter_context(self._sealed_catalog(config.model_path))
@@ -120,24 +120,6 @@ class Deployment:
                 starter=starter,
             )
             self._supervisor.run(self._missing)
-
-    def _whole(self, config: ServeConfig, held: contextlib.ExitStack) -> ServeConfig:
-        """With an adapter merged into its base, which all processes then load like any other checkpoint.
-
-        The model keeps the name of the folder that was asked for. Raises `ModelError`.
-        """
-        path = Path(config.model_path)
-        found = held.enter_context(
-            merged_checkpoint(
-                path, config.base_model_path, Path(config.cache_folder), config.dtype, config.device
-            )
-        )
-        if found == path:
-            return config
-        name = config.served_model_name or path.resolve().name
-        return msgspec.structs.replace(
-            config, model_path=str(found), base_model_path="", served_model_name=name
-        )
 
     @contextlib.contextmanager
     def _sealed_catalog(self, model_path: str) -> Iterator[BinaryIO]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from xgr_runtime.cache import merged
 from xgr_runtime.cache.merged import merged_checkpoint
 from xgr_runtime.checkpoint import described, find_adapter, read_config, weight_files, weights_hash
+from xgr_runtime.checkpoint.merging import Merger
 from xgr_runtime.errors import ModelError
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -293,9 +294,11 @@ def test_a_disk_without_room_is_said_and_nothing_is_left(
     ):
         pass
     monkeypatch.undo()
-    monkeypatch.setattr(
-        merged.Merger, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(Merger, "write", full)
     with (
         pytest.raises(ModelError, match=r"cannot be merged .*No space left.*make room"),
         merging(adapter, base, tmp_path),

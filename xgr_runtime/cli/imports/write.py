@@ -19,6 +19,7 @@ from xgr_runtime.catalog import Catalog, build_catalog
 from xgr_runtime.catalog.checks import check_lengths, checked_ids, resolved_sids
 from xgr_runtime.catalog.declared import TOKEN_IDS, spell
 from xgr_runtime.catalog.vocabulary import read_vocabulary
+from xgr_runtime.checkpoint import described
 from xgr_runtime.cli.imports.draft import chat_template_names
 from xgr_runtime.cli.imports.tables import sids
 from xgr_runtime.errors import CatalogError, ConfigError, StartupError
@@ -75,12 +76,12 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
         for name, text in draft.files.items():
             (hidden / name).write_text(text, encoding="utf-8")
         (hidden / SERVE).write_text(_settings(draft, checkpoint, out), encoding="utf-8")
-        with _as_read(hidden, draft, checkpoint, out):
-            catalog = build_catalog(hidden / ITEMS, checkpoint.folder)
-            tokenizer = read_tokenizer(checkpoint.folder)
+        with _as_read(hidden, draft, checkpoint, out), described(checkpoint.folder) as files:
+            catalog = build_catalog(hidden / ITEMS, files)
+            tokenizer = read_tokenizer(files)
             _check_marks(draft, tokenizer)
             _note_unused(draft, tokenizer)
-            Prompts.read(tokenizer, checkpoint.folder).check(catalog)
+            Prompts.read(tokenizer, files).check(catalog)
         _replace(out, hidden)
     except OSError as error:
         raise ConfigError(

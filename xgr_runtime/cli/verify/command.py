@@ -45,6 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """0 for a pass (with --serve: after a drained stop), 1 where the sides differ. Raises StartupError."""
+    from xgr_runtime.launcher.whole import whole
+
     flags.check(args)
     log_level = args.log_level or "WARNING"  # of what is started for this alone
     config = serve_config(args)
@@ -54,8 +56,9 @@ def verify(args: argparse.Namespace) -> int:
             check_writable(path, setting)
     if args.serve:
         _check_port(config)
-    if not Verification(args, config).run(log_level):
-        return 1
+    with whole(config) as merged:
+        if not Verification(args, merged).run(log_level):
+            return 1
     if args.serve:
         _serve(config)
     return 0
