@@ -46,7 +46,7 @@ class Renderer:
         self._prompts, self._most, self._drop = prompts, most_tokens - len(self._head), drop_unknown
 
     def render(self, case: Case) -> list[int]:
-        """The token ids that a case's prompt is served with: in the end those of the head that are not scored.
+        """The token ids that a case is served with: in the end those of the head that are not scored.
 
         Raises CatalogError or BadRequest as the router does.
         """
