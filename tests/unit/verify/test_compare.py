@@ -12,9 +12,10 @@ from xgr_runtime.cli.verify.compare import TIE, Lists, compare
 
 SIDS = list(itertools.product(range(3), range(3)))  # the catalog
 Ranked = list[tuple[tuple[int, ...], float | None]]
+Theirs = list[tuple[tuple[int, ...] | None, float | None]]
 
 
-def lists(ours: Ranked, theirs: list[tuple[tuple[int, ...] | None, float | None]], width: int = 4) -> Lists:
+def lists(ours: Ranked, theirs: Theirs, width: int = 4) -> Lists:
     return compare(ours, theirs, SIDS.__contains__, width)
 
 
@@ -71,7 +72,7 @@ def test_lists_without_scores_are_compared_by_their_order() -> None:
 
 
 def test_legal_beams_of_a_loose_search_are_a_subsequence_of_ours() -> None:
-    theirs = [(None, -0.1), (SIDS[1], -0.2), ((9, 9), -0.3), (SIDS[4], -0.4)]
+    theirs: Theirs = [(None, -0.1), (SIDS[1], -0.2), ((9, 9), -0.3), (SIDS[4], -0.4)]
     ours: Ranked = [(SIDS[0], -0.15), (SIDS[1], -0.2), (SIDS[2], -0.35), (SIDS[4], -0.4)]
     found = lists(ours, theirs)
     assert (found.problem, found.missing, found.illegal_theirs, found.legal) == ("", 0, 2, 2)
@@ -80,7 +81,7 @@ def test_legal_beams_of_a_loose_search_are_a_subsequence_of_ours() -> None:
 
 
 def test_a_loose_search_excuses_neither_order_nor_loss() -> None:
-    theirs = [((9, 9), -0.1), (SIDS[1], -0.2), (SIDS[4], -0.4)]
+    theirs: Theirs = [((9, 9), -0.1), (SIDS[1], -0.2), (SIDS[4], -0.4)]
     assert "no tie" in lists([(SIDS[4], -0.4), (SIDS[1], -0.2)], theirs).problem
     lost = lists([(SIDS[0], -0.15), (SIDS[1], -0.2), (SIDS[2], -0.6)], theirs)
     assert lost.missing == 1 and "[1, 1]" in lost.problem
@@ -98,7 +99,7 @@ def test_dropping_beams_of_an_exact_list_and_adding_illegal_ones_changes_nothing
     order: list[tuple[int, int]], width: int, dropped: set[int]
 ) -> None:
     """What a loose search does to an exact one."""
-    ours: Ranked = [(sid, -0.1 * rank) for rank, sid in enumerate(order)][:width]
+    ours: Ranked = [*ranked(*map(SIDS.index, order))][:width]
     theirs = [
         ((9, rank), score) if rank in dropped else (sid, score) for rank, (sid, score) in enumerate(ours)
     ]
@@ -111,7 +112,7 @@ def test_dropping_beams_of_an_exact_list_and_adding_illegal_ones_changes_nothing
 def test_any_two_beams_that_change_places_are_found(
     order: list[tuple[int, int]], width: int, data: st.DataObject
 ) -> None:
-    theirs: Ranked = [(sid, -0.1 * rank) for rank, sid in enumerate(order)][:width]
+    theirs = ranked(*map(SIDS.index, order))[:width]
     one, other = data.draw(st.sets(st.integers(0, width - 1), min_size=2, max_size=2))
     ours = [*theirs]
     ours[one], ours[other] = (theirs[other][0], theirs[one][1]), (theirs[one][0], theirs[other][1])

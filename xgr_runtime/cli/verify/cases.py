@@ -84,6 +84,14 @@ def read_histories(path: Path, width: int, most: int) -> list[Case]:
     ]
 
 
+def of_messages(rows: Sequence[list[dict[str, Any]]], width: int, template: str | None) -> list[Case]:
+    """Conversations, without beams."""
+    return [
+        Case(f"row {number}", CaseLine(messages=row, template=template), width, ())
+        for number, row in enumerate(rows, 1)
+    ]
+
+
 def random_cases(catalog: Catalog, count: int, width: int, seed: int) -> list[Case]:
     """Histories of random items, without beams."""
     draw = np.random.default_rng(seed)
@@ -160,6 +168,8 @@ def read_messages(path: Path) -> list[list[dict[str, Any]]]:
             with open_ordinary(path) as file:
                 rows = [json.loads(line)["messages"] for line in file if line.strip()]
         made = [json.loads(row) if isinstance(row, str) else row for row in rows]
+        if not made:
+            raise ValueError("no rows")
         return msgspec.convert(made, list[list[dict[str, Any]]])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"--messages {path} cannot be read ({error!s:.200}): it needs `messages`") from None

@@ -199,6 +199,9 @@ def _cases(args: argparse.Namespace, catalog: Catalog) -> list[Case]:
     from xgr_runtime.cli.verify import cases
 
     most = args.limit if args.reference is None else args.reference
+    messages = cases.read_messages(args.messages) if args.messages else []
+    if args.messages and not args.cases:
+        return cases.of_messages(messages[:most], args.width, args.template)
     if args.histories:
         found = cases.read_histories(args.histories, args.width, most)
     elif args.cases:
@@ -207,7 +210,6 @@ def _cases(args: argparse.Namespace, catalog: Catalog) -> list[Case]:
         found = cases.random_cases(catalog, args.reference, args.width, args.seed)
     if args.prompt_ids:
         return [cases.by_ids(case) for case in found]
-    messages = cases.read_messages(args.messages) if args.messages else []
     if args.messages and len(messages) < len(found):
         raise ConfigError(f"--messages {args.messages} has {len(messages)} rows for {len(found)} cases")
     filled = flags.variables(args.variable)

@@ -52,7 +52,7 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--messages",
         type=Path,
         metavar="FILE",
-        help="messages of the cases, row by row: Parquet or JSON lines",
+        help="messages of the cases, row by row, or for --reference: Parquet or JSON lines",
     )
     add("--template", metavar="NAME", help="of the prompts; {field} stands for a field of the line")
     add_variable(parser, "; {field} stands for a field of the line")
@@ -62,7 +62,7 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--reference",
         type=count,
         metavar="N",
-        help="N prompts through Hugging Face's generate, of --histories, --cases or random items",
+        help="N prompts through Hugging Face's generate: of --cases, --histories, --messages or random items",
     )
     add("--histories", type=Path, metavar="FILE", help="JSON lines with a `history` each, for --reference")
     add("--width", type=count, default=50, help="beams of --reference without cases (default: %(default)s)")
@@ -116,7 +116,7 @@ def check(args: argparse.Namespace) -> None:
             args.save_cases and not args.reference,
             "--save-cases without --reference N: cases are a file already",
         ),
-        (args.messages and not args.cases, "--messages without --cases, whose rows they belong to"),
+        (args.messages and args.histories, "--histories and --messages: give one of them"),
         (args.prompt_ids and args.reference, "--prompt-ids and --reference, which renders prompts itself"),
     ]
     wrong = next((what for refused, what in together if refused), None)

@@ -48,9 +48,8 @@ class Oracle:
     """One checkpoint in Hugging Face's hands, for one catalog."""
 
     def __init__(self, model: str, sids: SidTable, scoring: Scoring) -> None:
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, attn_implementation="eager"
-        )
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
+        self._model = load(model, dtype=torch.float32, attn_implementation="eager")
         self._model.eval()
         # A checkpoint's own may sample and penalise, and generate fills it in where we say nothing.
         self._model.generation_config = neutral()

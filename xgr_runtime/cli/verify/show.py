@@ -46,7 +46,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
         (
             "ranked lists",
             f"{t.lists_same} of {answered} the same"
-            + (f", {t.inexact} of all as far as theirs is legal" if t.inexact else "")
+            + (f" (in {t.inexact} as far as theirs is legal)" if t.inexact else "")
             + (f", {t.swapped} ranks are swapped ties" if t.swapped else ""),
             t.lists_same == answered if must_be_same else None,
         ),
@@ -65,7 +65,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
         ("overlap@1, @10, " + f"@{width}", _overlaps(t), _enough(t, bounds)),
     ]
     if t.dropped:
-        made.append(("items that did not fit", f"{t.dropped} of all histories", None))
+        made.append(("items left out", f"{t.dropped}, the oldest of long histories", None))
     return made
 
 
