@@ -168,7 +168,9 @@ def _model(
 ) -> Model:
     name = config.served_model_name or Path(config.model_path).resolve().name
     vocab_size = catalogs.newest.catalog.vocab_size
-    return Model(name, config.model_path, tokenizer, prompts, vocab_size, catalogs, dispatcher.limits)
+    model = Model(name, config.model_path, tokenizer, prompts, vocab_size, catalogs, dispatcher.limits)
+    assert model.texts  # looks at the whole vocabulary, which no request should wait for
+    return model
 
 
 def _settings(config: RouterConfig, address: str) -> HttpSettings:

@@ -13,20 +13,21 @@ from router.http.answers import answer
 from router.http.intake import Intake
 from router.http.long_body import decode_long, outline
 from router.http.readers import Readers
-from router.http.schema import GenerateRequest
+from router.http.schema import GenerateRequest, Histories, Items
 from router.http.server.edge import AccessRecord, record_of
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
 from router.job import Dispatch, Job, Outcome
 from router.query.binding import bind, texts_of
 from router.query.models import Model, Models
-from xgr_runtime.catalog import CatalogView
+from xgr_runtime.catalog import CatalogView, PromptTemplate
 from xgr_runtime.errors import BadRequest, Draining, NoWorkers
 from xgr_runtime.trace.timeline import REQUEST
 
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
 LONG_TEXT = 2048  # characters, the same: a tokenizer takes about a millisecond for them
 LONG_CHAT = 16  # messages, the same
+LONG_HISTORY = 128  # items, the same where a template makes text of them
 READERS = 2
 GIANT_BODY = 1 << 20  # bytes
 
@@ -86,7 +87,7 @@ class Generate:
         head = await self._head(request, record, body)
         model = self.models.named(head.model)
         view = leases.enter_context(model.catalogs.lease()).view
-        if head.whole is not None and is_short(head.whole):
+        if head.whole is not None and is_short(head.whole, view):
             return self._asked(record, head.whole, model, view)
         if model.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
@@ -133,11 +134,21 @@ class Generate:
         return Response(event, headers={"cache-control": "no-cache"}, media_type="text/event-stream")
 
 
-def is_short(body: GenerateRequest) -> bool:
+def is_short(body: GenerateRequest, view: CatalogView) -> bool:
     """Whether its prompt is worked out in a moment."""
     messages = body.messages or []
+    if body.history is not None and items_of(body.history) > LONG_HISTORY:
+        templates = view.catalog.templates
+        found = templates.default if body.template is None else templates.named.get(body.template)
+        if not isinstance(found, PromptTemplate):
+            return False
     texts = (body.text or "", *(body.variables or {}).values(), *texts_of(messages))
     return len(messages) <= LONG_CHAT and sum(map(len, texts)) <= LONG_TEXT
+
+
+def items_of(history: Items | Histories) -> int:
+    """How many there are, in all lists together."""
+    return sum(map(len, history.values())) if isinstance(history, dict) else len(history)
 
 
 def note_job(record: AccessRecord, job: Job) -> None:

@@ -66,7 +66,7 @@ def _from_history(history: History, model: Model, view: CatalogView, most: int) 
     asked, kept = sum(map(len, leaves.values())), sum(map(len, known.values()))
     if kept < asked and not (history.drop_unknown and kept):
         _refuse_unknown(history, leaves, asked - kept)
-    model.texts.check_size(history.variables.values(), most, "variables")
+    model.texts.check_room(history.variables.values(), most, "variables")
     rendered = _rendered(
         lambda: model.prompts.of_history(view.catalog, history.template, known, history.variables, most),
         "history",

@@ -42,11 +42,21 @@ class TextPrompts:
             self._refuse_unknown(text, ids, encoding.offsets, *self._unknown)
         return np.array(ids, np.int32)
 
-    def check_size(self, texts: Iterable[str], most: int, field: str) -> None:
-        """Raises `BadRequest`, soon, where `texts` could not all stand in one prompt of `most` tokens."""
+    def check_size(self, texts: Iterable[str], most: int, field: str) -> str:
+        """Raises `BadRequest`, soon, where `texts` could not all stand in one prompt of `most` tokens.
+
+        They come back joined.
+        """
         joined = "".join(texts)
         self._check_bytes(joined, most, field)
         self._check_beginning(joined, most, field)
+        return joined
+
+    def check_room(self, texts: Iterable[str], most: int, field: str) -> None:
+        """The same, to the token: who puts texts beside a history tries fewer and fewer items with them."""
+        joined = self.check_size(texts, most, field)
+        if len(joined) > most and len(self._encode(joined, offsets=False)) > most + LAST_WORD:
+            raise _too_long(most, field)
 
     def _check_bytes(self, text: str, most: int, field: str) -> None:
         """A token stands for so many bytes at most."""

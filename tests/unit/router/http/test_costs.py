@@ -85,18 +85,29 @@ PLACES = [(spec.path, place) for spec in TABLE if spec.body for place in fields(
 QUERIES = [(spec.path, name) for spec in TABLE if spec.query for name in ("", *spec.query.__struct_fields__)]
 
 
+# What stands before a field that is no prompt, where that is more than a small one.
+BEFORE = {
+    "variables": b'{"template":"story","history":["1"],',
+    "chat_template_kwargs": b'{"messages":[{"role":"user","content":"<a_0>"}],',
+    "text": b"{",
+    "history": b'{"template":"two",',
+    "input_ids": b"{",
+    "messages": b"{",
+}
+
+
 def body(place: tuple[str, ...], value: bytes, prompt: bool = True) -> bytes:
     """A request with `value` at `place`; under the empty name, what it says becomes a key.
 
-    Where the place is none for a prompt, a small one stands before it.
+    Where the place is none for a prompt, a small one stands before it. What is below messages is of one.
     """
     *around, name = place
     text = value if value[:1] == b'"' else b'"' + value.replace(b'"', b"'") + b'"'
     inner = b'{"%s":%s}' % (name.encode(), value) if name else b"{%s:1}" % text
     for outer in reversed(around):
+        inner = b'[{"role":"user",' + inner[1:] + b"]" if outer == "messages" else inner
         inner = b'{"%s":%s}' % (outer.encode(), inner)
-    prompt = prompt and place[0] not in ("text", "history", "input_ids")
-    return b'{"input_ids":[1],' + inner[1:] if prompt else inner
+    return BEFORE.get(place[0], b'{"input_ids":[1],') + inner[1:] if prompt else inner
 
 
 class Meter:
@@ -176,7 +187,10 @@ def test_up_to_the_limit_of_a_body(meter: Meter, name: str) -> None:
         )  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("place", ["text", "history", "input_ids", "filters.deny"])
+DEEP = ["history.seen", "variables", "variables.profile", "messages", "messages.content", "messages.a"]
+
+
+@pytest.mark.parametrize("place", ["text", "history", "input_ids", "filters.deny", *DEEP])
 @pytest.mark.parametrize("name", ["letters", "escapes", "tokens", "numbers", "one item", "lists"])
 def test_long_fields_up_to_the_limit_of_a_body(meter: Meter, place: str, name: str) -> None:
     at = tuple(place.split("."))
@@ -187,6 +201,7 @@ def test_long_fields_up_to_the_limit_of_a_body(meter: Meter, place: str, name: s
 
 
 LONG = ["text", "history", "input_ids", "filters.allow", "filters.deny", "filters", "sampling_params", "stop"]
+LONG += [*DEEP, "chat_template_kwargs", "chat_template_kwargs.more"]
 
 
 @pytest.mark.parametrize("place", LONG)

@@ -281,7 +281,9 @@ LONG: dict[str, dict[str, Any]] = {
     "messages": {"messages": [says("<a_0>" * 500)]},
     "many messages": {"messages": [says("")] * 17},
     "a long body": {"messages": [says("<a_0>" * 4000)]},
-    "a long history": {"history": {"seen": ["1"] * 5000, "bought": []}, "template": "two"},
+    "a longer body": {"history": {"seen": ["1"] * 5000, "bought": []}, "template": "two"},
+    "histories": {"history": {"seen": ["1"] * 100, "bought": ["2"] * 29}, "template": "two"},
+    "a history": {"history": ["1"] * 129, "template": "story", "variables": {"profile": ""}},
 }
 
 
@@ -307,6 +309,7 @@ def test_what_is_long_is_worked_out_off_the_loop(
     threads.clear()
     tokens(server, **STORY, variables={"profile": ""})
     tokens(server, **TALK)
+    tokens(server, history=["1"] * 2000)
     assert set(threads) == {threading.main_thread().name}
 
 
@@ -314,11 +317,12 @@ def test_what_is_long_is_worked_out_off_the_loop(
     ("body", "param"),
     [
         ({**STORY, "variables": {"profile": "<a_0>" * 100_000}}, "variables"),
+        ({**STORY, "variables": {"profile": "<a_0>" * 300}}, "variables"),
         ({"messages": [says("<a_0>" * 1000)] * 100}, "messages"),
         ({"messages": [says([{"type": "text", "text": "<a_0>" * 100_000}])]}, "messages"),
         ({"messages": [says("") | {"name": "<a_0>" * 100_000}]}, "messages"),
     ],
-    ids=["variables", "messages", "parts", "names"],
+    ids=["variables", "a little more", "messages", "parts", "names"],
 )
 def test_what_can_be_no_prompt_is_refused_unread(
     server: Server, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str
