@@ -23,6 +23,7 @@ def main() -> int:
     flags = parser(__doc__, width=50, prompt_tokens=2000)
     flags.add_argument("--returning", type=float, default=0.9, help="share of requests by returning users")
     flags.add_argument("--new-items", type=int, default=1, help="that they have taken since")
+    flags.add_argument("--window-step", type=int, help="of a window that slides; absent: users cut histories")
     flags.add_argument("--known-users", type=int, default=32, help="users before the first point")
     flags.add_argument("--users", type=int, default=1000, help="how many may return")
     args = flags.parse_args()
@@ -34,6 +35,7 @@ def main() -> int:
         known=args.known_users,
         returning=args.returning,
         new_items=args.new_items,
+        window_step=args.window_step,
         widths=Widths((args.beam_width,), (1.0,)),
         seed=args.seed,
     )

@@ -72,3 +72,13 @@ def test_the_seed_decides() -> None:
         a.user == b.user and np.array_equal(a.history, b.history) for a, b in zip(one, same, strict=True)
     )
     assert any(not np.array_equal(a.history, b.history) for a, b in zip(one, other, strict=True))
+
+
+def test_a_window_that_slides_loses_what_is_new_alone() -> None:
+    last: dict[int, list[int]] = {}
+    for visit in visits(2000, users=5, new_items=2, window_step=16):
+        history = visit.history.tolist()
+        if visit.user in last:
+            assert history == [*last[visit.user], *history[-2:]][-ITEMS:]
+        last[visit.user] = history
+    assert max(map(len, last.values())) == ITEMS

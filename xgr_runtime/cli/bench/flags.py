@@ -64,6 +64,8 @@ def _add_traffic(group: argparse._ArgumentGroup) -> None:
     _add(group, "--returning", text, type=share, default=TRAFFIC.returning)
     text = "sessions: items that these have taken since"
     _add(group, "--new-items", text, type=count, default=TRAFFIC.new_items)
+    text = "sessions: full histories slide, under a template of this window_step; absent: they lose an eighth"
+    _add(group, "--window-step", text, type=count)
     text = "or a mix such as 50:0.8,512:0.2"
     _add(group, "--beam-width", text, metavar="W[:SHARE,...]", default="50")
     _add(group, "--n", "results per request; absent: the width", type=count)
@@ -92,6 +94,7 @@ def traffic_settings(args: argparse.Namespace) -> TrafficSettings:
         zipf=args.zipf,
         returning=args.returning,
         new_items=args.new_items,
+        window_step=args.window_step,
         widths=widths,
         n=args.n,
         timeout_ms=args.timeout_ms,

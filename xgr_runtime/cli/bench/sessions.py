@@ -23,7 +23,10 @@ CUT = 8  # a full history loses an eighth at once: to lose one item per visit wo
 
 @dataclass(frozen=True)
 class Visit:
-    """`history` are leaves, oldest first. A `cut` visitor returns, but the oldest items were dropped."""
+    """`history` are leaves, oldest first. A `cut` visitor returns, but the oldest items were dropped.
+
+    Cut are an eighth of a full history, or where a window slides as many items as are new.
+    """
 
     user: int
     visitor: Visitor
@@ -64,7 +67,8 @@ class Sessions:
         history = np.concatenate([before, self._items(self._settings.new_items)])
         visitor: Visitor = "returning"
         if len(history) > self._most:
-            visitor, history = "cut", history[-(self._most - self._slack) :]
+            kept = self._most - (self._slack if self._settings.window_step is None else 0)
+            visitor, history = "cut", history[-kept:]
         self._known[rank] = user, history
         return Visit(user, visitor, history)
 

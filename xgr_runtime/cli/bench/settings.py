@@ -51,6 +51,7 @@ class TrafficSettings:
     zipf: float = 1.0  # exponent of their popularity
     returning: float = 0.9  # share of requests by users who were here before
     new_items: int = 1  # that a returning user has taken since
+    window_step: int | None = None  # of the template whose window slides; None: users cut long histories
     widths: Widths = Widths((50,), (1.0,))
     n: int | None = None
     timeout_ms: int | None = None

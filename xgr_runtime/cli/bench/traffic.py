@@ -14,6 +14,7 @@ from xgr_runtime.catalog.template import PromptTemplate
 from xgr_runtime.cli.bench.sessions import Sessions
 from xgr_runtime.errors import BadRequest, CatalogError, ConfigError
 from xgr_runtime.prompts import Prompts
+from xgr_runtime.prompts.windows import newest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,8 +104,9 @@ def _sessions(catalog: Catalog, settings: TrafficSettings, most_tokens: int) -> 
     items = (settings.prompt_tokens - fixed + separator) // (depth + separator)
     if items <= settings.new_items:
         raise ConfigError(f"--prompt-tokens {settings.prompt_tokens} holds {items} items: raise it")
-    visits = Sessions(settings, catalog.leaves, items)
-    return (template.render(catalog.sids[visit.history]) for visit in visits)
+    step = settings.window_step or 1
+    shown = (newest(visit.history, items, step) for visit in Sessions(settings, catalog.leaves, items))
+    return (template.render(catalog.sids[leaves]) for leaves in shown)
 
 
 def _histories(
