@@ -113,7 +113,8 @@ class View:
     def _try(self, plan: Plan, limit: int | None) -> str | None:
         """Raises CatalogError, BadRequest. Returns where the fast way gives other tokens than the text."""
         self._check_fields(plan)
-        values = {name: "a" for name in plan.needed} | plan.template.defaults
+        letter = "" if self._is_unknown("a", self._texts.whole("a", special=False)) else "a"
+        values = dict.fromkeys(plan.needed, letter) | plan.template.defaults
         leaves = np.linspace(0, self.catalog.leaves - 1, sum(_TRIED)).astype(np.int64)
         for count in _TRIED if plan.template.texts else ():
             trial = dict.fromkeys(plan.histories, leaves[:count])
@@ -159,10 +160,14 @@ class View:
             _log.warning("template %s shows no history: only variables make its prompts differ", plan.name)
 
     def _check_known(self, field: str, text: str, tokens: NDArray[np.int32]) -> None:
+        if self._is_unknown(text, tokens):
+            raise CatalogError(f"{field}: the tokenizer has no token for a part of it: correct it")
+
+    def _is_unknown(self, text: str, tokens: NDArray[np.int32]) -> bool:
+        """Whether the token of what the tokenizer does not know is among those of `text`, unwritten."""
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         number = self._tokenizer.token_to_id(unknown) if unknown else None
-        if unknown and number is not None and unknown not in text and number in tokens:
-            raise CatalogError(f"{field}: the tokenizer has no token for a part of it: correct it")
+        return unknown is not None and number is not None and unknown not in text and number in tokens
 
     def _sid_tokens(self) -> set[int]:
         return {int(token) for level in self.catalog.trie.tokens for token in np.unique(level)}

@@ -188,7 +188,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         f"<= {MOST_NAMED}",
     ),
     "a long name": (STORY | {"variables": {"a" * 2000: ""}}, "variables", "a" * 80),
-    "a long variable": (STORY | {"variables": {"profile": "<a_0>" * 40}}, "history", "the limit is 30"),
+    "a long variable": (STORY | {"variables": {"profile": "<a_0>" * 40}}, "variables", "the limit is 30"),
     "a map for one list": ({"history": {"seen": ["1"]}}, "history", "as a list"),
     "a map for a story": (
         STORY | {"history": {"seen": []}, "variables": {"profile": ""}},
