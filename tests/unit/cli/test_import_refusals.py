@@ -74,6 +74,11 @@ def _pids(sid: Callable[[int], Any], item: Callable[[int], int] = int) -> Change
     return run
 
 
+def _nameless(root: Path) -> None:
+    (root / COUNTS).unlink()
+    write_table(root / PIDS, [{"pid": None if n == 0 else n, "sid": [*ITEMS[str(n)]]} for n in range(9)])
+
+
 def _no_checkpoint(root: Path) -> None:
     for path in sorted(root.rglob("*.safetensors")):
         path.unlink()
@@ -203,6 +208,17 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         r"duplicate|sid2pid",
     ),
     "an empty index": ("plain", edit("index.json", lambda rows: rows.clear()), r"empty"),
+    "an item that is no name": ("openonerec", _nameless, r"row 1.*item None"),
+    "a popularity that is no number": (
+        "openonerec",
+        edit(COUNTS, lambda counts: next(iter(counts.values()))[0].update(count=float("nan"))),
+        r"popularity is nan",
+    ),
+    "a title that is no text": (
+        "onerec-think",
+        replace(THINK, '"Title 3"', r'"\ud800"'),
+        r"item '3'.*not valid Unicode",
+    ),
     # Files that do not belong together.
     "an info file that disagrees": (
         "minionerec",
@@ -327,7 +343,7 @@ def test_what_is_wrong_is_named_and_nothing_is_written(
 
 DECLARED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an unknown field": (lambda c: c.update(templets={}), r"templets"),
-    "no history in a template": (lambda c: c["templates"]["default"].update(text="Next?"), r"history"),
+    "a text that is none": (lambda c: c["templates"]["default"].update(text=5), r"templates.default.*text"),
     "a title where items have none": (lambda c: c["templates"]["default"].update(item="{title}"), r"title"),
     "an attribute that no item has": (lambda c: c["templates"]["default"].update(item="{colour}"), r"colour"),
     "a brace too many": (lambda c: c["templates"]["default"].update(text="{history}}"), r"brace|\}"),
@@ -362,13 +378,13 @@ def test_a_wrong_catalog_json_is_refused(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, words = DECLARED[case]
-    root, out = folders.plain(tmp_path / "project"), tmp_path / "out"
-    assert main(["import", str(root), "--out", str(out)]) == 0
-    edit("catalog.json", lambda fields: change(fields) and None)(out)
-    build = ["catalog", "build", str(out / "items.jsonl"), "--model-path", str(root / "model")]
-    line = refusal([*build, "--out", str(tmp_path / "built")], capsys)
+    root = folders.plain(tmp_path / "project")
+    fields = {"templates": {"default": {"text": "Saw {history}", "item": "{sid}", "separator": ", "}}}
+    change(fields)
+    write_json(root / "catalog.json", fields)
+    line = refusal(["import", str(root), "--out", str(tmp_path / "out")], capsys)
     assert re.search(words, line), line
-    assert not (tmp_path / "built").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_replaced_only_where_it_is_asked_for(

@@ -24,16 +24,14 @@ _SKIPPED = ("__pycache__", "node_modules", "wandb", "tb_logs")
 class Artefacts:
     """Paths of all files under `roots`, each root a folder or one file. Raises CatalogError.
 
-    `without` is a folder that is not looked into. `dataset`: where several files would do, the one whose
+    `without`, a whole path, is not looked into. `dataset`: where several files would do, the one whose
     name begins so.
     """
 
     def __init__(self, roots: Sequence[Path], without: Path | None = None, dataset: str = "") -> None:
         self.roots = roots
         self.dataset = dataset
-        self.paths: list[Path] = []
-        for root in roots:
-            self.paths += [path for path in _below(root, without) if path not in self.paths]
+        self.paths = list(dict.fromkeys(path for root in roots for path in _below(root, without)))
 
     def named(self, *patterns: str) -> list[Path]:
         """Files with such a name, in order of their paths."""
@@ -103,10 +101,11 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
             folders.clear()
         if real in seen:  # links lead here twice, or in a circle
             continue
+        if real == without:
+            folders.clear()
+            continue
         seen.add(real)
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and name not in _SKIPPED and here / name != without
-        )
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in _SKIPPED)
         for name in sorted(names):
             if name[0] == ".":
                 continue

@@ -28,7 +28,7 @@ FINAL = "final_checkpoint"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainedModel:
     """A folder in Hugging Face form, and the folders that were passed over for it."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Checkpoint:
         return text
 
 
-def find_checkpoint(artefacts: Artefacts, named: Path | None) -> Checkpoint:
+def find_checkpoint(artefacts: Artefacts, named: Path | None) -> TrainedModel:
     """The one that `named` says, else the only one, the final one, or the newest of a training run.
 
     Raises ModelError where there is none, or where several are left.
@@ -66,7 +66,7 @@ def find_checkpoint(artefacts: Artefacts, named: Path | None) -> Checkpoint:
     if named is not None:
         if not (named / "config.json").is_file() and not (named / ADAPTER).is_file():
             raise ModelError(f"--model-path {named}: no config.json there: name a checkpoint folder")
-        return Checkpoint(named.absolute())
+        return TrainedModel(named.absolute())
     all_of_them = _folders(artefacts)
     if not all_of_them:
         raise ModelError(
@@ -76,7 +76,7 @@ def find_checkpoint(artefacts: Artefacts, named: Path | None) -> Checkpoint:
     if len(left) > 1:
         raise ModelError(f"several checkpoints, {listing(left)}: choose one with --model-path")
     others = tuple(folder for folder in all_of_them if folder != left[0])
-    return Checkpoint(left[0].absolute(), others)
+    return TrainedModel(left[0].absolute(), others)
 
 
 def _folders(artefacts: Artefacts) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
     from xgr_runtime.cli.imports.draft import Recogniser
 
 PROJECTS = ("openonerec", "onerec-think", "genrec", "unigenrec", "minionerec", "lcrec", "letter", "plain")
@@ -48,15 +49,16 @@ def run(args: argparse.Namespace) -> int:
     from xgr_runtime.cli.imports.report import print_report
     from xgr_runtime.cli.imports.write import check_place, write
 
-    check_place(args.out, args.force)
+    out = Path(os.path.realpath(args.out))
+    check_place(out, args.force)
     roots = [path for path in (args.source, args.data) if path is not None]
-    artefacts = Artefacts(roots, without=args.out, dataset=args.dataset)
+    artefacts = Artefacts(roots, without=out, dataset=args.dataset)
     known = [project for project in projects() if project.knows(artefacts)]
     checkpoint = find_checkpoint(artefacts, args.model_path)
     project = _choose(known, args.project, checkpoint, artefacts)
     draft = project.read(artefacts, checkpoint, Wishes(declared_by(args), args.popularity))
     draft.unused += artefacts.pickles(draft.unused)
-    catalog = write(draft, checkpoint, args.out)
+    catalog = write(draft, checkpoint, out)
     others = [other.name for other in known if other not in (project, *projects()[-1:])]
     print_report(project.title, draft, checkpoint, catalog, args.out, others)
     return 0
@@ -79,7 +81,7 @@ def projects() -> Sequence[Recogniser]:
 
 
 def _choose(
-    known: Sequence[Recogniser], wanted: str | None, checkpoint: Checkpoint, artefacts: Artefacts
+    known: Sequence[Recogniser], wanted: str | None, checkpoint: TrainedModel, artefacts: Artefacts
 ) -> Recogniser:
     """Raises CatalogError where nothing is known, ModelError for a checkpoint that cannot be served."""
     if checkpoint.encoder_decoder:

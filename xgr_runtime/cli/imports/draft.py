@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from xgr_runtime.catalog.columns import Columns
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 
 @dataclass
@@ -64,4 +64,4 @@ class Recogniser(Protocol):
 
     def knows(self, artefacts: Artefacts) -> bool: ...
 
-    def read(self, artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft: ...
+    def read(self, artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft: ...

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 _SYSTEM = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -42,7 +42,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("id2sid.json"))
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     source = artefacts.one("id2sid.json")
     columns = index_columns(source)
     draft = Draft(source, columns, {}, source.parent.name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 ITEMS = 20  # its --max_his_len
 _AROUND = (
@@ -68,7 +68,7 @@ def knows(artefacts: Artefacts) -> bool:
     return any(artefacts.of_dataset(dataset_of(index), "*.inter.json") for index in artefacts.named(*INDEXES))
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     draft = read_index_of(artefacts)
     draft.templates = {
         "default" if number == 0 else f"prompt-{number}": _template(text)

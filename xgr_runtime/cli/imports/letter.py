@@ -13,7 +13,7 @@ from xgr_runtime.cli.imports.draft import Draft, Wishes
 
 if TYPE_CHECKING:
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 name = "letter"
 title = "LETTER or TIGER"
@@ -24,7 +24,7 @@ def knows(artefacts: Artefacts) -> bool:
     return False
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     draft = lcrec.read_index_of(artefacts)
     draft.templates = {
         "default": {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 _PROMPT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -47,7 +47,7 @@ def knows(artefacts: Artefacts) -> bool:
     )
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     index = artefacts.one(*INDEXES)
     dataset = dataset_of(index)
     columns = index_columns(index)
@@ -120,22 +120,21 @@ def _header(path: Path) -> list[str]:
 
 def _check_table(path: Path, known: Mapping[str, tuple[Any, ...]]) -> None:
     """Raises CatalogError where the SIDs of users' items are not those of the index."""
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in zip(range(_ROWS), csv.DictReader(lines), strict=False):
-            try:
-                items, sids = (
-                    ast.literal_eval(row["history_item_id"]),
-                    ast.literal_eval(row["history_item_sid"]),
-                )
-                pairs = list(zip(map(str, items), sids, strict=True))
-            except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-                raise CatalogError(
-                    f"{path}: row {number + 1} cannot be read ({error!s:.200}): correct it"
-                ) from error
-            for item, sid in pairs:
-                if known.get(item) != tuple(split_sid(str(sid))):
-                    there = "".join(known.get(item, ("no such item",)))
-                    raise CatalogError(
-                        f"{path}: row {number + 1}, item {item!r:.80} has the SID {sid!s:.80}, and the index "
-                        f"has {there}: it is of another dataset or run; take both from one, or move it away"
-                    )
+    number = 0
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, row in zip(range(1, _ROWS), csv.DictReader(lines), strict=False):
+                items, sids = map(ast.literal_eval, (row["history_item_id"], row["history_item_sid"]))
+                for item, sid in zip(map(str, items), map(str, sids), strict=True):
+                    _check_item(path, number, item, sid, known)
+    except (OSError, KeyError, ValueError, SyntaxError, TypeError, RecursionError, csv.Error) as error:
+        raise CatalogError(f"{path}: row {number} cannot be read ({error!s:.200}): correct it") from error
+
+
+def _check_item(path: Path, row: int, item: str, sid: str, known: Mapping[str, tuple[Any, ...]]) -> None:
+    if known.get(item) != tuple(split_sid(sid)):
+        there = "".join(known.get(item, ("no such item",)))
+        raise CatalogError(
+            f"{path}: row {row}, item {item!r:.80} has the SID {sid:.80}, and the index has {there}: it is "
+            "of another dataset or run; take both from one, or move it away"
+        )

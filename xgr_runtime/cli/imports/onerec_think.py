@@ -18,7 +18,7 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from xgr_runtime.catalog.columns import Columns
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 _ENDING = ".pretrain.json"
 _BEGIN, _END = "<|sid_begin|>", "<|sid_end|>"
@@ -38,7 +38,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("*" + _ENDING))
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     source = artefacts.one("*" + _ENDING)
     columns = read_columns(source, Names())
     draft = Draft(source, columns, _templates(), dataset_of(source, _ENDING))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 SPELLING = "<s_a_{0}><s_b_{1}><s_c_{2}>"
 LEVELS = (8192, 8192, 8192)  # of its tokenizer
@@ -71,7 +71,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("*pid2sid*.parquet", "*sid2pid*.json"))
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     form = Declared(wishes.form.sid_format or SPELLING)
     sizes = wishes.form.sid_packed or LEVELS
     counted = artefacts.named("*sid2pid*.json")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 _NAMES = ("*index*.json", "items*.json", "items*.jsonl", "items*.parquet", "items*.tsv", "catalog*.jsonl")
 
@@ -33,7 +33,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(_candidates(artefacts))
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     candidates = _candidates(artefacts)
     source = candidates[0] if len(candidates) == 1 else artefacts.one(*{path.name for path in candidates})
     beside = template_file(source)

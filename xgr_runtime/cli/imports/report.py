@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.catalog import Catalog
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
     from xgr_runtime.cli.imports.draft import Draft
 
 
 def print_report(
-    title: str, draft: Draft, checkpoint: Checkpoint, catalog: Catalog, out: Path, others: Sequence[str]
+    title: str, draft: Draft, checkpoint: TrainedModel, catalog: Catalog, out: Path, others: Sequence[str]
 ) -> None:
     """To stdout, a line each."""
     dataset = f", {draft.dataset}" if draft.dataset else ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
 
 _SPELLINGS = ("<SID_{level}_{code}>", "<L{level}_{code}>")  # of the decoder, and of the codebook itself
 _CODE = re.compile(r"<L(\d+)_(\d+)>")
@@ -43,7 +43,7 @@ def knows(artefacts: Artefacts) -> bool:
     )
 
 
-def read(artefacts: Artefacts, checkpoint: Checkpoint, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
     texts = artefacts.named("*.codebook.json")
     source = artefacts.one("*.codebook.json") if texts else artefacts.one("*.npy")
     codes = _codes_of_text(source) if texts else _codes_of_array(source)
@@ -119,7 +119,7 @@ def _codes_of_array(path: Path) -> dict[int, list[int]]:
     return dict(enumerate(array.tolist()))
 
 
-def _spelling(path: Path, codes: dict[int, list[int]], checkpoint: Checkpoint) -> str:
+def _spelling(path: Path, codes: dict[int, list[int]], checkpoint: TrainedModel) -> str:
     """How the checkpoint's tokenizer spells the codes. Raises CatalogError where it has no such tokens."""
     first = next(iter(codes.values()))
     tokenizer = read_tokenizer(checkpoint.folder)

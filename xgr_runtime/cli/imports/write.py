@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from xgr_runtime.catalog import Catalog, build_catalog
-from xgr_runtime.catalog.checks import check_lengths, checked_ids, resolved_sids
+from xgr_runtime.catalog.checks import check_lengths, checked_ids, checked_popularity, resolved_sids
 from xgr_runtime.catalog.declared import TOKEN_IDS, spell
 from xgr_runtime.catalog.vocabulary import read_vocabulary
 from xgr_runtime.checkpoint import described
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-    from xgr_runtime.catalog.columns import Columns
-    from xgr_runtime.cli.imports.checkpoints import Checkpoint
+    from xgr_runtime.cli.imports.checkpoints import TrainedModel
     from xgr_runtime.cli.imports.draft import Draft
 
 ITEMS, TEMPLATES, SERVE = "items.jsonl", "catalog.json", "serve.toml"
@@ -62,12 +61,12 @@ def check_place(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out} is there already: name another folder, or replace it with --force")
 
 
-def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
+def write(draft: Draft, checkpoint: TrainedModel, out: Path) -> Catalog:
     """The catalog as a server builds it of what lies in `out` now.
 
     Raises CatalogError, ModelError, ConfigError; then `out` is as it was.
     """
-    draft.columns = _spelt(draft)
+    _check_rows(draft)
     hidden = out.with_name(f".{secrets.token_hex(8)}.{out.name}")
     try:
         hidden.mkdir()
@@ -92,21 +91,35 @@ def write(draft: Draft, checkpoint: Checkpoint, out: Path) -> Catalog:
     return catalog
 
 
-def _spelt(draft: Draft) -> Columns:
-    """SIDs as tokens. Raises CatalogError that names the source."""
-    try:
-        return spell(draft.columns, draft.form)
-    except CatalogError as error:
-        raise CatalogError(f"{draft.source}: {error}") from error
-
-
-def _check_rows(draft: Draft, checkpoint: Checkpoint) -> None:
+def _check_rows(draft: Draft) -> None:
     """What is wrong with an item is said of the file and line that it came from. Raises CatalogError."""
+    with _of(draft.source):
+        columns = draft.columns = spell(draft.columns, draft.form)
+        check_lengths(columns)
+        columns.items = checked_ids(columns)
+        checked_popularity(columns, columns.items)
+        for row, texts in enumerate(zip(columns.items, columns.titles or repeat(None), strict=False)):
+            if any(text and not _is_unicode(text) for text in texts):
+                raise CatalogError(
+                    f"{columns.place(row)}, item {texts[0]!r:.80}: it or its title is not valid Unicode: "
+                    "correct it"
+                )
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        check_lengths(draft.columns)
-        resolved_sids(draft.columns, checked_ids(draft.columns), read_vocabulary(checkpoint.folder))
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+@contextlib.contextmanager
+def _of(source: Path) -> Iterator[None]:
+    """Errors of the block begin with the file that they are of."""
+    try:
+        yield
     except CatalogError as error:
-        raise CatalogError(f"{draft.source}: {error}") from error
+        raise CatalogError(f"{source}: {error}") from error
 
 
 def _check_marks(draft: Draft, tokenizer: Tokenizer | None) -> None:
@@ -133,12 +146,13 @@ def _note_unused(draft: Draft, tokenizer: Tokenizer | None) -> None:
 
 
 @contextlib.contextmanager
-def _as_read(hidden: Path, draft: Draft, checkpoint: Checkpoint, out: Path) -> Iterator[None]:
+def _as_read(hidden: Path, draft: Draft, checkpoint: TrainedModel, out: Path) -> Iterator[None]:
     """Errors of the block name the source and the folder that was asked for, not the hidden one."""
     try:
         yield
     except StartupError as error:
-        _check_rows(draft, checkpoint)
+        with _of(draft.source):  # whose lines are the better place for what is wrong with a SID
+            resolved_sids(draft.columns, list(draft.columns.items), read_vocabulary(checkpoint.folder))
         text = str(error).replace(str(hidden / ITEMS), str(draft.source)).replace(str(hidden), str(out))
         raise type(error)(re.sub(r"\bline (\d+)", r"row \1", text)) from error
 
@@ -170,7 +184,7 @@ def _write_items(draft: Draft, path: Path) -> None:
             columns.attributes or repeat(b""),
             strict=False,
         ):
-            row: dict[str, Any] = {"item": str(item), "sid": sid}
+            row: dict[str, Any] = {"item": item, "sid": sid}
             if title:
                 row["title"] = title
             if popularity is not None:
@@ -195,13 +209,13 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _settings(draft: Draft, checkpoint: Checkpoint, out: Path) -> str:
+def _settings(draft: Draft, checkpoint: TrainedModel, out: Path) -> str:
     """serve.toml. Paths are whole, so that `--config` works from any folder."""
     width = max(_LEAST_WIDTH, draft.width)
     return (
         f"# Evaluation asked for {draft.width} beams: beam_width of a request.\n"
         f"model-path = {_quoted(checkpoint.folder)}\n"
-        f"catalog = {_quoted(out.absolute() / ITEMS)}\n"
+        f"catalog = {_quoted(out / ITEMS)}\n"
         f"max-beam-width = {width}\n"
     )
 
