@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 CODES = 8  # of each level
 END = "<|end|>"
@@ -30,6 +30,7 @@ def checkpoint(folder: Path, tokens: Sequence[str], **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         ["the user saw"] * 9, trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet)
@@ -222,8 +223,11 @@ def unpack(kits: Path, kit: str, out: Path) -> Path:
     return out
 
 
-def of_kit(kits: Path, kit: str, unpacked: Path, root: Path) -> Path:
-    """The folder that the project of a kit leaves behind: its data and its checkpoint, as links."""
+def of_kit(kits: Path, kit: str, unpacked: Path, root: Path, lora: bool = False) -> Path:
+    """The folder that the project of a kit leaves behind: its data and its checkpoint, as links.
+
+    `lora`: an adapter and what it was trained on, as LC-Rec's other script leaves them.
+    """
     data = kits / kit / "data"
     places = {
         "minionerec": [
@@ -241,5 +245,7 @@ def of_kit(kits: Path, kit: str, unpacked: Path, root: Path) -> Path:
         (root / place / name).symlink_to(data / name)
     folder = root / model.get(kit, "model")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.symlink_to(unpacked / "model")
+    folder.symlink_to(unpacked / ("adapter" if lora else "model"))
+    if lora:
+        (root / "base").symlink_to(unpacked / "base")
     return root

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from project_folders import END, ITEMS, PROJECTS
 
 from xgr_runtime.catalog import Catalog, load_catalog, vocabulary
+from xgr_runtime.checkpoint import described
 from xgr_runtime.cli import main
 from xgr_runtime.cli.imports import write
 from xgr_runtime.config import ServeConfig, add_flags, from_args
@@ -54,11 +55,11 @@ def settings(out: Path) -> ServeConfig:
 def served(out: Path) -> tuple[Catalog, Prompts]:
     """What a server makes of the folder."""
     config = settings(out)
-    catalog = load_catalog(config.catalog, config.model_path)
-    model = Path(config.model_path)
-    tokenizer = read_tokenizer(model)
-    assert tokenizer is not None
-    prompts = Prompts.read(tokenizer, model)
+    with described(Path(config.model_path), config.base_model_path) as model:
+        catalog = load_catalog(config.catalog, model)
+        tokenizer = read_tokenizer(model)
+        assert tokenizer is not None
+        prompts = Prompts.read(tokenizer, model)
     prompts.check(catalog)
     return catalog, prompts
 
@@ -310,7 +311,7 @@ def _cases(kit: str, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Catalog, Prompts]]:
+def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Catalog, Prompts]]:
     """`of(kit)`: catalog and prompts after `xgr import` of the folder that the kit's project leaves."""
     if not KITS.is_dir():
         pytest.skip("needs XGR_TEST_DATA with kits/")
@@ -318,16 +319,20 @@ def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[C
     read_once = functools.cache(read_tokenizer)  # real ones are megabytes, and are asked for at each step
 
     @functools.cache
-    def of(kit: str) -> tuple[Catalog, Prompts]:
+    def unpacked(kit: str) -> Path:
+        return folders.unpack(KITS, kit, tmp_path_factory.mktemp("unpacked") / kit)
+
+    @functools.cache
+    def of(kit: str, lora: bool) -> tuple[Catalog, Prompts]:
         folder = tmp_path_factory.mktemp(kit)
-        root = folders.of_kit(KITS, kit, folders.unpack(KITS, kit, folder / "unpacked"), folder / "project")
+        root = folders.of_kit(KITS, kit, unpacked(kit), folder / "project", lora)
         with pytest.MonkeyPatch.context() as patch:
             for module in (vocabulary, write, sys.modules[__name__]):
                 patch.setattr(module, "read_tokenizer", read_once)
             assert main(["import", str(root), "--out", str(folder / "out")]) == 0
             return served(folder / "out")
 
-    return of
+    return lambda kit, lora=False: of(kit, lora)
 
 
 @pytest.mark.parametrize(
@@ -338,13 +343,14 @@ def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[C
         ("onerec-think", "cases_think", 20),
         ("lcrec", "cases", 30),
         ("lcrec", "cases_17prompts", 34),
+        ("lcrec", "cases_lora", 30),
         ("openonerec", "cases", 30),
     ],
 )
 def test_prompts_of_kits_have_the_ids_of_evaluation(
-    kit: str, name: str, users: int, of_kits: Callable[[str], tuple[Catalog, Prompts]]
+    kit: str, name: str, users: int, of_kits: Callable[..., tuple[Catalog, Prompts]]
 ) -> None:
-    catalog, prompts = of_kits(kit)
+    catalog, prompts = of_kits(kit, lora=name == "cases_lora")
     cases = _cases(kit, name)
     assert len(cases) == users
     spoken = KITS / kit / "data" / "benchmark_data" / "video" / "video_test.parquet"
@@ -360,7 +366,7 @@ def test_prompts_of_kits_have_the_ids_of_evaluation(
 
 
 def test_items_on_one_sid_of_a_kit_come_as_its_evaluation_orders_them(
-    of_kits: Callable[[str], tuple[Catalog, Prompts]],
+    of_kits: Callable[..., tuple[Catalog, Prompts]],
 ) -> None:
     catalog, _ = of_kits("openonerec")
     leaf_of = {tuple(sid): leaf for leaf, sid in enumerate(catalog.sids.tolist())}
@@ -377,9 +383,7 @@ def test_items_on_one_sid_of_a_kit_come_as_its_evaluation_orders_them(
 
 
 @pytest.mark.parametrize("kit", ["minionerec", "onerec-think", "lcrec", "openonerec"])
-def test_catalogs_of_kits_hold_their_items(
-    kit: str, of_kits: Callable[[str], tuple[Catalog, Prompts]]
-) -> None:
+def test_catalogs_of_kits_hold_their_items(kit: str, of_kits: Callable[..., tuple[Catalog, Prompts]]) -> None:
     catalog, _ = of_kits(kit)
     assert (catalog.items, catalog.leaves, catalog.depth) == {
         "minionerec": (3686, 3670, 3),

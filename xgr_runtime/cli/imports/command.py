@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.cli.catalog import add_source_flags, declared_by
-from xgr_runtime.errors import CatalogError, ModelError
+from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import TrainedModel
     from xgr_runtime.cli.imports.draft import Recogniser
 
 PROJECTS = ("openonerec", "onerec-think", "genrec", "unigenrec", "minionerec", "lcrec", "letter", "plain")
@@ -28,6 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--model-path", type=Path, help="the checkpoint, where it is not in there or not alone"
     )
+    parser.add_argument("--base-model-path", default="", help="what an adapter there was trained on")
     parser.add_argument("--data", type=Path, help="another folder with the project's data")
     parser.add_argument("--as", dest="project", choices=PROJECTS, help="the project, where files do not tell")
     parser.add_argument("--dataset", default="", help="which one, where there are several")
@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """0, or a StartupError that says what to change; then nothing was written."""
     from xgr_runtime.cli.imports.artefacts import Artefacts
-    from xgr_runtime.cli.imports.checkpoints import find_checkpoint
+    from xgr_runtime.cli.imports.checkpoints import found_model
     from xgr_runtime.cli.imports.draft import Wishes
     from xgr_runtime.cli.imports.report import print_report
     from xgr_runtime.cli.imports.write import check_place, write
@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
     roots = [path for path in (args.source, args.data) if path is not None]
     artefacts = Artefacts(roots, without=out, dataset=args.dataset)
     known = [project for project in projects() if project.knows(artefacts)]
-    checkpoint = find_checkpoint(artefacts, args.model_path)
-    project = _choose(known, args.project, checkpoint, artefacts)
-    draft = project.read(artefacts, checkpoint, Wishes(declared_by(args), args.popularity))
-    draft.unused += artefacts.pickles(draft.unused)
-    catalog = write(draft, checkpoint, out)
-    others = [other.name for other in known if other not in (project, *projects()[-1:])]
-    print_report(project.title, draft, checkpoint, catalog, args.out, others)
+    with found_model(artefacts, args.model_path, args.base_model_path) as model:
+        project = _choose(known, args.project, artefacts)
+        draft = project.read(artefacts, model, Wishes(declared_by(args), args.popularity))
+        draft.unused += artefacts.pickles(draft.unused)
+        catalog = write(draft, model, out)
+        others = [other.name for other in known if other not in (project, *projects()[-1:])]
+        print_report(project.title, draft, model, catalog, args.out, others)
     return 0
 
 
@@ -80,16 +80,8 @@ def projects() -> Sequence[Recogniser]:
     return (openonerec, onerec_think, genrec, unigenrec, minionerec, lcrec, letter, plain)
 
 
-def _choose(
-    known: Sequence[Recogniser], wanted: str | None, checkpoint: TrainedModel, artefacts: Artefacts
-) -> Recogniser:
-    """Raises CatalogError where nothing is known, ModelError for a checkpoint that cannot be served."""
-    if checkpoint.encoder_decoder:
-        kind = ", ".join(checkpoint.config.get("architectures") or ["an encoder-decoder model"])
-        raise ModelError(
-            f"{checkpoint.folder}: {kind} has an encoder (as TIGER and LETTER have), and decoders alone are "
-            "served: name a decoder that was trained on these SIDs with --model-path, and --as letter"
-        )
+def _choose(known: Sequence[Recogniser], wanted: str | None, artefacts: Artefacts) -> Recogniser:
+    """Raises CatalogError where nothing is known."""
     if wanted:
         return next(project for project in projects() if project.name == wanted)
     if not known:

@@ -42,7 +42,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("id2sid.json"))
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     source = artefacts.one("id2sid.json")
     columns = index_columns(source)
     draft = Draft(source, columns, {}, source.parent.name)
@@ -59,11 +59,11 @@ def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draf
         "default": _template(system, f"{instruction}\n\n{asked}"),
         "rl": _template(system, asked),
     }
-    draft.scoring = {"tail": [checkpoint.end_token], "length_penalty": 0.0}
+    draft.scoring = {"tail": [model.end_token], "length_penalty": 0.0}
     draft.assumed += [
         "the prompt of evaluate.py; the template rl is that of training by rewards: templates in "
         "catalog.json",
-        f"{checkpoint.end_token} is scored behind each SID, as a sum: scoring in catalog.json",
+        f"{model.end_token} is scored behind each SID, as a sum: scoring in catalog.json",
         "no repetition penalty. evaluate.py applies 1.1 unless told otherwise, also to what pads a batch, "
         "and normalises again: for its lists to be comparable, run it with --repetition_penalty 1.0",
     ]

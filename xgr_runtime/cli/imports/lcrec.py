@@ -68,17 +68,17 @@ def knows(artefacts: Artefacts) -> bool:
     return any(artefacts.of_dataset(dataset_of(index), "*.inter.json") for index in artefacts.named(*INDEXES))
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     draft = read_index_of(artefacts)
     draft.templates = {
         "default" if number == 0 else f"prompt-{number}": _template(text)
         for number, text in enumerate(_PROMPTS)
     }
-    draft.scoring = {"tail": [checkpoint.end_token], "length_penalty": 1.0}
+    draft.scoring = {"tail": [model.end_token], "length_penalty": 1.0}
     draft.width = 20
     draft.assumed += [
         f"its prompt 0 with the newest {ITEMS} items; the others are the templates prompt-1 to prompt-16",
-        f"{checkpoint.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
+        f"{model.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
     ]
     draft.unused.append(
         "its mask of decoding, a set of tokens per level: it allows SIDs that no item has; the trie is exact"

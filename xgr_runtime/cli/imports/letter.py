@@ -24,7 +24,7 @@ def knows(artefacts: Artefacts) -> bool:
     return False
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     draft = lcrec.read_index_of(artefacts)
     draft.templates = {
         "default": {
@@ -34,11 +34,11 @@ def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draf
             "max_history_items": lcrec.ITEMS,
         }
     }
-    draft.scoring = {"tail": [checkpoint.end_token], "length_penalty": 1.0}
+    draft.scoring = {"tail": [model.end_token], "length_penalty": 1.0}
     draft.width = 20
     draft.assumed += [
         f"a decoder that was trained on SIDs alone, the newest {lcrec.ITEMS} items: templates in "
         "catalog.json",
-        f"{checkpoint.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
+        f"{model.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
     ]
     return draft

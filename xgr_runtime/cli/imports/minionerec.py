@@ -47,14 +47,14 @@ def knows(artefacts: Artefacts) -> bool:
     )
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     index = artefacts.one(*INDEXES)
     dataset = dataset_of(index)
     columns = index_columns(index)
     known = by_item(columns)
     draft = Draft(index, columns, {"default": _template()}, dataset)
     draft.trained_tokens = set(columns.tokens)
-    draft.scoring = {"tail": ["\n", checkpoint.end_token], "length_penalty": 0.0}
+    draft.scoring = {"tail": ["\n", model.end_token], "length_penalty": 0.0}
     draft.found.append(f"SIDs of {index}")
     info = _info_files(artefacts, dataset)
     if len(info) > 1:
@@ -70,7 +70,7 @@ def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draf
         draft.found.append(f"{table} is of this catalog")
     draft.assumed += [
         "the prompt of its evaluate.py: templates in catalog.json",
-        f"a newline and {checkpoint.end_token} are scored behind each SID, as a sum: scoring in catalog.json",
+        f"a newline and {model.end_token} are scored behind each SID, as a sum: scoring in catalog.json",
     ]
     return draft
 

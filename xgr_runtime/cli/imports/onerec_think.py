@@ -38,18 +38,18 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("*" + _ENDING))
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     source = artefacts.one("*" + _ENDING)
     columns = read_columns(source, Names())
     draft = Draft(source, columns, _templates(), dataset_of(source, _ENDING))
     draft.found.append(f"items, SIDs and titles of {source}")
     _strip(draft, columns)
     check_depth(source, columns)
-    draft.scoring = {"head": [_BEGIN], "tail": [_END, checkpoint.end_token], "length_penalty": 1.0}
+    draft.scoring = {"head": [_BEGIN], "tail": [_END, model.end_token], "length_penalty": 1.0}
     draft.width = 10
     draft.assumed += [
         "its prompt without thinking; the template think takes a thought from a request's variables",
-        f"{_BEGIN}, {_END} and {checkpoint.end_token} are scored, as a mean: scoring in catalog.json",
+        f"{_BEGIN}, {_END} and {model.end_token} are scored, as a mean: scoring in catalog.json",
     ]
     for path in artefacts.named("*.pkl"):
         draft.unused.append(

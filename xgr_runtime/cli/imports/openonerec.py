@@ -71,7 +71,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(artefacts.named("*pid2sid*.parquet", "*sid2pid*.json"))
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     form = Declared(wishes.form.sid_format or SPELLING)
     sizes = wishes.form.sid_packed or LEVELS
     counted = artefacts.named("*sid2pid*.json")

@@ -33,7 +33,7 @@ def knows(artefacts: Artefacts) -> bool:
     return bool(_candidates(artefacts))
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     candidates = _candidates(artefacts)
     source = candidates[0] if len(candidates) == 1 else artefacts.one(*{path.name for path in candidates})
     beside = template_file(source)

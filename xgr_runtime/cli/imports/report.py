@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xgr_runtime.checkpoint import not_applied
+from xgr_runtime.checkpoint import not_applied, passed_over
 from xgr_runtime.cli.imports.write import SERVE
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_report(
-    title: str, draft: Draft, checkpoint: TrainedModel, catalog: Catalog, out: Path, others: Sequence[str]
+    title: str, draft: Draft, model: TrainedModel, catalog: Catalog, out: Path, others: Sequence[str]
 ) -> None:
     """To stdout, a line each."""
     dataset = f", {draft.dataset}" if draft.dataset else ""
@@ -29,7 +29,7 @@ def print_report(
             f"{catalog.items} items on {catalog.leaves} SIDs of {catalog.depth} levels; {shared} share a "
             f"SID, at most {worst} on one",
             *draft.found,
-            f"checkpoint {checkpoint.folder}",
+            f"checkpoint {model.folder}" + (f", an adapter of {model.base}" if model.base else ""),
         ],
     )
     assumed = [*draft.assumed, f"{draft.width} beams, as its evaluation: beam_width of a request"]
@@ -37,11 +37,10 @@ def print_report(
         assumed.append(f"files of {', '.join(others)} are here, too: --as")
     _section("assumed", assumed)
     sampling = [
-        f"generation_config.json: {field}: an exact search does not"
-        for field in not_applied(checkpoint.folder)
+        f"generation_config.json: {field}: an exact search does not" for field in not_applied(model.files)
     ]
-    passed_over = [f"{folder}: another checkpoint, --model-path" for folder in checkpoint.passed_over]
-    _section("not used", [*draft.unused, *passed_over, *sampling])
+    checkpoints = [f"{folder}: another checkpoint, --model-path" for folder in model.passed_over]
+    _section("not used", [*draft.unused, *checkpoints, *_of_folder(model), *sampling])
     _section("written", [f"{path}" for path in sorted(out.iterdir())])
     _section("next", [f"xgr verify {out} --cases FILE", f"xgr serve --config {out / SERVE}"])
 
@@ -49,3 +48,7 @@ def print_report(
 def _section(name: str, lines: Sequence[str]) -> None:
     for number, line in enumerate(lines or ["nothing"]):
         print(f"{name if number == 0 else '':<12}{line}")
+
+
+def _of_folder(model: TrainedModel) -> list[str]:
+    return [] if model.base else passed_over(model.folder)

@@ -43,11 +43,11 @@ def knows(artefacts: Artefacts) -> bool:
     )
 
 
-def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draft:
+def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     texts = artefacts.named("*.codebook.json")
     source = artefacts.one("*.codebook.json") if texts else artefacts.one("*.npy")
     codes = _codes_of_text(source) if texts else _codes_of_array(source)
-    spelling = _spelling(source, codes, checkpoint)
+    spelling = _spelling(source, codes, model)
     stem = source.name.removesuffix(".codebook.json").removesuffix(".npy")
     raw = _raw_ids(source.with_name(f"{stem}.mapping.jsonl"))
     columns = Columns.of_sids(source, list(map(str, codes)), list(codes.values()), lambda row: f"row {row}")
@@ -57,13 +57,13 @@ def read(artefacts: Artefacts, checkpoint: TrainedModel, wishes: Wishes) -> Draf
     ]
     form = Declared("".join(spelling.format(level=n, code=f"{{{n}}}") for n in range(columns.lengths[0])))
     draft = Draft(source, columns, {"default": _template()}, stem, form, width=20)
-    draft.scoring = {"tail": [checkpoint.end_token], "length_penalty": 1.0}
+    draft.scoring = {"tail": [model.end_token], "length_penalty": 1.0}
     draft.found.append(f"codes of {source}, spelt {form.sid_format:.100}")
     draft.assumed += [
         "items are numbered as in its interactions, from 0; ids of the raw data are the attribute "
         "raw_item_id",
         "the prompt of its LCRec model: templates in catalog.json",
-        f"{checkpoint.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
+        f"{model.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
         "its evaluation pads prompts on the right, behind which a decoder does not go on: compare with "
         "batches of one",
     ]
@@ -119,16 +119,16 @@ def _codes_of_array(path: Path) -> dict[int, list[int]]:
     return dict(enumerate(array.tolist()))
 
 
-def _spelling(path: Path, codes: dict[int, list[int]], checkpoint: TrainedModel) -> str:
+def _spelling(path: Path, codes: dict[int, list[int]], model: TrainedModel) -> str:
     """How the checkpoint's tokenizer spells the codes. Raises CatalogError where it has no such tokens."""
     first = next(iter(codes.values()))
-    tokenizer = read_tokenizer(checkpoint.folder)
+    tokenizer = read_tokenizer(model.files)
     tried = [[one.format(level=n, code=code) for n, code in enumerate(first)] for one in _SPELLINGS]
     for spelling, tokens in zip(_SPELLINGS, tried, strict=True):
         if tokenizer is not None and all(tokenizer.token_to_id(token) is not None for token in tokens):
             return spelling
     raise CatalogError(
-        f"{path}: the tokenizer of {checkpoint.folder} has neither {tried[0][0]} nor {tried[1][0]}: name the "
+        f"{path}: the tokenizer of {model.folder} has neither {tried[0][0]} nor {tried[1][0]}: name the "
         "checkpoint that was trained on this codebook with --model-path"
     )
 

@@ -61,7 +61,7 @@ def check_place(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out} is there already: name another folder, or replace it with --force")
 
 
-def write(draft: Draft, checkpoint: TrainedModel, out: Path) -> Catalog:
+def write(draft: Draft, model: TrainedModel, out: Path) -> Catalog:
     """The catalog as a server builds it of what lies in `out` now.
 
     Raises CatalogError, ModelError, ConfigError; then `out` is as it was.
@@ -74,13 +74,13 @@ def write(draft: Draft, checkpoint: TrainedModel, out: Path) -> Catalog:
         _write_json(hidden / TEMPLATES, _declared(draft))
         for name, text in draft.files.items():
             (hidden / name).write_text(text, encoding="utf-8")
-        (hidden / SERVE).write_text(_settings(draft, checkpoint, out), encoding="utf-8")
-        with _as_read(hidden, draft, checkpoint, out), described(checkpoint.folder) as files:
-            catalog = build_catalog(hidden / ITEMS, files)
-            tokenizer = read_tokenizer(files)
+        (hidden / SERVE).write_text(_settings(draft, model, out), encoding="utf-8")
+        with _as_read(hidden, draft, model, out):
+            catalog = build_catalog(hidden / ITEMS, model.files)
+            tokenizer = read_tokenizer(model.files)
             _check_marks(draft, tokenizer)
             _note_unused(draft, tokenizer)
-            Prompts.read(tokenizer, files).check(catalog)
+            Prompts.read(tokenizer, model.files).check(catalog)
         _replace(out, hidden)
     except OSError as error:
         raise ConfigError(
@@ -146,14 +146,15 @@ def _note_unused(draft: Draft, tokenizer: Tokenizer | None) -> None:
 
 
 @contextlib.contextmanager
-def _as_read(hidden: Path, draft: Draft, checkpoint: TrainedModel, out: Path) -> Iterator[None]:
+def _as_read(hidden: Path, draft: Draft, model: TrainedModel, out: Path) -> Iterator[None]:
     """Errors of the block name the source and the folder that was asked for, not the hidden one."""
     try:
         yield
     except StartupError as error:
         with _of(draft.source):  # whose lines are the better place for what is wrong with a SID
-            resolved_sids(draft.columns, list(draft.columns.items), read_vocabulary(checkpoint.folder))
+            resolved_sids(draft.columns, list(draft.columns.items), read_vocabulary(model.files))
         text = str(error).replace(str(hidden / ITEMS), str(draft.source)).replace(str(hidden), str(out))
+        text = text.replace(str(model.files), str(model.folder))
         raise type(error)(re.sub(r"\bline (\d+)", r"row \1", text)) from error
 
 
@@ -209,12 +210,14 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _settings(draft: Draft, checkpoint: TrainedModel, out: Path) -> str:
+def _settings(draft: Draft, model: TrainedModel, out: Path) -> str:
     """serve.toml. Paths are whole, so that `--config` works from any folder."""
     width = max(_LEAST_WIDTH, draft.width)
+    base = f"base-model-path = {_quoted(model.base)}\n" if model.base else ""
     return (
         f"# Evaluation asked for {draft.width} beams: beam_width of a request.\n"
-        f"model-path = {_quoted(checkpoint.folder)}\n"
+        f"model-path = {_quoted(model.folder)}\n"
+        f"{base}"
         f"catalog = {_quoted(out / ITEMS)}\n"
         f"max-beam-width = {width}\n"
     )
