@@ -19,7 +19,6 @@ from xgr_runtime.catalog import Catalog, build_catalog
 from xgr_runtime.catalog.checks import check_lengths, checked_ids, checked_popularity, resolved_sids
 from xgr_runtime.catalog.declared import TOKEN_IDS, spell
 from xgr_runtime.catalog.vocabulary import read_vocabulary
-from xgr_runtime.checkpoint import described
 from xgr_runtime.cli.imports.draft import chat_template_names
 from xgr_runtime.cli.imports.tables import sids
 from xgr_runtime.errors import CatalogError, ConfigError, StartupError
