@@ -194,9 +194,10 @@ def narrow_message(schema: Json) -> None:
 
 def narrow_sampling(properties: Json, models: Models, settings: HttpSettings) -> None:
     """Widths up to the limit, lengths of the catalog's depth."""
-    depth = models.default.catalogs.newest.depth
-    narrow(properties, {**NEUTRAL_SAMPLING, "max_new_tokens": (depth,)})
-    branch(properties["min_new_tokens"], "integer").update(minimum=0, maximum=depth)
+    catalog = models.default.catalogs.newest.catalog
+    lengths = sorted({catalog.depth, catalog.emitted_tokens})
+    narrow(properties, {**NEUTRAL_SAMPLING, "max_new_tokens": (*lengths,)})
+    branch(properties["min_new_tokens"], "integer").update(minimum=0, maximum=lengths[-1])
     for name in ("beam_width", "n"):
         branch(properties[name], "integer")["maximum"] = settings.max_beam_width
 

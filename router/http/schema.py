@@ -68,8 +68,10 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(ge=-10, le=10)] | None,
         Meta(description="sequence_score = cumulative_logprob / emitted tokens ** length_penalty."),
     ] = None
-    max_new_tokens: Annotated[Whole | None, Meta(description="The catalog's depth, or absent.")] = None
-    min_new_tokens: Annotated[Whole | None, Meta(description="At most the catalog's depth.")] = None
+    max_new_tokens: Annotated[
+        Whole | None, Meta(description="The catalog's depth, or what its scoring emits; or absent.")
+    ] = None
+    min_new_tokens: Annotated[Whole | None, Meta(description="At most what a search emits.")] = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

@@ -15,11 +15,13 @@ from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.phases import TaskPhase
-from decode_worker.search import Question, Search
+from decode_worker.search import Question, Search, tail_tokens_of
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.trie import LeafFilter, ScoreMode, Trie, leaf_filter, no_filter
+from xgr_runtime.catalog import Catalog, Forced, Scoring
+from xgr_runtime.catalog.trie import Levels
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
 from xgr_runtime.model.device.device import Event, HostDevice
@@ -55,7 +57,8 @@ class Prompts:
         draw = np.random.default_rng(11)
         pool = KvPool(backend.identity, PAGES, PAGE)
         self.trie = trie
-        self.cpu = CpuDecodeEngine(backend, pool, DEPTH - 2, ROWS, "cpu")
+        self.tail_tokens = tail_tokens_of(trie.depth)
+        self.cpu = CpuDecodeEngine(backend, pool, self.tail_tokens, ROWS, "cpu")
 
         def attention(rows: int, requests: int) -> list[PlannedAttention]:
             return [PlannedAttention(rows, requests, PAGE, causal=False)]
@@ -87,19 +90,21 @@ class Prompts:
         given: bool = True,
         mode: ScoreMode = "vocab",
         filter: LeafFilter | None = None,
+        levels: Levels | None = None,
     ) -> Search:
-        prompt = self.tokens[i]
+        prompt, trie = self.tokens[i], levels.trie if levels else self.trie
+        silent = levels.silent if levels else frozenset[int]()
         question = Question(
-            len(prompt), int(prompt[-1]), width, width, mode, self.trie, filter or no_filter()
+            len(prompt), int(prompt[-1]), width, width, mode, trie, filter or no_filter(), silent
         )
         rows = np.arange(width, dtype=np.int32)
-        return Search(question, self.pages[i], rows, self.hidden[i] if given else None, DEPTH - 2)
+        return Search(question, self.pages[i], rows, self.hidden[i] if given else None, self.tail_tokens)
 
     def expected(self, *like: Search) -> list[Search]:
         """The same searches, ended by the CPU's engine, one after the other."""
         ended = []
         for search in like:
-            again = Search(search.question, search.pages, search.rows, search.hidden, DEPTH - 2)
+            again = Search(search.question, search.pages, search.rows, search.hidden, self.tail_tokens)
             while not again.over:
                 self.cpu.step([again])
             ended.append(again)
@@ -394,3 +399,31 @@ def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie
     engine.launch = watched  # type: ignore[assignment, method-assign]
     engine.warm_up(trie)
     assert [search.question.width for search in launched] == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def scored() -> Catalog:
+    """With forced tokens: 90 and 3 before an SID, 91, 12 and 7 behind it."""
+    sids = np.random.default_rng(5).integers(3, 12, (300, 2))
+    head, tail = (Forced(90), Forced(3, False)), (Forced(91), Forced(12, False), Forced(7))
+    return build_from_arrays([str(i) for i in range(300)], sids, scoring=Scoring(head, tail))
+
+
+def test_forced_tokens_run_in_cohorts(backend: ModelBackend, scored: Catalog) -> None:
+    """Scores that are relative need no tail, so their cohorts have fewer levels, one behind the other."""
+    prompts = Prompts(backend, scored.scored_levels.trie)
+    whole, short = scored.scored_levels, scored.relative_levels
+    assert (whole.trie.depth, short.trie.depth) == (7, 4)
+    filter = leaf_filter(scored.leaves, range(0, scored.leaves, 2), [4])
+    searches = [
+        prompts.search(0, 8, levels=whole),
+        prompts.search(1, 6, given=False, filter=filter, levels=whole),
+        prompts.search(2, 7, mode="legal", levels=short),
+        prompts.search(3, 1, given=False, mode="legal", filter=filter, levels=short),
+    ]
+    for cohort in (searches[:2], searches[2:]):  # behind each other, both in flight
+        assert prompts.gpu.choose(searches if cohort[0] is searches[0] else cohort) == cohort
+        prompts.gpu.launch(cohort)
+    assert set(prompts.gpu.collect()) == set(searches)
+    assert_same(searches, prompts.expected(*searches))
+    assert all(len(search.answer()[0]) for search in searches)

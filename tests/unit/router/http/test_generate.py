@@ -235,7 +235,7 @@ NEUTRAL = [
     {"top_k": -1},
     {"top_k": 1 << 30},
     {"min_p": 0},
-    {"frequency_penalty": 0, "presence_penalty": 0.0, "repetition_penalty": 1},
+    {"frequency_penalty": 0, "presence_penalty": 0.0},
     {"stop": None},
     {"stop": []},
     {"stop": ""},
