@@ -27,7 +27,7 @@ from xgr_runtime.trace.timeline import REQUEST
 LONG_BODY = 16_384  # bytes; beyond, a thread works it out and the event loop goes on
 LONG_TEXT = 2048  # characters, the same: a tokenizer takes about a millisecond for them
 LONG_CHAT = 16  # messages, the same
-LONG_HISTORY = 128  # items, the same where a template makes text of them
+LONG_HISTORY = 256  # items, the same where a template makes text of them
 READERS = 2
 GIANT_BODY = 1 << 20  # bytes
 

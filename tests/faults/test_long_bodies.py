@@ -27,6 +27,9 @@ BODIES = {
     "one long word": filled(b'{"text":"', b"a", b'"}'),
     "tokens": filled(b'{"input_ids":[', b"999,", b"1]}"),
     "history": filled(b'{"history":[', b'"12",', b'"1"]}'),
+    "histories": filled(b'{"history":{"a":[', b'"12",', b'"1"]}}'),
+    "messages": filled(b'{"messages":[{"role":"user","content":"', b"<a_1> ", b'"}]}'),
+    "variables": filled(b'{"history":[],"variables":{"a":"', b"<a_1> ", b'"}}'),
     "deny": b'{"history":["1"],"filters":{"deny":[%s"1"]}}' % b"".join(b'"%d",' % n for n in range(500_000)),
     "labels": filled(b'{"custom_labels":{', b'"k":"",', b'"a":""}}'),
 }

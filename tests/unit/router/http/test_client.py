@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from xgr_runtime import errors
-from xgr_runtime.client import AsyncXgrClient, XgrClient
+from xgr_runtime.client import AsyncXgrClient, ChatMessage, TextPart, XgrClient
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
@@ -55,6 +55,24 @@ def test_generate_sends_every_field(client: XgrClient, dispatch: FakeDispatch) -
     assert (answer.rid, answer.items, answer.meta_info.unknown_items.allow) == ("mine", ["1"], 1)
     assert answer.meta_info.beam_results[0].output_ids == answer.output_ids
     assert answer.meta_info.timing.decode == 0.004
+
+
+def test_templates_and_messages_are_sent(client: XgrClient, dispatch: FakeDispatch) -> None:
+    both: dict[str, list[str | int]] = {"seen": ["4", 2], "bought": [3]}
+    client.generate(template="two", history=both, exclude_history=True)
+    assert len(dispatch.jobs[-1].deny) == 3
+    client.generate(template="story", history=["1"], variables={"profile": "<c_0>", "end": "<eos>"})
+    assert dispatch.jobs[-1].tokens.tolist()[::5] == [1, 2]
+    part: TextPart = {"type": "text", "text": "<a_1>"}
+    talk: list[ChatMessage] = [
+        {"role": "system", "content": "<a_0>"},
+        {"role": "user", "content": [part]},
+    ]
+    client.generate(messages=talk, chat_template_kwargs={"more": "<c_1>"})
+    assert dispatch.jobs[-1].tokens.tolist() == [1, 3, 2, 1, 4, 2, 20, 10]
+    with pytest.raises(errors.BadRequest, match="default, story, two, chat") as refused:
+        client.generate(history=["1"], template="no")
+    assert refused.value.param == "template"
 
 
 def test_workers_come_and_go(client: XgrClient, dispatch: FakeDispatch) -> None:

@@ -282,8 +282,8 @@ LONG: dict[str, dict[str, Any]] = {
     "many messages": {"messages": [says("")] * 17},
     "a long body": {"messages": [says("<a_0>" * 4000)]},
     "a longer body": {"history": {"seen": ["1"] * 5000, "bought": []}, "template": "two"},
-    "histories": {"history": {"seen": ["1"] * 100, "bought": ["2"] * 29}, "template": "two"},
-    "a history": {"history": ["1"] * 129, "template": "story", "variables": {"profile": ""}},
+    "histories": {"history": {"seen": ["1"] * 200, "bought": ["2"] * 57}, "template": "two"},
+    "a history": {"history": ["1"] * 257, "template": "story", "variables": {"profile": ""}},
 }
 
 
