@@ -100,7 +100,7 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 NEUTRAL = Scoring()
 
 
-class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _WrittenToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: str | int
     scored: bool = True
 
@@ -108,8 +108,8 @@ class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`scoring` as catalog.json has it: tokens by their text, or ids."""
 
-    head: tuple[str | int | _Named, ...] = ()
-    tail: tuple[str | int | _Named, ...] = ()
+    head: tuple[str | int | _WrittenToken, ...] = ()
+    tail: tuple[str | int | _WrittenToken, ...] = ()
     length_penalty: float = 1.0
     score_mode: ScoreMode = "vocab"
     repetition_penalty: float = 1.0
@@ -155,9 +155,9 @@ def check_prompt_end(scoring: Scoring, end: Sequence[int], path: Path) -> None:
 
 
 def _resolved(
-    path: Path, name: str, tokens: Sequence[str | int | _Named], vocabulary: Vocabulary
+    path: Path, name: str, tokens: Sequence[str | int | _WrittenToken], vocabulary: Vocabulary
 ) -> tuple[Forced, ...]:
-    named = [token if isinstance(token, _Named) else _Named(token) for token in tokens]
+    named = [token if isinstance(token, _WrittenToken) else _WrittenToken(token) for token in tokens]
     return tuple(Forced(_token(path, name, one.token, vocabulary), one.scored) for one in named)
 
 
