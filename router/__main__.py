@@ -168,9 +168,7 @@ def _model(
 ) -> Model:
     name = config.served_model_name or Path(config.model_path).resolve().name
     vocab_size = catalogs.newest.catalog.vocab_size
-    model = Model(name, config.model_path, tokenizer, prompts, vocab_size, catalogs, dispatcher.limits)
-    assert model.texts  # looks at the whole vocabulary, which no request should wait for
-    return model
+    return Model(name, config.model_path, tokenizer, prompts, vocab_size, catalogs, dispatcher.limits)
 
 
 def _settings(config: RouterConfig, address: str) -> HttpSettings:

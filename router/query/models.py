@@ -27,7 +27,7 @@ class Model:
 
     @cached_property
     def texts(self) -> TextPrompts:
-        return TextPrompts(self.tokenizer)
+        return TextPrompts(self.tokenizer, self.prompts.bytes_per_token)
 
 
 class Models:

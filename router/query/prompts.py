@@ -13,8 +13,6 @@ from tokenizers import Encoding, Tokenizer
 from xgr_runtime.errors import BadRequest
 
 UNLIMITED = (1 << 31) - 1
-SHORTENED = 4  # times, at most, that Unicode normalisation shortens a text
-LONG_TOKEN = 64  # bytes per token that any text may have: some tokenizers drop blanks
 USUAL_TOKEN = 16  # characters per token that few texts have on average
 LIMIT_FROM = "the limit comes from the model's positions, --kv-bytes and --max-prompt-tokens"
 LAST_WORD = 256  # tokens that the end of a text, cut off in a word, may have beyond those of the whole
@@ -23,10 +21,10 @@ LAST_WORD = 256  # tokens that the end of a text, cut off in a word, may have be
 class TextPrompts:
     """One tokenizer, asked for no more than a prompt may hold."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, bytes_per_token: int) -> None:
+        """`bytes_per_token`: that a text has at most."""
         self._tokenizer = tokenizer
-        longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
-        self._bytes_per_token = max(LONG_TOKEN, SHORTENED * longest)
+        self._bytes_per_token = bytes_per_token
         self._unknown = unknown_token(tokenizer)
 
     def tokens(self, text: str, most: int) -> NDArray[np.int32]:

@@ -47,6 +47,12 @@ class Prompts:
         """Of the checkpoint in `folder`. Raises ModelError for files that cannot be read."""
         return cls(tokenizer, *((Chat(),) if folder is None else (Chat.read(folder), positions(folder))))
 
+    @property
+    def bytes_per_token(self) -> int:
+        """That a text has at most."""
+        assert self._texts is not None, "a router has a tokenizer"
+        return self._texts.bytes_per_token
+
     def check(self, catalog: Catalog) -> None:
         """Tries every template. Raises CatalogError that names the template, its field and what to change."""
         texts = [name for name, one in catalog.templates.named.items() if not isinstance(one, PromptTemplate)]

@@ -44,11 +44,11 @@ class Texts:
         self._tokenizer = tokenizer
         self._begin, self._end = around(tokenizer)
         longest = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
-        self._bytes_per_token = max(LONG_TOKEN, SHORTENED * longest)
+        self.bytes_per_token = max(LONG_TOKEN, SHORTENED * longest)  # that a text has at most
 
     def check_size(self, text: str, most: int, field: str) -> None:
         """Raises BadRequest for a text that cannot be a prompt of `most` tokens, before it costs time."""
-        if len(text) > most * self._bytes_per_token:
+        if len(text) > most * self.bytes_per_token:
             raise BadRequest(
                 f"{field} gives a prompt of far too many tokens, the limit is {most}: shorten it", field
             )

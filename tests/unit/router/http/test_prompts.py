@@ -10,11 +10,16 @@ from tokenizers.models import BPE, WordLevel, WordPiece
 
 from router.query.prompts import USUAL_TOKEN, TextPrompts
 from xgr_runtime.errors import BadRequest
+from xgr_runtime.prompts import Prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST = 10  # tokens
+
+
+def text_prompts(tokenizer: Any) -> TextPrompts:
+    return TextPrompts(tokenizer, Prompts.read(tokenizer, None).bytes_per_token)
 
 
 class Counting:
@@ -58,7 +63,7 @@ def words() -> Tokenizer:
 def test_megabytes_are_refused_unread(make: Any, text: str) -> None:
     tokenizer = Counting(make())
     with pytest.raises(BadRequest, match="far too many tokens, the limit is 10") as error:
-        TextPrompts(tokenizer).tokens(text, MOST)  # type: ignore[arg-type]
+        text_prompts(tokenizer).tokens(text, MOST)  # type: ignore[arg-type]
     assert error.value.param == "text"
     assert tokenizer.read == 0
 
@@ -69,24 +74,24 @@ def test_of_a_text_that_is_too_long_only_the_beginning_is_read(letter: str) -> N
     text = letter * (most * 64 // len(letter.encode()))
     tokenizer = Counting(letters())
     with pytest.raises(BadRequest, match="far too many tokens, the limit is 1000"):
-        TextPrompts(tokenizer).tokens(text, most)  # type: ignore[arg-type]
+        text_prompts(tokenizer).tokens(text, most)  # type: ignore[arg-type]
     assert tokenizer.read <= USUAL_TOKEN * most < len(text)
 
 
 @pytest.mark.parametrize("text", [" " * 600 + "a", "a" + " \n" * 300])
 def test_blanks_that_a_tokenizer_drops_do_not_count(text: str) -> None:
-    assert TextPrompts(words()).tokens(text, MOST).tolist() == [1]
+    assert text_prompts(words()).tokens(text, MOST).tolist() == [1]
 
 
 def test_the_exact_count_is_said_where_it_is_known() -> None:
     with pytest.raises(BadRequest, match="a prompt of 11 tokens, the limit is 10"):
-        TextPrompts(letters()).tokens("a" * 11, MOST)
+        text_prompts(letters()).tokens("a" * 11, MOST)
 
 
 @pytest.mark.parametrize("count", [1, MOST, USUAL_TOKEN * MOST + 1, 600])
 def test_what_fits_is_never_refused(count: int) -> None:
     text = "a" * count
-    assert TextPrompts(letters()).tokens(text, max(count, MOST)).tolist() == letters().encode(text).ids
+    assert text_prompts(letters()).tokens(text, max(count, MOST)).tolist() == letters().encode(text).ids
 
 
 def test_a_beginning_that_ends_in_a_long_word_is_held_against_nobody() -> None:
@@ -98,4 +103,4 @@ def test_a_beginning_that_ends_in_a_long_word_is_held_against_nobody() -> None:
     begins = " " * (USUAL_TOKEN * MOST - 150)
     assert len(tokenizer.encode(begins + "a" * 150)) > MOST
     with pytest.raises(BadRequest, match="does not know"):  # all of it was read
-        TextPrompts(tokenizer).tokens(begins + "a" * 400, MOST)
+        text_prompts(tokenizer).tokens(begins + "a" * 400, MOST)
