@@ -84,6 +84,18 @@ def _no_checkpoint(root: Path) -> None:
         path.unlink()
 
 
+def _adapter_alone(root: Path) -> None:
+    (root / "model" / "model.safetensors").rename(root / "model" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "r": 8, "lora_alpha": 8}
+    write_json(root / "model" / "adapter_config.json", settings)
+
+
+def _shard_missing(root: Path) -> None:
+    (root / "model" / "model.safetensors").rename(root / "model" / "part-1.safetensors")
+    shards = {"weight": "part-1.safetensors", "other": "part-2.safetensors"}
+    write_json(root / "model" / "model.safetensors.index.json", {"weight_map": shards})
+
+
 def _object_array(root: Path) -> None:
     (root / BOOK).unlink()
     rows = np.empty(2, object)
@@ -293,6 +305,12 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         argv("--model-path", "ROOT/nowhere"),
         r"--model-path.*no config.json",
     ),
+    "an adapter without its base": (
+        "plain",
+        _adapter_alone,
+        r"adapter alone, of 'org/base'.*--base-model-path",
+    ),
+    "a shard that is not there": ("plain", _shard_missing, r"part-2.safetensors is named in"),
     "an encoder": (
         "lcrec",
         remade(
