@@ -196,6 +196,12 @@ def test_a_table_of_differences_names_the_first_and_counts_the_rest() -> None:
     assert "and 4 more" in text and text.rstrip().endswith("differs")
 
 
+def test_nothing_is_as_it_should_be_where_nothing_was_answered() -> None:
+    rows = show.rows(total([judged(BadRequest("no"))[0]]), STRICT, 3, "sum")
+    marks = {name: good for name, _, good in rows}
+    assert marks["answers"] is marks["ranked lists"] is marks["their legal beams"] is False
+
+
 def test_noise_is_named_and_not_let_pass() -> None:
     noisy = judged(answer([(sid, score - 0.01) for sid, score in BEAMS]))[0]
     text = shown([noisy], STRICT)

@@ -48,7 +48,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
             f"{t.lists_same} of {answered} the same"
             + (f" (in {t.inexact} as far as theirs is legal)" if t.inexact else "")
             + (f", {t.swapped} ranks are swapped ties" if t.swapped else ""),
-            t.lists_same == answered if must_be_same else None,
+            t.lists_same == answered > 0 if must_be_same else None,
         ),
         ("scores", *_scores(t, bounds, score)),
         (
@@ -60,7 +60,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
         (
             "their legal beams",
             f"{t.legal - t.missing} of {t.legal} in ours",
-            not t.missing if must_be_same else None,
+            not t.missing and answered > 0 if must_be_same else None,
         ),
         ("overlap@1, @10, " + f"@{width}", _overlaps(t), _enough(t, bounds)),
     ]
