@@ -61,14 +61,17 @@ def _prompt(query: Query, model: Model, view: CatalogView, most: int) -> _Bound:
 
 
 def _from_history(history: History, model: Model, view: CatalogView, most: int) -> _Bound:
-    leaves = {name: view.catalog.leaves_of_items(items) for name, items in history.items.items()}
-    known = {name: found[found >= 0] for name, found in leaves.items()}
-    asked, kept = sum(map(len, leaves.values())), sum(map(len, known.values()))
+    rows = {name: view.catalog.item_rows(items) for name, items in history.items.items()}
+    known = {name: found[found >= 0] for name, found in rows.items()}
+    asked, kept = sum(map(len, rows.values())), sum(map(len, known.values()))
     if kept < asked and not (history.drop_unknown and kept):
-        _refuse_unknown(history, leaves, asked - kept)
+        _refuse_unknown(history, rows, asked - kept)
+    leaves = {name: view.catalog.leaf_of_row[found] for name, found in known.items()}
     model.texts.check_room(history.variables.values(), most, "variables")
     rendered = _rendered(
-        lambda: model.prompts.of_history(view.catalog, history.template, known, history.variables, most),
+        lambda: model.prompts.of_history(
+            view.catalog, history.template, leaves, history.variables, most, rows=known
+        ),
         "history",
     )
     check_length(len(rendered.tokens), "history", most)

@@ -41,6 +41,17 @@ def template_file(source: Path) -> Path:
     return source.with_name("catalog.json")
 
 
+def files_beside(source: Path) -> list[Path]:
+    """catalog.json of a source, and the chat templates that it names where it can be read."""
+    path = template_file(source)
+    try:
+        named = read_object(path, CatalogError).get("templates", {}) if path.name != source.name else {}
+        texts = [one.get("chat_template") for one in named.values()]
+    except (CatalogError, AttributeError):
+        texts = []
+    return [path, *(path.parent / name for name in texts if isinstance(name, str) and "\0" not in name)]
+
+
 def read_beside(source: Path) -> dict[str, Any]:
     """The fields of catalog.json beside `source`, {} without one. Raises CatalogError."""
     path = template_file(source)

@@ -7,7 +7,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from xgr_runtime.catalog.beside import template_file
+from xgr_runtime.catalog.beside import files_beside
 from xgr_runtime.catalog.file import is_built_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class SourceWatch:
     def __init__(self, source: Path) -> None:
         """Raises CatalogError where there is no such file."""
         self._source = source
-        self._files = [source] if is_built_file(source) else [source, template_file(source)]
+        self._files = [source] if is_built_file(source) else [source, *files_beside(source)]
         self._read = self._last = self._stamps()
         self._changing = False
 

@@ -69,23 +69,22 @@ class ItemFormat:
                 )
         return None
 
-    def texts(self, catalog: Catalog, leaves: NDArray[np.integer], sids: Sequence[str]) -> list[str]:
-        """One text per leaf [n] whose SID reads like `sids`. Several items of one SID read like the first."""
+    def texts(self, catalog: Catalog, rows: NDArray[np.integer], sids: Sequence[str]) -> list[str]:
+        """One text per row [n] of an item whose SID reads like `sids`."""
         names, texts = self.format.names, self.format.texts
         if list(names) == ["sid"]:
             before, behind = texts
             return [f"{before}{sid}{behind}" for sid in sids]
-        columns = self._columns(catalog, leaves, sids)
-        rows = zip(*columns, strict=True) if columns else [()] * len(leaves)
-        return [_woven(texts, row) for row in rows]
+        columns = self._columns(catalog, rows, sids)
+        cells = zip(*columns, strict=True) if columns else [()] * len(rows)
+        return [_woven(texts, values) for values in cells]
 
     def _columns(
-        self, catalog: Catalog, leaves: NDArray[np.integer], sids: Sequence[str]
+        self, catalog: Catalog, rows: NDArray[np.integer], sids: Sequence[str]
     ) -> list[Sequence[str]]:
-        rows = catalog.item_lo[leaves]
         values: dict[str, Sequence[str]] = {
             "sid": sids,
-            "number": [str(number + 1) for number in range(len(leaves))],
+            "number": [str(number + 1) for number in range(len(rows))],
         }
         if "title" in self.format.names:
             values["title"] = catalog.titles_at(rows)

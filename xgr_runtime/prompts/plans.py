@@ -105,10 +105,10 @@ class Plan:
         histories: Mapping[str, NDArray[Any]],
         variables: Mapping[str, str],
     ) -> PromptText:
-        """The whole prompt. Raises BadRequest where a chat template fails."""
+        """The whole prompt; histories: rows of items. Raises BadRequest where a chat template fails."""
         values, sids, rows = dict(variables), [], []
         for key, name in self.histories.items():
-            shown = catalog.sids[histories[key]].tolist()
+            shown = catalog.sids[catalog.leaf_of_row[histories[key]]].tolist()
             spelt = spelling.sids(shown)
             values[name] = self._history(catalog, histories[key], spelt)
             if self.item.shows_sid:
@@ -129,10 +129,10 @@ class Plan:
             raise BadRequest(f"the template {self.name!r}: {error}", "template") from error
         return text + self.template.generation_prefix
 
-    def _history(self, catalog: Catalog, leaves: NDArray[Any], sids: Sequence[str]) -> str:
-        if not len(leaves):
+    def _history(self, catalog: Catalog, rows: NDArray[Any], sids: Sequence[str]) -> str:
+        if not len(rows):
             return self.template.empty_history
-        return self.template.separator.join(self.item.texts(catalog, leaves, sids))
+        return self.template.separator.join(self.item.texts(catalog, rows, sids))
 
 
 def _history(name: str) -> str | None:

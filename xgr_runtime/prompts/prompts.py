@@ -71,11 +71,13 @@ class Prompts:
         histories: Mapping[str, NDArray[Any]],
         variables: Mapping[str, str],
         most_tokens: int,
+        rows: Mapping[str, NDArray[Any]] | None = None,
     ) -> Rendered:
         """The prompt of the newest items of each history that fit.
 
-        histories: name -> leaves, oldest first; a plain list is the history named "". Raises BadRequest that
-        names the field.
+        histories: name -> leaves, oldest first; a plain list is the history named "". rows: their items,
+        whose titles and attributes are shown; without them those of each leaf's first item are. Raises
+        BadRequest that names the field.
         """
         name, found = _named(catalog, template)
         if isinstance(found, PromptTemplate):
@@ -85,7 +87,11 @@ class Prompts:
         plan.check_histories(histories)
         values = plan.variables(variables)
         shown = {
-            key: newest(leaves, found.max_history_items, found.window_step)
+            key: view.newest(
+                catalog.item_lo[leaves] if rows is None else rows[key],
+                found.max_history_items,
+                found.window_step,
+            )
             for key, leaves in histories.items()
         }
         prompt = view.fitting(plan, shown, values, most_tokens)

@@ -50,12 +50,17 @@ class View:
                 except CatalogError as error:
                     raise CatalogError(f"templates.{name}: {error}") from error
 
+    def newest(self, rows: NDArray[Any], most: int | None, step: int) -> NDArray[Any]:
+        """`windows.newest` for the rows of items: those of one SID are one."""
+        return rows[len(rows) - len(newest(self.catalog.leaf_of_row[rows], most, step)) :]
+
     def fitting(
         self, plan: Plan, windows: Mapping[str, NDArray[Any]], values: Mapping[str, str], most: int
     ) -> Rendered:
         """With as many of the newest items as fit, of each history as many, if it has so many.
 
-        In the place of the dropped items stands how many are shown. Raises BadRequest.
+        windows: rows of items. In the place of the dropped items stands how many are shown. Raises
+        BadRequest.
         """
         longest = max(map(len, windows.values()), default=0)
         upper = min(longest, most // plan.least_tokens(self.catalog.depth))
@@ -64,7 +69,7 @@ class View:
         def tokens(count: int) -> int:
             shown = dict(windows)
             if count < longest:
-                shown = {key: newest(leaves, count, plan.window_step) for key, leaves in windows.items()}
+                shown = {key: self.newest(rows, count, plan.window_step) for key, rows in windows.items()}
             found, text = self._render(plan, shown, values, most)
             tried[count] = Rendered(found, sum(map(len, shown.values())), text)
             return len(found)
@@ -117,7 +122,7 @@ class View:
         values = dict.fromkeys(plan.needed, letter) | plan.template.defaults
         leaves = np.linspace(0, self.catalog.leaves - 1, sum(_TRIED)).astype(np.int64)
         for count in _TRIED if plan.template.texts else ():
-            trial = dict.fromkeys(plan.histories, leaves[:count])
+            trial = dict.fromkeys(plan.histories, self.catalog.item_lo[leaves[:count]])
             text = plan.text(self.catalog, self._spelling, self._chat, trial, values)
             whole = self._texts.whole(text.text, plan.special_tokens)
             if count == 0:

@@ -12,6 +12,7 @@ from made_tokenizers import SIDS, byte_pairs
 
 from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog
 from xgr_runtime.catalog.template import Templates
+from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.errors import BadRequest, CatalogError, ModelError
 from xgr_runtime.prompts import Prompts
 from xgr_runtime.tokenizer import read_tokenizer
@@ -384,3 +385,25 @@ def test_templates_are_kept_in_the_built_file(make: Any, tmp_path: Path) -> None
     (tmp_path / "own.jinja").write_text("x")
     other, _ = make({"a": TEXT, "b": {"chat_template": "own.jinja"}}, default_template="a")
     assert other.version != catalog.version
+
+
+def test_items_that_share_a_sid_keep_their_titles(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ITEMS, "twin", {**ITEMS["3"], "title": "Twin"})
+    template = {**TEXT, "item": "{title}", "separator": ";", "max_history_items": 2}
+    catalog, prompts = make({"one": template})
+    rows = catalog.item_rows(["1", "twin", "3"])
+    leaves = catalog.leaf_of_row[rows]
+    assert leaves[1] == leaves[2]
+    found = prompts.of_history(catalog, None, {"": leaves}, {}, 99, rows={"": rows})
+    assert (found.text, found.dropped) == ("the user: Twin;Title 3", 1)
+    assert prompts.of_history(catalog, None, {"": leaves}, {}, 99).text == "the user: Title 3;Title 3"
+
+
+def test_chat_templates_are_watched_too(make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make({"chat": {"chat_template": "own.jinja"}})
+    watch = SourceWatch(tmp_path / "index.json")
+    watch.look("v")
+    assert not caplog.messages
+    (tmp_path / "own.jinja").write_text("another one")
+    watch.look("v")
+    assert "changed on disk" in caplog.text
