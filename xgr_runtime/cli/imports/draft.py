@@ -30,6 +30,7 @@ class Draft:
     scoring: dict[str, Any] = field(default_factory=dict)
     trained_tokens: set[Any] | None = None  # of all items, where training added no other SID tokens
     more: dict[str, Any] = field(default_factory=dict)  # further fields of catalog.json
+    messages: Path | None = None  # a table of what users sent, for `xgr verify --messages`
     width: int = 50  # beams of the project's own evaluation
     files: dict[str, str] = field(default_factory=dict)  # written beside catalog.json, by name
     found: list[str] = field(default_factory=list)

@@ -174,6 +174,7 @@ def _templates(draft: Draft, artefacts: Artefacts) -> dict[str, dict[str, Any]]:
             continue
         system, user, share, wordings = found
         worded[path.name.removesuffix("_test.parquet")] = _template(system, user)
+        draft.messages = draft.messages or path
         draft.found.append(f"the most frequent of {wordings} wordings ({share:.0%}) of {path}")
     first = next((task for task in (draft.dataset, "video", *worded) if task in worded), "")
     if not first:

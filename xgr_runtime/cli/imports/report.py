@@ -42,7 +42,8 @@ def print_report(
     checkpoints = [f"{folder}: another checkpoint, --model-path" for folder in model.passed_over]
     _section("not used", [*draft.unused, *checkpoints, *_of_folder(model), *sampling])
     _section("written", [f"{path}" for path in sorted(out.iterdir())])
-    _section("next", [f"xgr verify {out} --cases FILE", f"xgr serve --config {out / SERVE}"])
+    messages = f" --messages {draft.messages}" if draft.messages else ""
+    _section("next", [f"xgr verify {out} --cases FILE{messages}", f"xgr serve --config {out / SERVE}"])
 
 
 def _section(name: str, lines: Sequence[str]) -> None:
