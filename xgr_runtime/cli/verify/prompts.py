@@ -55,11 +55,11 @@ class Renderer:
     def _rendered(self, case: Case) -> list[int]:
         said = case.said
         if case.source == "messages":
-            return list(
-                self.of_messages(said.messages or [], said.template, said.chat_template_kwargs or {}).tokens
-            )
+            made = self.of_messages(said.messages or [], said.template, said.chat_template_kwargs or {})
+            return list(map(int, made.tokens))
         if case.source == "history":
-            return list(self.of_history(said.history or [], said.template, said.variables or {}).tokens)
+            made = self.of_history(said.history or [], said.template, said.variables or {})
+            return list(map(int, made.tokens))
         if said.prompt_text is not None:
             return list(self.tokenizer.encode(said.prompt_text).ids)
         return without(said.prompt_ids or [], self._head)
