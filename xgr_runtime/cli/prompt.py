@@ -94,10 +94,11 @@ def facts_of(
 ) -> dict[str, Any]:
     """What is shown, as JSON values: text, tokens, the SIDs in it and the items that they stand for."""
     ids = rendered.tokens.tolist()
-    text = rendered.text if rendered.text is not None else tokenizer.decode(ids, skip_special_tokens=False)
+    spelt = [spelling(tokenizer, token) for token in ids]
     return {
-        "text": text,
-        "tokens": [{"id": token, "text": spelling(tokenizer, token)} for token in ids],
+        # Of a template of ids the tokens one by one: a decoder for prose may put blanks between them.
+        "text": "".join(spelt) if rendered.text is None else rendered.text,
+        "tokens": [{"id": token, "text": text} for token, text in zip(ids, spelt, strict=True)],
         "sids": sids_in(ids, catalog, tokenizer),
         "history": [{"item": item, "title": catalog.title(item)} for item in history],
         "dropped": rendered.dropped,
