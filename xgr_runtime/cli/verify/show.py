@@ -129,4 +129,4 @@ def _enough(t: Totals, bounds: Bounds) -> bool | None:
 def _looks_rounded(t: Totals, bounds: Bounds) -> bool:
     off, overlap = t.score_difference, t.overlaps.get("width")
     rounded = off is not None and bounds.tolerance < off < 0.2
-    return rounded and overlap is not None and overlap >= 0.9 and t.prompts_same == t.prompts_compared
+    return rounded and overlap is not None and overlap >= 0.9 and t.prompts_same == t.prompts_compared > 0
