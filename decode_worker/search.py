@@ -25,6 +25,7 @@ class Penalty(NamedTuple):
 
     factor: float  # of a log-probability below 0
     prompt: NDArray[np.int64]  # distinct tokens of the prompt
+    renormalize: bool = False  # another softmax follows
 
 
 @dataclass(frozen=True)

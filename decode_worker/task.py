@@ -142,7 +142,7 @@ class TaskFactory:
             filter_of(request, lease.view),
             levels.silent,
             codebooks_of(request, lease.view),
-            penalty_of(request, tokens, model.vocab),
+            penalty_of(request, tokens, model.vocab, lease.view),
         )
         receiver = Receiver(
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
@@ -160,14 +160,15 @@ def codebooks_of(request: DecodeRequest, view: CatalogView) -> list[NDArray[np.i
     return [None] * view.levels("level").first + [*view.catalog.codebooks]
 
 
-def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int) -> Penalty | None:
+def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int, view: CatalogView) -> Penalty | None:
     """On tokens that the prompt holds, and beams will. Raises `BadRequest`."""
     if request.repetition_penalty == 1:
         return None
     distinct = np.unique(tokens).astype(np.int64)
     if not 0 <= distinct[0] <= distinct[-1] < vocab:
         raise BadRequest(f"the prompt has a token outside of the vocabulary of {vocab}")
-    return Penalty(request.repetition_penalty, distinct)
+    again = view.catalog.scoring.renormalize and request.score_mode != "legal"
+    return Penalty(request.repetition_penalty, distinct, again)
 
 
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:

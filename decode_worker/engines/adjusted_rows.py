@@ -40,7 +40,8 @@ def penalise(rows: Tensor, batch: BeamBatch, penalty: Penalty, own: np.ndarray) 
     """Logits [n, V] of one search become its log-probabilities after the penalty, NaN if they are no numbers.
 
     own [n, l]: tokens of its beams. As `RepetitionPenaltyLogitsProcessor` in Hugging Face's beam search: of
-    each token that prompt or beam holds, a log-probability below 0 is multiplied by the factor, once.
+    each token that prompt or beam holds, a log-probability below 0 is multiplied by the factor, once. Some
+    evaluation code takes a softmax of that, over all that is in the row.
     """
     answer = cpu.launch(rows, batch)
     if answer.counts[0, 4]:
@@ -53,6 +54,8 @@ def penalise(rows: Tensor, batch: BeamBatch, penalty: Penalty, own: np.ndarray) 
     before = rows.gather(1, held)
     after = torch.where(before < 0, before * penalty.factor, before / penalty.factor)
     rows.scatter_(1, held, after)
+    if penalty.renormalize:
+        rows -= rows.double().logsumexp(1, keepdim=True).float()
 
 
 def alone(batch: BeamBatch, b: int) -> BeamBatch:

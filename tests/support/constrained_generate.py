@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor, PrefixConstrainedLogitsProcessor
 
 Children = Mapping[tuple[int, ...], list[int]]
 Ranked = list[tuple[tuple[int, ...], float]]
 DEAD = -1e6  # where a level has fewer children than beams, generate fills up with beams of minus infinity
+
+
+class _Softmax(LogitsProcessor):
+    def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        return scores.log_softmax(-1)
 
 
 @torch.inference_mode()
@@ -21,13 +27,19 @@ def constrained_generate(
     width: int,
     length_penalty: float = 0.0,
     repetition_penalty: float = 1.0,
+    renormalize: bool = False,
 ) -> list[Ranked]:
     """The `width` best SIDs of each prompt, best first, in one batch; all prompts are of one length.
 
-    children: the tokens that may follow each prefix of a SID.
+    children: the tokens that may follow each prefix of a SID. renormalize: a softmax follows the penalty.
     """
     ids = torch.tensor([list(prompt) for prompt in prompts])  # [B, L]
     length = ids.shape[1]
+
+    def allowed(_: int, row: torch.Tensor) -> list[int]:
+        return children.get(tuple(row[length:].tolist()), [0])
+
+    mask = PrefixConstrainedLogitsProcessor(allowed, width)
     made = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -35,7 +47,8 @@ def constrained_generate(
         num_return_sequences=width,
         max_new_tokens=depth,
         min_new_tokens=depth,
-        prefix_allowed_tokens_fn=lambda _, row: children.get(tuple(row[length:].tolist()), [0]),
+        # after generate's own, of which the penalty is one
+        logits_processor=[*([_Softmax()] if renormalize else []), mask],
         do_sample=False,
         early_stopping=True,
         length_penalty=length_penalty,

@@ -120,16 +120,29 @@ def slow_beams(
         rows = model(torch.tensor([[*before, *prefix] for prefix, _ in beams])).logits[:, -1].double()
         grown: Ranked = []
         for (prefix, score), row in zip(beams, rows, strict=True):
-            over = _over(catalog, level, children[prefix], mode, len(row))
+            over = _softmax_over(catalog, level, children[prefix], mode, len(row))
             for token in children[prefix]:
-                value = 0.0 if _unscored(scoring, catalog.depth, level) else float(row[token] - over(row))
+                value = (
+                    0.0
+                    if _unscored(scoring, catalog.depth, level)
+                    else float(row[token] - row[over].logsumexp(0))
+                )
                 if token in before or token in prefix:
                     value = value * penalty if value < 0 else value / penalty
+                if scoring.renormalize:
+                    value -= float(_penalised(row, [*before, *prefix], penalty, over).logsumexp(0))
                 grown.append(((*prefix, token), score + value))
         grown.sort(key=lambda pair: -pair[1])
         beams = grown[:width]
     sids = {path: sid for sid, path in paths.items()}
     return [(sids[path], score) for path, score in beams]
+
+
+def _penalised(row: torch.Tensor, held: Sequence[int], penalty: float, over: list[int]) -> torch.Tensor:
+    """What the penalty leaves of the log-probabilities of the tokens `over`."""
+    scores, factor = row - row[over].logsumexp(0), torch.ones(len(row), dtype=row.dtype)
+    factor[sorted(set(held))] = penalty
+    return torch.where(scores < 0, scores * factor, scores / factor)[over]
 
 
 def _unscored(scoring: Scoring, depth: int, level: int) -> bool:
@@ -138,15 +151,15 @@ def _unscored(scoring: Scoring, depth: int, level: int) -> bool:
     return not scored[level]
 
 
-def _over(catalog: Catalog, level: int, legal: list[int], mode: ScoreMode, vocab: int) -> Any:
-    """The log-sum-exp of a row, over what the mode says."""
+def _softmax_over(catalog: Catalog, level: int, legal: list[int], mode: ScoreMode, vocab: int) -> list[int]:
+    """The tokens that the mode says."""
     at = level - len(catalog.scoring.emitted_head)
     tokens = list(range(vocab)) if mode == "vocab" else legal
     if mode == "level" and 0 <= at < catalog.depth:
         declared = catalog.scoring.level_tokens
         own = {int(token) for token in catalog.sids[:, at]}
         tokens = list(range(declared[at][0], declared[at][1] + 1)) if declared else sorted(own)
-    return lambda row: torch.logsumexp(row[tokens], 0)
+    return tokens
 
 
 def assert_ranked(got: Ranked, expected: Ranked, tolerance: float, ties: float = 5e-5) -> None:

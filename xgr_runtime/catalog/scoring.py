@@ -44,6 +44,7 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score_mode: ScoreMode = "vocab"
     repetition_penalty: float = 1.0
     level_tokens: tuple[tuple[int, int], ...] = ()  # first and last token of each level's codebook
+    renormalize: bool = False  # after a penalty: what it leaves are log-probabilities again
 
     @property
     def prompt_head(self) -> tuple[int, ...]:
@@ -113,6 +114,7 @@ class _Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length_penalty: float = 1.0
     score_mode: ScoreMode = "vocab"
     repetition_penalty: float = 1.0
+    renormalize: bool = False
     level_tokens: tuple[tuple[str | int, str | int], ...] = ()
 
 
@@ -130,6 +132,7 @@ def read_scoring(
         length_penalty=written.length_penalty,
         score_mode=written.score_mode,
         repetition_penalty=written.repetition_penalty,
+        renormalize=written.renormalize,
         level_tokens=tuple(
             (
                 _token(path, "level_tokens", first, vocabulary),

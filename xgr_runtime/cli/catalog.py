@@ -158,4 +158,5 @@ def _scoring(catalog: Catalog) -> str:
     return (
         f"head {head}, tail {tail}, not scored of these {unscored}, length_penalty {scoring.length_penalty}, "
         f"score_mode {scoring.score_mode}, repetition_penalty {scoring.repetition_penalty}"
+        f"{', normalised again behind it' if scoring.renormalize else ''}"
     )

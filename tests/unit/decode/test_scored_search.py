@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numba
 import numpy as np
 import pytest
@@ -88,6 +89,26 @@ def test_as_generate_ranks(name: str, width: int, penalty: float, backend: Model
     got = Searches(backend, catalog).ranked(PROMPT, width, penalty=penalty)
     assert len(got) == min(width, catalog.leaves)
     assert_ranked(got, [(sids[path], score) for path, score in theirs], TOLERANCE)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_a_softmax_behind_the_penalty(name: str, penalty: float, backend: ModelBackend, model: Any) -> None:
+    catalog = catalog_of(
+        msgspec.structs.replace(SCORINGS[name], renormalize=True, repetition_penalty=penalty)
+    )
+    paths = emitted(catalog)
+    (theirs,) = constrained_generate(
+        model, [PROMPT], children_of(paths), catalog.emitted_tokens, 20, 0.0, penalty, renormalize=True
+    )
+    sids = {path: sid for sid, path in paths.items()}
+    got = Searches(backend, catalog).ranked(PROMPT, 20)
+    assert_ranked(got, [(sids[path], score) for path, score in theirs], TOLERANCE)
+    assert_ranked(
+        Searches(backend, catalog).ranked(PROMPT, 20, mode="level"),
+        slow_beams(model, catalog, PROMPT, 20, "level", penalty),
+        TOLERANCE,
+    )
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -0.5])

@@ -65,7 +65,8 @@ def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
         "catalog.json",
         f"{model.end_token} is scored behind each SID, as a sum: scoring in catalog.json",
         "no repetition penalty. evaluate.py applies 1.1 unless told otherwise, also to what pads a batch, "
-        "and normalises again: for its lists to be comparable, run it with --repetition_penalty 1.0",
+        "and normalises again: run it with --repetition_penalty 1.0, or write repetition_penalty 1.1 and "
+        "renormalize true into scoring in catalog.json",
     ]
     return draft
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 from transformers.generation.logits_process import (
+    LogitNormalization,
     LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -80,13 +81,18 @@ class Oracle:
         return [(tokens, score) for tokens, score in every if score > DEAD]
 
     def _processors(self, length: int) -> LogitsProcessorList:
-        scoring, made = self._scoring, LogitsProcessorList()
+        scoring, over, behind = self._scoring, LogitsProcessorList(), LogitsProcessorList()
+        legal = Legal(self._sids, self._emitted, scoring.score_mode == "legal", length)
         if scoring.score_mode == "level":
-            made.append(LevelScores(self._sids, self._emitted, scoring.level_tokens, length))
+            over.append(LevelScores(self._sids, self._emitted, scoring.level_tokens, length))
         if scoring.repetition_penalty != 1.0:
-            made.append(RepetitionPenaltyLogitsProcessor(scoring.repetition_penalty))
-        made.append(Legal(self._sids, self._emitted, scoring.score_mode == "legal", length))
-        return made
+            behind.append(RepetitionPenaltyLogitsProcessor(scoring.repetition_penalty))
+            if scoring.renormalize and scoring.score_mode != "legal":
+                behind.append(LogitNormalization())
+        # A penalty is on what the score mode makes of logits.
+        return LogitsProcessorList(
+            [legal, *behind] if scoring.score_mode == "legal" else [*over, *behind, legal]
+        )
 
 
 def neutral() -> Any:
