@@ -1,6 +1,6 @@
 """Public projects' own lists: imported, served and verified, as a newcomer would, in a deployment for each.
 
-Ten cases of each file; all of them with `--long`.
+One project at each commit, and a few cases of each file; all of them with `--long`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from kits import KITS, laid_out
+from references import share_of_commit
 from shared_templates import deployment_of
 
 from xgr_runtime.cli import main
 from xgr_runtime.config import ServeConfig
 
+FEW = 5
 PARQUET = "data/benchmark_data/video/video_test.parquet"
 
 
@@ -85,6 +87,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=EVERY)
 def imported(request: pytest.FixtureRequest, root: Path) -> Iterator[Imported]:
     """One project after the other."""
+    turn = list(EVERY)[share_of_commit() % len(EVERY)]
+    if request.param != turn and not request.config.getoption("--long"):
+        pytest.skip(f"{turn} has its turn at this commit; --long asks all projects")
     project = EVERY[request.param]
     kit, out = KITS / project.kit, root / f"{request.param}-deployment"
     model = str(laid_out(project.kit, root) / project.model)
@@ -139,12 +144,12 @@ def counted(cases: Path, totals: dict[str, Any]) -> int:
 def test_every_list_of_theirs_is_ours(
     imported: Imported, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    limit = None if pytestconfig.getoption("--long") else 10
+    limit = None if pytestconfig.getoption("--long") else FEW
     for files in imported.project.every:
         code, report = verified(imported, files, tmp_path, limit)
         totals = report["totals"]
         assert code == 0 and report["verified"], (files, report["problems"])
-        assert totals["prompts_same"] == totals["prompts_compared"] == totals["cases"] >= 10
+        assert totals["prompts_same"] == totals["prompts_compared"] == totals["cases"] >= FEW
         assert totals["unanswered"] == totals["illegal_ours"] == totals["double_ours"] == 0
         assert report["bounds"]["overlap"] is not None or totals["missing"] == 0
         assert totals["illegal_theirs"] == (0 if files.exact else counted(imported.kit / files.cases, totals))

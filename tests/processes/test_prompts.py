@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import lzma
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from items import Items
-from sameness import assert_identical, assert_same
+from sameness import assert_identical
 from shared_templates import deployment_of
 from tokenizers import Tokenizer
 
 from xgr_runtime.client import ChatMessage, XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import BadRequest
-
-KIT = Path(os.environ.get("XGR_TEST_DATA") or "/nonexistent") / "kits/openonerec"
 
 CHAT = "{% for m in messages %}{{ m.content }}{% if not loop.last %}{{ between }}{% endif %}{% endfor %}"
 TEMPLATES = {
@@ -106,42 +99,3 @@ def test_the_default_template_counts_what_it_leaves_out(
     assert_identical(answer, templated.generate(input_ids=tokens, beam_width=10, deny=history))
     with pytest.raises(BadRequest, match="default, profiled, talk"):
         templated.generate(history=history, template="no")
-
-
-# --- a public project's prompts, whose wording differs from request to request --------------------------
-
-# What its evaluation gives to the model: no thinking asked for, and none in the answer.
-SWITCH = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% for part in m.content %}{{ part.text }}{% endfor %}"
-    "{% if loop.last and not think %}/no_think{% elif loop.last %}/think{% endif %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"
-    "{% if not think %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-)
-OPENONEREC = {"default": {"chat_template": "switch.jinja", "generation_prefix": "<|sid_begin|>"}}
-
-
-@pytest.fixture(scope="module")
-def openonerec(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XgrClient]:
-    folder, kit = tmp_path_factory.mktemp("openonerec"), tmp_path_factory.mktemp("kit")
-    subprocess.run([sys.executable, KIT.parent / "unpack.py", KIT, kit], check=True, capture_output=True)
-    (folder / "items.jsonl").write_bytes(lzma.decompress((KIT / "today/items.jsonl.xz").read_bytes()))
-    yield from served(folder, kit / "model", OPENONEREC, switch=SWITCH)
-
-
-@pytest.mark.skipif(not KIT.is_dir(), reason="needs XGR_TEST_DATA with kits/")
-def test_messages_of_a_public_project(openonerec: XgrClient, threads: ThreadPoolExecutor) -> None:
-    """Its own prompts token by token, and the lists of an exact search over them."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(KIT / "data/benchmark_data/video/video_test.parquet")["messages"].to_pylist()
-    cases = [json.loads(line) for line in (KIT / "cases.jsonl").read_text().splitlines()]
-    assert len(rows) == len(cases) == 30
-
-    def ask(row: str) -> Any:
-        return openonerec.generate(messages=json.loads(row), beam_width=32)
-
-    for answer, case in zip(threads.map(ask, rows), cases, strict=True):
-        assert answer.meta_info.prompt_tokens == len(case["prompt_ids"])
-        right = [(tuple(sid), score) for sid, score in case["constrained_w32"]]
-        assert_same(answer, right, 3e-4)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,8 +169,3 @@ def assert_ranked(got: Ranked, expected: Ranked, tolerance: float, ties: float =
         if sid != other:  # a tie: its place is near, or, at the end of the list, outside
             assert abs(theirs.get(sid, last) - wanted) <= ties, (sid, other)
     assert len({sid for sid, _ in got}) == len(got)
-
-
-def read_cases(path: Path) -> list[dict[str, Any]]:
-    """The users of a kit."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
