@@ -41,18 +41,34 @@ def check_tools(config: ServeConfig) -> None:
         check_toolchain(config.device, first=KernelFolder(Path(config.cache_folder), "gpu").fresh)
 
 
+def starting(config: ServeConfig) -> str:
+    """What a command says before a start whose log it does not show. Raises `ConfigError`."""
+    line = "Starting router, prefill worker and decode worker ..."
+    found = None if config.cache_folder == NONE else cache_folder(config.cache_folder)
+    return f"{line} (kernels compile first: a minute or two)" if _missing(config, found) else line
+
+
+def _missing(config: ServeConfig, folder: Path | None) -> Any:
+    """The model's number type where its kernels are not in the cache folder yet; None where all are.
+
+    On a GPU none compile ahead.
+    """
+    if config.device != "cpu" or config.dtype == "float16":  # which workers refuse on a CPU
+        return None
+    dtype: Any = (
+        saved_dtype(Path(config.model_path), config.device) if config.dtype == "auto" else config.dtype
+    )
+    return None if folder is not None and KernelFolder(folder).ready(dtype) else dtype
+
+
 def compile_first(config: ServeConfig, stop: StopRequest) -> None:
     """Have the kernels compiled in a process of its own if one is missing, or until `stop`.
 
     `config` names the folder that `cache_for_all` chose. What goes wrong there is logged; the workers then
     say by themselves what they cannot do.
     """
-    if config.device != "cpu" or config.dtype == "float16":  # which workers refuse on a CPU
-        return
-    dtype: Any = (
-        saved_dtype(Path(config.model_path), config.device) if config.dtype == "auto" else config.dtype
-    )
-    if KernelFolder(Path(config.cache_folder)).ready(dtype):
+    dtype = _missing(config, Path(config.cache_folder))
+    if dtype is None:
         return
     own = KernelsConfig(cache_folder=config.cache_folder, dtype=dtype, log_level=config.log_level)
     child = Child(Program("kernels", "xgr_runtime.model.ready_kernels", to_argv(own)))

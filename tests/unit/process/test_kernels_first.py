@@ -1,4 +1,4 @@
-"""A launcher's look at a GPU's tools, which it takes as seriously as kernels are missing."""
+"""What a launcher looks at before its workers: a GPU's tools, and whether kernels have to compile."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from xgr_runtime.cache.kernels import KernelFolder
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.launcher import kernels_first
-from xgr_runtime.launcher.kernels_first import check_tools
+from xgr_runtime.launcher.kernels_first import check_tools, starting
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -28,3 +28,13 @@ def test_compilers_are_needed_until_something_is_compiled(
 def test_on_a_cpu_no_tool_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels_first, "check_toolchain", lambda *_, **__: pytest.fail("looked"))
     check_tools(ServeConfig(model_path="m", catalog="c"))
+
+
+def test_a_start_that_compiles_says_so(tmp_path: Path) -> None:
+    config = ServeConfig(model_path="m", catalog="c", dtype="float32", cache_folder=str(tmp_path))
+    assert starting(config).endswith("(kernels compile first: a minute or two)")
+    folder = KernelFolder(tmp_path)
+    folder.use()
+    folder.complete("float32")
+    folder.leave()
+    assert starting(config) == "Starting router, prefill worker and decode worker ..."

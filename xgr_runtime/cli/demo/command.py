@@ -96,8 +96,7 @@ def _demo(args: argparse.Namespace, console: Console) -> int:
     made = _prepare(args, console)
     items = measure.read_items(made.catalog)
     users = measure.read_users(made.histories, max(args.test_users, SHOWN))
-    console.print("Starting router, prefill worker and decode worker ...")
-    with start_servers(made, HOST, args.port, args.model_backend) as base_url:
+    with start_servers(made, HOST, args.port, args.model_backend, console.print) as base_url:
         with XgrClient(base_url, timeout=REQUEST_TIMEOUT) as client:
             for user in users[:SHOWN]:
                 show.recommendations(console, user, measure.recommend(client, user), items)

@@ -84,10 +84,11 @@ class Verification:
     def run(self, log_level: str) -> bool:
         """Whether the sides agree. Raises StartupError where nothing can be compared."""
         from xgr_runtime.cli.verify.served import Served, client, started
+        from xgr_runtime.launcher.kernels_first import starting
 
         args, config = self.args, self.config
         if not args.url:
-            self.console.print("Starting router, prefill worker and decode worker ...")
+            self.console.print(starting(config))
         key = os.environ.get(variable("api_key")) or config.api_key or None
         server = client(args.url, key) if args.url else started(config, log_level)
         with server as ours:
