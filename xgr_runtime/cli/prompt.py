@@ -137,7 +137,8 @@ def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(Text(facts["text"]), soft_wrap=True)
     console.print(f"\n[bold]{len(facts['tokens'])} tokens[/]")
-    console.print(Text("  ".join(f"{token['id']} {token['text']!r}" for token in facts["tokens"])))
+    for line in token_lines(facts["tokens"], console.width):
+        console.print(Text(line), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("at", "SID", "items", "title"):
         table.add_column(column, overflow="fold")
@@ -149,3 +150,16 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(table)
     if facts["dropped"]:
         console.print(f"{facts['dropped']} items of the history did not fit, the oldest")
+
+
+def token_lines(tokens: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """Ids and spellings, in lines that break between tokens alone: blanks are part of a spelling."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for token in tokens:
+        shown = f"{token['id']} {token['text']!r}"
+        if lines[-1] and cell_len(lines[-1]) + 2 + cell_len(shown) > width:
+            lines.append("")
+        lines[-1] += f"  {shown}" if lines[-1] else shown
+    return lines
