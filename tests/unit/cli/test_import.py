@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,20 @@ def test_the_catalog_of_an_encoder_can_be_had_for_a_decoder(tmp_path: Path) -> N
     history = ["3"] * 30
     found = rendered(catalog, prompts, history)
     assert found.text == spelt("lcrec", "3") * 20 and found.dropped == 10
+
+
+def test_what_to_do_next_can_be_typed_as_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "to be served"
+    assert main(["import", str(folders.minionerec(tmp_path / "project")), "--out", str(out)]) == 0
+    said = capsys.readouterr().out.partition("next ")[2]
+    commands = [shlex.split(line.partition("  (")[0]) for line in said.strip().splitlines()]
+    assert commands == [
+        ["xgr", "verify", str(out), "--cases", "FILE", "--dtype", "float32", "--serve"],
+        ["xgr", "verify", str(out), "--reference", "20", "--dtype", "float32", "--serve"],
+        ["xgr", "serve", "--config", str(out / "serve.toml")],
+    ]
 
 
 def test_one_of_several_datasets_is_taken_by_its_name(

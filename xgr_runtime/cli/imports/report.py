@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from xgr_runtime.checkpoint import not_applied, passed_over
@@ -42,8 +43,18 @@ def print_report(
     checkpoints = [f"{folder}: another checkpoint, --model-path" for folder in model.passed_over]
     _section("not used", [*draft.unused, *checkpoints, *_of_folder(model), *sampling])
     _section("written", [f"{path}" for path in sorted(out.iterdir())])
-    messages = f" --messages {draft.messages}" if draft.messages else ""
-    _section("next", [f"xgr verify {out} --cases FILE{messages}", f"xgr serve --config {out / SERVE}"])
+    _section("next", _next(out, draft.messages))
+
+
+def _next(out: Path, messages: Path | None) -> list[str]:
+    """What can be typed as it stands, but for FILE."""
+    folder, serve = shlex.quote(str(out)), shlex.quote(str(out / SERVE))
+    asked = f" --messages {shlex.quote(str(messages))}" if messages else ""
+    return [
+        f"xgr verify {folder} --cases FILE{asked} --dtype float32 --serve",
+        f"xgr verify {folder} --reference 20{asked} --dtype float32 --serve  (without cases)",
+        f"xgr serve --config {serve}",
+    ]
 
 
 def _section(name: str, lines: Sequence[str]) -> None:
