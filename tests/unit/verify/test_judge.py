@@ -184,8 +184,17 @@ def shown(every: list[Judged], bounds: Bounds, dtype: str = "float32", other: st
 
 def test_a_table_of_a_pass() -> None:
     text = shown([judged()[0], judged(prompt_ids=None)[0]], STRICT)
-    assert "2 of 2" in text and "1 of 1 the same" in text and "100.0%, 100.0%, 100.0%" in text
+    assert "2 of 2" in text and "1 of 1 the same" in text
     assert " no\n" not in text and text.rstrip().endswith("verified")
+
+
+@pytest.mark.parametrize(
+    ("width", "named"), [(1, "@1"), (3, "@1, @3"), (10, "@1, @10"), (50, "@1, @10, @50")]
+)
+def test_an_overlap_at_their_width_is_named_once(width: int, named: str) -> None:
+    rows = show.rows(total([judged()[0]]), STRICT, width, "sum")
+    shown = ", ".join(["100.0%"] * len(named.split()))
+    assert (f"overlap{named}", shown, None) in rows
 
 
 def test_a_table_of_differences_names_the_first_and_counts_the_rest() -> None:
@@ -200,6 +209,7 @@ def test_nothing_is_as_it_should_be_where_nothing_was_answered() -> None:
     rows = show.rows(total([judged(BadRequest("no"))[0]]), STRICT, 3, "sum")
     marks = {name: good for name, _, good in rows}
     assert marks["answers"] is marks["ranked lists"] is marks["their legal beams"] is False
+    assert ("prompts, token by token", "not compared: no case was answered", None) in rows
 
 
 def test_noise_is_named_and_not_let_pass() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from xgr_runtime.cli.verify.compare import FIXED
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -62,7 +64,7 @@ def rows(totals: Totals, bounds: Bounds, width: int, score: str) -> list[tuple[s
             f"{t.legal - t.missing} of {t.legal} in ours",
             not t.missing and answered > 0 if must_be_same else None,
         ),
-        ("overlap@1, @10, " + f"@{width}", _overlaps(t), _enough(t, bounds)),
+        (*_overlaps(t, width), _enough(t, bounds)),
     ]
     if t.dropped:
         made.append(("items left out", f"{t.dropped}, the oldest of long histories", None))
@@ -100,6 +102,8 @@ def verdict(console: Console, problems: Sequence[str]) -> None:
 
 
 def _prompts(t: Totals) -> tuple[str, bool | None]:
+    if t.unanswered == t.cases:
+        return "not compared: no case was answered", None
     if not t.prompts_compared:
         return "not compared: nothing but prompt_ids is asked, or the cases have none", None
     differ = t.prompts_compared - t.prompts_same
@@ -117,8 +121,12 @@ def _scores(t: Totals, bounds: Bounds, score: str) -> tuple[str, bool | None]:
     return found, t.score_difference <= bounds.tolerance if bounds.overlap is None else None
 
 
-def _overlaps(t: Totals) -> str:
-    return ", ".join("-" if value is None else f"{value:.1%}" for value in t.overlaps.values())
+def _overlaps(t: Totals, width: int) -> tuple[str, str]:
+    """Up to their width, which is named once where it is 1 or 10 itself."""
+    names = {name: f"@{k}" for name, k in FIXED.items() if k < width} | {"width": f"@{width}"}
+    found = [t.overlaps.get(name) for name in names] if t.overlaps else []
+    shown = ", ".join("-" if value is None else f"{value:.1%}" for value in found)
+    return f"overlap{', '.join(names.values())}", shown
 
 
 def _enough(t: Totals, bounds: Bounds) -> bool | None:
