@@ -62,8 +62,12 @@ def _hints(kind: type[_Process]) -> dict[str, Any]:
 
 
 def _shown_default(field: Any) -> object:
-    """An empty list is made by a factory, which msgspec keeps apart from plain defaults."""
-    return "none" if field.default in (msgspec.NODEFAULT, "") else field.default
+    """An empty list is made by a factory, which msgspec keeps apart from plain defaults. A text is never
+    called none, which is a value of some.
+    """
+    if field.default == "":
+        return "empty"
+    return "none" if field.default is msgspec.NODEFAULT else field.default
 
 
 def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> C:
