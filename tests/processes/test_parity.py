@@ -109,9 +109,7 @@ def imported(request: pytest.FixtureRequest, root: Path) -> Iterator[Imported]:
 def with_templates(path: Path, folder: Path) -> Path:
     """The cases of 17 prompts, each with the name of its template."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    named = [
-        {**line, "template": f"prompt-{line['prompt']}" if line["prompt"] else "default"} for line in lines
-    ]
+    named = [{**line, "template": f"prompt-{line['prompt']}"} for line in lines]
     made = folder / path.name
     made.write_text("".join(json.dumps(line) + "\n" for line in named))
     return made

@@ -70,14 +70,12 @@ def knows(artefacts: Artefacts) -> bool:
 
 def read(artefacts: Artefacts, model: TrainedModel, wishes: Wishes) -> Draft:
     draft = read_index_of(artefacts)
-    draft.templates = {
-        "default" if number == 0 else f"prompt-{number}": _template(text)
-        for number, text in enumerate(_PROMPTS)
-    }
+    draft.templates = {f"prompt-{number}": _template(text) for number, text in enumerate(_PROMPTS)}
+    draft.more = {"default_template": "prompt-0"}
     draft.scoring = {"tail": [model.end_token], "length_penalty": 1.0}
     draft.width = 20
     draft.assumed += [
-        f"its prompt 0 with the newest {ITEMS} items; the others are the templates prompt-1 to prompt-16",
+        f"its prompt 0 with the newest {ITEMS} items, of the templates prompt-0 to prompt-16",
         f"{model.end_token} is scored behind each SID, as a mean: scoring in catalog.json",
     ]
     draft.unused.append(
