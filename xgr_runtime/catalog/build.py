@@ -17,6 +17,7 @@ from xgr_runtime.catalog.checks import (
     checked_popularity,
     resolved_sids,
 )
+from xgr_runtime.catalog.codebooks import check_codebooks
 from xgr_runtime.catalog.columns import Columns
 from xgr_runtime.catalog.content import Content
 from xgr_runtime.catalog.declared import Declared, check_ids, declared, spell
@@ -57,6 +58,7 @@ def build_catalog(
         items = checked_ids(columns)
         sids = resolved_sids(columns, items, vocabulary)
         check_ids(columns, sids, form, vocabulary)
+        check_codebooks(form, sids, vocabulary)
         check_whole(beside, path, sids[:3], vocabulary)
         scoring = read_scoring(beside, path, sids, vocabulary)
         for end in prompt_ends(templates, vocabulary):

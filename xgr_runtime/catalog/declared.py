@@ -32,7 +32,7 @@ DECLARE = (
 )
 _TOKEN = re.compile(r"<[^<>\s]+>|[^<>\s]+")
 _WHOLE = re.compile(r"[0-9]{1,18}")  # a number that text holds
-_CODE = re.compile(r"\{(\d+)\}")
+CODE = re.compile(r"\{(\d+)\}")
 
 
 class Names(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,9 +58,14 @@ class Declared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def problem(self) -> str | None:
         """What cannot be meant, None if all is well."""
         if self.sid_format and self.sid_format != TOKEN_IDS:
-            codes = [int(code) for code in _CODE.findall(self.sid_format)]
-            if sorted(codes) != list(range(len(codes))) or not codes:
-                return f"sid_format {self.sid_format!r:.80} must hold {{0}}, {{1}}, ... once each"
+            codes = [int(code) for code in CODE.findall(self.sid_format)]
+            if codes != list(range(len(codes))) or not codes:
+                return (
+                    f"sid_format {self.sid_format!r:.80} must hold {{0}}, {{1}}, ... once each, in this order"
+                )
+            levels = [CODE.sub("{}", piece) for piece in split_sid(self.sid_format) if CODE.search(piece)]
+            if 1 < len(set(levels)) < len(levels):
+                return f"sid_format {self.sid_format!r:.80} spells two levels alike and others not"
             if self.sid_packed and len(self.sid_packed) != len(codes):
                 return f"sid_packed names {len(self.sid_packed)} levels and sid_format {len(codes)}"
         if any(size < 1 for size in self.sid_packed):
@@ -170,10 +175,10 @@ def _unpack(columns: Columns, sizes: Sequence[int]) -> None:
 
 
 def _spelt(columns: Columns, row: int, codes: Sequence[int], pieces: Sequence[str]) -> list[str]:
-    needed = sum(len(_CODE.findall(piece)) for piece in pieces)
+    needed = sum(len(CODE.findall(piece)) for piece in pieces)
     if len(codes) != needed or min(codes) < 0:
         raise CatalogError(
             f"{columns.place(row)}, item {columns.items[row]!r:.80}: the SID has the codes {list(codes)}, "
             f"sid_format has {needed} of them: correct one of the two"
         )
-    return [_CODE.sub(lambda found: str(codes[int(found[1])]), piece) for piece in pieces]
+    return [CODE.sub(lambda found: str(codes[int(found[1])]), piece) for piece in pieces]

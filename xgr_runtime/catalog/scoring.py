@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -95,6 +96,12 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wrong = [pair for pair in ranges if not 0 <= pair[0] <= pair[1] <= MAX_TOKEN]
         if wrong:
             return f"level_tokens holds {list(wrong[0])}: write a level's first and last token"
+        for one, other in itertools.combinations(ranges, 2):
+            if one != other and one[0] <= other[1] and other[0] <= one[1]:
+                return (
+                    f"level_tokens holds {list(one)} and {list(other)}, which share tokens: two levels "
+                    "have the same codebook or nothing in common; correct it"
+                )
         return None
 
 
@@ -150,7 +157,7 @@ def read_scoring(
 def check_prompt_end(scoring: Scoring, end: Sequence[int], path: Path) -> None:
     """Raises CatalogError where prompts, which end in the tokens `end`, already hold the head's first."""
     head = [forced.token for forced in scoring.head]
-    if shared := _overlap(end, head):
+    if shared := shared_end(end, head):
         raise CatalogError(
             f"{path}: scoring: prompts already end in {head[:shared]}, with which the head begins: it would "
             "come twice; leave it out of one of the two"
@@ -186,12 +193,19 @@ def _beside_sids(scoring: Scoring, sids: NDArray[np.int32]) -> str | None:
     ends = sids[0, len(same) - _run(same[::-1]) :].tolist()
     begins = sids[0, : _run(same)].tolist()
     tail, head = ([forced.token for forced in some] for some in (scoring.tail, scoring.head))
-    if shared := _overlap(ends, tail):
+    if shared := shared_end(ends, tail):
         return (
             f"all SIDs end in {tail[:shared]}, with which the tail begins: it would be scored twice; "
             "leave it out of the tail or of the SIDs"
         )
-    if shared := _overlap(head, begins):
+    own = {int(token) for level in np.flatnonzero(~same) for token in np.unique(sids[:, level])}
+    for name, tokens in (("head", head), ("tail", tail)):
+        if shared_tokens := own.intersection(tokens):
+            return (
+                f"{name} holds the token {min(shared_tokens)}, one of those by which SIDs differ: name what "
+                "stands around SIDs"
+            )
+    if shared := shared_end(head, begins):
         return (
             f"all SIDs begin with {begins[:shared]}, in which the head ends: it would be scored twice; "
             "leave it out of the head or of the SIDs"
@@ -204,7 +218,7 @@ def _run(same: NDArray[np.bool_]) -> int:
     return len(same) if same.all() else int(np.argmin(same))
 
 
-def _overlap(ends: Sequence[int], begins: Sequence[int]) -> int:
+def shared_end(ends: Sequence[int], begins: Sequence[int]) -> int:
     """The most tokens with which one ends and the other begins."""
     most = min(len(ends), len(begins))
     return next((n for n in range(most, 0, -1) if [*ends[-n:]] == [*begins[:n]]), 0)

@@ -17,7 +17,8 @@ EXPECTED_LINES = "a line is SID, tab, title, tab, item, or the first one names t
 
 def read_tabs(source: Path, names: Names) -> Columns:
     """Tab-separated lines; a title may hold tabs. Raises CatalogError that names the line."""
-    lines = decoded(source, source.read_bytes()).splitlines()
+    lines = decoded(source, source.read_bytes()).split("\n")  # titles may hold what else ends lines
+    lines = [line.removesuffix("\r") for line in lines]
     rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
     if rows and {names.item, names.sid} <= set(rows[0][1]):
         return _with_header(source, rows, names)

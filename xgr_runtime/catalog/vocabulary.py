@@ -5,6 +5,7 @@ Reads JSON files and the tokenizer only, so that a router can load a catalog wit
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKEN = 2**31 - 1
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of a letter that SentencePiece has no piece for
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Vocabulary:
 
     def holds(self, text: str) -> bool:
         """Whether that text is one token, or is to be looked up as if it were."""
-        return self.tokenizer is None or self._find(text) is not None
+        return self.tokenizer is None or self.find(text) is not None
 
     def word(self, token: int) -> str | None:
         """How a token of ordinary text is spelt; None for one that was added, or that reads like a code."""
         if self.tokenizer is None or token in self._added:
             return None
         text = self.tokenizer.id_to_token(token)
+        if text is not None and _BYTE.fullmatch(text):  # any text may need it
+            return text
         return None if text is None or (text[0] in "<[" and text[-1] in ">]" and len(text) > 2) else text
 
     def text_tokens(self, text: str) -> list[int]:
@@ -59,7 +63,7 @@ class Vocabulary:
             return [self._lookup(text)]
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         unknown = getattr(self.tokenizer.model, "unk_token", None)
-        if not ids or (unknown and unknown not in text and self._find(unknown) in ids):
+        if not ids or (unknown and unknown not in text and self.find(unknown) in ids):
             raise CatalogError(
                 f"token {text!r:.80} is unknown: the checkpoint's tokenizer has no token for it; correct it"
             )
@@ -77,7 +81,7 @@ class Vocabulary:
             )
         if any("\ud800" <= letter <= "\udfff" for letter in token):
             raise CatalogError(f"token {token!r:.80} is not valid Unicode: correct it")
-        token_id = self._find(token)
+        token_id = self.find(token)
         if token_id is not None:
             return token_id
         raise CatalogError(
@@ -85,7 +89,8 @@ class Vocabulary:
             "correct the SID or use the checkpoint that the SIDs were made for"
         )
 
-    def _find(self, token: str) -> int | None:
+    def find(self, token: str) -> int | None:
+        """The id of one token by its text, None if there is none."""
         if self.tokenizer is None or any("\ud800" <= letter <= "\udfff" for letter in token):
             return None
         token_id = self.tokenizer.token_to_id(token)

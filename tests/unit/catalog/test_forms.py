@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_tokenizers import pieces, saved
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from xgr_runtime.catalog import build_catalog
 from xgr_runtime.catalog.declared import Declared, Names, split_sid
@@ -151,6 +154,10 @@ def test_a_table_of_pandas_or_hive(tmp_path: Path, checkpoint: Path) -> None:
         ([-1], {"sid_format": FORMAT, "sid_packed": [CODES] * 3}, "the SID -1 is not within sid_packed"),
         ([[1, 2, 3]], {"sid_format": "<a_{0}><b_{0}>"}, "must hold {0}, {1}, ... once each"),
         ([[1, 2, 3]], {"sid_format": "<a_{1}><b_{2}>"}, "must hold {0}, {1}, ... once each"),
+        ([[1, 2, 3]], {"sid_format": "<a_{1}><b_{0}><c_{2}>"}, "once each, in this order"),
+        ([[1, 2, 3]], {"sid_format": "<a_{0}><b_{1}><b_{2}>"}, "spells two levels alike"),
+        ([[1, 2, 3]], {"sid_format": "<a_{0}><c_{1}><b_{2}>"}, "sid_format has <c_{1}> before <b_{2}>"),
+        ([[1, 2, 3]], {"sid_format": "<b_{0}><a_{1}><c_{2}>"}, "sid_format has <b_{0}> before <a_{1}>"),
         ([[1, 2, 3]], {"sid_format": "<a>"}, "must hold {0}, {1}, ... once each"),
         ([[1, 2, 3]], {"sid_format": 7}, "Expected `str`, got `int`"),
         ([7], {"sid_format": FORMAT, "sid_packed": [40, 40]}, "sid_packed names 2 levels and sid_format 3"),
@@ -168,6 +175,60 @@ def test_what_was_not_or_wrongly_declared(
     with pytest.raises(CatalogError) as caught:
         build_catalog(path, words)
     assert said in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sid", "form", "missing"),
+    [
+        ("<a_1><b_2>", "", "<c_0>"),
+        ("<b_1><c_2>", "", "<a_0>"),
+        ("<a_1><c_2>", "", "<b_0>"),
+        ("<a_1><b_2>", "<a_{0}><b_{1}>", None),
+        ("<a_1><b_2>", "token_ids", None),
+        ("<a_1><b_2><c_3>", "", None),
+        ("<a_1><a_2>", "", None),
+    ],
+)
+def test_a_level_too_few_is_said(
+    sid: str, form: str, missing: str | None, tmp_path: Path, words: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare(tmp_path, sid_format=form)
+    build_catalog(write_lines(tmp_path / "x.jsonl", [{"item": "1", "sid": sid}]), words)
+    said = [record.getMessage() for record in caplog.records if "one more" in record.getMessage()]
+    assert len(said) == (missing is not None) and all(f"such as {missing}: if" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "swapped"),
+    [([8, 16, 4], [16, 8, 4]), ([8, 16, 4], [4, 8, 16]), ([8, 8, 2], [2, 8, 8]), ([3, 4, 40], [40, 4, 3])],
+)
+def test_sizes_of_levels_in_another_order(sizes: list[int], swapped: list[int], tmp_path: Path) -> None:
+    levels = zip("abc", sizes, strict=True)
+    spelt = ["<unk>", *(f"<{name}_{code}>" for name, size in levels for code in range(size))]
+    saved(tmp_path, Tokenizer(WordLevel({token: n for n, token in enumerate(spelt)}, unk_token="<unk>")))
+    path = write_lines(tmp_path / "x.jsonl", [{"item": "1", "sid": 0}])
+    build_catalog(path, tmp_path, flags=Declared(FORMAT, tuple(sizes)))
+    with pytest.raises(CatalogError, match="sid_packed says that level") as raised:
+        build_catalog(path, tmp_path, flags=Declared(FORMAT, tuple(swapped)))
+    assert str(sizes) in str(raised.value)
+
+
+@pytest.mark.parametrize("first", [3, 60, 200])
+def test_codes_with_an_offset_are_no_ids_where_a_tokenizer_has_bytes(first: int, tmp_path: Path) -> None:
+    pieces(tmp_path, legacy=True)
+    rows = [[first + n, first + 8 + n, first + 16 + n] for n in range(8)]
+    path = write_lines(tmp_path / "x.jsonl", [{"item": str(n), "sid": sid} for n, sid in enumerate(rows)])
+    with pytest.raises(CatalogError, match="would be '<0x"):
+        build_catalog(path, tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"], ids=repr)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=repr)
+def test_a_line_ends_where_a_file_says_so(letter: str, end: str, tmp_path: Path, checkpoint: Path) -> None:
+    text = end.join(["<a_1><b_1><c_1>\tone" + letter + "two\tx", "<a_2><b_1><c_1>\tthree\ty", ""])
+    (tmp_path / "x.txt").write_bytes(text.encode())
+    catalog = build_catalog(tmp_path / "x.txt", checkpoint)
+    assert catalog.titles_at(catalog.item_rows(["x", "y"])) == [f"one{letter}two", "three"]
 
 
 @pytest.mark.parametrize("fields", [{}, {"sid_format": "token_ids"}])

@@ -176,6 +176,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "3 to 5 of level 0, SIDs have 4 to 6",
     ),
     "the wrong way round": ({"level_tokens": [[42, 3], [43, 82], [83, 122]]}, "first and last"),
+    "levels that overlap": (
+        {"level_tokens": [[3, 42], [3, 82], [83, 122]]},
+        "\\[3, 42\\] and \\[3, 82\\], which share tokens",
+    ),
+    "a level within another": ({"level_tokens": [[3, 122], [43, 82], [83, 122]]}, "which share tokens"),
     "a level of one number": ({"level_tokens": [3, 43, 83]}, "level_tokens"),
     "a level's token that is unknown": ({"level_tokens": [["<a_0>", "<a_40>"]]}, "level_tokens.*<a_40>"),
 }
@@ -208,9 +213,13 @@ def test_a_token_that_sids_have_already_is_not_scored_twice(
         build_catalog(tmp_path / "index.json", None, 50)
 
 
-def test_a_forced_token_may_be_one_of_a_level(tmp_path: Path) -> None:
-    catalog = build(tmp_path, {"tail": [90], "head": [4]})
-    assert paths(catalog.scored_levels)[0] == (4, *IDS[0], 90)
+@pytest.mark.parametrize("where", ["head", "tail"])
+@pytest.mark.parametrize("token", ["<a_1>", "<a_3>", "<b_2>", "<c_7>", 90])
+def test_a_token_by_which_sids_differ_stands_around_none(
+    where: str, token: str | int, tmp_path: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(CatalogError, match=f"{where} holds the token .*: name what stands around SIDs"):
+        build(tmp_path, {where: [{"token": token, "scored": False}]}, checkpoint)
 
 
 def test_a_prompt_that_ends_in_the_head_already(tmp_path: Path) -> None:
