@@ -60,24 +60,44 @@ def no_filter() -> LeafFilter:
     return LeafFilter(np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, np.int32))
 
 
-def leaf_filter(leaves: int, allow: ArrayLike | None, deny: ArrayLike = ()) -> LeafFilter:
+def filter_of_bits(bits: NDArray[np.uint64]) -> LeafFilter:
+    """The filter of the leaves that are set in `bits` [ceil(leaves / 64)], 0 past the end."""
+    return LeafFilter(bits, _ranks(bits), np.empty(0, np.int32))
+
+
+def leaf_filter(
+    leaves: int, allow: ArrayLike | None, deny: ArrayLike = (), within: LeafFilter | None = None
+) -> LeafFilter:
     """The filter of a catalog with `leaves` leaves; both lists in any order, repeated entries allowed.
 
+    within: a filter without denied leaves, of those that may live at all; its arrays are shared.
     Raises: ValueError for a leaf that the catalog does not have.
     """
     denied = _checked(leaves, deny, "deny")
+    if within is not None:
+        return _within(leaves, within, None if allow is None else _checked(leaves, allow, "allow"), denied)
     if allow is None and len(denied) <= MAX_DENIED:
         return no_filter()._replace(deny=denied)
     if allow is None:
         bits = ~_bitmap(leaves, denied)
         bits[-1] &= ~np.uint64(0) >> np.uint64(-leaves % 64)
-        return LeafFilter(bits, _ranks(bits), denied[:0])
+        return filter_of_bits(bits)
     bits = _bitmap(leaves, _checked(leaves, allow, "allow"))
     denied = denied[_bit(bits, denied)]
     if len(denied) > MAX_DENIED:
         bits &= ~_bitmap(leaves, denied)
         denied = denied[:0]
     return LeafFilter(bits, _ranks(bits), denied)
+
+
+def _within(leaves: int, within: LeafFilter, allowed: Int32 | None, denied: Int32) -> LeafFilter:
+    """`leaf_filter` of sorted distinct leaves, inside of a filter with bits."""
+    if allowed is not None:
+        return leaf_filter(leaves, allowed[_bit(within.bits, allowed)], denied)
+    denied = denied[_bit(within.bits, denied)]
+    if len(denied) <= MAX_DENIED:
+        return within._replace(deny=denied)
+    return filter_of_bits(within.bits & ~_bitmap(leaves, denied))
 
 
 def distinct_sorted(values: Int32) -> Int32:

@@ -1,0 +1,9 @@
+"""Filters as SQL writes them, over the columns of attributes: read, checked, evaluated to a bitmap of rows.
+
+sqlglot reads the text; what it may hold is listed here, and everything else is refused before a row is read.
+"""
+
+from xgr_runtime.catalog.where.kept import KeptFilters
+from xgr_runtime.catalog.where.live import LiveRows, check_where, live_rows
+
+__all__ = ["KeptFilters", "LiveRows", "check_where", "live_rows"]
