@@ -46,7 +46,8 @@ def live_rows(
 ) -> LiveRows:
     """Rows in which the condition is true, neither false nor NULL, and their leaves.
 
-    item_lo [leaves + 1]: the first row of each leaf; leaf_of_row [items]. Raises BadRequest naming a position of the text.
+    item_lo [leaves + 1]: the first row of each leaf; leaf_of_row [items].
+    Raises BadRequest naming a position of the text.
     """
     run = bind(read_tree(text), columns)
     items, leaves = int(item_lo[-1]), len(item_lo) - 1
@@ -67,9 +68,9 @@ def live_rows(
 
 
 def _alive(rows: NDArray[np.bool_], item_lo: Int32, leaf_of_row: Int32) -> NDArray[np.bool_]:
-    """Which leaves [leaves] have a live row: those of the live rows if they are few, else each leaf's first rows.
+    """Which leaves [leaves] have a live row: of live rows if they are few, else by each leaf's first rows.
 
-    Most leaves have few rows, so looking at first, second, third ones leaves ever fewer leaves to look at.
+    Most leaves have few rows, so first, second and third ones leave ever fewer leaves to look at.
     """
     if np.count_nonzero(rows) * 8 < len(rows):
         few = np.zeros(len(item_lo) - 1, np.bool_)
