@@ -56,7 +56,14 @@ def read_beside(source: Path) -> dict[str, Any]:
     """The fields of catalog.json beside `source`, {} without one. Raises CatalogError."""
     path = template_file(source)
     fields = read_object(path, CatalogError) if path.name != source.name else {}
-    known = (*IDS_FIELDS, "templates", "default_template", *Declared.__struct_fields__, "scoring")
+    known = (
+        *IDS_FIELDS,
+        "templates",
+        "default_template",
+        *Declared.__struct_fields__,
+        "scoring",
+        "attributes",
+    )
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise CatalogError(f"{path}: unknown fields {unknown!s:.200}: use {known}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xgr_runtime.catalog.attributes import AttributeField, declared_fields, gathered
 from xgr_runtime.catalog.beside import check_whole, prompt_ends, read_beside, read_templates, template_file
 from xgr_runtime.catalog.checks import (
     check_lengths,
@@ -52,6 +53,7 @@ def build_catalog(
     vocabulary = read_vocabulary(tokenizer_dir, vocab_size)
     beside, path = read_beside(source), template_file(source)
     templates, form = read_templates(beside, path, vocabulary), declared(beside, path, flags)
+    fields = declared_fields(beside, path)
     try:
         columns = spell(read_columns(source, form.columns), form)
         check_lengths(columns)
@@ -63,7 +65,7 @@ def build_catalog(
         scoring = read_scoring(beside, path, sids, vocabulary)
         for end in prompt_ends(templates, vocabulary):
             check_prompt_end(scoring, end, path)
-        return assemble(columns, items, sids, vocabulary.size, templates, scoring)
+        return assemble(columns, items, sids, vocabulary.size, templates, scoring, fields)
     except CatalogError as error:
         named = str(error).startswith((str(source), str(path)))
         raise error if named else CatalogError(f"{source}: {error}") from error
@@ -76,19 +78,26 @@ def assemble(
     vocab_size: int | None,
     templates: Templates,
     scoring: Scoring | None = None,
+    fields: Sequence[AttributeField] | None = None,
 ) -> Catalog:
-    """Sorts checked rows into content; sids [N, depth] in source order."""
+    """Sorts checked rows into content; sids [N, depth] in source order.
+
+    fields: attributes that have columns; None: all of those that can. Raises CatalogError.
+    """
     order = _row_order(items, sids, checked_popularity(columns, items))
     rows = order.tolist()
     titles = columns.titles or []
     attributes = columns.attributes or []
+    ids = pack_strings(_encode([items[row] for row in rows], columns, rows, "item id"))
+    objects = pack_optional([attributes[row] for row in rows if attributes])
     content = Content(
         *_distinct(sids[order]),
-        ids=pack_strings(_encode([items[row] for row in rows], columns, rows, "item id")),
+        ids=ids,
         titles=pack_optional(_encode([titles[row] or "" for row in rows if titles], columns, rows, "title")),
-        attributes=pack_optional([attributes[row] for row in rows if attributes]),
+        attributes=objects,
         templates=templates,
         scoring=scoring or NEUTRAL,
+        columns=tuple(gathered(objects, ids, fields)),
     )
     return Catalog.from_content(content, vocab_size)
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from xgr_runtime.catalog.attributes import AttributeColumn, column_arrays
 from xgr_runtime.catalog.file import array_bytes
 from xgr_runtime.catalog.items import StringTable, hash_ids, index_hashes
 from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
@@ -38,13 +39,14 @@ class Content:
     attributes: StringTable  # per row, canonical JSON, or empty
     templates: Templates
     scoring: Scoring
+    columns: tuple[AttributeColumn, ...] = ()  # of attributes, by name
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays under the names that they have in the built file."""
         named: dict[str, NDArray[Any]] = {"sids": self.sids, "item_lo": self.item_lo}
         for name, table in zip(TABLES, (self.ids, self.titles, self.attributes), strict=True):
             named |= {f"{name}.blob": table.blob, f"{name}.offsets": table.offsets}
-        return named
+        return named | column_arrays(self.columns)
 
     def version(self) -> str:
         """xxh3_128 over the content, hexadecimal: neither source format nor row order enters."""

@@ -36,7 +36,7 @@ FORMAT = 2
 ALIGNMENT = 64
 PREAMBLE = struct.Struct("<8sIIQQ")
 MAX_HEADER = 1 << 20  # bytes; a real header is about 2 KiB
-DTYPES = frozenset({"<i4", "<i8", "<u8", "|u1"})
+DTYPES = frozenset({"<i4", "<i8", "<u8", "<f8", "|u1"})
 REBUILD = "build it again with `xgr catalog build`"
 MEMORY_NAME = "catalog.xgr"  # in lists of what a process has open
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from xgr_runtime.catalog.snapshot import Catalog
+    from xgr_runtime.catalog.where import LiveRows
 
     Int32 = NDArray[np.int32]
 
@@ -31,19 +32,31 @@ class FilterSpec(NamedTuple):
     denied_rows: Int32  # sorted distinct rows
     unknown_allow: int  # entries of allow that the catalog does not hold
     unknown_deny: int
+    live: LiveRows | None = None  # what an expression leaves: with it, all of the above are about its rows
 
 
 def resolve_items(
-    catalog: Catalog, allow: Sequence[str | int] | None, deny: Sequence[str | int] = ()
+    catalog: Catalog,
+    allow: Sequence[str | int] | None,
+    deny: Sequence[str | int] = (),
+    live: LiveRows | None = None,
 ) -> FilterSpec:
-    """Item ids to leaves and rows. Unknown ids are ignored and counted; `allow` [] leaves nothing alive."""
+    """Item ids to leaves and rows. Unknown ids are ignored and counted; `allow` [] leaves nothing alive.
+
+    live: the rows that may live at all; `deny_leaves` are then leaves that live by them.
+    """
     denied, unknown_deny = _known_rows(catalog, deny)
+    if live is not None:
+        denied = denied[live.holds(denied)]
     if allow is None:
-        return FilterSpec(None, _fully_denied(catalog, denied), None, denied, 0, unknown_deny)
+        leaves = _fully_denied(catalog, denied, live)
+        return FilterSpec(None, leaves, None, denied, 0, unknown_deny, live)
     listed, unknown_allow = _known_rows(catalog, allow)
     allowed = np.setdiff1d(listed, denied, assume_unique=True)
+    if live is not None:
+        allowed = allowed[live.holds(allowed)]
     leaves = distinct_sorted(catalog.leaf_of_row[allowed])
-    return FilterSpec(leaves, np.empty(0, np.int32), allowed, denied, unknown_allow, unknown_deny)
+    return FilterSpec(leaves, np.empty(0, np.int32), allowed, denied, unknown_allow, unknown_deny, live)
 
 
 def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, int]:
@@ -55,13 +68,14 @@ def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, in
     return distinct_sorted(np.sort(known)), len(rows) - len(known)
 
 
-def _fully_denied(catalog: Catalog, rows: Int32) -> Int32:
-    """Leaves all of whose rows are in the distinct `rows`: their number is the leaf's number of items."""
+def _fully_denied(catalog: Catalog, rows: Int32, live: LiveRows | None) -> Int32:
+    """Leaves all of whose rows that live are in the distinct `rows`: there are as many of them."""
     if not len(rows):
         return np.empty(0, np.int32)
     of_rows = catalog.leaf_of_row[rows]
     leaves = distinct_sorted(of_rows)  # rows are numbered in the order of leaves
     counts = np.diff(np.append(np.searchsorted(of_rows, leaves), len(rows)))
-    sizes = catalog.item_lo[leaves + 1] - catalog.item_lo[leaves]
+    first, last = catalog.item_lo[leaves], catalog.item_lo[leaves + 1]
+    sizes = last - first if live is None else live.living(first, last)
     full: Int32 = leaves[counts == sizes]
     return full

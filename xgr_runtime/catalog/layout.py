@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xgr_runtime.catalog.attributes import expected_columns
 from xgr_runtime.catalog.content import TABLES
 from xgr_runtime.catalog.items import bucket_count
 from xgr_runtime.catalog.trie import MAX_DEPTH
@@ -22,7 +23,10 @@ def shape_problem(arrays: Mapping[str, NDArray[Any]], tail: int = 0) -> str | No
     sids = arrays.get("sids")
     if sids is None or sids.ndim != 2 or not len(sids) or not 1 <= sids.shape[1] <= MAX_DEPTH:
         return "there is no SID matrix"
-    expected = _expected(arrays, len(sids), sids.shape[1], tail)
+    try:
+        expected = _expected(arrays, len(sids), sids.shape[1], tail)
+    except ValueError as error:
+        return str(error)
     if set(expected) != set(arrays):
         return f"arrays are missing or unknown: {sorted(set(expected) ^ set(arrays))}"
     for name, (dtype, shape) in expected.items():
@@ -41,7 +45,7 @@ def shape_problem(arrays: Mapping[str, NDArray[Any]], tail: int = 0) -> str | No
 def _expected(
     arrays: Mapping[str, NDArray[Any]], leaves: int, depth: int, tail: int
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every array, from the few lengths that are free."""
+    """Type and shape of every array, from the few lengths that are free. Raises ValueError."""
 
     def length(name: str) -> int:
         array = arrays.get(name)
@@ -67,4 +71,4 @@ def _expected(
         nodes = leaves if level == depth - 1 else length(f"tokens.{level}")
         expected[f"tokens.{level}"] = ("<i4", (nodes,))
         expected[f"lo.{level}"] = ("<i4", (0 if level == depth - 1 else nodes + 1,))
-    return expected
+    return expected | expected_columns(arrays, items)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from xgr_kernels.trie import Trie
+from xgr_runtime.catalog.attributes import AttributeColumn, stored_columns
 from xgr_runtime.catalog.content import TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from xgr_runtime.catalog.where import LiveRows
 
     Int32 = NDArray[np.int32]
 
@@ -123,7 +126,13 @@ class Catalog:
     @property
     def content(self) -> Content:
         tables = self._ids, self._titles, self._attributes
-        return Content(self.sids, self.item_lo, *tables, self.templates, self.scoring)
+        columns = tuple(self.columns.values())
+        return Content(self.sids, self.item_lo, *tables, self.templates, self.scoring, columns)
+
+    @cached_property
+    def columns(self) -> dict[str, AttributeColumn]:
+        """What filters read of the items' attributes, by name."""
+        return stored_columns(self.arrays)
 
     @cached_property
     def scored_levels(self) -> Levels:
@@ -192,8 +201,9 @@ class Catalog:
         *,
         allowed_rows: Int32 | None = None,
         denied_rows: Int32 | None = None,
+        live: LiveRows | None = None,
     ) -> list[list[str]]:
-        """Ids of each leaf's items in collision order, without the denied and those not allowed.
+        """Ids of each leaf's items in collision order, without the denied, and of those allowed and live alone.
 
         The row sets are sorted, as `resolve_items` gives them.
         """
@@ -206,6 +216,8 @@ class Catalog:
             keep &= _member(allowed_rows, rows)
         if denied_rows is not None:
             keep &= ~_member(denied_rows, rows)
+        if live is not None:
+            keep &= live.holds(rows)
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[ends]
         names = [name.decode() for name in self._ids.take(rows[keep])]
         return [names[first:last] for first, last in pairwise([0, *ends.tolist()])]

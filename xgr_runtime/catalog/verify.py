@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from xgr_runtime.catalog.attributes import column_problem
 from xgr_runtime.catalog.file import REBUILD, check_sums, map_memory, sealed_file
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.trie import first_difference
@@ -71,7 +72,8 @@ def _content_problem(content: Content) -> str | None:
             return f"{name} {problem}"
     if (np.diff(content.ids.offsets) < 1).any():
         return "an item id is empty"
-    return None
+    problems = (column_problem(column, int(content.item_lo[-1])) for column in content.columns)
+    return next((problem for problem in problems if problem), None)
 
 
 def _table_problem(table: StringTable) -> str | None:

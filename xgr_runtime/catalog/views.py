@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
+
+from xgr_runtime.catalog.where import KeptFilters
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -18,6 +21,13 @@ class CatalogView:
     """One version, as a request sees it from its first check to its answer."""
 
     catalog: Catalog
+    filter_bytes: int = 64 << 20  # that evaluated expressions may take
+
+    @cached_property
+    def filters(self) -> KeptFilters:
+        """Expressions over its attributes."""
+        catalog = self.catalog
+        return KeptFilters(catalog.columns, catalog.item_lo, catalog.leaf_of_row, self.filter_bytes)
 
     @property
     def version(self) -> str:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from xgr_runtime.catalog.attributes import AttributeField
 from xgr_runtime.catalog.where import KeptFilters
+from xgr_runtime.errors import BadRequest
 
 NUMBERS = ("n", "m", "price")
 TEXTS = ("brand", "maker")
@@ -262,14 +263,17 @@ def test_names_with_letters_of_all_kinds_stand_in_double_quotes() -> None:
 def test_what_was_evaluated_is_kept_and_the_least_recently_used_goes_first() -> None:
     columns = columns_of([{"n": n} for n in range(1000)])
     item_lo, leaf_of_row = np.arange(1001, dtype=np.int32), np.arange(1000, dtype=np.int32)
-    one = live_on("n = 1", columns, item_lo).nbytes + 4 * len("n = 1")
+    one = live_on("n = 1", columns, item_lo).nbytes
     kept = KeptFilters(columns, item_lo, leaf_of_row, 3 * one)
-    for n in (1, 2, 3):
-        kept.evaluate(f"n = {n}")
-    assert kept.held_bytes == 3 * one and kept.find("n = 1") is not None
-    kept.evaluate("n = 4")
-    assert [n for n in (1, 2, 3, 4) if kept.find(f"n = {n}") is not None] == [1, 3, 4]
-    assert (kept.held_bytes, kept.hits, kept.misses) == (3 * one, 4, 4)
+    for n in (1, 2, 3, 1):
+        assert kept.left_by(f"n = {n}").holds(np.arange(1000)).nonzero()[0].tolist() == [n]
+    assert (kept.held_bytes, kept.hits, kept.misses) == (3 * one, 1, 3)
+    kept.left_by("n = 4")
+    assert [n for n in (1, 2, 3, 4) if f"n = {n}" in kept] == [1, 3, 4]
+    assert (kept.held_bytes, kept.hits, kept.misses) == (3 * one, 1, 4)
+    with pytest.raises(BadRequest):
+        kept.left_by("m = 1")
+    assert kept.left_by("n = 4") is kept.left_by("n = 4")
     small = KeptFilters(columns, item_lo, leaf_of_row, one - 1)
-    small.evaluate("n = 1")
-    assert small.find("n = 1") is None and small.held_bytes == 0
+    assert small.left_by("n = 1").leaves.live(1000) == 1
+    assert "n = 1" not in small and small.held_bytes == 0

@@ -22,13 +22,23 @@ if TYPE_CHECKING:
 class LiveRows(NamedTuple):
     """What one expression leaves of one catalog."""
 
+    text: str  # of the expression
     rows: NDArray[np.uint64]  # [ceil(items / 64)], bit i of word i / 64 is row i, 0 past the end
     leaves: LeafFilter
 
     @property
     def nbytes(self) -> int:
+        """Memory that it takes."""
         shared = self.leaves.bits is self.rows
-        return int(self.rows.nbytes + (0 if shared else self.leaves.bits.nbytes) + self.leaves.rank.nbytes)
+        arrays = self.rows.nbytes + (0 if shared else self.leaves.bits.nbytes) + self.leaves.rank.nbytes
+        return int(arrays) + 4 * len(self.text)
+
+    def living(self, first: NDArray[np.integer], last: NDArray[np.integer]) -> NDArray[np.int64]:
+        """How many rows live in each range [first, last) [N], none of which is empty."""
+        lengths = (last - first).astype(np.int64)
+        begins = np.cumsum(lengths) - lengths
+        rows = np.repeat(first - begins, lengths) + np.arange(int(lengths.sum()))
+        return np.add.reduceat(self.holds(rows), begins, dtype=np.int64)
 
     def holds(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of these rows [N] live."""
@@ -60,11 +70,11 @@ def live_rows(
         true = np.broadcast_to(run(first, last).values, last - first)
         octets[first >> 3 : -(-last >> 3)] = np.packbits(true, bitorder="little")
     if leaves == items:
-        return LiveRows(rows, filter_of_bits(rows))
+        return LiveRows(text, rows, filter_of_bits(rows))
     alive = _alive(np.unpackbits(octets, count=items, bitorder="little").view(np.bool_), item_lo, leaf_of_row)
     bits = np.zeros(-(-leaves // 64), np.uint64)
     bits.view(np.uint8)[: -(-leaves // 8)] = np.packbits(alive, bitorder="little")
-    return LiveRows(rows, filter_of_bits(bits))
+    return LiveRows(text, rows, filter_of_bits(bits))
 
 
 def _alive(rows: NDArray[np.bool_], item_lo: Int32, leaf_of_row: Int32) -> NDArray[np.bool_]:
