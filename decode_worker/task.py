@@ -172,10 +172,14 @@ def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int, view: Catalog
 
 
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
-    """The request's live leaves, from the leaf numbers that the router sent. Raises `BadRequest`."""
+    """The request's live leaves, from its expression and the leaf numbers that the router sent.
+
+    Raises `BadRequest`.
+    """
     try:
         allow = None if request.allow is None else int32s(request.allow)
         deny = int32s(request.deny)
-        return leaf_filter(view.leaves, allow, deny)
+        within = view.filters.left_by(request.where).leaves if request.where else None
+        return leaf_filter(view.leaves, allow, deny, within)
     except ValueError as error:
         raise BadRequest(f"filter: {error}", "filters") from None

@@ -49,7 +49,15 @@ class Job:
     @property
     def live_leaves(self) -> int:
         """How many leaves its filters let live."""
-        return self.view.leaves - len(self.deny) if self.allow is None else len(self.allow)
+        if self.allow is not None:
+            return len(self.allow)
+        live = self.filter.live
+        return (self.view.leaves if live is None else live.leaves.live(self.view.leaves)) - len(self.deny)
+
+    @property
+    def where(self) -> str:
+        """The expression that a search needs besides `deny`; none where `allow` names what lives."""
+        return "" if self.allow is not None or self.filter.live is None else self.filter.live.text
 
 
 @dataclass(frozen=True)

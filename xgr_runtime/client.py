@@ -53,6 +53,7 @@ class Request(TypedDict, total=False):
     allow: Items | None
     deny: Items
     exclude_history: bool
+    where: str
     unknown_history: Literal["refuse", "drop"]
     timeout_ms: int
     priority: int
@@ -165,7 +166,7 @@ class AsyncXgrClient:
 
 
 _SAMPLING = ("beam_width", "n", "score_mode", "repetition_penalty", "length_penalty")
-_FILTERS = ("allow", "deny", "exclude_history")
+_FILTERS = ("allow", "deny", "exclude_history", "where")
 
 
 def headers(api_key: str | None) -> dict[str, str]:

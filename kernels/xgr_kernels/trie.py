@@ -50,6 +50,10 @@ class LeafFilter(NamedTuple):
     rank: NDArray[np.uint32]  # [ceil(leaves / 512) + 1], set bits before each block of 512; [] with `bits`
     deny: Int32  # [MAX_DENIED at most], sorted and distinct, each set in `bits`
 
+    def holds(self, leaves: Int32) -> NDArray[np.bool_]:
+        """Which of these leaves [N] are set in `bits`, whatever `deny` says."""
+        return _bit(self.bits, leaves) if len(self.bits) else np.ones(len(leaves), np.bool_)
+
     def live(self, leaves: int) -> int:
         """How many of the catalog's `leaves` are alive."""
         return (int(self.rank[-1]) if len(self.rank) else leaves) - len(self.deny)

@@ -78,6 +78,7 @@ def content(job: Job) -> bytes:
         job.view.version,
         len(job.tokens),
         len(job.deny),
+        job.where,
     )
     digest.update(repr((*kind, job.allow is None)).encode())
     for part in (job.tokens, job.deny, job.allow):

@@ -45,7 +45,10 @@ def _wrong_leaves(found: Leaves, job: Job) -> str:
         return "a leaf is not in the catalog"
     if len(set(plain)) < len(plain):
         return "a leaf comes twice"
-    denied = len(job.deny) and _members(found, job.deny).any()
+    denied = bool(len(job.deny) and _members(found, job.deny).any())
+    live = job.filter.live
+    if live is not None and job.allow is None:
+        denied |= not live.leaves.holds(found).all()
     if denied or (job.allow is not None and not _members(found, job.allow).all()):
         return "the filters exclude a leaf"
     return ""

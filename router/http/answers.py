@@ -39,7 +39,10 @@ def beam_results(job: Job, outcome: Outcome) -> list[BeamResult]:
     catalog, filters = job.view.catalog, job.filter
     sids = catalog.sids[outcome.leaves].tolist()
     items = catalog.items_of_leaves(
-        outcome.leaves, allowed_rows=filters.allowed_rows, denied_rows=filters.denied_rows
+        outcome.leaves,
+        allowed_rows=filters.allowed_rows,
+        denied_rows=filters.denied_rows,
+        live=filters.live,
     )
     totals = outcome.scores.tolist()
     means = (outcome.scores / np.float32(catalog.emitted_tokens**job.length_penalty)).tolist()

@@ -135,7 +135,10 @@ class Generate:
 
 
 def is_short(body: GenerateRequest, view: CatalogView) -> bool:
-    """Whether its prompt is worked out in a moment."""
+    """Whether its prompt and its filter are worked out in a moment."""
+    where = body.filters.where if body.filters else None
+    if where is not None and where not in view.filters:
+        return False
     messages = body.messages or []
     if body.history is not None and items_of(body.history) > LONG_HISTORY:
         templates = view.catalog.templates

@@ -61,6 +61,7 @@ class Intake:
             length_penalty=scoring.length_penalty,
             allow=allow,
             deny=deny,
+            where=body.filters.where if body.filters else None,
             priority=body.priority or 0,
         )
 

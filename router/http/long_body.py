@@ -5,13 +5,15 @@ short. Then the long lists, counted before anything is made of them, in pieces b
 """
 
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from router.http.schema import (
+    MOST_CONDITION,
     MOST_FILTERED,
     MOST_HISTORY,
     MOST_NAMED,
@@ -86,6 +88,7 @@ class _FilterShell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow: msgspec.Raw = _ABSENT
     deny: msgspec.Raw = _ABSENT
     exclude_history: bool = False
+    where: Annotated[str, Meta(max_length=MOST_CONDITION)] | None = None
 
 
 _TIMEOUT = msgspec.json.Decoder(Timeout | None)
@@ -124,7 +127,7 @@ def decode_long(body: Body, most_tokens: int) -> GenerateRequest:
     if lists := _filters(shell.filters):
         allow = _items(lists.allow, "filters.allow", MOST_FILTERED)
         deny = _items(lists.deny, "filters.deny", MOST_FILTERED)
-        filters = Filters(allow, deny, lists.exclude_history)
+        filters = Filters(allow, deny, lists.exclude_history, lists.where)
     if (tokens := _LongList(shell.input_ids, "input_ids")).count:
         check_length(tokens.count, "input_ids", most_tokens)
     given = msgspec.structs.asdict(shell) | {

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from router.query.query import MOST_PRIORITY
 from xgr_kernels.trie import ScoreMode
+from xgr_runtime.catalog.where import MAX_CHARACTERS
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.messages import Role
 
@@ -23,6 +24,7 @@ MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
 MOST_NAMED = 64  # lists of a history, variables, arguments of a chat template
 MOST_MESSAGES = 1024
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
+MOST_CONDITION = MAX_CHARACTERS  # characters
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 ItemId = int | str  # numbers of 64 bits, with or without a sign: `intake.item_ids` looks
@@ -101,6 +103,13 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow: Annotated[list[ItemId], Meta(max_length=MOST_FILTERED)] | None = None
     deny: Annotated[list[ItemId], Meta(max_length=MOST_FILTERED)] | None = None
     exclude_history: bool = False
+    where: Annotated[
+        Annotated[str, Meta(max_length=MOST_CONDITION)] | None,
+        Meta(
+            description="A condition over the items' attributes, as SQL writes it behind WHERE: "
+            "`in_stock AND brand IN ('a', 'b') AND price < 50`."
+        ),
+    ] = None
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from router.job import Job
 from router.query.models import Model
 from router.query.prompts import check_length, shorten
 from router.query.query import Conversation, History, Query, Text
-from xgr_runtime.catalog import CatalogView, resolve_items
+from xgr_runtime.catalog import CatalogView, FilterSpec, resolve_items
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.prompts import Rendered
 
@@ -33,13 +33,18 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
         repetition_penalty=query.repetition_penalty,
         length_penalty=query.length_penalty,
         view=view,
-        filter=resolve_items(view.catalog, query.allow, query.deny),
+        filter=_filter(query, view),
         deadline=query.deadline,
         priority=query.priority,
         dropped_items=prompt.dropped,
         unknown_history=prompt.unknown,
         probe=query.probe,
     )
+
+
+def _filter(query: Query, view: CatalogView) -> FilterSpec:
+    live = None if query.where is None else view.filters.left_by(query.where)
+    return resolve_items(view.catalog, query.allow, query.deny, live)
 
 
 class _Bound(NamedTuple):

@@ -62,5 +62,6 @@ class Query:
     length_penalty: float = 1.0  # power of the emitted tokens by which a sequence's score is divided
     allow: Sequence[str] | None = None  # items; None: all
     deny: Sequence[str] = ()  # items
+    where: str | None = None  # a condition over attributes, as SQL writes it; None: all
     priority: int = 0  # higher first
     probe: bool = False  # the router's own, to see whether all is well

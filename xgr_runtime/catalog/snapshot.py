@@ -203,7 +203,7 @@ class Catalog:
         denied_rows: Int32 | None = None,
         live: LiveRows | None = None,
     ) -> list[list[str]]:
-        """Ids of each leaf's items in collision order, without the denied, and of those allowed and live alone.
+        """Ids of each leaf's items in collision order, of those that are allowed, live and not denied.
 
         The row sets are sorted, as `resolve_items` gives them.
         """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
     from xgr_runtime.catalog import Catalog
+    from xgr_runtime.catalog.attributes import AttributeColumn
     from xgr_runtime.catalog.template import Template
 
 
@@ -133,6 +134,8 @@ def summary(catalog: Catalog, file_bytes: int) -> dict[str, str]:
         lines[f"level {level}"] = f"{nodes} nodes, children per node above: mean {mean:.2f}, max {most}"
     lines |= {f"template {name}:": _described(one) for name, one in catalog.templates.named.items()}
     lines["scoring"] = _scoring(catalog)
+    for name, column in catalog.columns.items():
+        lines[f"attribute {name}:"] = _column(column, catalog.items)
     lines["size"] = f"{file_bytes / 1e6:.1f} MB, of which the trie {catalog.trie_bytes / 1e6:.1f} MB"
     return lines
 
@@ -149,6 +152,16 @@ def _described(template: Template) -> str:
     ]
     most = template.max_history_items
     return ", ".join([*parts, "all items that fit" if most is None else f"newest {most} items"])
+
+
+def _column(column: AttributeColumn, items: int) -> str:
+    """One line of an attribute."""
+    if column.kind == "other":
+        return "no column: its values are of several kinds, or such as filters do not read"
+    known = column.known(0, items)
+    nulls = 0 if known is None else items - int(known.sum())
+    texts = f", {len(column.texts.offsets) - 1} different texts" if len(column.texts.offsets) else ""
+    return f"{column.kind}, {nulls} items have none{texts}"
 
 
 def _scoring(catalog: Catalog) -> str:
