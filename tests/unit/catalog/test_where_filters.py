@@ -76,7 +76,8 @@ def test_a_short_deny_list_shares_the_bitmap_that_is_kept(catalog: Catalog) -> N
 def test_columns_are_built_saved_opened_and_verified(tmp_path: Path) -> None:
     source = tmp_path / "c.jsonl"
     source.write_text(
-        '{"item": "a", "sid": [1, 2], "attributes": {"price": 2, "brand": "x", "tags": ["t"], "made": {"in": 1}}}'
+        '{"item": "a", "sid": [1, 2], '
+        '"attributes": {"price": 2, "brand": "x", "tags": ["t"], "made": {"in": 1}}}'
         "\n"
         '{"item": "b", "sid": [1, 3], "attributes": {"price": 1.5}}\n'
         '{"item": "c", "sid": [1, 3], "attributes": null}\n'
