@@ -38,7 +38,7 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         config.max_beam_width,
         plain_scores=kernels == "cuda",
     )
-    catalogs = Catalogs(CatalogView(catalog))
+    catalogs = Catalogs(CatalogView(catalog, config.filter_bytes))
     worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
     beams = (max_rows, config.max_beam_width, catalog.emitted_tokens)
     with model.first_calls(lambda: lifecycle.stopping, "decode", *beams):

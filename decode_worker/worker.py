@@ -328,6 +328,8 @@ class DecodeWorker:
             "bad_messages": bad,
             "evicted_pages": self.cache.evicted,
             LAUNCHES: self.engine.costs.seen,
+            "filters_evaluated": self.catalogs.newest.filters.misses,
+            "filters_reused": self.catalogs.newest.filters.hits,
         }
         return Load(
             requests=len(self.tasks),

@@ -40,7 +40,7 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     check_named(config)
     share_the_interpreter()
     with described(Path(config.model_path), config.base_model_path) as files:
-        catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files)))
+        catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files), config.filter_bytes))
         _tell(files)
         catalog = catalogs.newest.catalog
         tokenizer = _tokenizer(files, catalog.vocab_size)

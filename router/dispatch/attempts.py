@@ -227,6 +227,7 @@ class Attempts:
             catalog=job.view.version,
             allow=None if job.allow is None else pack(job.allow),
             deny=pack(job.deny),
+            where=job.where,
             timeout=left,
             priority=job.priority,
         )

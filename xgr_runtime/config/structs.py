@@ -63,6 +63,7 @@ BaseModelPath = Annotated[
 
 # Settings that the launcher hands down to the router as they are.
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
+FilterBytes = Annotated[Bytes, about("memory for the conditions of filters.where, in each process")]
 MaxBodyBytes = Annotated[Annotated[int, Meta(ge=1, le=1 << 30)], about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
 KeepAliveTimeout = Annotated[
@@ -177,6 +178,7 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     catalog: Annotated[Text, about("catalog file or source")]
     max_beam_width: Annotated[Width, about("widest beam of a request")] = 1024
     max_rows: Annotated[Rows, about("beams that one forward may hold; 0: twice --max-beam-width")] = 0
+    filter_bytes: FilterBytes = 64 << 20
     max_queued: Annotated[Count, about("requests held before more are refused")] = 512
     chunk_credits: Annotated[Credits, about("KV chunks of a request under way")] = 8
     memory_of: Annotated[
@@ -231,6 +233,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     max_beam_width: Annotated[Width, about("widest beam of a request")] = 1024
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    filter_bytes: FilterBytes = 64 << 20
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
     keep_alive_timeout: KeepAliveTimeout = 75.0
@@ -278,6 +281,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     max_rows: Annotated[Rows, about("beams that one forward may hold; 0: twice --max-beam-width")] = 0
     max_live: Annotated[Count, about("requests held before more get 503")] = 512
     max_attempts: Annotated[Count, about("tries at a request on different pairs")] = 3
+    filter_bytes: FilterBytes = 64 << 20
     max_body_bytes: MaxBodyBytes = 8 << 20
     max_connections: MaxConnections = 1024
     keep_alive_timeout: KeepAliveTimeout = 75.0

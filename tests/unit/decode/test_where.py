@@ -1,0 +1,47 @@
+"""A condition in a decode request: evaluated once for a version, with denied leaves inside of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_catalogs import build_from_arrays
+
+from decode_worker.task import filter_of
+from xgr_runtime.catalog import CatalogView
+from xgr_runtime.errors import BadRequest
+from xgr_runtime.wire.arrays import pack
+from xgr_runtime.wire.messages import AttemptId, DecodeRequest
+
+
+@pytest.fixture
+def view() -> CatalogView:
+    """Leaf n has the items 2n and 2n + 1."""
+    sids = [[1 + n // 2 // 10, 20 + n // 2 % 10] for n in range(200)]
+    names = [f"{n:03}" for n in range(200)]
+    return CatalogView(build_from_arrays(names, sids, attributes=[{"n": n} for n in range(200)]))
+
+
+def request(view: CatalogView, where: str, deny: list[int]) -> DecodeRequest:
+    leaves = pack(np.array(deny, np.int32))
+    id = AttemptId(1, 1, 1, 1, 1)
+    return DecodeRequest(id, b"\1\0\0\0", 4, 2, "vocab", view.version, None, leaves, 9.0, where=where)
+
+
+def test_live_leaves_are_those_of_the_condition_without_the_denied(view: CatalogView) -> None:
+    for _ in range(2):
+        found = filter_of(request(view, "n < 21 OR n = 199", [0, 5]), view)
+        alive = set(np.flatnonzero(found.holds(np.arange(100, dtype=np.int32))).tolist()) - set(
+            found.deny.tolist()
+        )
+        assert alive == {1, 2, 3, 4, 6, 7, 8, 9, 10, 99} and found.live(100) == 10
+    assert (view.filters.misses, view.filters.hits) == (1, 1)
+
+
+def test_no_condition_is_no_bitmap(view: CatalogView) -> None:
+    assert filter_of(request(view, "", [3]), view).live(100) == 99
+    assert view.filters.misses == 0
+
+
+def test_a_condition_that_cannot_be_is_refused(view: CatalogView) -> None:
+    with pytest.raises(BadRequest, match="no column 'm'"):
+        filter_of(request(view, "m < 1", []), view)
