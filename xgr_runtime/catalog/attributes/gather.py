@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from xgr_runtime.catalog.attributes.kinds import (
-    AS_KIND,
     AttributeField,
     AttributeKind,
+    as_stored,
     check_number,
     kind_of,
     seen_as,
@@ -44,14 +43,8 @@ def gathered(
     fields = _seen_fields(attributes) if fields is None else fields
     writers = {field.name: _Writer(field, rows) for field in fields if field.kind != "other"}
     for first, objects in _pieces(attributes):
-        cells: dict[str, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
-        for row, found in enumerate(objects, start=first):
-            for name, value in found.items():
-                if name in writers:
-                    cells[name][0].append(row)
-                    cells[name][1].append(value)
-        for name, (places, values) in cells.items():
-            writers[name].take(places, values, ids)
+        for name in writers.keys() & set().union(*objects):
+            writers[name].take(*_cells(first, objects, name), ids)
     full = [name for name, writer in writers.items() if len(writer.codes) > MAX_TEXTS]
     if full and declared:
         raise CatalogError(
@@ -65,12 +58,10 @@ def gathered(
 def _seen_fields(attributes: StringTable) -> list[AttributeField]:
     """Every attribute that an item has, with the kind that fits all its values."""
     seen: dict[str, set[str]] = {}
-    for _, objects in _pieces(attributes):
-        for found in objects:
-            for name, value in found.items():
-                kinds = seen.setdefault(name, set())
-                if type(value) is not str or "string" not in kinds:  # times are costly to tell
-                    kinds.add(seen_as(value))
+    for first, objects in _pieces(attributes):
+        for name in set().union(*objects):
+            kinds = seen.setdefault(name, set())
+            kinds |= seen_as(_cells(first, objects, name)[1], "string" in kinds)
         check_number(len(seen))
     return [AttributeField(name, kind_of(seen[name])) for name in sorted(seen)]
 
@@ -84,12 +75,20 @@ def _pieces(attributes: StringTable) -> Iterator[tuple[int, list[dict[str, Any]]
         yield first, decode(b"[" + b",".join(text or b"{}" for text in texts) + b"]")
 
 
+def _cells(first: int, objects: list[dict[str, Any]], name: str) -> tuple[list[int], list[Any]]:
+    """The rows that have that attribute, and its values. No value is None: see `canonical`."""
+    values = [found.get(name) for found in objects]
+    if None not in values:
+        return [*range(first, first + len(objects))], values
+    places = [place for place, value in enumerate(values, start=first) if value is not None]
+    return places, [value for value in values if value is not None]
+
+
 class _Writer:
     """One column while its rows come in."""
 
     def __init__(self, field: AttributeField, rows: int) -> None:
         self._field = field
-        self._fit = AS_KIND[field.kind]
         self._known = np.zeros(rows, np.bool_)
         self._values = np.zeros(0 if field.kind == "strings" else rows, _DTYPES[field.kind])
         self._lengths = np.zeros(rows if field.kind == "strings" else 0, np.int64)
@@ -100,7 +99,7 @@ class _Writer:
         """The values of some more rows, in ascending order. Raises CatalogError."""
         if len(self.codes) > MAX_TEXTS:
             return
-        found = [self._fit(value) for value in values]
+        found = as_stored(self._field.kind, values)
         if None in found:
             places, found = self._without_blanks(places, values, found, ids)
         self._known[places] = True

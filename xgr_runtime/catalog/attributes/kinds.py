@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
@@ -56,6 +57,7 @@ def check_number(columns: int) -> None:
         )
 
 
+@lru_cache(1 << 16)  # days come again and again
 def microseconds(text: str) -> int | None:
     """Since 1970 UTC, of `2026-01-31` or `2026-01-31T12:00:00+01:00`; None for what is no such time."""
     if not _TIME.fullmatch(text):
@@ -67,16 +69,38 @@ def microseconds(text: str) -> int | None:
         return None
 
 
-def seen_as(value: Any) -> str:
-    """What a JSON value is on its own: a kind, or `big` for a whole number beyond 64 bits."""
-    kind = type(value)
-    if kind is str:
-        return "string" if microseconds(value) is None else "time"
-    if kind is int and value not in INT64:
-        return "big"
-    if kind is list:
-        return "strings" if all(type(text) is str for text in value) else "other"
-    return {bool: "bool", int: "int", float: "float"}.get(kind, "other")
+def seen_as(values: list[Any], text_known: bool) -> set[str]:
+    """What JSON values are: kinds, or `big` for a whole number beyond 64 bits.
+
+    text_known: some text was no time already, so no further one is looked at.
+    """
+    seen: set[str] = set()
+    types: set[type[Any]] = {*map(type, values)}
+    for kind in types:
+        own = [value for value in values if type(value) is kind]
+        if kind is str:
+            texts: set[str] = set() if text_known else set(own)
+            seen |= {"string" if microseconds(text) is None else "time" for text in texts} or {"string"}
+        elif kind is int:
+            seen.add("int" if min(own) in INT64 and max(own) in INT64 else "big")
+        elif kind is list:
+            seen |= {"strings" if set(map(type, texts)) <= {str} else "other" for texts in own}
+        else:
+            seen.add({bool: "bool", float: "float"}.get(kind, "other"))
+    return seen
+
+
+def as_stored(kind: AttributeKind, values: list[Any]) -> list[Any]:
+    """Values as a column of that kind stores them, None where one does not fit."""
+    types = set(map(type, values))
+    plain = types <= {_PLAIN.get(kind)}
+    if plain and (kind != "int" or not values or (min(values) in INT64 and max(values) in INT64)):
+        return values
+    return [*map(AS_KIND[kind], values)]
+
+
+_PLAIN: dict[AttributeKind, type] = {"bool": bool, "int": int, "float": float, "string": str}
+"""JSON's own types, whose values need no further look."""
 
 
 def kind_of(seen: set[str]) -> AttributeKind:
