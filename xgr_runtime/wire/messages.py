@@ -49,8 +49,6 @@ Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Penalty = Annotated[float, Meta(gt=0, le=10)]
 """What log-probabilities of repeated tokens are multiplied by; 1: nothing."""
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
-Condition = Annotated[str, Meta(max_length=1 << 14)]
-"""An expression over attributes."""
 Name = Annotated[str, Meta(max_length=1024)]
 """A worker, a version, an address, a path."""
 
@@ -226,7 +224,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     timeout: Seconds  # left
     priority: Priority = 0  # higher first
     repetition_penalty: Penalty = 1.0
-    where: Condition = ""  # in whose leaves `deny` is; with `allow` it is in that already; empty: none
+    where: Text = ""  # in whose leaves `deny` is; with `allow` it is in that already; empty: none
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

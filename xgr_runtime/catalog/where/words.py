@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlglot import Token
 
 PARAM = "filters.where"
-MAX_CHARACTERS = 16_384
+MAX_CHARACTERS = 8_192
 MAX_WORDS = 2_048
 MAX_OPERATIONS = 128
 MAX_NESTING = 24

@@ -85,7 +85,7 @@ def test_a_condition_in_a_long_body_is_the_same(server: Server, dispatch: FakeDi
         ("", "empty"),
         (5, "expected `str"),
         (["n < 1"], "expected `str"),
-        ("n" * 20_000, "length <= 16384"),
+        ("n" * 20_000, "length <= 8192"),
     ],
     ids=["column", "type", "syntax", "empty", "number", "list", "length"],
 )
