@@ -164,6 +164,8 @@ def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int, view: Catalog
     """On tokens that the prompt holds, and beams will. Raises `BadRequest`."""
     if request.repetition_penalty == 1:
         return None
+    if request.repetition_penalty == 0:
+        raise BadRequest("repetition_penalty is 0, it must be above")
     distinct = np.unique(tokens).astype(np.int64)
     if not 0 <= distinct[0] <= distinct[-1] < vocab:
         raise BadRequest(f"the prompt has a token outside of the vocabulary of {vocab}")

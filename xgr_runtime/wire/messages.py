@@ -46,7 +46,7 @@ Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e18)]
 Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
-Penalty = Annotated[float, Meta(gt=0, le=10)]
+Penalty = Annotated[float, Meta(ge=0, le=10)]
 """What log-probabilities of repeated tokens are multiplied by; 1: nothing."""
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Name = Annotated[str, Meta(max_length=1024)]
