@@ -83,7 +83,7 @@ def remarks(console: Console, totals: Totals, bounds: Bounds, about: Mapping[str
         rounded = {about["dtype"], about["other_dtype"]} - {"float32"}
         why = f" between {' and '.join(sorted(rounded))} and another computation" if rounded else ""
         console.print(f"Lists need not be the same{why}: overlap@width must be {bounds.overlap:.1%} or more.")
-        if rounded == {about["dtype"]}:
+        if about["dtype"] in rounded and about["other_dtype"] == "float32":
             console.print("With --dtype float32 the deployment's lists are held to be the same.")
     elif _looks_rounded(totals, bounds):
         console.print(
