@@ -188,7 +188,8 @@ def _lines(path: Path, setting: str, most: int | None) -> list[tuple[int, dict[s
         with open_ordinary(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{setting} {path} cannot be read ({error}): name a file of JSON lines") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{setting} {path} cannot be read ({reason}): name a file of JSON lines") from None
     found = []
     for number, line in [(number, line) for number, line in enumerate(lines, 1) if line.strip()][:most]:
         where = f"{setting} {path}: line {number}"

@@ -60,6 +60,8 @@ def verify(args: argparse.Namespace) -> int:
         if not Verification(args, merged).run(log_level):
             return 1
     if args.serve:
+        if args.dtype:
+            print(f"A later `xgr serve` serves what was proved with --dtype {args.dtype} alone.", flush=True)
         _serve(config)
     return 0
 
