@@ -11,6 +11,7 @@ from router.query.models import Model
 from router.query.prompts import check_length, shorten
 from router.query.query import Conversation, History, Query, Text
 from xgr_runtime.catalog import CatalogView, FilterSpec, resolve_items
+from xgr_runtime.catalog.scoring import shared_end
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.prompts import Rendered
 
@@ -24,6 +25,7 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
     """
     head = np.array(view.catalog.scoring.prompt_head, np.int32)  # behind every prompt
     prompt = _prompt(query, model, view, most_tokens - len(head))
+    _check_end(query, view, prompt.tokens)
     return Job(
         rid=query.rid,
         tokens=np.concatenate([prompt.tokens, head]),
@@ -45,6 +47,19 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
 def _filter(query: Query, view: CatalogView) -> FilterSpec:
     live = None if query.where is None else view.filters.left_by(query.where)
     return resolve_items(view.catalog, query.allow, query.deny, live)
+
+
+def _check_end(query: Query, view: CatalogView, tokens: Tokens) -> None:
+    """Raises `BadRequest` where a text ends in what scoring puts behind it; ids are taken as they are."""
+    head = [forced.token for forced in view.catalog.scoring.head]
+    fields = {History: "history", Conversation: "messages", Text: "text"}
+    field = fields.get(type(query.prompt))
+    if head and field is not None and shared_end(tokens[-len(head) :].tolist(), head):
+        raise BadRequest(
+            f"{field} gives a prompt that ends in the token {head[0]}, with which the head of this catalog's "
+            "scoring begins: it would come twice, leave it out",
+            field,
+        )
 
 
 class _Bound(NamedTuple):

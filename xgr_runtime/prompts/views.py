@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xgr_runtime.catalog.scoring import shared_end
 from xgr_runtime.catalog.template import MessagesTemplate, PromptTemplate
 from xgr_runtime.errors import BadRequest, CatalogError
+from xgr_runtime.prompts.bounds import TooMuch
 from xgr_runtime.prompts.items import Spelling
+from xgr_runtime.prompts.jinja import TemplateFailure
 from xgr_runtime.prompts.pieces import Pieces, why_not
 from xgr_runtime.prompts.plans import Plan
 from xgr_runtime.prompts.texts import Rendered, Texts, check_length
 from xgr_runtime.prompts.windows import largest, newest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from xgr_runtime.prompts.chat import Chat
 
 _log = logging.getLogger(__name__)
-_MARK = re.compile(r"<\|[^<>|\s]+\|>")  # what reads like a token of its own
+# What reads like a token of its own: of chats, and of SIDs.
+_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_[a-z]+>|<(?:[a-z]_)+[0-9]+>")
 _TRIED = (0, 1, 2, 7)  # items of the histories that are tried
 _SIDS = 256  # that are spelt and read again
 _PLENTY = (1 << 31) - 1
@@ -121,36 +125,65 @@ class View:
         letter = "" if self._is_unknown("a", self._texts.whole("a", special=False)) else "a"
         values = dict.fromkeys(plan.needed, letter) | plan.template.defaults
         leaves = np.linspace(0, self.catalog.leaves - 1, sum(_TRIED)).astype(np.int64)
+        prompts, differs = [], False
         for count in _TRIED if plan.template.texts else ():
             trial = dict.fromkeys(plan.histories, self.catalog.item_lo[leaves[:count]])
             text = plan.text(self.catalog, self._spelling, self._chat, trial, values)
             whole = self._texts.whole(text.text, plan.special_tokens)
+            prompts.append(whole)
             if count == 0:
                 self._check_fixed(plan, text.text, whole, limit)
             elif any(sid not in text.text for sid in text.sids):
                 raise CatalogError("chat_template: it does not show the SIDs of a history: use another")
             if self._pieces is not None:
                 fast = self._texts.fast(text, self._pieces, plan.special_tokens)
-                if fast is not None and not np.array_equal(fast, whole):
-                    return f"pieces of the template {plan.name!r} have other tokens than the whole"
-        return None
+                differs |= fast is not None and not np.array_equal(fast, whole)
+        self._check_end(prompts)
+        return f"pieces of the template {plan.name!r} have other tokens than the whole" if differs else None
 
     def _check_fields(self, plan: Plan) -> None:
         if problem := plan.item.problem(self.catalog):
             raise CatalogError(f"item: {problem}")
+        for field in ("separator", "empty_history"):
+            self._check_marks(field, getattr(plan.template, field))
+        for field, form in ({"item": plan.item.format} | plan.formats).items():
+            self._check_marks(field, "\n".join(form.texts))
         if not isinstance(plan.template, MessagesTemplate):
             return
         self._chat.template(plan.template.chat_template)
         if "messages" in plan.template.chat_template_kwargs:
             raise CatalogError("chat_template_kwargs: messages are no keyword argument: leave them out")
         prefix = plan.template.generation_prefix
-        for mark in _MARK.findall(prefix):
-            if self._tokenizer.token_to_id(mark) is None:
-                raise CatalogError(
-                    f"generation_prefix: the tokenizer has no token {mark!r:.80}: correct it, or use the "
-                    "checkpoint that has it"
-                )
+        self._check_marks("generation_prefix", prefix)
         self._check_known("generation_prefix", prefix, self._texts.whole(prefix, special=False))
+        if not plan.template.texts:
+            self._try_messages(plan.template)
+
+    def _try_messages(self, template: MessagesTemplate) -> None:
+        """A conversation of one message. Raises CatalogError where none could be served."""
+        sids = self._spelling.sids(self.catalog.sids[[0, -1]].tolist())
+        try:
+            chat = self._chat.template(template.chat_template)
+            turns = [[{"role": "user", "content": sid}] for sid in sids]
+            text, other = (self._chat.text(chat, turn, template.chat_template_kwargs) for turn in turns)
+        except TemplateFailure as error:  # it may want messages of other roles
+            if isinstance(error.__cause__, TooMuch):
+                raise CatalogError(f"chat_template: {error}") from error
+            _log.warning("a conversation of one message has no prompt: %s", error)
+            return
+        if self.catalog.leaves > 1 and text == other:
+            raise CatalogError("chat_template: it does not show what messages hold: use another")
+        self._check_marks("chat_template", text.replace(sids[0], ""))
+        self._check_end([self._texts.whole(text + template.generation_prefix, special=False)])
+
+    def _check_end(self, prompts: Sequence[NDArray[np.int32]]) -> None:
+        """Raises CatalogError where all prompts end in what is put behind them."""
+        head = [forced.token for forced in self.catalog.scoring.head]
+        if head and prompts and all(shared_end(prompt[-len(head) :].tolist(), head) for prompt in prompts):
+            raise CatalogError(
+                f"prompts already end in the token {head[0]}, with which the head of scoring begins: it "
+                "would come twice; leave it out of one of the two"
+            )
 
     def _check_fixed(self, plan: Plan, text: str, tokens: NDArray[np.int32], limit: int | None) -> None:
         """Of a prompt without items."""
@@ -160,6 +193,7 @@ class View:
                 f"{field}: it takes {len(tokens)} tokens without any item, and the model has {limit} "
                 "positions: shorten it"
             )
+        self._check_marks("chat_template" if plan.template.texts.keys() - {"text"} else field, text)
         self._check_known(field, text, tokens)
         if not plan.histories:
             _log.warning("template %s shows no history: only variables make its prompts differ", plan.name)
@@ -167,6 +201,15 @@ class View:
     def _check_known(self, field: str, text: str, tokens: NDArray[np.int32]) -> None:
         if self._is_unknown(text, tokens):
             raise CatalogError(f"{field}: the tokenizer has no token for a part of it: correct it")
+
+    def _check_marks(self, field: str, text: str) -> None:
+        """Raises CatalogError for what reads like a token, and is none of this tokenizer."""
+        for mark in _MARK.findall(text):
+            if self._tokenizer.token_to_id(mark) is None:
+                raise CatalogError(
+                    f"{field}: the tokenizer has no token {mark!r:.80}: correct it, or use the checkpoint "
+                    "that has it"
+                )
 
     def _is_unknown(self, text: str, tokens: NDArray[np.int32]) -> bool:
         """Whether the token of what the tokenizer does not know is among those of `text`, unwritten."""
