@@ -144,17 +144,20 @@ class View:
     def _check_fields(self, plan: Plan) -> None:
         if problem := plan.item.problem(self.catalog):
             raise CatalogError(f"item: {problem}")
-        for field in ("separator", "empty_history"):
-            self._check_marks(field, getattr(plan.template, field))
-        for field, form in ({"item": plan.item.format} | plan.formats).items():
-            self._check_marks(field, "\n".join(form.texts))
+        own = [plan.template.separator, plan.template.empty_history]
+        own += [text for one in (plan.item.format, *plan.formats.values()) for text in one.texts]
+        self._warn_of_marks(f"templates.{plan.name}", "\n".join(own))
         if not isinstance(plan.template, MessagesTemplate):
             return
         self._chat.template(plan.template.chat_template)
         if "messages" in plan.template.chat_template_kwargs:
             raise CatalogError("chat_template_kwargs: messages are no keyword argument: leave them out")
         prefix = plan.template.generation_prefix
-        self._check_marks("generation_prefix", prefix)
+        if (mark := self._unknown_mark(prefix)) is not None:
+            raise CatalogError(
+                f"generation_prefix: the tokenizer has no token {mark!r:.80}: correct it, or use the "
+                "checkpoint that has it"
+            )
         self._check_known("generation_prefix", prefix, self._texts.whole(prefix, special=False))
         if not plan.template.texts:
             self._try_messages(plan.template)
@@ -171,9 +174,9 @@ class View:
                 raise CatalogError(f"chat_template: {error}") from error
             _log.warning("a conversation of one message has no prompt: %s", error)
             return
-        if self.catalog.leaves > 1 and text == other:
+        if sids[0] not in text or sids[1] not in other:
             raise CatalogError("chat_template: it does not show what messages hold: use another")
-        self._check_marks("chat_template", text.replace(sids[0], ""))
+        self._warn_of_marks("the chat template", text.replace(sids[0], ""))
         self._check_end([self._texts.whole(text + template.generation_prefix, special=False)])
 
     def _check_end(self, prompts: Sequence[NDArray[np.int32]]) -> None:
@@ -193,7 +196,8 @@ class View:
                 f"{field}: it takes {len(tokens)} tokens without any item, and the model has {limit} "
                 "positions: shorten it"
             )
-        self._check_marks("chat_template" if plan.template.texts.keys() - {"text"} else field, text)
+        if isinstance(plan.template, MessagesTemplate):
+            self._warn_of_marks(f"templates.{plan.name}: the chat template", text)
         self._check_known(field, text, tokens)
         if not plan.histories:
             _log.warning("template %s shows no history: only variables make its prompts differ", plan.name)
@@ -202,14 +206,19 @@ class View:
         if self._is_unknown(text, tokens):
             raise CatalogError(f"{field}: the tokenizer has no token for a part of it: correct it")
 
-    def _check_marks(self, field: str, text: str) -> None:
-        """Raises CatalogError for what reads like a token, and is none of this tokenizer."""
-        for mark in _MARK.findall(text):
-            if self._tokenizer.token_to_id(mark) is None:
-                raise CatalogError(
-                    f"{field}: the tokenizer has no token {mark!r:.80}: correct it, or use the checkpoint "
-                    "that has it"
-                )
+    def _unknown_mark(self, text: str) -> str | None:
+        """What reads like a token in `text`, and is none of this tokenizer."""
+        return next((mark for mark in _MARK.findall(text) if self._tokenizer.token_to_id(mark) is None), None)
+
+    def _warn_of_marks(self, field: str, text: str) -> None:
+        """A template for another tokenizer may be meant so: it is said."""
+        if (mark := self._unknown_mark(text)) is not None:
+            _log.warning(
+                "%s holds %r, which is no token of this tokenizer and is read as text: correct it, or use "
+                "the checkpoint that has it",
+                field,
+                mark[:80],
+            )
 
     def _is_unknown(self, text: str, tokens: NDArray[np.int32]) -> bool:
         """Whether the token of what the tokenizer does not know is among those of `text`, unwritten."""

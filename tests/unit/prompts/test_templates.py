@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|end|>{% endif %}"
+CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|end|>{% endif %}"
 ITEMS = {
     str(n): {
         "sid": [SIDS[n], SIDS[12 + n % 5]],
@@ -87,7 +87,7 @@ def sid(*items: int) -> str:
         ({**TEXT, "item": "{sid}{sid}"}, [5], f"the user: {sid(5, 5)}"),
         ({**TEXT, "max_history_items": 2}, [1, 2, 3], f"the user: {sid(2, 3)}"),
         ({"text": "{history} and {history}"}, [1, 2], f"{sid(1, 2)} and {sid(1, 2)}"),
-        ({"messages": [{"role": "user", "content": "a {history}"}]}, [1], f"[user]a {sid(1)}\n<|end|>"),
+        ({"messages": [{"role": "user", "content": "a {history}"}]}, [1], f"<|user|>a {sid(1)}\n<|end|>"),
         (
             {
                 "messages": [{"role": "system", "content": "{{}}"}, {"role": "user", "content": "{history}"}],
@@ -103,7 +103,7 @@ def sid(*items: int) -> str:
                 "chat_template_kwargs": {"add_generation_prompt": False},
             },
             [7],
-            f"[user]{sid(7)}\n",
+            f"<|user|>{sid(7)}\n",
         ),
     ],
 )
@@ -229,21 +229,6 @@ BAD: dict[str, tuple[Any, str]] = {
         "messages are no keyword argument",
     ),
     "prefix": ({"t": {"generation_prefix": "<|sid_begin|>"}}, r"no token '<\|sid_begin\|>': correct it"),
-    "mark-of-another": ({"t": {"text": "<|im_start|>user {history}"}}, r"text: .* no token '<\|im_start\|>'"),
-    "mark-of-gemma": ({"t": {"text": "{history}<end_of_turn>"}}, r"text: .* no token '<end_of_turn>'"),
-    "sid-of-another": ({"t": {"text": "like <s_a_1>: {history}"}}, r"text: .* no token '<s_a_1>'"),
-    "mark-in-item": ({"t": {**TEXT, "item": "<|sid_begin|>{sid}"}}, r"item: .* no token '<\|sid_begin\|>'"),
-    "mark-between": ({"t": {**TEXT, "separator": "<|sep|>"}}, r"separator: .* no token '<\|sep\|>'"),
-    "mark-if-empty": ({"t": {**TEXT, "empty_history": "<c_0>"}}, r"empty_history: .* no token '<c_0>'"),
-    "mark-in-message": (
-        {"t": {"messages": [{"role": "user", "content": "<|a|>{history}"}]}},
-        r"messages\[0\].content: .* no token '<\|a\|>'",
-    ),
-    "another-family": (
-        {"t": {"messages": [{"role": "user", "content": "{history}"}], "chat_template": "llama.jinja"}},
-        r"chat_template: .* no token '<\|start_header_id\|>'",
-    ),
-    "another-family-own": ({"t": {"chat_template": "llama.jinja"}}, r"no token '<\|start_header_id\|>'"),
     "hidden-own": ({"t": {"chat_template": "hiding.jinja"}}, "does not show what messages hold"),
     "endless-own": ({"t": {"chat_template": "endless.jinja"}}, "chat_template: .* takes too long"),
     "head-twice": ({"t": {"text": "{history}<|end|>"}, "__scoring__": HEAD}, "already end in"),
@@ -268,9 +253,6 @@ def test_bad_templates_are_refused(templates: dict[str, Any], said: str, make: A
     (tmp_path / "strict.jinja").write_text("{{ raise_exception('system first, please') }}")
     (tmp_path / "broken.jinja").write_text("{% if %}")
     (tmp_path / "hiding.jinja").write_text("{{ messages[0].content|length }}")
-    (tmp_path / "llama.jinja").write_text(
-        "{% for m in messages %}<|start_header_id|>{{ m.role }}: {{ m.content }}{% endfor %}"
-    )
     (tmp_path / "endless.jinja").write_text(
         "{% for a in range(20000) %}{% for b in range(20000) %}{% endfor %}{% endfor %}"
     )
@@ -284,6 +266,30 @@ def test_bad_templates_are_refused(templates: dict[str, Any], said: str, make: A
     with pytest.raises(CatalogError, match=said) as raised:
         make(templates, **more)
     assert len(str(raised.value)) < 600 and "\n" not in str(raised.value)
+
+
+TURN = {"role": "user", "content": "{history}"}
+MARKS: dict[str, tuple[dict[str, Any], str]] = {
+    "text": ({"text": "<|im_start|>user {history}"}, "<|im_start|>"),
+    "of-gemma": ({"text": "{history}<end_of_turn>"}, "<end_of_turn>"),
+    "sid": ({"text": "like <s_a_1>: {history}"}, "<s_a_1>"),
+    "item": ({**TEXT, "item": "<|sid_begin|>{sid}"}, "<|sid_begin|>"),
+    "separator": ({**TEXT, "separator": "<|sep|>"}, "<|sep|>"),
+    "empty": ({**TEXT, "empty_history": "<c_0>"}, "<c_0>"),
+    "message": ({"messages": [{"role": "user", "content": "<|a|>{history}"}]}, "<|a|>"),
+    "another-family": ({"messages": [TURN], "chat_template": "llama.jinja"}, "<|start_header_id|>"),
+    "another-family-own": ({"chat_template": "llama.jinja"}, "<|start_header_id|>"),
+}
+
+
+@pytest.mark.parametrize(("template", "mark"), MARKS.values(), ids=MARKS.keys())
+def test_marks_of_another_tokenizer_are_said(
+    template: dict[str, Any], mark: str, make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = "{% for m in messages %}<|start_header_id|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    (tmp_path / "llama.jinja").write_text(source)
+    make({"t": template})
+    assert f"holds {mark!r}, which is no token of this tokenizer" in caplog.text
 
 
 def test_a_checkpoint_without_what_templates_need(make: Any, tmp_path: Path, checkpoint: Path) -> None:
@@ -376,9 +382,11 @@ def test_messages_of_requests(make: Any) -> None:
         }
     )
     found = prompts.of_messages(catalog, None, messages_of("a", "{history}"), {}, 99)
-    assert found.text == "[user]a\n[user]{history}\n<a_1>" and found.dropped == 0
+    assert found.text == "<|user|>a\n<|user|>{history}\n<a_1>" and found.dropped == 0
     kwargs = {"add_generation_prompt": True}
-    assert prompts.of_messages(catalog, "chat", messages_of("a"), kwargs, 99).text == "[user]a\n<|end|><a_1>"
+    assert (
+        prompts.of_messages(catalog, "chat", messages_of("a"), kwargs, 99).text == "<|user|>a\n<|end|><a_1>"
+    )
     assert prompts.of_messages(catalog, "own", messages_of("a", "b"), {}, 99).text == "[a][b]"
     spoken = [{"role": "user", "content": "a", "name": None}]
     assert prompts.of_messages(catalog, "own", spoken, {}, 99).text == "[a]"
