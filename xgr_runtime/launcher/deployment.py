@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from xgr_runtime.catalog import seal_catalog
+from xgr_runtime.catalog import PromptTemplate, load_catalog, seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
@@ -32,6 +32,8 @@ from xgr_runtime.launcher.supervisor import StopRequest, Supervisor, parts_of_st
 from xgr_runtime.launcher.template import Starter
 from xgr_runtime.launcher.topology import ROUTER, check, layout_of, plan, templates
 from xgr_runtime.launcher.whole import whole
+from xgr_runtime.prompts import Prompts
+from xgr_runtime.tokenizer import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +138,7 @@ class Deployment:
             raise CatalogError(f"{setting}{error}") from error
         with memory, watch.looking(version):
             log.info("catalog %s is served as it is now, version %s", source, version)
+            _check_templates(memory, Path(model_path))
             yield memory
 
     def _run_in_thread(self) -> None:
@@ -191,6 +194,13 @@ class Deployment:
                 self._stop_request.ask()
                 self._thread.join()
         self._signals.close()
+
+
+def _check_templates(memory: BinaryIO, checkpoint: Path) -> None:
+    """As a router does it, before minutes go to workers. Raises CatalogError."""
+    catalog = load_catalog(inherited_path(memory), checkpoint)
+    if any(not isinstance(one, PromptTemplate) for one in catalog.templates.named.values()):
+        Prompts.read(read_tokenizer(checkpoint), checkpoint).check(catalog)
 
 
 def _slowest(infos: Mapping[str, dict[str, Any]]) -> dict[str, float]:
