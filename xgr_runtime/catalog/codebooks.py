@@ -7,7 +7,6 @@ items without a word.
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 import string
 from typing import TYPE_CHECKING
@@ -23,17 +22,16 @@ if TYPE_CHECKING:
 
     from xgr_runtime.catalog.vocabulary import Vocabulary
 
-_log = logging.getLogger(__name__)
 _TRIED = 16  # codes by which a codebook's place in the vocabulary is known
 _LETTERED = re.compile(r"(<(?:[^<>]*_)?)([a-z])(_?)([0-9]+>)")
 
 
 def check_codebooks(form: Declared, sids: NDArray[np.int32], vocabulary: Vocabulary) -> None:
-    """sids [N, depth]. Raises CatalogError that says what to declare; a level too few is only logged."""
+    """sids [N, depth]. Raises CatalogError that says what to declare."""
     if vocabulary.tokenizer is None:
         return
     if not form.sid_format:
-        _warn_of_missing(sids[0].tolist(), vocabulary)
+        _refuse_missing(sids[0].tolist(), vocabulary)
     elif form.sid_format != TOKEN_IDS:
         pieces = [piece for piece in split_sid(form.sid_format) if len(CODE.findall(piece)) == 1]
         _check_order(pieces, vocabulary)
@@ -45,7 +43,7 @@ def _spelt(piece: str, code: int, vocabulary: Vocabulary) -> int | None:
     return vocabulary.find(CODE.sub(str(code), piece))
 
 
-def _warn_of_missing(sid: Sequence[int], vocabulary: Vocabulary) -> None:
+def _refuse_missing(sid: Sequence[int], vocabulary: Vocabulary) -> None:
     """Levels are often told apart by a letter: <a_1><b_1> lacks one where the tokenizer has <c_0>, <c_1>."""
     assert vocabulary.tokenizer is not None
     spelt = [_LETTERED.fullmatch(vocabulary.tokenizer.id_to_token(token) or "") for token in sid]
@@ -59,14 +57,11 @@ def _warn_of_missing(sid: Sequence[int], vocabulary: Vocabulary) -> None:
         if letter in used or any(vocabulary.find(f"{begin}{letter}{between}{n}>") is None for n in (0, 1)):
             continue
         form = "".join(f"{begin}{one}{between}{{{n}}}>" for n, one in enumerate(used))
-        _log.warning(
-            "SIDs have the levels %s, and the tokenizer has tokens of one more, such as %s: if a level is "
-            'missing, write all of them; if not, declare "sid_format": "%s"',
-            ", ".join(used),
-            f"{begin}{letter}{between}0>",
-            form,
+        raise CatalogError(
+            f"SIDs have the levels {', '.join(used)}, and the tokenizer has tokens of one more, such as "
+            f"{begin}{letter}{between}0>: if a level is missing, write all of them; if not, declare "
+            f'"sid_format": "{form}"'
         )
-        return
 
 
 def _check_order(pieces: Sequence[str], vocabulary: Vocabulary) -> None:

@@ -25,6 +25,8 @@ def xgr(*arguments: str | Path) -> int:
 def index(tmp_path: Path) -> Path:
     items = {"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"], "3": ["<a_1>", "<b_2>"]}
     (tmp_path / "index.json").write_text(json.dumps(items))
+    declared = {"sid_format": "<a_{0}><b_{1}>"}  # of the checkpoint's three levels
+    (tmp_path / "catalog.json").write_text(json.dumps(declared))
     return tmp_path / "index.json"
 
 
