@@ -42,7 +42,7 @@ PARTS = {
             "tests/support",
             "tests/unit/model",
             "xgr_runtime/cache",
-            "xgr_runtime/checkpoint.py",
+            "xgr_runtime/checkpoint",
             "xgr_runtime/kv",
             "xgr_runtime/model",
         ),

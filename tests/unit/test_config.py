@@ -142,5 +142,5 @@ def test_every_flag_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> N
     for field in msgspec.structs.fields(ServeConfig):
         if field.name != "ready_fd":
             assert "--" + field.name.replace("_", "-") in text
-    about = " ".join(text.partition("--cache-folder STR")[2].partition(" --")[0].split())
+    about = " ".join(text.rpartition("--cache-folder STR")[2].partition(" --")[0].split())
     assert "none: nowhere" in about and about.endswith("(default: empty)")  # not none, which is a value

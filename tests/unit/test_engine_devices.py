@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from xgr_runtime.catalog import Scoring
 from xgr_runtime.model.device import device
 
 pytest.importorskip("triton")
@@ -24,7 +25,7 @@ def test_an_engine_is_made_for_the_models_gpu(monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.setattr(device, "CudaDevice", chosen)
     make_engine = importlib.import_module(f"{worker}.__main__").make_engine
     model: Any = SimpleNamespace(backend=SimpleNamespace(device=torch.device("cuda", 1)))
-    more = (None, 64) if worker == "decode_worker" else ()
+    more = (SimpleNamespace(scoring=Scoring()), 64) if worker == "decode_worker" else ()
     with pytest.raises(Chosen) as error:
         make_engine(None, model, *more, "cuda")
     assert error.value.args == (1,)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import save_file
 
 from xgr_runtime.cli import main
 from xgr_runtime.config import DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, parse
@@ -199,6 +200,7 @@ def test_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
 
 def checkpoint(folder: Path) -> str:
     (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    save_file({}, folder / "model.safetensors")
     return str(folder)
 
 
