@@ -403,22 +403,22 @@ def test_an_engine_of_few_beams_warms_up_within_them(backend: ModelBackend, trie
 
 @pytest.fixture(scope="module")
 def scored() -> Catalog:
-    """With forced tokens: 90 and 3 before an SID, 91, 12 and 7 behind it."""
-    sids = np.random.default_rng(5).integers(3, 12, (80, 2))
-    head, tail = (Forced(90), Forced(3, False)), (Forced(91), Forced(12, False), Forced(7))
-    return build_from_arrays([str(i) for i in range(80)], sids, scoring=Scoring(head, tail))
+    """With forced tokens: 90 before an SID, 91, 12 and 7 behind it."""
+    sids = np.random.default_rng(5).integers(3, 12, (40, 2))
+    head, tail = (Forced(90),), (Forced(91), Forced(12, False), Forced(7))
+    return build_from_arrays([str(i) for i in range(40)], sids, scoring=Scoring(head, tail))
 
 
 def test_forced_tokens_run_in_cohorts(backend: ModelBackend, scored: Catalog) -> None:
     """Scores that are relative need no tail, so their cohorts have fewer levels, one behind the other."""
     prompts = Prompts(backend, scored.scored_levels.trie)
     whole, short = scored.scored_levels, scored.relative_levels
-    assert (whole.trie.depth, short.trie.depth) == (7, 4)
+    assert (whole.trie.depth, short.trie.depth) == (6, 3)
     filter = leaf_filter(scored.leaves, range(0, scored.leaves, 2), [4])
     searches = [
-        prompts.search(0, 4, levels=whole),
-        prompts.search(1, 3, given=False, filter=filter, levels=whole),
-        prompts.search(2, 3, mode="legal", levels=short),
+        prompts.search(0, 2, levels=whole),
+        prompts.search(1, 2, given=False, filter=filter, levels=whole),
+        prompts.search(2, 2, mode="legal", levels=short),
         prompts.search(3, 1, given=False, mode="legal", filter=filter, levels=short),
     ]
     for cohort in (searches[:2], searches[2:]):  # behind each other, both in flight

@@ -77,7 +77,7 @@ def catalog_of(scoring: Scoring) -> Catalog:
     return build_from_arrays([str(n) for n in range(LEAVES)], levels, scoring=scoring, vocab_size=VOCAB)
 
 
-@pytest.mark.parametrize("width, penalty", [(5, 1.3), (50, 1.0), (100, 0.7)])
+@pytest.mark.parametrize("width, penalty", [(5, 1.3), (100, 0.7)])
 @pytest.mark.parametrize("name", SCORINGS)
 def test_as_generate_ranks(name: str, width: int, penalty: float, backend: ModelBackend, model: Any) -> None:
     catalog = catalog_of(SCORINGS[name])
@@ -111,7 +111,7 @@ def test_a_softmax_behind_the_penalty(name: str, penalty: float, backend: ModelB
     )
 
 
-@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -0.5])
+@pytest.mark.parametrize("length_penalty", [1.0, -0.5])
 def test_the_score_of_a_sequence(length_penalty: float, backend: ModelBackend, model: Any) -> None:
     """What generate divides by is the emitted tokens, forced ones included."""
     catalog = catalog_of(SCORINGS["both"])
@@ -123,7 +123,7 @@ def test_the_score_of_a_sequence(length_penalty: float, backend: ModelBackend, m
         assert total / catalog.emitted_tokens**length_penalty == pytest.approx(score, rel=1e-5)
 
 
-@pytest.mark.parametrize("width, given", [(1, True), (1, False), (17, False), (100, True)])
+@pytest.mark.parametrize("width, given", [(1, True), (17, False)])
 @pytest.mark.parametrize("name", UNSCORED)
 def test_tokens_that_are_not_scored(
     name: str, width: int, given: bool, backend: ModelBackend, model: Any
@@ -135,7 +135,7 @@ def test_tokens_that_are_not_scored(
 
 @pytest.mark.parametrize("penalty", [1.0, 1.4], ids="p={}".format)
 @pytest.mark.parametrize("mode", ["vocab", "legal", "level"])
-@pytest.mark.parametrize("name", ["plain", "both", "of a level", "inside", "declared"])
+@pytest.mark.parametrize("name", ["of a level", "inside", "declared"])
 def test_every_score_mode(
     name: str, mode: ScoreMode, penalty: float, backend: ModelBackend, model: Any
 ) -> None:

@@ -28,8 +28,8 @@ BODIES = [1 << 14, 1 << 16, 1 << 18]  # bytes
 LIMIT = 8 << 20  # of a body
 HEADS = [1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15]  # a head is no longer
 FLOOR = 0.004  # seconds; what is quicker than that counts as much
-# That the cost may grow with: four times as much may cost 11 times. Tokenizers leave a processor's caches, and were
-# seen to take 10; what grows with the square takes 16.
+# That the cost may grow with: four times as much may cost 11 times. Tokenizers leave a processor's caches,
+# and were seen to take 10; what grows with the square takes 16.
 EXPONENT = 1.75
 OWN = 5000  # bytes that a refusal has of itself
 
