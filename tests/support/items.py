@@ -57,6 +57,8 @@ class Items:
         """An index.json of these items, in the tokens of the checkpoint at `model`."""
         spell = read_tokenizer(model).id_to_token
         path.write_text(json.dumps({item: [spell(t) for t in sid] for item, sid in self.sids.items()}))
+        # SIDs that are cut lack levels of the checkpoint, as they are meant to.
+        path.with_name("catalog.json").write_text(json.dumps({"sid_format": "token_ids"}))
         return path
 
 
