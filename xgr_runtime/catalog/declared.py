@@ -160,18 +160,24 @@ def _unpack(columns: Columns, sizes: Sequence[int]) -> None:
             tokens += sid
             lengths.append(len(sid))
             continue
-        codes, rest = [], sid[0]
-        for size in reversed(sizes):
-            rest, code = divmod(rest, size)
-            codes.append(code)
-        if rest:
+        codes = unpacked(sid[0], sizes)
+        if codes is None:
             raise CatalogError(
                 f"{columns.place(row)}, item {columns.items[row]!r:.80}: the SID {sid[0]} is not within "
                 f"sid_packed {list(sizes)}: correct one of the two"
             )
-        tokens += codes[::-1]
+        tokens += codes
         lengths.append(len(sizes))
     columns.tokens, columns.lengths = tokens, lengths
+
+
+def unpacked(number: int, sizes: Sequence[int]) -> list[int] | None:
+    """The code of each level of a SID that is one number, the first its largest part; None beyond them."""
+    codes = []
+    for size in reversed(sizes):
+        number, code = divmod(number, size)
+        codes.append(code)
+    return None if number else codes[::-1]
 
 
 def _spelt(columns: Columns, row: int, codes: Sequence[int], pieces: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.catalog.columns import Columns
-from xgr_runtime.catalog.declared import Declared, Names
+from xgr_runtime.catalog.declared import Declared, Names, unpacked
 from xgr_runtime.catalog.sources import read_columns
 from xgr_runtime.cli.imports.artefacts import json_object
 from xgr_runtime.cli.imports.draft import Draft, Wishes
@@ -117,11 +117,8 @@ def _counted(path: Path, sizes: Sequence[int]) -> Iterator[tuple[str, list[int],
             raise CatalogError(
                 f"{path}: {packed!r:.80}: expected a SID as one number, and a list of its items"
             )
-        rest, codes = int(packed), []
-        for size in reversed(sizes):
-            rest, code = divmod(rest, size)
-            codes.append(code)
-        if rest:
+        codes = unpacked(int(packed), sizes)
+        if codes is None:
             raise CatalogError(
                 f"{path}: the SID {packed} is not within {list(sizes)} codes per level: declare them with "
                 "--sid-packed"
@@ -131,7 +128,7 @@ def _counted(path: Path, sizes: Sequence[int]) -> Iterator[tuple[str, list[int],
                 raise CatalogError(
                     f"{path}: the SID {packed} has {entry!r:.80}: it must be an object with a pid"
                 )
-            yield packed, codes[::-1], entry
+            yield packed, codes, entry
 
 
 def _add_popularity(draft: Draft, path: Path, sizes: Sequence[int], field: str) -> None:
