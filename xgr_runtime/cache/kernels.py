@@ -21,9 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import IO, Literal
+
+from xgr_runtime.cache.unused import IN_USE, remove_unused
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ PATIENCE = 600.0  # seconds for which another process may compile; then it seems
 _LOOK_EVERY = 0.1  # seconds
 _PREFIXES = {"cpu": "kernels-", "gpu": "gpu-kernels-"}
 _GPU_COMPILERS = ("flashinfer-python", "triton", "apache-tvm-ffi", "sglang", "torch")
-_IN_USE, _ONE_COMPILES = "in-use", "compiling"
+_ONE_COMPILES = "compiling"
 _PROCESSOR = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 
 
@@ -63,7 +64,7 @@ class KernelFolder:
             shutil.rmtree(aside, ignore_errors=True)
         while True:
             self.path.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(self.path / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.path / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
                 fcntl.flock(fd, fcntl.LOCK_SH)
             if os.fstat(fd).st_nlink:
@@ -94,7 +95,7 @@ class KernelFolder:
         """Whether it is a folder in which nothing else stands where our files should."""
         if self.path.is_symlink() or not self.path.is_dir():
             return False
-        ours = (self.path / _IN_USE, self.path / _ONE_COMPILES, *self.path.glob("*.complete"))
+        ours = (self.path / IN_USE, self.path / _ONE_COMPILES, *self.path.glob("*.complete"))
         return all(stat.S_ISREG(path.lstat().st_mode) for path in ours if os.path.lexists(path))
 
     def _mark(self, mark: str) -> Path:
@@ -102,14 +103,8 @@ class KernelFolder:
 
     def _remove_old(self) -> None:
         """Those used last stay, and what a process uses. Raises OSError."""
-        found = sorted(self.path.parent.glob(f"{self._prefix}*"), key=_used, reverse=True)
-        others = [other for other in found if other != self.path]
-        fit = sum(size <= KEPT_BYTES for size in accumulate(map(_bytes, others[:KEPT])))
-        for folder in others[fit:]:
-            with contextlib.suppress(OSError), (folder / _IN_USE).open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-                log.info("removed %s, kernels of another version", folder)
+        found = [path for path in self.path.parent.glob(f"{self._prefix}*") if path != self.path]
+        remove_unused(found, KEPT, KEPT_BYTES, "kernels of another version")
 
 
 def kernel_key() -> str:
@@ -157,23 +152,6 @@ def version_of(package: str) -> str:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return package
-
-
-def _bytes(folder: Path) -> int:
-    """Of all files below it, as far as they are still there."""
-    size = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            found = path.lstat()
-            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return size
-
-
-def _used(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _lock(stream: IO[str]) -> bool:

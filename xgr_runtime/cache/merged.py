@@ -12,9 +12,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 
+from xgr_runtime.cache.unused import IN_USE, remove_unused
 from xgr_runtime.checkpoint.adapter import Adapter, find_adapter
 from xgr_runtime.checkpoint.config import dtype_of, merge_by_hand
 from xgr_runtime.checkpoint.described import lay_out, small_files
@@ -29,7 +29,6 @@ FOLDER = "merged"
 KEPT = 4  # those used last stay, until there are more of them
 KEPT_BYTES = 64 << 30  # or until they take more together
 _LOCK = "lock"  # held by whoever merges or removes
-_IN_USE = "in-use"
 _PARTIAL = ".partial-"
 _SPARE = 1 << 30  # bytes that a disk keeps
 
@@ -77,10 +76,11 @@ def _kept(merger: Merger, room: Path, dtype: str) -> Iterator[Path]:
             if not (path / SINGLE).is_file():
                 _merge(merger, path, dtype)
             os.utime(path)
-            used = held.enter_context((path / _IN_USE).open("w"))
+            used = held.enter_context((path / IN_USE).open("w"))
             with contextlib.suppress(OSError):
                 fcntl.flock(used, fcntl.LOCK_SH)
-            _remove_old(path)
+            others = [other for other in room.iterdir() if other.is_dir() and other != path]
+            remove_unused(others, KEPT, KEPT_BYTES, "a merged checkpoint that was not used for long")
         yield path
 
 
@@ -120,19 +120,3 @@ def _merge(merger: Merger, path: Path, dtype: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     log.info("merged in %.1f s: %s, %d MiB", time.monotonic() - began, path, needed >> 20)
-
-
-def _remove_old(used: Path) -> None:
-    """Those used last stay, and what a process uses. Raises OSError."""
-    found = [path for path in used.parent.iterdir() if path.is_dir() and path != used]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    fit = sum(size <= KEPT_BYTES for size in accumulate(map(_bytes, found[:KEPT])))
-    for path in found[fit:]:
-        with contextlib.suppress(OSError), (path / _IN_USE).open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path)
-            log.info("removed %s, a merged checkpoint that was not used for long", path)
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
