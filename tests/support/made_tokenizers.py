@@ -22,8 +22,8 @@ WORDS = [
 ]
 
 
-def byte_pairs(folder: Path, normalized: bool, special: bool = False) -> Tokenizer:
-    """Of Qwen's kind, with `<|end|>`; normalized: SIDs are looked for in normalised text."""
+def of_qwens_kind() -> Tokenizer:
+    """Trained on a few words, with no token added."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(QWEN), behavior="isolated")
@@ -32,6 +32,12 @@ def byte_pairs(folder: Path, normalized: bool, special: bool = False) -> Tokeniz
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(WORDS * 5, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    return tokenizer
+
+
+def byte_pairs(folder: Path, normalized: bool, special: bool = False) -> Tokenizer:
+    """Of Qwen's kind, with `<|end|>`; normalized: SIDs are looked for in normalised text."""
+    tokenizer = of_qwens_kind()
     tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False, special=True)])
     tokenizer.add_tokens([AddedToken(token, normalized=normalized, special=special) for token in SIDS])
     return saved(folder, tokenizer)

@@ -11,22 +11,17 @@ import pytest
 import sentencepiece
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from made_tokenizers import WORDS, of_qwens_kind
+from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from xgr_runtime.errors import ModelError
 from xgr_runtime.tokenizer import around, read_tokenizer
-from xgr_runtime.tokenizer.byte_pairs import QWEN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WORDS = [
-    "the user bought a lamp, a chair and 12 books",
-    "what comes next? Nothing that we don't know",
-    "größer",
-]
 SIDS = [f"<{level}_{code}>" for level in "ab" for code in range(12)]
 TEXTS = [
     "<a_1><b_2>",
@@ -39,14 +34,7 @@ TEXTS = [
 
 def qwen(folder: Path, added: list[str] = SIDS) -> Tokenizer:
     """A small tokenizer of Qwen's kind with SIDs added: tokenizer.json, vocab.json and merges.txt."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    cut = pre_tokenizers.Split(Regex(QWEN), behavior="isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, letters])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(WORDS * 5, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    tokenizer = of_qwens_kind()
     tokenizer.model.save(str(folder))
     tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False, special=True)])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
