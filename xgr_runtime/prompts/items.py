@@ -51,6 +51,7 @@ class ItemFormat:
         """Raises ValueError."""
         self.format: Format = parsed(text)
         self.attributes = [name for name in dict.fromkeys(self.format.names) if name not in _OWN]
+        self._woven = "%s".join([text.replace("%", "%%") for text in self.format.texts])
 
     @property
     def shows_sid(self) -> bool:
@@ -71,34 +72,20 @@ class ItemFormat:
 
     def texts(self, catalog: Catalog, rows: NDArray[np.integer], sids: Sequence[str]) -> list[str]:
         """One text per row [n] of an item whose SID reads like `sids`."""
-        names, texts = self.format.names, self.format.texts
-        if list(names) == ["sid"]:
-            before, behind = texts
-            return [f"{before}{sid}{behind}" for sid in sids]
         columns = self._columns(catalog, rows, sids)
         cells = zip(*columns, strict=True) if columns else [()] * len(rows)
-        return [_woven(texts, values) for values in cells]
+        return [self._woven % values for values in cells]
 
     def _columns(
         self, catalog: Catalog, rows: NDArray[np.integer], sids: Sequence[str]
-    ) -> list[Sequence[str]]:
-        values: dict[str, Sequence[str]] = {
-            "sid": sids,
-            "number": [str(number + 1) for number in range(len(rows))],
-        }
+    ) -> list[Sequence[Any]]:
+        values: dict[str, Sequence[Any]] = {"sid": sids, "number": range(1, len(rows) + 1)}
         if "title" in self.format.names:
             values["title"] = catalog.titles_at(rows)
         if self.attributes:
             found = catalog.attributes_at(rows)
             values |= {name: [_text(one.get(name)) for one in found] for name in self.attributes}
         return [values[name] for name in self.format.names]
-
-
-def _woven(texts: Sequence[str], values: Sequence[str]) -> str:
-    parts = [texts[0]]
-    for value, text in zip(values, texts[1:], strict=True):
-        parts += value, text
-    return "".join(parts)
 
 
 def _text(value: Any) -> str:
