@@ -113,6 +113,18 @@ class DuplicateWorker(RequestError):
     status, code, kind = 409, "duplicate_worker", "invalid_request_error"
 
 
+class OtherVersion(RequestError):
+    """HTTP 409. The catalog has another version than the one that a change expects."""
+
+    status, code, kind = 409, "other_version", "invalid_request_error"
+
+
+class FixedCatalog(RequestError):
+    """HTTP 409. The deployment serves one catalog, which nothing changes."""
+
+    status, code, kind = 409, "fixed_catalog", "invalid_request_error"
+
+
 class RequestTimeout(RequestError):
     """HTTP 408. The client sent its request too slowly."""
 

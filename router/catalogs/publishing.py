@@ -1,0 +1,105 @@
+"""What the HTTP edge asks of whoever changes the catalog, and what it is told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from xgr_runtime.catalog import CatalogView
+from xgr_runtime.catalog.edits.batch import EditBatch
+
+
+class Prepared(NamedTuple):
+    """A batch that was made for one version, and what was asked for and is not in it."""
+
+    batch: EditBatch
+    unknown: Sequence[str] = ()  # ids that the version does not hold
+
+
+class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A change that is kept for good, and who serves it.
+
+    With `wait`, no request that begins from now on is answered from an earlier version by this router.
+    """
+
+    version: str  # that the change led to
+    visible_ms: float  # from the call until it was in use; without `wait`, until it was kept
+    workers: int  # decode workers that hold it
+    unknown: tuple[str, ...] = ()  # ids that were asked for and are not in the catalog
+
+
+class HeldVersion(NamedTuple):
+    """A version that somebody holds."""
+
+    version: str
+    newest: bool  # requests that come now use it
+    leases: int  # requests of this router that read it
+    workers: tuple[str, ...]  # names of the decode workers that hold it
+    items: int  # that are neither hidden nor removed; zero where only workers hold it
+
+
+class UnderWay(NamedTuple):
+    """A change that is kept, and not in use yet."""
+
+    version: str
+    kind: str  # edit, push, rollback; follow: another router's
+    seconds: float  # since it was asked for
+    waits_for: Mapping[str, float]  # decode workers by address; the part of what they lack that they have
+
+
+class CatalogStatus(NamedTuple):
+    """See `GET /catalog`."""
+
+    current: str  # of the store: what a start would serve now
+    newest: str  # what requests that come now use
+    versions: Sequence[HeldVersion]  # oldest first
+    under_way: UnderWay | None
+    behind: Mapping[str, str]  # decode workers, by address, that get no requests for their catalog, and why
+
+
+class Publishing(Protocol):
+    """Changes the catalog, one change after the other.
+
+    All that change something raise `BadRequest` for what is refused, whereupon nothing has changed, and
+    `Overloaded` where so many wait already. A caller that goes away does not stop what it began.
+    """
+
+    async def edit(
+        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, wait: bool
+    ) -> Published:
+        """Apply one batch.
+
+        `make` is called with the newest version of the store once it is this change's turn, maybe in a
+        thread; what it raises ends the call. `key`: idempotency, "" for none; a change of that key is not
+        made twice, and its first answer is given again. `expected`: the version that has to be current, ""
+        for any. Raises `OtherVersion` where another one is.
+        """
+        ...
+
+    async def push(self, file: Path, wait: bool) -> Published:
+        """Begin anew with a built catalog, or with a source that is built first.
+
+        The file is copied before this returns. One that the checkpoint cannot serve is refused before
+        anything is sent.
+        """
+        ...
+
+    async def rollback(self, version: str | None, wait: bool) -> Published:
+        """Go back to a version that the store keeps, None: the one before. Raises `NotFound`."""
+        ...
+
+    async def set_filter(self, name: str, where: str | None) -> None:
+        """Name a condition, or None: forget it. It is ready on all workers before this returns.
+
+        Raises `NotFound` for a name to forget that there is not.
+        """
+        ...
+
+    def filters(self) -> Mapping[str, str]:
+        """The named conditions."""
+        ...
+
+    def status(self) -> CatalogStatus:
+        """Versions, who holds them, and what is on its way."""
+        ...
