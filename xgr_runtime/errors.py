@@ -27,6 +27,10 @@ class CatalogError(StartupError):
     """A catalog cannot be read, or does not fit the checkpoint."""
 
 
+class StoreError(CatalogError):
+    """A store of catalogs cannot be read or written. Nothing of what was asked for has happened."""
+
+
 class Fatal(BaseException):
     """Nothing runs in this process any more: it ends, and its requests are tried elsewhere.
 
@@ -189,6 +193,12 @@ class Unhealthy(RequestError):
     """HTTP 503 with Retry-After. The deployment's own small request was not answered."""
 
     status, code, kind, retryable = 503, "unhealthy", "overloaded_error", True
+
+
+class StoreUnavailable(RequestError):
+    """HTTP 503 with Retry-After. The catalog's store cannot be read or written; nothing has changed."""
+
+    status, code, retryable = 503, "store_unavailable", True
 
 
 class Draining(RequestError):

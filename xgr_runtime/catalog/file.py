@@ -145,6 +145,19 @@ def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
         return map_memory(memory, path)
 
 
+def read_header(path: Path) -> Header:
+    """What a built file says of itself, of which nothing else is read. Raises CatalogError."""
+    try:
+        with open_ordinary(path) as file:
+            length, digest = _check_preamble(path, file.read(PREAMBLE.size), os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return _read_header(
+                path, memoryview(file.read(PREAMBLE.size + min(length, MAX_HEADER))), length, digest
+            )
+    except (OSError, ValueError) as error:
+        raise CatalogError(f"{path} cannot be read ({error}): check the path") from error
+
+
 def check_sums(path: Path, header: Header, arrays: Arrays) -> None:
     """Reads every array and compares it with its checksum. Raises CatalogError naming the array."""
     for entry in header.arrays:
