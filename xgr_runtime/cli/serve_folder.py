@@ -24,4 +24,7 @@ def serve_config(args: argparse.Namespace) -> ServeConfig:
                 f"{args.folder} holds no {SETTINGS}: name the folder that `xgr import` wrote, or give "
                 "--model-path and --catalog"
             )
-    return from_args(ServeConfig, args)
+    config = from_args(ServeConfig, args)
+    if not config.catalog:
+        raise ConfigError("--catalog is required here: name the file or source of the catalog")
+    return config

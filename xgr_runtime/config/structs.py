@@ -64,6 +64,11 @@ BaseModelPath = Annotated[
 # Settings that the launcher hands down to the router as they are.
 AdminApiKey = Annotated[str, about("key for routes that change or show the deployment; empty: --api-key")]
 FilterBytes = Annotated[Bytes, about("memory for the conditions of filters.where, in each process")]
+CatalogStore = Annotated[
+    str,
+    about("folder of a catalog that changes while it is served, with its versions; empty: none does"),
+]
+CatalogKeep = Annotated[Count, about("built files that --catalog-store keeps, to be returned to")]
 MaxBodyBytes = Annotated[Annotated[int, Meta(ge=1, le=1 << 30)], about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
 KeepAliveTimeout = Annotated[
@@ -217,7 +222,9 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     model_path: Annotated[Text, about("checkpoint folder (tokenizer and config only)")]
     base_model_path: BaseModelPath = ""
-    catalog: Annotated[Text, about("catalog file or source")]
+    catalog: Annotated[str, about("catalog file or source; empty: what --catalog-store has")] = ""
+    catalog_store: CatalogStore = ""
+    catalog_keep: CatalogKeep = 16
     prefill: Annotated[
         list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")
     ] = []
@@ -251,7 +258,12 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
 class ServeConfig(_Model, frozen=True, kw_only=True):
     """The launcher: one router and the workers behind it."""
 
-    catalog: Annotated[Text, about("catalog file, or index.json, .jsonl, .parquet")]
+    catalog: Annotated[
+        str,
+        about("catalog file, or index.json, .jsonl, .parquet; of an empty --catalog-store the first version"),
+    ] = ""
+    catalog_store: CatalogStore = ""
+    catalog_keep: CatalogKeep = 16
     host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     prefill_workers: Annotated[Workers, about("prefill processes")] = 1

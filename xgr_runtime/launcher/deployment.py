@@ -21,6 +21,7 @@ import msgspec
 
 from xgr_runtime.catalog import PromptTemplate, load_catalog, seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
+from xgr_runtime.catalog.store import Store, begin
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.config.machine import cores
@@ -129,7 +130,7 @@ class Deployment:
 
         Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
         """
-        source = Path(self.config.catalog)
+        source = self._source(model_path)
         try:
             watch = SourceWatch(source)
             memory, version = seal_catalog(source, model_path)
@@ -140,6 +141,14 @@ class Deployment:
             log.info("catalog %s is served as it is now, version %s", source, version)
             _check_templates(memory, Path(model_path))
             yield memory
+
+    def _source(self, model_path: str) -> Path:
+        """The catalog that processes start with; edits of a store are for its router to tell."""
+        config = self.config
+        if not config.catalog_store:
+            return Path(config.catalog)
+        with Store(Path(config.catalog_store), config.catalog_keep) as store:
+            return begin(store, config.catalog, model_path).file
 
     def _run_in_thread(self) -> None:
         try:

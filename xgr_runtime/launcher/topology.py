@@ -47,6 +47,8 @@ C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig, ImportsConfig)
 
 def check(config: ServeConfig) -> None:
     """What can be said before anything is started. Raises `StartupError`."""
+    if not config.catalog and not config.catalog_store:
+        raise ConfigError("no catalog is named: give --catalog FILE, or a --catalog-store that has one")
     check_host_names(config.allowed_hosts)
     layout_of(config)
     uses_mps(config)

@@ -3,8 +3,9 @@
 One folder, which one process writes to at a time and any number reads. What was acknowledged is on the disk.
 """
 
+from xgr_runtime.catalog.store.begin import begin
 from xgr_runtime.catalog.store.folder import StoreFolder, uploading
 from xgr_runtime.catalog.store.records import Chain, Change, FirstAnswer, StoredFilter
 from xgr_runtime.catalog.store.store import Store
 
-__all__ = ["Chain", "Change", "FirstAnswer", "Store", "StoreFolder", "StoredFilter", "uploading"]
+__all__ = ["Chain", "Change", "FirstAnswer", "Store", "StoreFolder", "StoredFilter", "begin", "uploading"]
