@@ -174,14 +174,15 @@ def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int, view: Catalog
 
 
 def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
-    """The request's live leaves, from its expression and the leaf numbers that the router sent.
+    """The request's live leaves: those with a visible item that its expression leaves, and the numbers that
+    the router sent.
 
     Raises `BadRequest`.
     """
     try:
         allow = None if request.allow is None else int32s(request.allow)
         deny = int32s(request.deny)
-        within = view.filters.left_by(request.where).leaves if request.where else None
+        within = view.filters.left_by(request.where).leaves if request.where else view.visible
         return leaf_filter(view.leaves, allow, deny, within)
     except ValueError as error:
         raise BadRequest(f"filter: {error}", "filters") from None

@@ -45,8 +45,7 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
 
 
 def _filter(query: Query, view: CatalogView) -> FilterSpec:
-    live = None if query.where is None else view.filters.left_by(query.where)
-    return resolve_items(view.catalog, query.allow, query.deny, live)
+    return resolve_items(view.catalog, query.allow, query.deny, view.live(query.where))
 
 
 def _check_end(query: Query, view: CatalogView, tokens: Tokens) -> None:

@@ -93,12 +93,13 @@ def made(items: int) -> dict[str, Any]:
 
 
 def with_numpy(arrays: dict[str, Any]) -> tuple[Callable[[str], int], Callable[[str], None]]:
-    from xgr_runtime.catalog.where import check_where, live_rows
+    from xgr_runtime.catalog.places import Places
+    from xgr_runtime.catalog.where import ItemRows, check_where, live_rows
 
     columns = columns_of(arrays)
-    item_lo, leaf_of_row = arrays["item_lo"], arrays["item_lo"][:-1]
+    places = Places(arrays["item_lo"], arrays["item_lo"][:-1])
     return (
-        lambda sql: live_rows(sql, columns, item_lo, leaf_of_row).leaves.live(len(leaf_of_row)),
+        lambda sql: live_rows(sql, ItemRows.built(columns, places)).leaves.live(places.leaves),
         lambda sql: check_where(sql, columns),
     )
 
@@ -123,11 +124,13 @@ def columns_of(arrays: dict[str, Any]) -> dict[str, Any]:
 def with_a_cache(arrays: dict[str, Any]) -> dict[str, float]:
     """What a condition that is kept costs a request, alone and with 200 denied items; its memory."""
     from xgr_kernels.trie import leaf_filter
-    from xgr_runtime.catalog.where import KeptFilters
+    from xgr_runtime.catalog.places import Places
+    from xgr_runtime.catalog.where import ItemRows, KeptFilters
 
     leaves = len(arrays["price"])
     item_lo = arrays["item_lo"]
-    kept = KeptFilters(columns_of(arrays), item_lo, item_lo[:-1], 1 << 30)
+    items = ItemRows.built(columns_of(arrays), Places(item_lo, item_lo[:-1]))
+    kept = KeptFilters(items, 1 << 30)
     sql = CONDITIONS["half"]
     bytes_ = kept.left_by(sql).nbytes
     denied = np.random.default_rng(1).choice(leaves, 200, replace=False).astype(np.int32)

@@ -84,7 +84,8 @@ def assemble(
 
     fields: attributes that have columns; None: all of those that can. Raises CatalogError.
     """
-    order = _row_order(items, sids, checked_popularity(columns, items))
+    popularity = checked_popularity(columns, items)
+    order = _row_order(items, sids, popularity)
     rows = order.tolist()
     titles = columns.titles or []
     attributes = columns.attributes or []
@@ -98,6 +99,7 @@ def assemble(
         templates=templates,
         scoring=scoring or NEUTRAL,
         columns=tuple(gathered(objects, ids, fields)),
+        popularity=np.empty(0, np.float64) if popularity is None else popularity[order],
     )
     return Catalog.from_content(content, vocab_size)
 

@@ -5,7 +5,7 @@ Only `Content` is information; the rest is derived, and stored so that opening a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     Int32 = NDArray[np.int32]
 
 TABLES = ("ids", "titles", "attributes")
+OPTIONAL = ("popularity", "hidden")
+"""Arrays that are empty where no item has a popularity, or none is hidden."""
+
+
+def _no_numbers() -> NDArray[np.float64]:
+    return np.empty(0, np.float64)
+
+
+def _no_octets() -> NDArray[np.uint8]:
+    return np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,15 @@ class Content:
     templates: Templates
     scoring: Scoring
     columns: tuple[AttributeColumn, ...] = ()  # of attributes, by name
+    popularity: NDArray[np.float64] = field(default_factory=_no_numbers)  # per row, -inf: none; or empty
+    hidden: NDArray[np.uint8] = field(default_factory=_no_octets)  # bit r: row r is in no answer; or empty
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays under the names that they have in the built file."""
         named: dict[str, NDArray[Any]] = {"sids": self.sids, "item_lo": self.item_lo}
         for name, table in zip(TABLES, (self.ids, self.titles, self.attributes), strict=True):
             named |= {f"{name}.blob": table.blob, f"{name}.offsets": table.offsets}
+        named |= {"popularity": self.popularity, "hidden": self.hidden}
         return named | column_arrays(self.columns)
 
     def version(self) -> str:
@@ -54,6 +67,8 @@ class Content:
         if self.scoring != NEUTRAL:  # so that catalogs that say nothing of it keep their versions
             digest.update(msgspec.msgpack.encode(self.scoring))
         for name, array in self.arrays().items():
+            if name in OPTIONAL and not len(array):
+                continue  # likewise
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array_bytes(array))
         return str(digest.hexdigest())

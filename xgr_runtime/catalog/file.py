@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[Any]]
 
 MAGIC = b"XGRCATLG"
-FORMAT = 2
+FORMAT = 3
 ALIGNMENT = 64
 PREAMBLE = struct.Struct("<8sIIQQ")
 MAX_HEADER = 1 << 20  # bytes; a real header is about 2 KiB

@@ -32,7 +32,7 @@ class FilterSpec(NamedTuple):
     denied_rows: Int32  # sorted distinct rows
     unknown_allow: int  # entries of allow that the catalog does not hold
     unknown_deny: int
-    live: LiveRows | None = None  # what an expression leaves: with it, all of the above are about its rows
+    live: LiveRows | None = None  # what may live at all: with it, all of the above are about its rows
 
 
 def resolve_items(
@@ -43,8 +43,10 @@ def resolve_items(
 ) -> FilterSpec:
     """Item ids to leaves and rows. Unknown ids are ignored and counted; `allow` [] leaves nothing alive.
 
-    live: the rows that may live at all; `deny_leaves` are then leaves that live by them.
+    live: the rows that may live at all, None: those that are visible; `deny_leaves` are then leaves that
+    live by them. An item that was removed is unknown.
     """
+    live = live or catalog.visible
     denied, unknown_deny = _known_rows(catalog, deny)
     if live is not None:
         denied = denied[live.holds(denied)]
@@ -55,7 +57,7 @@ def resolve_items(
     allowed = np.setdiff1d(listed, denied, assume_unique=True)
     if live is not None:
         allowed = allowed[live.holds(allowed)]
-    leaves = distinct_sorted(catalog.leaf_of_row[allowed])
+    leaves = distinct_sorted(np.sort(catalog.leaf_of_row[allowed]))
     return FilterSpec(leaves, np.empty(0, np.int32), allowed, denied, unknown_allow, unknown_deny, live)
 
 
@@ -65,6 +67,7 @@ def _known_rows(catalog: Catalog, items: Sequence[str | int]) -> tuple[Int32, in
         return np.empty(0, np.int32), 0
     rows = catalog.item_rows(items)
     known = rows[rows >= 0]
+    known = known[catalog.present(known)]
     return distinct_sorted(np.sort(known)), len(rows) - len(known)
 
 
@@ -72,10 +75,10 @@ def _fully_denied(catalog: Catalog, rows: Int32, live: LiveRows | None) -> Int32
     """Leaves all of whose rows that live are in the distinct `rows`: there are as many of them."""
     if not len(rows):
         return np.empty(0, np.int32)
-    of_rows = catalog.leaf_of_row[rows]
-    leaves = distinct_sorted(of_rows)  # rows are numbered in the order of leaves
-    counts = np.diff(np.append(np.searchsorted(of_rows, leaves), len(rows)))
-    first, last = catalog.item_lo[leaves], catalog.item_lo[leaves + 1]
-    sizes = last - first if live is None else live.living(first, last)
+    leaves, counts = np.unique(catalog.leaf_of_row[rows], return_counts=True)
+    if live is None:
+        sizes = catalog.item_lo[leaves + 1] - catalog.item_lo[leaves]
+    else:
+        sizes = catalog.places.living(leaves, live.rows)
     full: Int32 = leaves[counts == sizes]
     return full

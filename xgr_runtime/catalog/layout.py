@@ -64,6 +64,8 @@ def _expected(
         optional_empty = name != "ids" and not length(f"{name}.offsets")
         expected[f"{name}.blob"] = ("|u1", (0 if optional_empty else length(f"{name}.blob"),))
         expected[f"{name}.offsets"] = ("<i8", (0 if optional_empty else items + 1,))
+    expected["popularity"] = ("<f8", (items if length("popularity") else 0,))
+    expected["hidden"] = ("|u1", (-(-items // 8) if length("hidden") else 0,))
     expected |= {f"tail.{level}": ("<i4", (leaves,)) for level in range(tail)}
     if tail:
         expected["leaf_lo"] = ("<i4", (leaves + 1,))

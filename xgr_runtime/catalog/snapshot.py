@@ -12,15 +12,19 @@ import msgspec
 import numpy as np
 
 from xgr_kernels.trie import Trie
+from xgr_runtime.catalog import bits
 from xgr_runtime.catalog.attributes import AttributeColumn, stored_columns
-from xgr_runtime.catalog.content import TABLES, Content
+from xgr_runtime.catalog.content import OPTIONAL, TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
+from xgr_runtime.catalog.places import Places
 from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
+from xgr_runtime.catalog.slots import Later, TextsBySlot
 from xgr_runtime.catalog.template import PromptTemplate, Templates, prompt_tokens
 from xgr_runtime.catalog.trie import Levels, branching, relative_levels, scored_levels
 from xgr_runtime.catalog.vocabulary import MAX_TOKEN
+from xgr_runtime.catalog.where import ItemRows, LiveRows, Segment
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -28,19 +32,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from xgr_runtime.catalog.where import LiveRows
-
     Int32 = NDArray[np.int32]
 
 _PIECE = 1 << 14  # ids that are looked up together: their text and the places of its bytes take room
 
 
 class Catalog:
-    """An immutable snapshot. Leaves and rows are numbers; item ids are text.
+    """An immutable snapshot. Leaves and rows are numbers; item ids are text. Rows are slots: see `slots.py`.
 
-    version: content hash, hexadecimal. sids int32 [leaves, depth] sorted; trie: over them. leaf_of_row int32
-    [items]; item_lo int32 [leaves + 1]: rows of a leaf, in collision order. A search descends `levels`, which
-    have the forced tokens of `scoring`, too.
+    version: content hash, hexadecimal; of edits, a hash of what led to it. sids int32 [leaves, depth] sorted;
+    trie: over them. leaf_of_row int32 [slots]; places: the rows of each leaf, in collision order. A search
+    descends `levels`, which have the forced tokens of `scoring`, too. later: what edits made of a built one;
+    `basis`: its version when its SIDs last got a token that they had not.
     """
 
     def __init__(
@@ -50,8 +53,13 @@ class Catalog:
         templates: Templates,
         arrays: Mapping[str, NDArray[Any]],
         scoring: Scoring = NEUTRAL,
+        later: Later | None = None,
+        basis: str = "",
     ) -> None:
         self.version = version
+        self.basis = basis or version
+        self.edited = later is not None
+        self.later = later = later or Later()
         self.templates = templates
         self.scoring = scoring
         self.arrays = arrays
@@ -61,10 +69,13 @@ class Catalog:
         self.trie = Trie(self.leaves, tokens, lo)
         self.item_lo: Int32 = arrays["item_lo"]
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
-        self.items = len(self.leaf_of_row)
-        self._ids, self._titles, self._attributes = (_table(arrays, name) for name in TABLES)
+        self.places = Places(self.item_lo, self.leaf_of_row, later.order)
+        self.built_slots = len(arrays["hashes"])
+        self._ids, self._titles, self._attributes = (
+            TextsBySlot(_table(arrays, name), getattr(later, name), self.built_slots) for name in TABLES
+        )
         self._index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
-        self._vocab_size = vocab_size
+        self.vocab_size_known = vocab_size  # 0: it is not
 
     @classmethod
     def from_content(cls, content: Content, vocab_size: int | None = None) -> Catalog:
@@ -99,14 +110,17 @@ class Catalog:
                 f"token {self.vocab_size_needed - 1} is out of vocabulary, the checkpoint has {size} tokens: "
                 "use the checkpoint that the SIDs were made for, or build the catalog again with this one"
             )
-        return Catalog(self.version, size, self.templates, self.arrays, self.scoring)
+        later = self.later if self.edited else None
+        return Catalog(self.version, size, self.templates, self.arrays, self.scoring, later, self.basis)
 
     def save(self, path: str | Path) -> None:
         """Writes the built file: a temporary one beside it, then a rename. Raises CatalogError."""
+        self._check_built()
         write_file(Path(path), self._header, self.arrays)
 
     def seal(self) -> BinaryIO:
         """The built file in sealed memory, for other processes. Raises CatalogError."""
+        self._check_built()
         return write_memory(self._header, self.arrays)
 
     @property
@@ -121,18 +135,69 @@ class Catalog:
 
     @property
     def _header(self) -> Header:
-        return Header(self.version, self._vocab_size, self.templates, (), self.scoring)
+        return Header(self.version, self.vocab_size_known, self.templates, (), self.scoring)
+
+    def _check_built(self) -> None:
+        if self.edited:
+            raise CatalogError(f"the catalog {self.version} has edits in it: compact it first")
 
     @property
     def content(self) -> Content:
-        tables = self._ids, self._titles, self._attributes
-        columns = tuple(self.columns.values())
-        return Content(self.sids, self.item_lo, *tables, self.templates, self.scoring, columns)
+        """Of a built catalog. Raises CatalogError for one with edits."""
+        self._check_built()
+        tables = self._ids.table, self._titles.table, self._attributes.table
+        columns, more = tuple(self.columns.values()), (self.arrays[name] for name in OPTIONAL)
+        return Content(self.sids, self.item_lo, *tables, self.templates, self.scoring, columns, *more)
 
     @cached_property
     def columns(self) -> dict[str, AttributeColumn]:
-        """What filters read of the items' attributes, by name."""
+        """What filters read of the items' attributes, by name: those of the built file."""
         return stored_columns(self.arrays)
+
+    @property
+    def rows_by_column(self) -> ItemRows:
+        """What conditions are evaluated over."""
+        visible = None if self.visible is None else self.visible.rows
+        built = Segment(0, self.built_slots, self.columns)
+        return ItemRows((built, *self.later.segments), self.places, visible)
+
+    @property
+    def slots(self) -> int:
+        """Numbers of items: those of dead ones, too."""
+        return len(self.leaf_of_row)
+
+    @cached_property
+    def items(self) -> int:
+        """How many items it holds, hidden ones among them."""
+        return self.slots if self.later.present is None else bits.count(self.later.present)
+
+    @cached_property
+    def visible(self) -> LiveRows | None:
+        """The items that answers may list, and their leaves; None: all."""
+        if self.edited or not len(self.arrays["hidden"]):
+            return self.later.visible
+        shown = bits.filled(self.slots)
+        shown.view(np.uint8)[: len(self.arrays["hidden"])] &= ~self.arrays["hidden"]
+        return LiveRows("", shown, self.places.filter(shown), shown)
+
+    def present(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these rows [N] are items that were neither removed nor replaced."""
+        found = self.later.present
+        return np.ones(len(rows), np.bool_) if found is None else bits.holds(found, rows)
+
+    def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Of each row [N], minus infinity where it has none."""
+        built, later = self.arrays["popularity"], self.later
+        found = np.full(len(rows), -np.inf)
+        if len(built):
+            inside = rows < self.built_slots
+            found[inside] = built[rows[inside]]
+        if later.popularity or later.ranked:
+            for at, row in enumerate(rows.tolist()):
+                if row >= self.built_slots:
+                    found[at] = later.popularity[row - self.built_slots]
+                found[at] = later.ranked.get(row, found[at])
+        return found
 
     @cached_property
     def scored_levels(self) -> Levels:
@@ -165,7 +230,7 @@ class Catalog:
     @property
     def vocab_size(self) -> int:
         """Of the checkpoint it was built for, else the smallest one that fits."""
-        return self._vocab_size or self.vocab_size_needed
+        return self.vocab_size_known or self.vocab_size_needed
 
     @property
     def trie_bytes(self) -> int:
@@ -182,10 +247,18 @@ class Catalog:
         return int(counts[counts > 1].sum()), int(counts.max())
 
     def item_rows(self, item_ids: Sequence[str | int]) -> Int32:
-        """Row of each id, int32 [N], -1 for ids that the catalog does not hold."""
+        """Row of each id, int32 [N], -1 for ids that it does not hold. Removed items have theirs."""
         pieces = [item_ids[first : first + _PIECE] for first in range(0, len(item_ids), _PIECE)]
-        rows = [find_rows(self._index, self._ids, encode_ids(piece)) for piece in pieces]
+        rows = [self._rows(encode_ids(piece)) for piece in pieces]
         return np.concatenate([np.empty(0, np.int32), *rows])
+
+    def _rows(self, encoded: list[bytes]) -> Int32:
+        rows = find_rows(self._index, self._ids.table, encoded)
+        if newest := self.later.newest:
+            for at, row in enumerate(map(newest.get, encoded)):
+                if row is not None:
+                    rows[at] = row
+        return rows
 
     def leaves_of_items(self, item_ids: Sequence[str | int]) -> Int32:
         """Leaf of each id, int32 [N], -1 for ids that the catalog does not hold."""
@@ -205,13 +278,11 @@ class Catalog:
     ) -> list[list[str]]:
         """Ids of each leaf's items in collision order, of those that are allowed, live and not denied.
 
-        The row sets are sorted, as `resolve_items` gives them.
+        live: None: those that are visible. The row sets are sorted, as `resolve_items` gives them.
         """
-        leaves = np.asarray(leaves, np.int64)
-        lo, hi = self.item_lo[leaves], self.item_lo[leaves + 1]
-        ends = np.cumsum(hi - lo)
-        rows = np.repeat(lo - (ends - (hi - lo)), hi - lo) + np.arange(ends[-1] if len(ends) else 0)
+        rows, ends = self.places.on(np.asarray(leaves, np.int64))
         keep = np.ones(len(rows), np.bool_)
+        live = live or self.visible
         if allowed_rows is not None:
             keep &= _member(allowed_rows, rows)
         if denied_rows is not None:
@@ -235,25 +306,22 @@ class Catalog:
 
     def titles_at(self, rows: NDArray[np.integer]) -> list[str]:
         """The title of each row, "" where it has none."""
-        if not len(self._titles.offsets):
-            return [""] * len(rows)
         return [title.decode() for title in self._titles.take(rows)]
 
     def attributes_at(self, rows: NDArray[np.integer]) -> list[dict[str, Any]]:
         """The attributes of each row, {} where it has none."""
-        if not len(self._attributes.offsets):
-            return [{}] * len(rows)
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         return [decode(text) if text else {} for text in self._attributes.take(rows)]
 
     @property
     def has_titles(self) -> bool:
-        return len(self._titles.blob) > 0
+        return self._titles.any()
 
     def has_attribute(self, name: str) -> bool:
         """Whether some item has it."""
         key = re.escape(msgspec.json.encode(name) + b":")
-        return re.search(key, self._attributes.blob.data) is not None
+        found = re.search(key, self._attributes.table.blob.data)
+        return found is not None or any(re.search(key, text) for text in self.later.attributes)
 
     def prompt_tokens(
         self, history: Sequence[int] | NDArray[np.integer], max_prompt_tokens: int
@@ -276,6 +344,6 @@ def _members(tokens: Int32) -> NDArray[np.int64]:
     return np.flatnonzero(seen)
 
 
-def _member(sorted_rows: Int32, rows: Int32) -> NDArray[np.bool_]:
+def _member(sorted_rows: Int32, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
     at = np.searchsorted(sorted_rows, rows)
     return np.searchsorted(sorted_rows, rows, side="right") > at

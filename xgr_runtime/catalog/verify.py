@@ -72,8 +72,30 @@ def _content_problem(content: Content) -> str | None:
             return f"{name} {problem}"
     if (np.diff(content.ids.offsets) < 1).any():
         return "an item id is empty"
+    if problem := _optional_problem(content):
+        return problem
     problems = (column_problem(column, int(content.item_lo[-1])) for column in content.columns)
     return next((problem for problem in problems if problem), None)
+
+
+def _optional_problem(content: Content) -> str | None:
+    """Of arrays that are there only where they say something."""
+    popularity, hidden, items = content.popularity, content.hidden, int(content.item_lo[-1])
+    if len(popularity):
+        if (np.isnan(popularity) | np.isposinf(popularity)).any() or np.isneginf(popularity).all():
+            return "a popularity is no number, or none is given"
+        falling = popularity[1:] <= popularity[:-1]
+        falling[content.item_lo[1:-1] - 1] = True
+        if not falling.all():
+            return (
+                f"items of a leaf are not in the order of their popularity at item {np.argmin(falling) + 1}"
+            )
+    if len(hidden):
+        if not hidden.any():
+            return "no item is hidden, and there is a bitmap of them"
+        if items % 8 and hidden[-1] >> (items % 8):
+            return "an item beyond the last is hidden"
+    return None
 
 
 def _table_problem(table: StringTable) -> str | None:

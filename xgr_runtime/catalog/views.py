@@ -11,9 +11,10 @@ from xgr_runtime.catalog.where import KeptFilters
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from xgr_kernels.trie import ScoreMode, Trie
+    from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
     from xgr_runtime.catalog.snapshot import Catalog
     from xgr_runtime.catalog.trie import Levels
+    from xgr_runtime.catalog.where import LiveRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +23,25 @@ class CatalogView:
 
     catalog: Catalog
     filter_bytes: int = 64 << 20  # that evaluated expressions may take
+    carried: KeptFilters | None = None  # from the version before
 
     @cached_property
     def filters(self) -> KeptFilters:
         """Expressions over its attributes."""
-        catalog = self.catalog
-        return KeptFilters(catalog.columns, catalog.item_lo, catalog.leaf_of_row, self.filter_bytes)
+        return self.carried or KeptFilters(self.catalog.rows_by_column, self.filter_bytes)
+
+    @property
+    def visible(self) -> LeafFilter | None:
+        """The leaves with a visible item; None: every leaf has one, and a search needs no filter."""
+        found = self.catalog.visible
+        return None if found is None or found.leaves.live(self.leaves) == self.leaves else found.leaves
+
+    def live(self, where: str | None) -> LiveRows | None:
+        """The items that a condition leaves; without one, those that are visible, None: all of them.
+
+        Raises BadRequest naming a position of the text.
+        """
+        return self.catalog.visible if where is None else self.filters.left_by(where)
 
     @property
     def version(self) -> str:

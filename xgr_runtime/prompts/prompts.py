@@ -88,7 +88,7 @@ class Prompts:
         values = plan.variables(variables)
         shown = {
             key: view.newest(
-                catalog.item_lo[leaves] if rows is None else rows[key],
+                catalog.places.first(leaves) if rows is None else rows[key],
                 found.max_history_items,
                 found.window_step,
             )

@@ -127,7 +127,7 @@ class View:
         leaves = np.linspace(0, self.catalog.leaves - 1, sum(_TRIED)).astype(np.int64)
         prompts, differs = [], False
         for count in _TRIED if plan.template.texts else ():
-            trial = dict.fromkeys(plan.histories, self.catalog.item_lo[leaves[:count]])
+            trial = dict.fromkeys(plan.histories, self.catalog.places.first(leaves[:count]))
             text = plan.text(self.catalog, self._spelling, self._chat, trial, values)
             whole = self._texts.whole(text.text, plan.special_tokens)
             prompts.append(whole)

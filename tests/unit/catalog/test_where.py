@@ -27,7 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xgr_runtime.catalog.attributes import AttributeField
-from xgr_runtime.catalog.where import KeptFilters
+from xgr_runtime.catalog.places import Places
+from xgr_runtime.catalog.where import ItemRows, KeptFilters
 from xgr_runtime.errors import BadRequest
 
 NUMBERS = ("n", "m", "price")
@@ -264,7 +265,8 @@ def test_what_was_evaluated_is_kept_and_the_least_recently_used_goes_first() -> 
     columns = columns_of([{"n": n} for n in range(1000)])
     item_lo, leaf_of_row = np.arange(1001, dtype=np.int32), np.arange(1000, dtype=np.int32)
     one = live_on("n = 1", columns, item_lo).nbytes
-    kept = KeptFilters(columns, item_lo, leaf_of_row, 3 * one)
+    items = ItemRows.built(columns, Places(item_lo, leaf_of_row))
+    kept = KeptFilters(items, 3 * one)
     for n in (1, 2, 3, 1):
         assert kept.left_by(f"n = {n}").holds(np.arange(1000)).nonzero()[0].tolist() == [n]
     assert (kept.held_bytes, kept.hits, kept.misses) == (3 * one, 1, 3)
@@ -274,6 +276,6 @@ def test_what_was_evaluated_is_kept_and_the_least_recently_used_goes_first() -> 
     with pytest.raises(BadRequest):
         kept.left_by("m = 1")
     assert kept.left_by("n = 4") is kept.left_by("n = 4")
-    small = KeptFilters(columns, item_lo, leaf_of_row, one - 1)
+    small = KeptFilters(items, one - 1)
     assert small.left_by("n = 1").leaves.live(1000) == 1
     assert "n = 1" not in small and small.held_bytes == 0

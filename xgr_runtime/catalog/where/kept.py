@@ -1,22 +1,23 @@
-"""Expressions that were evaluated for one catalog, kept for the next request with the same text."""
+"""Expressions that were evaluated for one version, kept for the next request, and for the next version."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from xgr_runtime.catalog.where.live import LiveRows, live_rows
+from xgr_runtime.catalog.places import Step
+from xgr_runtime.catalog.where.live import ItemRows, LiveRows, live_rows, true_rows
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+_STEPS = 4  # batches after which leaves are found anew and not followed
 
-    import numpy as np
-    from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.attributes import AttributeColumn
+class _Kept(NamedTuple):
+    """An expression as an earlier version had it, and what has changed since; nothing: it is this one's."""
 
-    Int32 = NDArray[np.int32]
+    live: LiveRows
+    slots: int  # of that version
+    since: tuple[Step, ...] = ()
 
 
 class KeptFilters:
@@ -25,49 +26,75 @@ class KeptFilters:
     hits, misses: how often `left_by` found an expression here, and how often it did not.
     """
 
-    def __init__(
-        self, columns: Mapping[str, AttributeColumn], item_lo: Int32, leaf_of_row: Int32, most_bytes: int
-    ) -> None:
-        self._columns = columns
-        self._item_lo, self._leaf_of_row = item_lo, leaf_of_row
+    def __init__(self, items: ItemRows, most_bytes: int) -> None:
+        self.items = items
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[str, LiveRows] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._shelf = Lock()  # held for moments
         self._turn = Lock()  # held while an expression is evaluated: who waits for it may want the same one
         self.held_bytes = 0
         self.hits = 0
         self.misses = 0
 
+    def after(self, items: ItemRows, step: Step) -> KeptFilters:
+        """Those of the next version: what is kept here needs a look at the changed items alone."""
+        found = KeptFilters(items, self._most_bytes)
+        with self._shelf:
+            for text, kept in self._kept.items():
+                found._kept[text] = kept._replace(since=(*kept.since, step))
+            found.held_bytes, found.hits, found.misses = self.held_bytes, self.hits, self.misses
+        return found
+
     def __contains__(self, text: str) -> bool:
-        """Whether the expression needs no evaluation now."""
+        """Whether the expression needs no evaluation now, or next to none."""
         return text in self._kept
 
     def left_by(self, text: str) -> LiveRows:
         """What the expression leaves. Raises BadRequest naming a position of the text."""
-        if (found := self._find(text)) is not None:
-            return found
+        if (found := self._find(text)) is not None and not found.since:
+            return found.live
         with self._turn:
-            if (found := self._find(text)) is not None:
-                return found
-            self.misses += 1
-            live = live_rows(text, self._columns, self._item_lo, self._leaf_of_row)
-            self._keep(live)
+            found = self._find(text)
+            if found is not None and not found.since:
+                return found.live
+            live = live_rows(text, self.items) if found is None else self._brought_up(found)
+            with self._shelf:
+                self.hits += found is not None
+                self.misses += found is None
+                self._keep(live)
             return live
 
-    def _find(self, text: str) -> LiveRows | None:
+    def bring_up(self) -> None:
+        """Makes all that is kept ready, so that no request has to."""
+        for text in list(self._kept):
+            self.left_by(text)
+
+    def _find(self, text: str) -> _Kept | None:
         with self._shelf:
             found = self._kept.get(text)
             if found is not None:
                 self._kept.move_to_end(text)
-                self.hits += 1
+                self.hits += not found.since
             return found
+
+    def _brought_up(self, kept: _Kept) -> LiveRows:
+        """Of this version, from what an earlier one had."""
+        items, before = self.items, kept.live
+        true = before.true
+        if items.places.slots > kept.slots:
+            true = true_rows(before.text, items, before.true, kept.slots)
+        rows = true if items.visible is None else true & items.visible
+        if len(kept.since) > _STEPS:
+            return LiveRows(before.text, rows, items.places.filter(rows), true)
+        return LiveRows(before.text, rows, items.places.followed(before.leaves, rows, kept.since), true)
 
     def _keep(self, live: LiveRows) -> None:
         """One that is larger than all that may be kept is not."""
-        with self._shelf:
-            if live.nbytes > self._most_bytes:
-                return
-            self._kept[live.text] = live
-            self.held_bytes += live.nbytes
-            while self.held_bytes > self._most_bytes:
-                self.held_bytes -= self._kept.popitem(last=False)[1].nbytes
+        before = self._kept.pop(live.text, None)
+        self.held_bytes -= before.live.nbytes if before else 0
+        if live.nbytes > self._most_bytes:
+            return
+        self._kept[live.text] = _Kept(live, self.items.places.slots)
+        self.held_bytes += live.nbytes
+        while self.held_bytes > self._most_bytes:
+            self.held_bytes -= self._kept.popitem(last=False)[1].live.nbytes
