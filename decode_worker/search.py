@@ -16,6 +16,9 @@ from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
 PLAIN_MODES: Sequence[ScoreMode] = ("vocab", "legal")
 """Score modes that selection knows without help."""
 
+NOTHING_ABOVE = -1e30
+"""A score that every leaf has."""
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
@@ -86,6 +89,15 @@ class Question:
         return self.filter.live(self.trie.leaves)
 
 
+def last_kept(scores: Floats, width: int, most: int) -> float:
+    """What no child that a level passed over scores above; `NOTHING_ABOVE` if it passed over none.
+
+    scores [n], descending: of the children kept, at most `width`. most: nodes of the level with a live leaf.
+    A token adds a log-probability, at most 0, to a score. So what this bounds are all leaves below as well.
+    """
+    return float(scores[-1]) if width < most and len(scores) == width else NOTHING_ABOVE
+
+
 def tail_tokens_of(depth: int) -> int:
     """T, the tokens of a beam whose keys and values are stored: the newest one's never are."""
     return max(0, depth - 2)
@@ -109,6 +121,7 @@ class Search:
         self.invalid = False
         self.phase = TaskPhase.SEARCH  # what its engine says
         self.forward_seconds = 0.0
+        self.ceiling: float | None = NOTHING_ABOVE  # of leaves that its beams do not lead to; None: not known
         self.scores: Floats = np.zeros(1, np.float32)
         unknown = [question.last_token] if hidden is None else []
         self.tokens: Ints = np.array(unknown, np.int32)
@@ -180,6 +193,10 @@ class Search:
                 anc[:, self.level - 1] = self.rows[parents]
         else:
             anc = np.zeros((len(tokens), self.anc.shape[1]), np.int64)
+        if self.ceiling is not None:
+            question = self.question
+            most = min(question.trie.nodes[self.level], question.live_leaves)
+            self.ceiling = max(self.ceiling, last_kept(scores, question.width, most))
         self.anc, self.scores, self.tokens, self.lo, self.hi = anc, scores, tokens, lo, hi
         self.level += 1
 
@@ -187,6 +204,7 @@ class Search:
         """Take the end of a search whose levels ran elsewhere: scores and leaves [n], best first."""
         self.level, self.invalid = self.question.depth, invalid
         self.scores, self.lo = scores, leaves
+        self.ceiling = None
 
     def answer(self) -> tuple[Ints, Floats]:
         """Leaves and scores [n], best first; empty when nothing was alive."""

@@ -181,7 +181,8 @@ class DecodeWorker:
             self.fail(task.id, InvalidLogits("the model returned NaN or infinity for this request"))
             return
         leaves, scores = task.search.answer()
-        result = Result(task.id, pack(leaves), pack(scores), task.timing(self.clock()), task.cached_tokens)
+        timing, ceiling = task.timing(self.clock()), task.search.ceiling
+        result = Result(task.id, pack(leaves), pack(scores), timing, task.cached_tokens, ceiling)
         self.scheduler.keep(task)  # its beams have read all KV, and were finite
         self.end(task)
         self.counters["answered"] += 1

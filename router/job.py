@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from router.listing import PLAIN, Listing
 from xgr_kernels.trie import ScoreMode
 from xgr_runtime.catalog import CatalogView, FilterSpec
 from xgr_runtime.discovery import WorkerAddress
@@ -34,7 +35,13 @@ class Job:
     unknown_history: int = 0  # items of it that the catalog does not hold
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    listing: Listing = PLAIN  # of the results
     probe: bool = False  # the router's own, to see whether all is well
+
+    @property
+    def beams(self) -> int:
+        """Leaves that the search answers: with diversity all that it found, of which some will be results."""
+        return self.results if self.listing.diversity is None else self.width
 
     @property
     def allow(self) -> NDArray[np.int32] | None:
@@ -69,6 +76,7 @@ class Outcome:
     timing: Timing
     attempts: int
     cached_tokens: int = 0  # of the prompt, which prefill did not compute
+    ceiling: float | None = None  # no other leaf has a score above it; None: not known
 
 
 @dataclass(frozen=True)

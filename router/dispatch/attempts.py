@@ -221,7 +221,7 @@ class Attempts:
             id=attempt.id,
             tokens=tokens,
             width=job.width,
-            results=job.results,
+            results=job.beams,
             score_mode=job.score_mode,
             repetition_penalty=job.repetition_penalty,
             catalog=job.view.version,

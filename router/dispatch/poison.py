@@ -72,7 +72,7 @@ def content(job: Job) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     kind = (
         job.width,
-        job.results,
+        job.beams,
         job.score_mode,
         job.repetition_penalty,
         job.view.version,

@@ -113,7 +113,7 @@ class Tries:
     def _answer(self, attempt: Attempt, result: Result) -> Outcome:
         self._poison.survived(self._request.job)
         timing = whole(result.timing, attempt.ended - attempt.started)
-        return Outcome(*found_in(result), timing, self._made, result.cached_tokens)
+        return Outcome(*found_in(result), timing, self._made, result.cached_tokens, result.ceiling)
 
 
 def whole(timing: Timing, seconds: float) -> Timing:

@@ -22,7 +22,7 @@ def unsound(result: Result, job: Job) -> str:
     if len(result.leaves) % _BYTES or len(result.scores) % _BYTES:
         return "its arrays end within a number"
     found, scores = found_in(result)
-    wanted = min(job.results, job.live_leaves)
+    wanted = min(job.beams, job.live_leaves)
     if (len(found), len(scores)) != (wanted, wanted):
         return f"it has {len(found)} leaves and {len(scores)} scores, not {wanted} of each"
     if not all(map(math.isfinite, msgspec.structs.astuple(result.timing))):
@@ -31,7 +31,7 @@ def unsound(result: Result, job: Job) -> str:
         return f"of {len(job.tokens)} tokens it found {result.cached_tokens} cached"
     if not wanted:
         return ""
-    return _wrong_leaves(found, job) or _wrong_scores(scores.tolist())
+    return _wrong_leaves(found, job) or _wrong_scores(scores.tolist()) or _wrong_ceiling(result, scores, job)
 
 
 def found_in(result: Result) -> tuple[Leaves, Scores]:
@@ -59,6 +59,14 @@ def _wrong_scores(scores: list[float]) -> str:
     if not (math.isfinite(scores[0]) and math.isfinite(scores[-1])):
         return "a score is not finite"
     return "" if all(map(operator.ge, scores, scores[1:])) else "its scores do not descend"
+
+
+def _wrong_ceiling(result: Result, scores: Scores, job: Job) -> str:
+    """A search that kept as many leaves as it may, and not all, has passed over some that come next."""
+    cut = len(scores) == job.width < job.live_leaves
+    if result.ceiling is not None and cut and result.ceiling < scores[-1]:
+        return "its ceiling is below a leaf that it kept last"
+    return ""
 
 
 def _members(found: Leaves, some: Leaves) -> NDArray[np.bool_]:

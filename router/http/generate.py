@@ -125,8 +125,10 @@ class Generate:
     def respond(self, record: AccessRecord, asked: Asked, outcome: Outcome) -> Response:
         """The answer, as one event where the client asked for a stream."""
         started = time.monotonic()
-        record.wanted, record.results = asked.job.results, len(outcome.leaves)
-        body = _ENCODER.encode(answer(asked.job, outcome, asked.model.tokenizer, record.arrival))
+        answered = answer(asked.job, outcome, asked.model.tokenizer, record.arrival)
+        record.results = len(answered.meta_info.beam_results)
+        record.wanted = asked.job.results if asked.job.listing.most_items is None else record.results
+        body = _ENCODER.encode(answered)
         self.dispatch.timeline.add(REQUEST, "compose", started, rid=record.rid, results=record.results)
         if not asked.stream:
             return Response(body, media_type="application/json")

@@ -11,10 +11,13 @@ from router.http.schema import (
     Histories,
     Items,
     Message,
+    ReturnFields,
+    SampleItems,
     SamplingParams,
     refuse_sampling,
 )
 from router.http.settings import HttpSettings
+from router.listing import Diversity, Listing
 from router.query.prompts import UNLIMITED, shorten
 from router.query.query import MOST_PRIORITY, Conversation, History, Prompt, Query, Text, TokenIds
 from xgr_runtime.catalog import CatalogView, Scoring
@@ -62,6 +65,7 @@ class Intake:
             allow=allow,
             deny=deny,
             where=body.filters.where if body.filters else None,
+            listing=listing(body),
             priority=body.priority or 0,
         )
 
@@ -194,6 +198,20 @@ def filters(body: GenerateRequest) -> tuple[list[str] | None, list[str]]:
             )
         deny += [item for items in histories(body.history).values() for item in items]
     return allow, deny
+
+
+def listing(body: GenerateRequest) -> Listing:
+    """Which items of the results are listed, and what is said of them."""
+    which, said = body.items_per_sid or "all", body.returned or ReturnFields()
+    diverse = body.diversity
+    return Listing(
+        per_sid=body.max_items_per_sid or (None if which == "all" else 1),
+        sample=which.sample if isinstance(which, SampleItems) else None,
+        most_items=body.max_items,
+        diversity=None if diverse is None else Diversity(diverse.attribute, diverse.at_most),
+        title=said.title,
+        attributes=tuple(said.attributes),
+    )
 
 
 def item_ids(items: Sequence[int | str], where: str, field: str = "") -> list[str]:

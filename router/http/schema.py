@@ -23,6 +23,7 @@ NEUTRAL_BYTES = 16  # that a neutral value takes at most
 MOST_HISTORY = 1 << 16  # items, of which a prompt holds the newest
 MOST_NAMED = 64  # lists of a history, variables, arguments of a chat template
 MOST_MESSAGES = 1024
+MOST_ATTRIBUTE = 256  # characters of its name
 MOST_FILTERED = 1 << 19  # items of one list: to look them up takes a fraction of a second
 MOST_CONDITION = MAX_CHARACTERS  # characters
 
@@ -33,6 +34,7 @@ Whole = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]  # refused before its 
 Count = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 ModelName = Annotated[str, Meta(max_length=MOST_NAME)]
 Items = Annotated[list[ItemId], Meta(max_length=MOST_HISTORY)]
+AttributeName = Annotated[str, Meta(max_length=MOST_ATTRIBUTE)]
 Histories = Annotated[dict[str, Items], Meta(max_length=MOST_NAMED)]
 Variables = Annotated[dict[str, str], Meta(max_length=MOST_NAMED)]
 Message = dict[str, str | list[dict[str, str]] | None]  # what of it has to be there: `intake.chat`
@@ -112,6 +114,26 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+class SampleItems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Items of a SID in an order that the seed draws, anew for each prompt."""
+
+    sample: Annotated[int, Meta(ge=0, le=INT64_MAX, description="The seed.")]
+
+
+class DiverseItems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many items of an answer may share a value; those without the attribute are not limited."""
+
+    attribute: AttributeName
+    at_most: Annotated[Count, Meta(description="Items of one value.")]
+
+
+class ReturnFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer says of each item, in `item_info` beside `items`."""
+
+    title: bool = False
+    attributes: Annotated[list[AttributeName], Meta(max_length=MOST_NAMED)] = []
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Exactly one of `input_ids`, `history`, `text` and `messages`; fields after `priority` are SGLang's."""
 
@@ -144,7 +166,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="Of history items that the catalog does not hold: `refuse` the request, or `drop` "
             "and count them, as long as one is known."
         ),
-    ] = "refuse"
+    ] = "drop"
     text: str | None = None
     model: Annotated[
         ModelName | None,
@@ -154,6 +176,28 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_ms: Timeout | None = None
     sampling_params: SamplingParams | None = None
     filters: Filters | None = None
+    returned: Annotated[
+        ReturnFields | None, Meta(description="What the answer says of items besides their ids.")
+    ] = msgspec.field(default=None, name="return")
+    items_per_sid: Annotated[
+        Literal["all", "best"] | SampleItems | None,
+        Meta(
+            description="Which items of a SID are listed: `all`, the most popular ones first (default); "
+            "`best`, the first of these; or a sample."
+        ),
+    ] = None
+    max_items_per_sid: Annotated[
+        Count | None, Meta(description="1 if absent, for `best` and samples; no limit for `all`.")
+    ] = None
+    max_items: Annotated[
+        Count | None, Meta(description="Of the whole answer, which ends with the result that reaches it.")
+    ] = None
+    diversity: Annotated[
+        DiverseItems | None,
+        Meta(
+            description="Results come from all beams, best first, without items of a value that is used up."
+        ),
+    ] = None
     stream: Annotated[bool, Meta(description="The answer as one server-sent event.")] = False
     priority: Annotated[
         Annotated[int, Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)] | None,

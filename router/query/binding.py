@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.job import Job
+from router.query.listings import check_listing
 from router.query.models import Model
 from router.query.prompts import check_length, shorten
 from router.query.query import Conversation, History, Query, Text
@@ -23,6 +24,7 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
 
     `most_tokens`: that its prompt may have.
     """
+    check_listing(query.listing, view.catalog)
     head = np.array(view.catalog.scoring.prompt_head, np.int32)  # behind every prompt
     prompt = _prompt(query, model, view, most_tokens - len(head))
     _check_end(query, view, prompt.tokens)
@@ -40,6 +42,7 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
         priority=query.priority,
         dropped_items=prompt.dropped,
         unknown_history=prompt.unknown,
+        listing=query.listing,
         probe=query.probe,
     )
 

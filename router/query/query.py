@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from router.listing import PLAIN, Listing
 from xgr_kernels.trie import ScoreMode
 
 MOST_PRIORITY = 100
@@ -63,5 +64,6 @@ class Query:
     allow: Sequence[str] | None = None  # items; None: all
     deny: Sequence[str] = ()  # items
     where: str | None = None  # a condition over attributes, as SQL writes it; None: all
+    listing: Listing = PLAIN  # which items of the results are listed, and what is said of them
     priority: int = 0  # higher first
     probe: bool = False  # the router's own, to see whether all is well

@@ -268,16 +268,17 @@ class Catalog:
     def item_id(self, row: int) -> str:
         return self._ids.get(row).decode()
 
-    def items_of_leaves(
+    def rows_of_leaves(
         self,
         leaves: ArrayLike,
         *,
         allowed_rows: Int32 | None = None,
         denied_rows: Int32 | None = None,
         live: LiveRows | None = None,
-    ) -> list[list[str]]:
-        """Ids of each leaf's items in collision order, of those that are allowed, live and not denied.
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of each leaf's items in collision order, of those that are allowed, live and not denied.
 
+        Of all leaves [N] one after the other, and where each leaf's begin, closing with their number [N + 1].
         live: None: those that are visible. The row sets are sorted, as `resolve_items` gives them.
         """
         rows, ends = self.places.on(np.asarray(leaves, np.int64))
@@ -289,9 +290,27 @@ class Catalog:
             keep &= ~_member(denied_rows, rows)
         if live is not None:
             keep &= live.holds(rows)
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])[ends]
-        names = [name.decode() for name in self._ids.take(rows[keep])]
-        return [names[first:last] for first, last in pairwise([0, *ends.tolist()])]
+        kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])
+        return rows[keep], kept[np.concatenate([np.zeros(1, np.int64), ends])]
+
+    def items_of_leaves(
+        self,
+        leaves: ArrayLike,
+        *,
+        allowed_rows: Int32 | None = None,
+        denied_rows: Int32 | None = None,
+        live: LiveRows | None = None,
+    ) -> list[list[str]]:
+        """Ids of each leaf's items: see `rows_of_leaves`."""
+        rows, begins = self.rows_of_leaves(
+            leaves, allowed_rows=allowed_rows, denied_rows=denied_rows, live=live
+        )
+        names = self.ids_at(rows)
+        return [names[first:last] for first, last in pairwise(begins.tolist())]
+
+    def ids_at(self, rows: NDArray[np.integer]) -> list[str]:
+        """The id of each row's item."""
+        return [name.decode() for name in self._ids.take(rows)]
 
     def title(self, item: str | int) -> str | None:
         """The item's title; None if it has none or the catalog does not hold it."""
@@ -312,6 +331,10 @@ class Catalog:
         """The attributes of each row, {} where it has none."""
         decode = msgspec.json.Decoder(dict[str, Any]).decode
         return [decode(text) if text else {} for text in self._attributes.take(rows)]
+
+    def attribute_texts_at(self, rows: NDArray[np.integer]) -> list[bytes]:
+        """The attributes of each row as JSON of an object, b"" where it has none."""
+        return self._attributes.take(rows)
 
     @property
     def has_titles(self) -> bool:

@@ -1,6 +1,6 @@
 """What HTTP answers look like: written by the router, read by the client. Fields may be added."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,12 +14,26 @@ class BeamMeta(msgspec.Struct, frozen=True, gc=False):
     cumulative_logprob: float
 
 
-class BeamResult(msgspec.Struct, frozen=True, gc=False):
-    """One SID and the items on it that the filters leave. Cannot be part of a cycle, hence untracked."""
+class ItemInfo(msgspec.Struct, frozen=True):
+    """What was asked of an item with `return`; what was not is absent.
+
+    `title` is None where it has none, and so is the value of an attribute.
+    """
+
+    title: str | msgspec.UnsetType | None = msgspec.UNSET
+    attributes: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class BeamResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One SID and the items on it that are listed. Cannot be part of a cycle, hence untracked.
+
+    `item_info` has an entry for each of `items`, and is there if the request has `return`.
+    """
 
     output_ids: list[int]
     items: list[str]
     meta_info: BeamMeta
+    item_info: list[ItemInfo] | None = None
 
 
 class FinishReason(msgspec.Struct, frozen=True):
@@ -37,7 +51,18 @@ class UnknownItems(msgspec.Struct, frozen=True):
     history: int
 
 
-class MetaInfo(msgspec.Struct, frozen=True):
+class DiversityFacts(msgspec.Struct, frozen=True):
+    """How the results of a request with `diversity` were found.
+
+    `beams` were looked at: all that the search found. `wider_changes`: whether a wider search could have
+    another answer; `no` is certain, but for scores that rounding moves past each other.
+    """
+
+    beams: int
+    wider_changes: Literal["no", "unknown"]
+
+
+class MetaInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything about an answer but its best SID. Times are in seconds.
 
     The scores are those of the best SID, None without one. `completion_tokens` counts the best SID alone.
@@ -57,6 +82,7 @@ class MetaInfo(msgspec.Struct, frozen=True):
     dropped_items: int
     unknown_items: UnknownItems
     beam_results: list[BeamResult]
+    diversity: DiversityFacts | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

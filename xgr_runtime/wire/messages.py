@@ -260,13 +260,18 @@ class Timing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Result(Message, frozen=True, tag="result"):
-    """Decode worker to router: the best leaves, best first."""
+    """Decode worker to router: the best leaves, best first.
+
+    `ceiling`: no leaf that is not among the search's beams, of which these are the best, has a score above
+    it; -1e30 if every live leaf is. None: not known.
+    """
 
     id: AttemptId
     leaves: bytes  # int32 [n]
     scores: bytes  # float32 [n], natural log
     timing: Timing  # but for `transfer`: only the router sees the whole of an attempt
     cached_tokens: Count = 0  # of the prompt, which prefill did not compute
+    ceiling: Finite | None = None
 
 
 class Failed(Message, frozen=True, tag="failed"):

@@ -102,7 +102,7 @@ class FakeDispatch:
         live = np.arange(self.catalog.leaves, dtype=np.int32) if job.allow is None else job.allow
         if job.where and job.filter.live is not None:
             live = live[job.filter.live.leaves.holds(live)]
-        leaves = live[~np.isin(live, job.deny)][: job.results].astype(np.int32)
+        leaves = live[~np.isin(live, job.deny)][: job.beams].astype(np.int32)
         return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)  # type: ignore[arg-type]
 
     async def flush(self) -> list[Flush]:

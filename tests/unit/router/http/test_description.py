@@ -107,7 +107,7 @@ def test_bounds_are_the_deployments(document: dict[str, Any]) -> None:
 def test_every_request_field_is_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     for kind in (GenerateRequest, SamplingParams):
-        assert set(schemas[kind.__name__]["properties"]) == set(kind.__struct_fields__)
+        assert set(schemas[kind.__name__]["properties"]) == set(kind.__struct_encode_fields__)
         assert schemas[kind.__name__]["additionalProperties"] is False
 
 

@@ -114,10 +114,10 @@ def test_empty_history_is_a_new_user(server: Server, dispatch: FakeDispatch) -> 
 
 
 def test_unknown_items_of_a_history(server: Server, dispatch: FakeDispatch) -> None:
-    refused = server.generate(history=["1", "gone", "2", "?"])
+    refused = server.generate(history=["1", "gone", "2", "?"], unknown_history="refuse")
     assert refused.status_code == 400 and 'unknown_history to "drop"' in refused.json()["error"]["message"]
     assert "history[1] is 'gone'" in refused.text and "(2 unknown in all)" in refused.text
-    dropped = server.generate(history=["1", "gone", "2", "?"], unknown_history="drop").json()["meta_info"]
+    dropped = server.generate(history=["1", "gone", "2", "?"]).json()["meta_info"]
     assert dropped["unknown_items"]["history"] == 2
     known = server.generate(history=["1", "2"]).json()["meta_info"]
     assert known["unknown_items"]["history"] == 0
