@@ -1,8 +1,8 @@
 """Slots: the numbers of items, and what came to a catalog after its file was built.
 
-An item gets a slot when it comes, and keeps it. In a built catalog slots are the rows of the file, in the
-order of leaves, then of collisions. Batches of edits append slots behind them: a new item gets one, and so
-does a whole replacement, whose old slot is dead from then on. Only compaction numbers anew.
+An item gets a slot when it comes, and keeps it. In a built catalog slots are the rows of the file: 0, 1, 2
+and so on, in the order of leaves, then of collisions. Batches of edits append slots behind them: a new item
+gets one, and so does a whole replacement, whose old slot is dead from then on. Only compaction numbers anew.
 
 by slot, in the file    ids, titles, attributes, columns, popularity: memory-mapped, shared by all versions
 by slot, behind it      the same of later slots, in `Later`: lists that a version copies, of what came alone

@@ -13,7 +13,7 @@ import numpy as np
 
 from xgr_kernels.trie import Trie
 from xgr_runtime.catalog import bits
-from xgr_runtime.catalog.attributes import AttributeColumn, stored_columns
+from xgr_runtime.catalog.attributes import AttributeColumn, AttributeField, stored_columns, stored_fields
 from xgr_runtime.catalog.content import OPTIONAL, TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
@@ -78,10 +78,11 @@ class Catalog:
         self.vocab_size_known = vocab_size  # 0: it is not
 
     @classmethod
-    def from_content(cls, content: Content, vocab_size: int | None = None) -> Catalog:
+    def from_content(cls, content: Content, vocab_size: int | None = None, basis: str = "") -> Catalog:
         """Derives trie and lookup arrays of checked content."""
         arrays = {**content.arrays(), **content.derived()}
-        return cls(content.version(), vocab_size or 0, content.templates, arrays, content.scoring)
+        version = content.version()
+        return cls(version, vocab_size or 0, content.templates, arrays, content.scoring, basis=basis)
 
     @classmethod
     def open(cls, path: str | Path) -> Catalog:
@@ -155,6 +156,16 @@ class Catalog:
         return stored_columns(self.arrays)
 
     @property
+    def texts(self) -> tuple[TextsBySlot, ...]:
+        """Ids, titles and attributes."""
+        return self._ids, self._titles, self._attributes
+
+    @cached_property
+    def fields(self) -> list[AttributeField]:
+        """Names and kinds of its columns, which edits do not change."""
+        return stored_fields(self.arrays)
+
+    @property
     def rows_by_column(self) -> ItemRows:
         """What conditions are evaluated over."""
         visible = None if self.visible is None else self.visible.rows
@@ -192,11 +203,15 @@ class Catalog:
         if len(built):
             inside = rows < self.built_slots
             found[inside] = built[rows[inside]]
-        if later.popularity or later.ranked:
-            for at, row in enumerate(rows.tolist()):
-                if row >= self.built_slots:
-                    found[at] = later.popularity[row - self.built_slots]
-                found[at] = later.ranked.get(row, found[at])
+        if later.popularity:
+            behind = rows >= self.built_slots
+            found[behind] = np.array(later.popularity)[rows[behind] - self.built_slots]
+        if later.ranked:
+            ranked, values = np.array([*later.ranked]), np.array([*later.ranked.values()])
+            order = np.argsort(ranked)
+            at = np.minimum(np.searchsorted(ranked, rows, sorter=order), len(order) - 1)
+            same = ranked[order[at]] == rows
+            found[same] = values[order[at[same]]]
         return found
 
     @cached_property
@@ -220,6 +235,14 @@ class Catalog:
         if self.scoring.level_tokens:
             return tuple(np.arange(first, last + 1) for first, last in self.scoring.level_tokens)
         return tuple(_members(tokens) for tokens in self.trie.tokens)
+
+    @cached_property
+    def sid_tokens(self) -> NDArray[np.bool_]:
+        """Which tokens [largest + 1] stand in SIDs."""
+        seen = np.zeros(max(int(tokens.max()) for tokens in self.trie.tokens) + 1, np.bool_)
+        for tokens in self.trie.tokens:
+            seen[tokens] = True
+        return seen
 
     @cached_property
     def vocab_size_needed(self) -> int:

@@ -15,7 +15,7 @@ from xgr_runtime.catalog.attributes.kinds import (
     kind_of,
     seen_as,
 )
-from xgr_runtime.catalog.attributes.stored import AttributeColumn, packed_bits
+from xgr_runtime.catalog.attributes.stored import MAX_TEXTS, AttributeColumn, packed_bits
 from xgr_runtime.catalog.items import StringTable, pack_strings
 from xgr_runtime.errors import CatalogError
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIECE = 1 << 15  # rows that are decoded together
-MAX_TEXTS = 1 << 20
-"""Different texts of one column. Beyond it texts tell items apart, and are in nobody's filter."""
 
 _DTYPES = {"bool": "|u1", "int": "<i8", "time": "<i8", "float": "<f8", "string": "<i4", "strings": "<i4"}
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from xgr_runtime.catalog.attributes.kinds import MAX_COLUMNS, AttributeField, AttributeKind
 from xgr_runtime.catalog.items import StringTable
+from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 FIELDS = "attributes.fields"
+MAX_TEXTS = 1 << 20
+"""Different texts of one column. Beyond it texts tell items apart, and are in nobody's filter."""
+
 _VALUES = {"bool": "|u1", "int": "<i8", "time": "<i8", "float": "<f8", "string": "<i4", "strings": "<i4"}
 
 
@@ -140,6 +144,19 @@ def expected_columns(arrays: Arrays, items: int) -> Shapes:
             expected[f"{name}.texts.blob"] = ("|u1", (length("texts.blob"),))
             expected[f"{name}.texts.offsets"] = ("<i8", (max(1, length("texts.offsets")),))
     return expected
+
+
+def check_texts(parts: Sequence[Mapping[str, AttributeColumn]]) -> None:
+    """Raises CatalogError where the columns of some parts of a catalog have too many texts together."""
+    for name, column in parts[0].items():
+        tables = [part[name].texts for part in parts]
+        if column.kind not in ("string", "strings") or sum(len(one.offsets) for one in tables) <= MAX_TEXTS:
+            continue
+        if len(set().union(*(one.texts() for one in tables))) > MAX_TEXTS:
+            raise CatalogError(
+                f"attribute {name!r:.80} would have more than {MAX_TEXTS} different texts: use fewer, or "
+                'build the catalog without it under "attributes" in catalog.json'
+            )
 
 
 def column_problem(column: AttributeColumn, items: int) -> str | None:

@@ -15,26 +15,33 @@ import xxhash
 
 from xgr_kernels.trie import filter_of_bits
 from xgr_runtime.catalog import bits
+from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.edits.changes import Changes, changes_of
-from xgr_runtime.catalog.places import Step
+from xgr_runtime.catalog.edits.checks import check_records
+from xgr_runtime.catalog.edits.compact import compacted
+from xgr_runtime.catalog.edits.later import Standing, stood, with_batch
+from xgr_runtime.catalog.edits.leaves import Found, find, merged
+from xgr_runtime.catalog.places import Places, Step
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.views import CatalogView
 from xgr_runtime.catalog.where import LiveRows
+from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.edits.batch import EditBatch
-    from xgr_runtime.catalog.places import Places
     from xgr_runtime.catalog.slots import Later
 
     Bits = NDArray[np.uint64]
     Int32 = NDArray[np.int32]
+    Int64 = NDArray[np.int64]
 
 _encode = msgspec.msgpack.Encoder().encode
-_CACHED = ("columns", "codebooks", "vocab_size_needed", "scored_levels", "relative_levels", "sid_tokens")
+_OF_COLUMNS = ("columns", "fields")
+_OF_LEAVES = ("trie", "codebooks", "vocab_size_needed", "scored_levels", "relative_levels", "sid_tokens")
+"""What a catalog works out when it is first asked for; a later version shares it unless a leaf came."""
 
 
 def edited(view: CatalogView, batch: EditBatch) -> CatalogView:
@@ -44,14 +51,43 @@ def edited(view: CatalogView, batch: EditBatch) -> CatalogView:
     are kept go over: see `KeptFilters.after`.
     """
     catalog = view.catalog
+    if batch.compact:
+        if batch != EditBatch(compact=True):
+            raise CatalogError("a batch that compacts changes nothing else: send the changes by themselves")
+        return compacted(view)
+    check_records(catalog, batch)
     changes = changes_of(catalog, batch)
-    touched = np.unique(np.concatenate([changes.dead, changes.hide, changes.show]))
-    step = Step(touched, np.empty(0, np.int32))
-    later, places = catalog.later, catalog.places
+    later = with_batch(catalog, batch, changes)
+    arrays, leaves, came = _leaves(catalog, batch)
+    places = Places(arrays["item_lo"], arrays["leaf_of_row"], catalog.places.order)
+    places = stood(places, leaves, catalog.slots, changes.rank, Standing(catalog, later))
+    arrays |= {"item_lo": places.item_lo, "leaf_of_row": places.leaf_of_row}
+    new = np.arange(catalog.slots, places.slots, dtype=np.int32)
+    touched = np.unique(np.concatenate([changes.dead, changes.hide, changes.show, new]))
+    step = Step(touched, came)
     present = _present(catalog, changes)
-    later = replace(later, present=present, visible=_visible(catalog, places, changes, present, step))
-    version = _next_version(catalog.version, batch, touched, places.leaf_of_row[touched])
-    return _following(view, version, catalog.arrays, later, step)
+    visible = _visible(catalog, places, changes, present, step)
+    later = replace(later, order=places.order, present=present, visible=visible)
+    version = _next_version(catalog.version, batch, touched, places.leaf_of_row[touched], came)
+    return _following(view, version, arrays, later, step)
+
+
+def _leaves(catalog: Catalog, batch: EditBatch) -> tuple[dict[str, NDArray[Any]], Int64, Int32]:
+    """All arrays, of which those by leaf have the new leaves; the leaf of each item that is put [P], by its
+    new number; the leaves, by their old numbers, in front of which new ones were put.
+    """
+    arrays, none = dict(catalog.arrays), np.empty(0, np.int32)
+    if not batch.put:
+        return arrays, np.empty(0, np.int64), none
+    sids, which = np.unique(np.array([r.sid for r in batch.put], np.int32), axis=0, return_inverse=True)
+    found = find(catalog.trie, sids)
+    new = found.level < catalog.depth
+    leaves = found.leaf + np.cumsum(new) - new
+    if new.any():
+        arrays |= merged(
+            catalog, sids[new], Found(found.level[new], found.leaf[new], [n[new] for n in found.nodes])
+        )
+    return arrays, leaves[which.reshape(-1)], found.leaf[new].astype(np.int32)
 
 
 def _present(catalog: Catalog, changes: Changes) -> Bits | None:
@@ -98,11 +134,19 @@ def _following(
     view: CatalogView, version: str, arrays: Mapping[str, NDArray[Any]], later: Later, step: Step
 ) -> CatalogView:
     before = view.catalog
-    after = Catalog(
-        version, before.vocab_size_known, before.templates, arrays, before.scoring, later, before.basis
-    )
-    for name in _CACHED:
+    basis = before.basis if _known_tokens(before, arrays, step) else version
+    after = Catalog(version, before.vocab_size_known, before.templates, arrays, before.scoring, later, basis)
+    for name in _OF_COLUMNS if len(step.came) else (*_OF_COLUMNS, *_OF_LEAVES):
         if name in before.__dict__:
             after.__dict__[name] = before.__dict__[name]
     filters = view.filters.after(after.rows_by_column, step)
     return CatalogView(after, view.filter_bytes, filters)
+
+
+def _known_tokens(before: Catalog, arrays: Mapping[str, NDArray[Any]], step: Step) -> bool:
+    """Whether the SIDs have no token that none had before."""
+    if not len(step.came):
+        return True
+    tokens = arrays["sids"][step.came + np.arange(len(step.came))]
+    known = before.sid_tokens
+    return bool(tokens.max() < len(known) and known[tokens].all())

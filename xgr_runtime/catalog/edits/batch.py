@@ -10,7 +10,10 @@ MOST_CHANGES = 1 << 22
 
 Id = Annotated[str, Meta(max_length=4096)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Popularity = Annotated[float, Meta(ge=-1e300, le=1e300)]
+MOST_POPULARITY = 1e300
+"""Above and below zero."""
+
+Popularity = Annotated[float, Meta(ge=-MOST_POPULARITY, le=MOST_POPULARITY)]
 
 
 class ItemRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -19,7 +22,7 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     id: Id
     sid: Annotated[tuple[Token, ...], Meta(min_length=1, max_length=64)]
     title: Annotated[str, Meta(max_length=1 << 20)] = ""
-    popularity: Popularity = 0.0
+    popularity: Popularity | None = None  # without one it comes last on its SID
     attributes: Annotated[bytes, Meta(max_length=1 << 24)] = b""
 
 

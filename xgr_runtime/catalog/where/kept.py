@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from threading import Lock
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from xgr_runtime.catalog import bits
 from xgr_runtime.catalog.places import Step
-from xgr_runtime.catalog.where.live import ItemRows, LiveRows, live_rows, true_rows
+from xgr_runtime.catalog.where.live import ItemRows, LiveRows, live_of, live_rows, true_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _STEPS = 4  # batches after which leaves are found anew and not followed
 
@@ -43,6 +48,15 @@ class KeptFilters:
             for text, kept in self._kept.items():
                 found._kept[text] = kept._replace(since=(*kept.since, step))
             found.held_bytes, found.hits, found.misses = self.held_bytes, self.hits, self.misses
+        return found
+
+    def renumbered(self, items: ItemRows, slots: NDArray[np.integer]) -> KeptFilters:
+        """Those of the same items under other numbers: slot i was `slots[i]` here."""
+        found = KeptFilters(items, self._most_bytes)
+        for text in list(self._kept):
+            flags = bits.unpacked(self.left_by(text).true, self.items.places.slots)[slots]
+            found._keep(live_of(text, items, bits.packed(flags)))
+        found.hits, found.misses = self.hits, self.misses
         return found
 
     def __contains__(self, text: str) -> bool:
@@ -85,7 +99,7 @@ class KeptFilters:
             true = true_rows(before.text, items, before.true, kept.slots)
         rows = true if items.visible is None else true & items.visible
         if len(kept.since) > _STEPS:
-            return LiveRows(before.text, rows, items.places.filter(rows), true)
+            return live_of(before.text, items, true)
         return LiveRows(before.text, rows, items.places.followed(before.leaves, rows, kept.since), true)
 
     def _keep(self, live: LiveRows) -> None:

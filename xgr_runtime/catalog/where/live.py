@@ -71,7 +71,11 @@ def live_rows(text: str, items: ItemRows) -> LiveRows:
 
     Raises BadRequest naming a position of the text.
     """
-    true = true_rows(text, items)
+    return live_of(text, items, true_rows(text, items))
+
+
+def live_of(text: str, items: ItemRows, true: Bits) -> LiveRows:
+    """What is visible of the slots in which the condition is true, and their leaves."""
     rows = true if items.visible is None else true & items.visible
     return LiveRows(text, rows, items.places.filter(rows), true)
 
