@@ -39,7 +39,7 @@ class Prompts:
         self.positions = positions
         self._tokenizer = tokenizer
         self._texts = Texts(tokenizer) if tokenizer is not None else None
-        self._views: dict[str, View] = {}
+        self._views: dict[str, View] = {}  # by `Catalog.basis`
         self._lock = threading.Lock()
 
     @classmethod
@@ -125,17 +125,22 @@ class Prompts:
         return Rendered(tokens, 0, text)
 
     def _view(self, catalog: Catalog) -> View:
-        """Its templates as they are read, tried and kept for the newest versions. Raises CatalogError."""
+        """Its templates as they are read, tried and kept for the newest versions. Raises CatalogError.
+
+        What was tried for one version holds for edits of it, as long as no SID has a token that none had.
+        """
         with self._lock:
-            found = self._views.get(catalog.version)
+            found = self._views.get(catalog.basis)
             if found is None:
                 if self._tokenizer is None or self._texts is None:
                     raise BadRequest(NO_TOKENIZER, "template")
                 found = View(catalog, self._tokenizer, self._texts, self.chat)
                 found.check(self.positions)
-                for version in list(self._views)[: 1 - _VERSIONS]:
-                    del self._views[version]
-                self._views[catalog.version] = found
+                for basis in list(self._views)[: 1 - _VERSIONS]:
+                    del self._views[basis]
+                self._views[catalog.basis] = found
+            elif found.catalog.version != catalog.version:
+                found = self._views[catalog.basis] = found.of(catalog)
             return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,12 @@ class View:
                     self.plans[name] = Plan(name, template)
                 except CatalogError as error:
                     raise CatalogError(f"templates.{name}: {error}") from error
+
+    def of(self, catalog: Catalog) -> View:
+        """The same for another version, with templates and tokens of SIDs as here."""
+        other = copy.copy(self)
+        other.catalog = catalog
+        return other
 
     def newest(self, rows: NDArray[Any], most: int | None, step: int) -> NDArray[Any]:
         """`windows.newest` for the rows of items: those of one SID are one."""

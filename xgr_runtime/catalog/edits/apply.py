@@ -139,6 +139,8 @@ def _following(
     for name in _OF_COLUMNS if len(step.came) else (*_OF_COLUMNS, *_OF_LEAVES):
         if name in before.__dict__:
             after.__dict__[name] = before.__dict__[name]
+    if len(step.came) and "codebooks" in before.__dict__:
+        after.__dict__["codebooks"] = _grown(before, new_sids(arrays, step))
     filters = view.filters.after(after.rows_by_column, step)
     return CatalogView(after, view.filter_bytes, filters)
 
@@ -147,6 +149,18 @@ def _known_tokens(before: Catalog, arrays: Mapping[str, NDArray[Any]], step: Ste
     """Whether the SIDs have no token that none had before."""
     if not len(step.came):
         return True
-    tokens = arrays["sids"][step.came + np.arange(len(step.came))]
-    known = before.sid_tokens
+    tokens, known = new_sids(arrays, step), before.sid_tokens
     return bool(tokens.max() < len(known) and known[tokens].all())
+
+
+def new_sids(arrays: Mapping[str, NDArray[Any]], step: Step) -> Int32:
+    """Of the leaves that came [N, depth]."""
+    found: Int32 = arrays["sids"][step.came + np.arange(len(step.came))]
+    return found
+
+
+def _grown(before: Catalog, sids: Int32) -> tuple[NDArray[np.int64], ...]:
+    """Codebooks with the tokens of new SIDs."""
+    if before.scoring.level_tokens:
+        return before.codebooks
+    return tuple(np.union1d(tokens, sids[:, level]) for level, tokens in enumerate(before.codebooks))
