@@ -86,9 +86,31 @@ def hash_ids(encoded: Sequence[bytes]) -> NDArray[np.uint64]:
 def index_hashes(hashes: NDArray[np.uint64]) -> HashIndex:
     """The index of ids whose hashes [items] come in row order."""
     rows = np.argsort(hashes, kind="stable").astype(np.int32)
+    return _with_starts(hashes[rows], rows)
+
+
+def _with_starts(hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> HashIndex:
     buckets = np.arange(bucket_count(len(rows)), dtype=np.uint64)
-    starts = np.searchsorted(hashes[rows], buckets << _bucket_shift(len(buckets)))
-    return HashIndex(hashes[rows], rows, starts.astype(np.int32))
+    starts = np.searchsorted(hashes, buckets << _bucket_shift(len(buckets)))
+    return HashIndex(hashes, rows, starts.astype(np.int32))
+
+
+def index_again(index: HashIndex, more: NDArray[np.uint64], rows: NDArray[np.integer]) -> HashIndex:
+    """The index of ids of which `rows` [N] says which they are: those of `index`, then those of `more`.
+
+    What `index_hashes` gives, without sorting what is sorted.
+    """
+    number = np.full(len(index.rows) + len(more), -1, np.int32)
+    number[rows] = np.arange(len(rows), dtype=np.int32)
+    before, behind = number[index.rows], number[len(index.rows) :]
+    hashes, before = index.hashes[before >= 0], before[before >= 0]
+    more, behind = more[behind >= 0], behind[behind >= 0]
+    order = np.argsort(more, kind="stable")
+    at = np.searchsorted(hashes, more[order])
+    hashes, found = np.insert(hashes, at, more[order]), np.insert(before, at, behind[order])
+    if (hashes[1:] == hashes[:-1]).any():  # ids that share a hash lie in the order of their rows
+        found = found[np.lexsort((found, hashes))]
+    return _with_starts(hashes, found)
 
 
 def bucket_count(items: int) -> int:

@@ -18,14 +18,16 @@ slot of an id, dead or not, so that a removed item keeps its SID until compactio
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from xgr_runtime.catalog.items import StringTable
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.items import StringTable
     from xgr_runtime.catalog.where import LiveRows, Segment
 
     Bits = NDArray[np.uint64]
@@ -74,6 +76,28 @@ class TextsBySlot(NamedTuple):
             next(texts) if from_file else self.later[slot - self.built] if slot >= self.built else b""
             for slot, from_file in zip(slots.tolist(), inside.tolist(), strict=True)
         ]
+
+    def table_of(self, slots: NDArray[np.integer]) -> StringTable:
+        """The texts of `slots` [N] as one table; those that lie behind each other are copied at once."""
+        lengths = self._lengths()[slots]
+        runs = np.flatnonzero((np.diff(slots, prepend=-2) != 1) | (slots == self.built))
+        pieces = [np.empty(0, np.uint8)]
+        for run, end in pairwise([*runs.tolist(), len(slots)]):
+            first, last = int(slots[run]), int(slots[end - 1]) + 1
+            if first >= self.built:
+                later = b"".join(self.later[first - self.built : last - self.built])
+                pieces.append(np.frombuffer(later, np.uint8))
+            elif len(self.table.offsets):
+                pieces.append(self.table.blob[self.table.offsets[first] : self.table.offsets[last]])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return StringTable(np.concatenate(pieces), offsets)
+
+    def _lengths(self) -> NDArray[np.int64]:
+        """Bytes of the text of each slot."""
+        offsets = self.table.offsets
+        built = np.diff(offsets) if len(offsets) else np.zeros(self.built, np.int64)
+        later = np.fromiter(map(len, self.later), np.int64, len(self.later))
+        return np.concatenate([built, later])
 
     def any(self) -> bool:
         """Whether there is some text."""

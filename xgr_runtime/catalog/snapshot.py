@@ -74,13 +74,19 @@ class Catalog:
         self._ids, self._titles, self._attributes = (
             TextsBySlot(_table(arrays, name), getattr(later, name), self.built_slots) for name in TABLES
         )
-        self._index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
+        self.index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
         self.vocab_size_known = vocab_size  # 0: it is not
 
     @classmethod
-    def from_content(cls, content: Content, vocab_size: int | None = None, basis: str = "") -> Catalog:
-        """Derives trie and lookup arrays of checked content."""
-        arrays = {**content.arrays(), **content.derived()}
+    def from_content(
+        cls,
+        content: Content,
+        vocab_size: int | None = None,
+        index: HashIndex | None = None,
+        basis: str = "",
+    ) -> Catalog:
+        """Derives trie and lookup arrays of checked content; `index` of its ids where it is at hand."""
+        arrays = {**content.arrays(), **content.derived(index)}
         version = content.version()
         return cls(version, vocab_size or 0, content.templates, arrays, content.scoring, basis=basis)
 
@@ -276,7 +282,7 @@ class Catalog:
         return np.concatenate([np.empty(0, np.int32), *rows])
 
     def _rows(self, encoded: list[bytes]) -> Int32:
-        rows = find_rows(self._index, self._ids.table, encoded)
+        rows = find_rows(self.index, self._ids.table, encoded)
         if newest := self.later.newest:
             for at, row in enumerate(map(newest.get, encoded)):
                 if row is not None:

@@ -13,6 +13,7 @@ from xgr_runtime.catalog.attributes.stored import (
     stored_columns,
     stored_fields,
 )
+from xgr_runtime.catalog.attributes.taken import taken
 
 __all__ = [
     "AttributeColumn",
@@ -25,4 +26,5 @@ __all__ = [
     "gathered",
     "stored_columns",
     "stored_fields",
+    "taken",
 ]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xgr_runtime.catalog.attributes import gathered
+from xgr_runtime.catalog.attributes import taken
 from xgr_runtime.catalog.attributes.stored import packed_bits
 from xgr_runtime.catalog.content import Content
-from xgr_runtime.catalog.items import StringTable
+from xgr_runtime.catalog.items import StringTable, hash_ids, index_again
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.views import CatalogView
 from xgr_runtime.errors import CatalogError
@@ -17,11 +17,7 @@ from xgr_runtime.errors import CatalogError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.slots import TextsBySlot
-
     Int32 = NDArray[np.int32]
-
-_PIECE = 1 << 16  # texts that are copied together
 
 
 def compacted(view: CatalogView) -> CatalogView:
@@ -36,9 +32,9 @@ def compacted(view: CatalogView) -> CatalogView:
         raise CatalogError("compact: the catalog has no item left: add one first")
     leaves = catalog.leaf_of_row[slots]
     first = np.flatnonzero(np.concatenate([[True], leaves[1:] != leaves[:-1]])).astype(np.int32)
-    ids, titles, attributes = (_table(texts, slots) for texts in catalog.texts)
+    ids, titles, attributes = (texts.table_of(slots) for texts in catalog.texts)
     hidden = np.zeros(0, np.bool_) if catalog.visible is None else ~catalog.visible.holds(slots)
-    popularity = catalog.popularity(slots)
+    popularity, parts = catalog.popularity(slots), catalog.rows_by_column.segments
     content = Content(
         np.ascontiguousarray(catalog.sids[leaves[first]]),
         np.append(first, np.int32(len(slots))),
@@ -47,11 +43,12 @@ def compacted(view: CatalogView) -> CatalogView:
         _optional(attributes),
         catalog.templates,
         catalog.scoring,
-        tuple(gathered(_optional(attributes), ids, catalog.fields)),
+        tuple(taken(catalog.fields, [(part.length, part.columns) for part in parts], slots)),
         popularity if np.isfinite(popularity).any() else popularity[:0],
         packed_bits(hidden) if hidden.any() else np.zeros(0, np.uint8),
     )
-    built = Catalog.from_content(content, catalog.vocab_size_known, catalog.basis)
+    index = index_again(catalog.index, hash_ids(catalog.later.ids), slots)
+    built = Catalog.from_content(content, catalog.vocab_size_known, index, catalog.basis)
     return CatalogView(built, view.filter_bytes, view.filters.renumbered(built.rows_by_column, slots))
 
 
@@ -59,16 +56,6 @@ def _present_in_order(catalog: Catalog) -> Int32:
     order = catalog.places.order
     slots = np.arange(catalog.slots, dtype=np.int32) if order is None else order
     return slots[catalog.present(slots)]
-
-
-def _table(texts: TextsBySlot, slots: Int32) -> StringTable:
-    """Texts of slots as one table."""
-    blobs, lengths = [], [np.zeros(1, np.int64)]
-    for first in range(0, len(slots), _PIECE):
-        some = texts.take(slots[first : first + _PIECE])
-        blobs.append(b"".join(some))
-        lengths.append(np.fromiter(map(len, some), np.int64, len(some)))
-    return StringTable(np.frombuffer(b"".join(blobs), np.uint8), np.cumsum(np.concatenate(lengths)))
 
 
 def _optional(table: StringTable) -> StringTable:
