@@ -109,9 +109,9 @@ def assert_is(view: CatalogView, oracle: Oracle, conditions: Sequence[Condition]
     names = [*oracle.known]
     leaves = catalog.leaves_of_items(names)
     assert {name: sids[leaf] for name, leaf in zip(names, leaves.tolist(), strict=True)} == oracle.known
-    for name, record in oracle.items.items():
-        assert (catalog.title(name) or "") == record.title
-        assert catalog.attributes(name) == attributes_of(record)
+    rows = catalog.item_rows([*oracle.items])
+    assert catalog.titles_at(rows) == [record.title for record in oracle.items.values()]
+    assert catalog.attributes_at(rows) == [attributes_of(record) for record in oracle.items.values()]
 
 
 def _assert_lists(view: CatalogView, live: Any, expected: dict[Sid, list[str]], sids: list[Sid]) -> None:
