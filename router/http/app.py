@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.catalogs.publishing import Publishing
+from router.http.catalog import CatalogRoutes
 from router.http.control import Control
 from router.http.docs import docs_page
 from router.http.generate import Generate
@@ -21,15 +23,26 @@ from router.http.settings import HttpSettings
 from router.http.workers import WorkerRoutes
 from router.job import Dispatch
 from router.query.models import Models
+from xgr_runtime.catalog.store import Store
 
 
-def make_app(dispatch: Dispatch, models: Models, settings: HttpSettings) -> Starlette:
-    """An ASGI application that answers over HTTP what `dispatch` works out."""
+def make_app(
+    dispatch: Dispatch,
+    models: Models,
+    settings: HttpSettings,
+    publishing: Publishing | None = None,
+    store: Store | None = None,
+) -> Starlette:
+    """An ASGI application that answers over HTTP what `dispatch` works out.
+
+    `publishing` changes the catalog, which is kept in `store`; without them it stays as it is.
+    """
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
-    intake, bodies = Intake(settings), Bodies(settings)
+    intake, bodies = Intake(settings, publishing.filters if publishing else None), Bodies(settings)
     generate = Generate(dispatch, models, intake, bodies)
     control, workers = Control(dispatch, models, intake, metrics, bodies), WorkerRoutes(dispatch, bodies)
-    table = route_table(generate, control, workers)
+    catalog = CatalogRoutes(dispatch, models, bodies, publishing, store)
+    table = route_table(generate, control, workers, catalog)
     app = Starlette(
         routes=served(with_description(table, models, settings)),
         middleware=[Middleware(Edge, settings=settings, metrics=metrics, timeline=dispatch.timeline)],

@@ -87,7 +87,7 @@ class Generate:
         head = await self._head(request, record, body)
         model = self.models.named(head.model)
         view = leases.enter_context(model.catalogs.lease()).view
-        if head.whole is not None and is_short(head.whole, view):
+        if head.whole is not None and self._is_short(head.whole, view):
             return self._asked(record, head.whole, model, view)
         if model.limits() is None:  # nobody knows how long is too long
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
@@ -95,6 +95,11 @@ class Generate:
         readers = self._readers if len(body) <= GIANT_BODY else self._giant_reader
         work = partial(self._read, record, body, head, model, view)
         return await while_connected(request, readers.run(work, due), due, grace=0)
+
+    def _is_short(self, body: GenerateRequest, view: CatalogView) -> bool:
+        """Whether its prompt and its filter are worked out in a moment. Raises `BadRequest`."""
+        where = self.intake.condition(body.filters)
+        return (where is None or where in view.filters) and is_short(body, view)
 
     async def _head(self, request: Request, record: AccessRecord, body: Body) -> BodyHead:
         if len(body) <= LONG_BODY:
@@ -137,10 +142,7 @@ class Generate:
 
 
 def is_short(body: GenerateRequest, view: CatalogView) -> bool:
-    """Whether its prompt and its filter are worked out in a moment."""
-    where = body.filters.where if body.filters else None
-    if where is not None and where not in view.filters:
-        return False
+    """Whether its prompt is worked out in a moment."""
     messages = body.messages or []
     if body.history is not None and items_of(body.history) > LONG_HISTORY:
         templates = view.catalog.templates

@@ -1,6 +1,6 @@
 """From the body of a request to a query: prompt, widths and filters, within what is served at most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import msgspec
@@ -18,6 +18,7 @@ from router.http.schema import (
 )
 from router.http.settings import HttpSettings
 from router.listing import Diversity, Listing
+from router.query.conditions import check_condition, condition
 from router.query.prompts import UNLIMITED, shorten
 from router.query.query import MOST_PRIORITY, Conversation, History, Prompt, Query, Text, TokenIds
 from xgr_runtime.catalog import CatalogView, Scoring
@@ -38,8 +39,10 @@ _BELONGS = {
 class Intake:
     """Reads bodies under one deployment's settings."""
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(self, settings: HttpSettings, named: Callable[[], Mapping[str, str]] | None = None) -> None:
+        """`named`: the deployment's named conditions; None: there are none, as nothing keeps them."""
         self.settings = settings
+        self._named = named
 
     def query(
         self, body: GenerateRequest, rid: str, arrival: float, view: CatalogView, limits: Limits | None
@@ -64,10 +67,29 @@ class Intake:
             length_penalty=scoring.length_penalty,
             allow=allow,
             deny=deny,
-            where=body.filters.where if body.filters else None,
+            where=self._where(body.filters, view),
             listing=listing(body),
             priority=body.priority or 0,
         )
+
+    def condition(self, given: Filters | None) -> str | None:
+        """All that items have to fulfil, as one text, not looked at yet. Raises `BadRequest`."""
+        if given is None or not given.named:
+            return None if given is None else given.where
+        if self._named is None:
+            raise BadRequest(
+                "filters.named needs a deployment with named filters: restart it with --catalog-store DIR, "
+                "or send the condition as filters.where",
+                "filters.named",
+            )
+        return condition(given.named, given.where, self._named())
+
+    def _where(self, given: Filters | None, view: CatalogView) -> str | None:
+        found = self.condition(given)
+        if found is not None and given is not None and given.named:
+            known = {} if self._named is None else self._named()
+            check_condition(found, given.named, given.where, known, view)
+        return found
 
     def seconds(self, timeout_ms: int | None) -> float:
         """That a request has."""

@@ -17,6 +17,7 @@ from router.http.schema import (
     MOST_FILTERED,
     MOST_HISTORY,
     MOST_NAMED,
+    FilterNames,
     Filters,
     GenerateRequest,
     Histories,
@@ -89,6 +90,7 @@ class _FilterShell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deny: msgspec.Raw = _ABSENT
     exclude_history: bool = False
     where: Annotated[str, Meta(max_length=MOST_CONDITION)] | None = None
+    named: FilterNames = []
 
 
 _TIMEOUT = msgspec.json.Decoder(Timeout | None)
@@ -127,7 +129,7 @@ def decode_long(body: Body, most_tokens: int) -> GenerateRequest:
     if lists := _filters(shell.filters):
         allow = _items(lists.allow, "filters.allow", MOST_FILTERED)
         deny = _items(lists.deny, "filters.deny", MOST_FILTERED)
-        filters = Filters(allow, deny, lists.exclude_history, lists.where)
+        filters = Filters(allow, deny, lists.exclude_history, lists.where, lists.named)
     if (tokens := _LongList(shell.input_ids, "input_ids")).count:
         check_length(tokens.count, "input_ids", most_tokens)
     given = msgspec.structs.asdict(shell) | {

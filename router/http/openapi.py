@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from router.http.catalog_schema import EditLine
 from router.http.routes import RouteSpec
 from router.http.schema import NEUTRAL_REQUEST, NEUTRAL_SAMPLING
 from router.http.settings import HttpSettings
@@ -58,8 +59,10 @@ def operation(spec: RouteSpec) -> Json:
         "security": [] if spec.public else [{"admin_key" if spec.admin else "key": []}, {}],
     }
     if spec.body is not None:
-        content = {"application/json": {"schema": ref(spec.body)}}
-        described["requestBody"] = {"required": True, "content": content}
+        content: Json = {"application/json": {"schema": ref(spec.body)}}
+        for media, text in spec.media:
+            content[media] = {"schema": {"type": "string", "description": text}}
+        described["requestBody"] = {"required": spec.body_needed, "content": content}
     asked = in_path(spec.path) + (parameters(spec.query) if spec.query is not None else [])
     if asked:
         described["parameters"] = asked
@@ -155,7 +158,7 @@ def ref(kind: type) -> Json:
 
 def schemas(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) -> Json:
     """Every struct that crosses, by name; the request's are narrowed to what this deployment accepts."""
-    kinds: list[type] = [ErrorBody]
+    kinds: list[type] = [ErrorBody, EditLine]
     kinds += [spec.body for spec in table if spec.body is not None]
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
     _, found = msgspec.json.schema_components(kinds, ref_template=_REF)

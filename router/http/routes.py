@@ -8,9 +8,20 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.http.catalog import CatalogRoutes
+from router.http.catalog_schema import (
+    EditItems,
+    EditsQuery,
+    HistoryQuery,
+    NamedCondition,
+    PushFile,
+    PushQuery,
+    RollbackTo,
+)
 from router.http.control import Control
 from router.http.generate import Generate
 from router.http.schema import AbortRequest, AddWorker, GenerateRequest, TraceQuery, WorkersQuery
+from router.http.server.inbound import BYTES, LINES
 from router.http.server.keys import PUBLIC_PATHS, for_operators
 from router.http.workers import WorkerRoutes
 from xgr_runtime.errors import (
@@ -22,6 +33,7 @@ from xgr_runtime.errors import (
     Draining,
     DuplicateRequest,
     DuplicateWorker,
+    FixedCatalog,
     ForeignPage,
     HeadTooLarge,
     InternalError,
@@ -29,9 +41,11 @@ from xgr_runtime.errors import (
     MissingKey,
     NotFound,
     NoWorkers,
+    OtherVersion,
     Overloaded,
     RequestError,
     RequestTimeout,
+    StoreUnavailable,
     Unhealthy,
     UnknownModel,
     WorkerLost,
@@ -58,6 +72,8 @@ class RouteSpec:
     streams: bool = False
     query: type[msgspec.Struct] | None = None
     status: int = 200  # when all is well
+    body_needed: bool = True
+    media: tuple[tuple[str, str], ...] = ()  # other types of the body, and what it is then
 
     @property
     def public(self) -> bool:
@@ -77,7 +93,7 @@ class RouteSpec:
 
 
 _CONNECTION: Errors = (BadRequest, ForeignPage, HeadTooLarge, RequestTimeout, Overloaded)  # on any route
-post, get, delete = (partial(RouteSpec, method) for method in ("POST", "GET", "DELETE"))
+post, get, put, delete = (partial(RouteSpec, method) for method in ("POST", "GET", "PUT", "DELETE"))
 
 _BODY: Errors = (BadRequest, BodyTooLarge, WrongMediaType)
 _WORK: Errors = (
@@ -92,7 +108,12 @@ _WORK: Errors = (
 )
 
 
-def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> list[RouteSpec]:
+_CHANGE: Errors = (FixedCatalog, StoreUnavailable, RequestTimeout)
+
+
+def route_table(
+    generate: Generate, control: Control, workers: WorkerRoutes, catalog: CatalogRoutes
+) -> list[RouteSpec]:
     """All routes but the two that describe them."""
     return [
         post(
@@ -121,6 +142,8 @@ def route_table(generate: Generate, control: Control, workers: WorkerRoutes) -> 
         ),
         *_state_routes(control),
         *_worker_routes(workers),
+        *_catalog_routes(catalog),
+        *_filter_routes(catalog),
     ]
 
 
@@ -190,6 +213,79 @@ def _worker_routes(workers: WorkerRoutes) -> list[RouteSpec]:
             answers.WorkerStatus,
             errors=(BadRequest, NotFound),
             status=202,
+        ),
+    ]
+
+
+def _catalog_routes(catalog: CatalogRoutes) -> list[RouteSpec]:
+    """What may be recommended."""
+    return [
+        get("/catalog", "Versions, who holds them, what is under way", catalog.show, answers.CatalogInfo),
+        put(
+            "/catalog",
+            "Serve another catalog",
+            catalog.put,
+            answers.CatalogChange,
+            PushFile,
+            (*_BODY, *_CHANGE),
+            query=PushQuery,
+            media=((BYTES, "The file of a built catalog."),),
+        ),
+        post(
+            "/catalog/items",
+            "Add, update, remove, hide, show and rank items, all at once or none",
+            catalog.edit,
+            answers.CatalogChange,
+            EditItems,
+            (*_BODY, *_CHANGE, OtherVersion),
+            query=EditsQuery,
+            media=((LINES, "A line each: `EditLine`."),),
+        ),
+        post(
+            "/catalog/rollback",
+            "Serve the catalog as it was before",
+            catalog.rollback,
+            answers.CatalogChange,
+            RollbackTo,
+            (*_BODY, *_CHANGE, NotFound),
+            body_needed=False,
+        ),
+        get(
+            "/catalog/history",
+            "What became current, newest first",
+            catalog.history,
+            answers.CatalogHistory,
+            query=HistoryQuery,
+            errors=_CHANGE,
+        ),
+    ]
+
+
+def _filter_routes(catalog: CatalogRoutes) -> list[RouteSpec]:
+    """Conditions that requests name."""
+    return [
+        get("/filters", "The named filters", catalog.list_filters, answers.NamedFilterList, errors=_CHANGE),
+        get(
+            "/filters/{name}",
+            "One named filter",
+            catalog.get_filter,
+            answers.NamedFilter,
+            errors=(*_CHANGE, NotFound),
+        ),
+        put(
+            "/filters/{name}",
+            "Name a condition",
+            catalog.put_filter,
+            answers.NamedFilter,
+            NamedCondition,
+            (*_BODY, *_CHANGE),
+        ),
+        delete(
+            "/filters/{name}",
+            "Forget a named filter",
+            catalog.delete_filter,
+            answers.NamedFilter,
+            errors=(*_CHANGE, NotFound),
         ),
     ]
 

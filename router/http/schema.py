@@ -39,6 +39,7 @@ Histories = Annotated[dict[str, Items], Meta(max_length=MOST_NAMED)]
 Variables = Annotated[dict[str, str], Meta(max_length=MOST_NAMED)]
 Message = dict[str, str | list[dict[str, str]] | None]  # what of it has to be there: `intake.chat`
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MOST_MESSAGES)]
+FilterNames = Annotated[list[Annotated[str, Meta(max_length=MOST_NAME)]], Meta(max_length=MOST_NAMED)]
 Timeout = Annotated[int, Meta(ge=1, le=3_600_000)]  # milliseconds
 Rid = Annotated[
     str,
@@ -112,6 +113,9 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "`in_stock AND brand IN ('a', 'b') AND price < 50`."
         ),
     ] = None
+    named: Annotated[
+        FilterNames, Meta(description="Names of `/filters`, all of which have to hold, too.")
+    ] = []
 
 
 class SampleItems(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -99,6 +99,10 @@ class Catalogs:
         """All that are held, the newest last."""
         return list(self._views)
 
+    def leases(self, version: str) -> int:
+        """How many hold it now."""
+        return sum(lease.view.version == version for lease in self._leases)
+
     def add(self, view: CatalogView) -> None:
         """The newest from now on; the one before it goes once its last lease has ended."""
         self._views.pop(view.version, None)

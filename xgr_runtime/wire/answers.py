@@ -213,3 +213,73 @@ class ServerInfo(msgspec.Struct, frozen=True):
     ready: bool
     draining: bool
     live_requests: int
+
+
+class CatalogVersion(msgspec.Struct, frozen=True):
+    """A version that the router or a worker holds. `items`: zero where only workers hold it."""
+
+    version: str
+    newest: bool  # requests that come now use it
+    leases: int  # requests of this router that read it
+    workers: list[str]  # names of the decode workers that hold it
+    items: int  # that are neither hidden nor removed
+
+
+class ChangeUnderWay(msgspec.Struct, frozen=True):
+    """A change that is kept and not in use yet. `waits_for`: decode workers, and the part that each has."""
+
+    version: str
+    kind: str
+    seconds: float
+    waits_for: dict[str, float]
+
+
+class CatalogInfo(msgspec.Struct, frozen=True):
+    """The answer of GET /catalog: who holds which version, and what is on its way."""
+
+    changes: bool  # whether the deployment has a store
+    current: str  # what a start would serve now
+    newest: str  # what requests that come now use
+    versions: list[CatalogVersion]  # oldest first
+    under_way: ChangeUnderWay | None
+    behind: dict[str, str]  # decode workers, by address, that get no requests for their catalog, and why
+
+
+class CatalogChange(msgspec.Struct, frozen=True):
+    """A change that is kept for good. After `wait`, requests that come from now on use that version."""
+
+    version: str
+    visible_ms: float  # from the call until it was in use; without `wait`, until it was kept
+    workers: int  # decode workers that hold it
+    unknown: list[str]  # ids that the catalog does not hold
+
+
+class HistoryEntry(msgspec.Struct, frozen=True):
+    """A version became current."""
+
+    number: int
+    at: float  # Unix time in seconds
+    kind: str  # edit, push or rollback
+    version: str
+    note: str  # the pushed file, or what an edit did
+    kept: bool  # whether a rollback can go there
+
+
+class CatalogHistory(msgspec.Struct, frozen=True):
+    """The answer of GET /catalog/history, newest first."""
+
+    entries: list[HistoryEntry]
+
+
+class NamedFilter(msgspec.Struct, frozen=True):
+    """A condition that requests name in `filters.named`."""
+
+    name: str
+    where: str
+    changed: float  # Unix time in seconds
+
+
+class NamedFilterList(msgspec.Struct, frozen=True):
+    """All named filters, by name."""
+
+    filters: list[NamedFilter]

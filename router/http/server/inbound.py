@@ -23,6 +23,7 @@ from xgr_runtime.errors import (
 
 T = TypeVar("T")
 
+JSON, LINES, BYTES = "application/json", "application/x-ndjson", "application/octet-stream"  # of bodies
 LARGE = 1 << 18  # bytes
 LARGE_AT_ONCE = 32  # bodies of the largest size that memory is given to
 GRACE = 1.0  # seconds that the dispatcher gets to answer with a deadline's error itself
@@ -88,19 +89,39 @@ class Bodies:
         )
 
 
-def check_media_type(header: str | None) -> None:
-    """Raises `WrongMediaType` unless the header is absent or names JSON in UTF-8."""
+def media_type(header: str | None) -> str:
+    """What a body is: `JSON`, also where nothing is said, `LINES` or `BYTES`.
+
+    Raises `WrongMediaType` for anything else, and for text in another encoding than UTF-8.
+    """
     if header is None:
-        return
+        return JSON
     media, *parameters = (part.strip().lower() for part in header.split(";"))
     charsets = [
         value.strip("\"' ") for name, _, value in (p.partition("=") for p in parameters) if name == "charset"
     ]
-    is_json = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
-    if not is_json or any(charset not in ("utf-8", "utf8") for charset in charsets):
+    if media.startswith("application/") and media.endswith("+json"):
+        media = JSON
+    if media not in (JSON, LINES, BYTES) or any(charset not in ("utf-8", "utf8") for charset in charsets):
         raise WrongMediaType(
             f"the content type is {header[:80]!r}: send JSON with the header 'Content-Type: application/json'"
         )
+    return media
+
+
+def check_media_type(header: str | None) -> None:
+    """Raises `WrongMediaType` unless the header is absent or names JSON in UTF-8."""
+    if media_type(header) != JSON:
+        raise WrongMediaType(
+            f"the content type is {(header or '')[:80]!r}, which this route does not take: send JSON with "
+            "the header 'Content-Type: application/json'"
+        )
+
+
+def has_body(request: Request) -> bool:
+    """Whether the request announces one."""
+    length = request.headers.get("content-length", "0")
+    return length.strip("0") != "" or "transfer-encoding" in request.headers
 
 
 def check_encoding(headers: Headers) -> None:

@@ -13,7 +13,7 @@ PUBLIC_PATHS = PROBE_PATHS | {
     "/docs"
 }  # a page that tells nothing of the deployment, and asks for a key itself
 DOOR_PATHS = PROBE_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
-ADMIN_PATHS = frozenset({"/flush_cache", "/trace", "/workers"})
+ADMIN_PATHS = frozenset({"/catalog", "/filters", "/flush_cache", "/trace", "/workers"})
 """Routes that change the deployment, or show what it consists of and what others ask of it; all below too."""
 
 

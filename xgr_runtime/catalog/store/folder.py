@@ -166,12 +166,13 @@ class StoreFolder:
 
 
 @contextlib.contextmanager
-def uploading(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file among the uploads of a store, and a stream to it; gone with the block.
+def uploading(folder: Path, name: str = "") -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file among the uploads of a store, whose name ends in `name`, and a stream to it.
 
-    Raises StoreError where it cannot be written; any OSError of the block counts as one of this file.
+    It is gone with the block. Raises StoreError where it cannot be written; any OSError of the block
+    counts as one of this file.
     """
-    path = folder / "incoming" / f"{secrets.token_hex(8)}{SUFFIX}"
+    path = folder / "incoming" / f"{secrets.token_hex(4)}-{name or 'upload'}"
     try:
         with path.open("xb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)

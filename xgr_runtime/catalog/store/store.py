@@ -12,12 +12,13 @@ import time
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from xgr_runtime.catalog.store.database import Database
-from xgr_runtime.catalog.store.folder import DATABASE, StoreFolder
+from xgr_runtime.catalog.store.folder import DATABASE, StoreFolder, uploading
 from xgr_runtime.catalog.store.records import Chain, Change, FirstAnswer, StoredFilter
 from xgr_runtime.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -138,6 +139,14 @@ class Store:
     def sealed(self, version: str) -> BinaryIO:
         """The built file of a version in sealed memory, checked by its checksums."""
         return self._folder.sealed(version)
+
+    def below(self, name: str) -> Path:
+        """A file in the store's folder, by its path from there. Raises CatalogError for one outside."""
+        return self._folder.below(name)
+
+    def uploading(self, name: str = "") -> AbstractContextManager[tuple[Path, BinaryIO]]:
+        """See `folder.uploading`."""
+        return uploading(self.path, name)
 
     def filters(self) -> Mapping[str, StoredFilter]:
         """Named conditions."""

@@ -23,6 +23,10 @@ ROUTES = {
     *(("get", path) for path in ("/liveness", "/readiness", "/health", "/health_generate", "/workers")),
     *(("get", path) for path in ("/model_info", "/server_info", "/v1/models", "/metrics", "/trace")),
     *(("get", path) for path in ("/docs", "/openapi.json")),
+    *(("get", path) for path in ("/catalog", "/catalog/history", "/filters", "/filters/{name}")),
+    *(("put", path) for path in ("/catalog", "/filters/{name}")),
+    *(("post", path) for path in ("/catalog/items", "/catalog/rollback")),
+    ("delete", "/filters/{name}"),
 }
 
 
