@@ -12,15 +12,15 @@ import pytest
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.kv import published as module
-from xgr_runtime.kv.published import Publication, Published, publish, wait_for
+from xgr_runtime.kv.published import Publication, PublishedMemory, publish, wait_for
 from xgr_runtime.kv.shared_memory import this_process
 from xgr_runtime.wire.messages import HostRegion, ModelIdentity, ProcessId, SharedKv
 
 MODEL = ModelIdentity("hash", "float32", 2, 1, 4, 8, 100, 1)
 
 
-def published_by(owner: ProcessId, id: int = 7) -> Published:
-    return Published(MODEL, SharedKv(id, 4, 16, HostRegion(owner, 3, 100), HostRegion(owner, 4, 24)))
+def published_by(owner: ProcessId, id: int = 7) -> PublishedMemory:
+    return PublishedMemory(MODEL, SharedKv(id, 4, 16, HostRegion(owner, 3, 100), HostRegion(owner, 4, 24)))
 
 
 def dead_process() -> ProcessId:

@@ -23,14 +23,24 @@ _AT_ONCE = 1 << 20  # bytes
 @contextlib.contextmanager
 def sealing(name: str) -> Iterator[BinaryIO]:
     """New memory to write to. It is sealed once the block has ended well, and closed if it has not."""
-    memory = os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b")
+    memory = unsealed(name)
     try:
         yield memory
-        memory.flush()
-        fcntl.fcntl(memory.fileno(), fcntl.F_ADD_SEALS, _SEALS)
+        seal(memory)
     except BaseException:
         memory.close()
         raise
+
+
+def unsealed(name: str) -> BinaryIO:
+    """New memory, to be written for longer than a block lasts; `seal` it then. Raises OSError."""
+    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b")
+
+
+def seal(memory: BinaryIO) -> None:
+    """From now on nobody can change it. Raises OSError."""
+    memory.flush()
+    fcntl.fcntl(memory.fileno(), fcntl.F_ADD_SEALS, _SEALS)
 
 
 def sealed_copy(file: BinaryIO, name: str) -> BinaryIO:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from xgr_runtime.catalog.where import KeptFilters
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
     from xgr_kernels.trie import LeafFilter, ScoreMode, Trie
@@ -93,20 +94,30 @@ class Catalogs:
         self.newest = first
         self._views = {first.version: first}
         self._leases: set[Lease] = set()
+        self._kept: frozenset[str] = frozenset()
 
     @property
     def versions(self) -> list[str]:
         """All that are held, the newest last."""
         return list(self._views)
 
+    def get(self, version: str) -> CatalogView | None:
+        """The version, if it is held."""
+        return self._views.get(version)
+
     def leases(self, version: str) -> int:
         """How many hold it now."""
         return sum(lease.view.version == version for lease in self._leases)
 
     def add(self, view: CatalogView) -> None:
-        """The newest from now on; the one before it goes once its last lease has ended."""
+        """The newest from now on; the one before it goes once nobody leases or keeps it."""
         self._views.pop(view.version, None)
         self._views[view.version] = self.newest = view
+        self._let_go()
+
+    def keep(self, versions: Collection[str]) -> None:
+        """Hold these, of those that are here, also while nobody leases them, until this is called again."""
+        self._kept = frozenset(versions)
         self._let_go()
 
     def lease(self, version: str | None = None) -> Lease:
@@ -123,5 +134,5 @@ class Catalogs:
             self._let_go()
 
     def _let_go(self) -> None:
-        read = {self.newest.version, *(lease.view.version for lease in self._leases)}
+        read = {self.newest.version, *self._kept, *(lease.view.version for lease in self._leases)}
         self._views = {version: view for version, view in self._views.items() if version in read}

@@ -39,7 +39,7 @@ class SharedWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: dict[str, SharedTensor]
 
 
-class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PublishedMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run of a prefill worker: its model, where its KV lies, and its weights where they are shared."""
 
     model: ModelIdentity
@@ -50,7 +50,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Publication:
     """What this process has published, kept where it was put: temporary folders are cleaned by others."""
 
-    def __init__(self, path: Path, published: Published) -> None:
+    def __init__(self, path: Path, published: PublishedMemory) -> None:
         """Raises as `publish` does."""
         self._path = path
         self._published = published
@@ -68,12 +68,12 @@ class Publication:
                 log.warning("%s was removed: published there again", self._path)
 
 
-def publish(path: Path, published: Published) -> None:
+def publish(path: Path, published: PublishedMemory) -> None:
     """Put it there for others of this user, whole or not at all. Raises `ConfigError`."""
     write_whole(path, msgspec.json.encode(published), secret=True)
 
 
-def wait_for(path: Path, stopping: Callable[[], bool], patience: float = PATIENCE) -> Published:
+def wait_for(path: Path, stopping: Callable[[], bool], patience: float = PATIENCE) -> PublishedMemory:
     """What a living prefill worker has published there. Raises ConfigError when none does in time."""
     until = time.monotonic() + patience
     while (found := _read(path)) is None:
@@ -83,10 +83,10 @@ def wait_for(path: Path, stopping: Callable[[], bool], patience: float = PATIENC
     return found
 
 
-def _read(path: Path) -> Published | None:
+def _read(path: Path) -> PublishedMemory | None:
     """None before the first worker has written it, and after the last one that did has died."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Published)
+        found = msgspec.json.decode(path.read_bytes(), type=PublishedMemory)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:

@@ -68,6 +68,17 @@ class Segment:
 
 def map_region(region: HostRegion) -> mmap.mmap:
     """Another process's segment, to read: a write would end this process. Raises `CannotMap`."""
+    fd = open_region(region)
+    try:
+        return mmap.mmap(fd, region.size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise CannotMap(f"its memory cannot be mapped: {error}") from None
+    finally:
+        os.close(fd)
+
+
+def open_region(region: HostRegion) -> int:
+    """A descriptor of another process's segment, which nobody can cut off. Raises `CannotMap`."""
     try:
         # Whatever a peer may have named, opening it must neither block nor change anything.
         fd = os.open(f"/proc/{region.owner.pid}/fd/{region.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -75,11 +86,13 @@ def map_region(region: HostRegion) -> mmap.mmap:
         raise CannotMap(f"its memory cannot be opened: {error.strerror}") from None
     try:
         _check_segment(fd, region.size)
-        return mmap.mmap(fd, region.size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    except (OSError, ValueError) as error:
-        raise CannotMap(f"its memory cannot be mapped: {error}") from None
-    finally:
+        return fd
+    except OSError as error:
         os.close(fd)
+        raise CannotMap(f"its memory cannot be read: {error.strerror}") from None
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _check_segment(fd: int, size: int) -> None:

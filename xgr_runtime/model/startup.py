@@ -18,7 +18,7 @@ from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.config.machine import check_memory, check_threads, cores
 from xgr_runtime.config.toolchain import check_toolchain
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.kv.published import Publication, Published, wait_for
+from xgr_runtime.kv.published import Publication, PublishedMemory, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap, lives
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.choice import check_dtype, load_backend
@@ -123,7 +123,7 @@ def _load(
                 "--publish-memory needs memory that can be shared: --kv-transfer auto, on Linux"
             )
         publication = Publication(
-            Path(publishes), Published(backend.identity, pool.memory.shared, weights.shared)
+            Path(publishes), PublishedMemory(backend.identity, pool.memory.shared, weights.shared)
         )
     log.info(
         "%s runs %s in %s on %d threads, KV for %d tokens",
@@ -164,7 +164,7 @@ def _default_kv_bytes(device: torch.device) -> int:
     return 1 << 30
 
 
-def _mapped_pool(path: str, published: Published, backend: ModelBackend) -> KvPool:
+def _mapped_pool(path: str, published: PublishedMemory, backend: ModelBackend) -> KvPool:
     """The pool that a prefill worker has published in the file `path`. Raises `ConfigError`."""
     if name := published.model.difference(backend.identity):
         raise ConfigError(f"the prefill worker of --memory-of {path} runs a model of another {name}")

@@ -19,10 +19,19 @@ from msgspec import Meta
 
 from xgr_kernels.trie import ScoreMode
 
-PROTOCOL = 8
+PROTOCOL = 9
 
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
+
+MOST_VERSIONS = 1024
+"""Of a catalog, that one process names to another."""
+
+PART_BYTES = 1 << 20
+"""Of a catalog's file or a long batch: what travels at once."""
+
+MOST_INLINE = 4 << 20
+"""Bytes of batches that an offer may carry; longer ones are asked for."""
 
 START_SECONDS = "start_seconds"
 """The counter of a worker's load that says how long its start took."""
@@ -57,6 +66,9 @@ TokenArray = Annotated[bytes, Meta(max_length=16 << 20)]
 
 PageArray = Annotated[bytes, Meta(max_length=1 << 20)]
 """int32 or uint32 [pages], of one prompt."""
+
+Versions = Annotated[list[Name], Meta(max_length=MOST_VERSIONS)]
+"""Of a catalog, the newest last."""
 
 Role = Literal["prefill", "decode"]
 Way = Literal["frames", "pull", "in place"]
@@ -116,12 +128,14 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The largest request a worker can ever serve; zero where the limit is not this worker's.
 
-    `plain_scores`: no score mode `level` and no repetition penalty.
+    `plain_scores`: no score mode `level` and no repetition penalty. `one_trie`: no version of the catalog
+    with other SIDs than the first.
     """
 
     max_prompt_tokens: Count
     max_beam_width: Count = 0
     plain_scores: bool = False
+    one_trie: bool = False
 
 
 class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -180,6 +194,7 @@ class Hello(Message, frozen=True, tag="hello"):
     router: Number  # incarnation
     name: Name
     number: Number = 0  # of a router that waits for this answer; zero: of a heartbeat
+    catalogs: Versions = []  # decode workers: that this router may still use, all others it never will
 
 
 class WorkerHello(Message, frozen=True, tag="worker_hello"):
@@ -191,7 +206,7 @@ class WorkerHello(Message, frozen=True, tag="worker_hello"):
     incarnation: Number
     model: ModelIdentity
     data_address: Name  # decode workers: where prefill workers connect; else empty
-    catalogs: Annotated[list[Name], Meta(max_length=64)]  # decode workers: versions held
+    catalogs: Versions  # decode workers: versions held
     limits: Limits
     load: Load
     turns: Name = ""  # workers that name the same take turns on one device: only one of them runs at a time
@@ -328,10 +343,6 @@ class Spans(Message, frozen=True, tag="spans"):
     spans: Annotated[list[Span], Meta(max_length=1 << 16)]
 
 
-ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
-ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk
-ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans
-
 # --- memory that another process of this machine may read ------------------------------------------------
 
 
@@ -370,6 +381,73 @@ class SharedKv(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_size: Count  # tokens
     kv: Region  # [2, layers, pages + 1, page_size, kv_heads, head_dim]: keys, then values
     generations: HostRegion  # `id`, then uint32 [pages]: raised whenever a page is given back
+
+
+# --- catalogs that change, over control links ------------------------------------------------------------
+
+
+class CatalogStep(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One version of a chain: a batch that leads to it from the one before, or a whole built file.
+
+    Who offers it sends `data`, or nothing: then it is asked for part by part.
+    """
+
+    version: Name
+    whole: bool  # a built file, before which nothing is needed
+    size: Number  # bytes of the file, or of the batch
+    digest: Digest  # xxh3_64 of these
+    data: Annotated[bytes, Meta(max_length=MOST_INLINE)] = b""
+    memory: HostRegion | None = None  # of a whole file: sealed memory of the router, for its own machine
+
+
+class CatalogOffer(Message, frozen=True, tag="catalog_offer"):
+    """Router to decode worker: hold the version to which these steps lead. Answered by `CatalogHeld`.
+
+    Without steps it is `parent` itself. `filters`: conditions that are evaluated on it before the answer.
+    """
+
+    router: Number  # incarnation
+    number: Number  # of this offer, by that router
+    parent: Name  # behind which the steps begin; empty: with a whole file
+    steps: Annotated[list[CatalogStep], Meta(max_length=1 << 16)]
+    keeps: Versions  # as `Hello.catalogs`
+    filters: Annotated[list[Text], Meta(max_length=4096)] = []
+
+    @property
+    def version(self) -> str:
+        """The version that shall be held."""
+        return self.steps[-1].version if self.steps else self.parent
+
+
+class CatalogAsk(Message, frozen=True, tag="catalog_ask"):
+    """Decode worker to router: send what makes this version, from this byte on. Answered by `CatalogPart`."""
+
+    version: Name
+    offset: Number
+
+
+class CatalogPart(Message, frozen=True, tag="catalog_part"):
+    """Router to decode worker: bytes of a built file or a batch; none where the router no longer has it."""
+
+    router: Number  # incarnation
+    version: Name
+    offset: Number
+    data: Annotated[bytes, Meta(max_length=PART_BYTES)]
+    checksum: Digest
+
+
+class CatalogHeld(Message, frozen=True, tag="catalog_held"):
+    """Decode worker to all its routers: it holds this version from now on, or why it does not."""
+
+    version: Name
+    number: Number  # of the offer; to other routers than the one that made it, zero
+    problem: Text = ""
+    broken: bool = False  # the steps led elsewhere, or begin with what it does not hold
+
+
+ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
+ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk | CatalogOffer | CatalogPart
+ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans | CatalogAsk | CatalogHeld
 
 
 # --- data link: one per prefill-decode pair --------------------------------------------------------------

@@ -3,7 +3,7 @@
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class _Router:
     name: str
     heard: float
     replaced: bool = False  # by the next run of its name
+    catalogs: Sequence[str] = ()  # versions that it may still use
 
 
 @dataclass
@@ -78,6 +79,23 @@ class ControlServer:
             known.heard = -math.inf
         return sent
 
+    @property
+    def routers(self) -> list[int]:
+        """Incarnations of those that greeted and are not gone."""
+        return list(self._routers)
+
+    def uses(self, router: int, catalogs: Sequence[str]) -> None:
+        """That router may still use these versions, and no others."""
+        if router in self._routers:
+            self._routers[router].catalogs = catalogs
+
+    @property
+    def used_catalogs(self) -> frozenset[str] | None:
+        """Versions that any router may still use; None without a router."""
+        if not self._routers:
+            return None
+        return frozenset(version for known in self._routers.values() for version in known.catalogs)
+
     def gone(self, now: float) -> list[tuple[int, str]]:
         """Incarnations of routers whose requests end now, and why. Tell them, then `forget`.
 
@@ -105,6 +123,7 @@ class ControlServer:
         else:
             self.refused += 1
             return
+        self.uses(hello.router, hello.catalogs)
         self.listener.send(peer, replace(self.introduce(), number=hello.number))
 
     def _replace(self, hello: Hello) -> None:

@@ -6,6 +6,7 @@ Both workers have one. What becomes of a request in between is the worker's own:
 import logging
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from xgr_runtime.errors import InternalError, RequestError, WorkerLost
@@ -16,6 +17,8 @@ from xgr_runtime.wire.messages import (
     AttemptId,
     CacheFlushed,
     Cancel,
+    CatalogOffer,
+    CatalogPart,
     DecodeRequest,
     Failed,
     FlushCache,
@@ -73,6 +76,8 @@ class Desk(Generic[R]):
         self.timeline = Timeline()
         self.counters: dict[str, float] = defaultdict(float)
         self.control = ControlServer(listener, holder.introduce, silence, self.timeline)
+        self.versions: Callable[[CatalogOffer | CatalogPart, float], None] | None = None
+        """Who takes versions of the catalog, in decode workers."""
         self._holder: Holder[R] = holder
         self._role = role
         self._requests: type[R] = requests
@@ -122,6 +127,8 @@ class Desk(Generic[R]):
             self._accept(message, now)
         elif isinstance(message, Cancel):
             self._holder.cancel(message.id)
+        elif isinstance(message, CatalogOffer | CatalogPart) and self.versions is not None:
+            self.versions(message, now)
         elif isinstance(message, FlushCache):
             pages = self._holder.cache.flush()
             self.control.send(message.router, CacheFlushed(message.number, pages))

@@ -11,7 +11,7 @@ from torch import nn
 
 from xgr_runtime.config import DecodeConfig, PrefillConfig
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.kv.published import Published, publish
+from xgr_runtime.kv.published import PublishedMemory, publish
 from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.model import startup
 from xgr_runtime.model.memory.kv_memory import KvMemory, exported_memory
@@ -28,7 +28,7 @@ class PrefillRun:
         self.kv: KvMemory = exported_memory(MODEL, 4, 4, torch.device("cpu"))
         weights, block = export_weights(nn.Linear(2, 2))
         assert self.kv.shared is not None
-        self.published = Published(MODEL, self.kv.shared, weights)
+        self.published = PublishedMemory(MODEL, self.kv.shared, weights)
         kept += [self.kv, block]
 
 

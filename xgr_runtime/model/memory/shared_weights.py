@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.kv.published import Published, SharedTensor, SharedWeights, wait_for
+from xgr_runtime.kv.published import PublishedMemory, SharedTensor, SharedWeights, wait_for
 from xgr_runtime.kv.shared_memory import CannotMap
 from xgr_runtime.model.memory.device_memory import Block, allocate, open_region
 
@@ -56,7 +56,7 @@ class WeightSharing:
 
     def __init__(self, publishes: bool, memory_of: str, stopping: Callable[[], bool]) -> None:
         self.shared: SharedWeights | None = None
-        self.taken_from: Published | None = None
+        self.taken_from: PublishedMemory | None = None
         self._publishes = publishes
         self._memory_of = memory_of
         self._stopping = stopping
