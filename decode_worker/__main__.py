@@ -19,6 +19,8 @@ from xgr_runtime.transport import check_listener, told_address
 from xgr_runtime.transport.keyring import read_keyring
 from xgr_runtime.wire.messages import START_SECONDS, Limits
 
+SWITCH_EVERY = 0.0005  # seconds that a thread which takes in a version keeps the interpreter from the loop
+
 
 def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     lifecycle.passed("imports")
@@ -29,23 +31,25 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     told_address(config.advertise_data_address or config.data_address, keys)
     kernels = choose_kernels(config.device)
     with described(Path(config.model_path), config.base_model_path) as files:
-        catalog = load_catalog(config.catalog, files)
+        catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files), config.filter_bytes))
     model = load_model(config, lambda: lifecycle.stopping)
     lifecycle.passed("load", {"check": model.check_seconds})
-    engine = make_engine(config, model, catalog, max_rows, kernels)
+    engine = make_engine(config, model, catalogs.newest.catalog, max_rows, kernels)
+    emitted_tokens = catalogs.newest.catalog.emitted_tokens
     limits = Limits(
-        prompt_limit(model, config.max_prompt_tokens, catalog.emitted_tokens - 1),
+        prompt_limit(model, config.max_prompt_tokens, emitted_tokens - 1),
         config.max_beam_width,
         plain_scores=kernels == "cuda",
+        one_trie=kernels == "cuda",
     )
-    catalogs = Catalogs(CatalogView(catalog, config.filter_bytes))
     worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
-    beams = (max_rows, config.max_beam_width, catalog.emitted_tokens)
+    beams = (max_rows, config.max_beam_width, emitted_tokens)
     with model.first_calls(lambda: lifecycle.stopping, "decode", *beams):
         worker.warm_up()
     if kernels == "cpu":
         spread_threads(backwards=True)  # prefill workers do it forwards
     worker.learn_costs(model.cache, [model.backend.name, kernels])
+    sys.setswitchinterval(SWITCH_EVERY)
     worker.counters[START_SECONDS] = age()
     lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})

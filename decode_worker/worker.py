@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from decode_worker.catalogs import CatalogUpdates
+from decode_worker.conditions import Conditions
 from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.launches import LaunchSpan
 from decode_worker.inbound import Inbound
@@ -15,7 +17,7 @@ from decode_worker.phases import TaskPhase
 from decode_worker.scheduler import DecodeScheduler
 from decode_worker.search import Search
 from decode_worker.task import DecodeTask, TaskFactory
-from xgr_runtime.catalog import Catalogs
+from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig
 from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError, WorkerLost
 from xgr_runtime.kv.pages import PagePool
@@ -26,6 +28,7 @@ from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.arrays import float32s, pack
 from xgr_runtime.wire.messages import (
     LAUNCHES,
+    MOST_VERSIONS,
     PROTOCOL,
     AttemptId,
     Committed,
@@ -64,6 +67,9 @@ class DecodeWorker:
         self.config = config
         self.engine = engine
         self.catalogs = catalogs
+        first = catalogs.newest.catalog
+        self.emitted_tokens = first.emitted_tokens  # of every version that can be searched here
+        self.one_trie = first.sids if limits.one_trie else None  # whose SIDs those are
         self.identity = identity
         self.factory = TaskFactory(catalogs, identity, limits)
         self.limits = limits
@@ -84,9 +90,16 @@ class DecodeWorker:
         self.desk = Desk(self, "decode", DecodeRequest, control, config.silence)
         self.timeline, self.counters = self.desk.timeline, self.desk.counters
         self.inbound = Inbound(config, identity, engine.pool, self.scheduler, self.desk, clock, keys)
+        self.conditions = Conditions(catalogs)
+        self.updates = CatalogUpdates(
+            catalogs, self.desk.control, self.cannot_search, self.counters, config.kv_transfer == "auto"
+        )
+        self.desk.versions = self.updates.take
         self.poller = Poller()
         self.poller.add(control)
         self.poller.add(self.inbound.data.listener)
+        self.poller.add(self.conditions.aside.wakeup)
+        self.poller.add(self.updates.aside.wakeup)
         if self.device_turns.wakeup is not None:
             self.poller.add(self.device_turns.wakeup)
 
@@ -109,6 +122,8 @@ class DecodeWorker:
             self.desk.listen(now)
             self.desk.handle(now)
             self.take_over(self.inbound.receive())
+            self.updates.turn(now)
+            self.expect_known()
             self.expire(now)
             self.inbound.grant_pages(now)
             self.take_over(self.inbound.settle(self.clock()))
@@ -118,6 +133,8 @@ class DecodeWorker:
             self.answer_finished()
             self.known_costs.keep_now_and_then(self.clock())
         self.known_costs.keep()
+        self.conditions.close()
+        self.updates.close()
 
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
@@ -206,16 +223,28 @@ class DecodeWorker:
 
     def holds(self, id: AttemptId) -> bool:
         """See `Holder`."""
-        return id in self.inbound.arriving or id in self.searching
+        return id in self.inbound.arriving or id in self.searching or id in self.conditions
 
     def accept(self, request: DecodeRequest, now: float) -> None:
         """See `Holder`. Raises `Overloaded`, `BadRequest`."""
-        held = len(self.tasks)
+        held = len(self.tasks) + len(self.conditions)
         if held >= self.config.max_queued:
             raise Overloaded(f"decode worker {self.config.name} holds {held} requests")
         if self.inbound.memories.orphaned:
             raise Overloaded(f"decode worker {self.config.name} starts again")
-        self.inbound.expect(self.factory.make(request, now))
+        if not self.conditions.hold(request, now):
+            self.inbound.expect(self.factory.make(request, now))
+
+    def expect_known(self) -> None:
+        """Requests whose condition is evaluated by now."""
+        for request, arrived in self.conditions.done():
+            try:
+                self.inbound.expect(self.factory.make(request, arrived))
+            except RequestError as error:
+                self.fail(request.id, error)
+            except Exception:
+                log.exception("request %d could not be taken", request.id.request)
+                self.fail(request.id, self.desk.bug())
 
     def cancel(self, id: AttemptId) -> None:
         """See `Holder`."""
@@ -228,6 +257,7 @@ class DecodeWorker:
 
     def drop(self, id: AttemptId, reason: str) -> None:
         """End an attempt without a word to its router; one that is unknown may still come."""
+        self.conditions.drop(id)
         if id in self.searching:
             self.end(self.searching[id])
         else:
@@ -235,9 +265,9 @@ class DecodeWorker:
 
     def part_with(self, router: int, error: RequestError) -> None:
         """See `Holder`."""
-        for task in self.tasks:
-            if task.id.router == router:
-                self.fail(task.id, error)
+        for id in [*(task.id for task in self.tasks), *self.conditions.ids]:
+            if id.router == router:
+                self.fail(id, error)
 
     # --- searches ---
 
@@ -279,6 +309,8 @@ class DecodeWorker:
     def expire(self, now: float) -> None:
         """Deadlines, routers that passed away, and what hand-overs wait for."""
         self.scheduler.cost = self.engine.costs.cost
+        for id in self.conditions.late(now):
+            self.fail(id, DeadlineExceeded("the deadline passed while the condition was evaluated"))
         tasks = self.tasks
         for task in tasks:
             # What a launch has in hand costs no more time, and nobody knows how far it is.
@@ -294,7 +326,7 @@ class DecodeWorker:
     @property
     def finished(self) -> bool:
         """Whether this process can be of no use any more, and neither holds nor sends what could be."""
-        over = self.inbound.memories.orphaned and not self.tasks
+        over = self.inbound.memories.orphaned and not self.tasks and not self.conditions
         return over and self.clock() - max(self.ended_at, self.inbound.ended_at) >= _LAST_WORDS
 
     # --- state ---
@@ -305,7 +337,24 @@ class DecodeWorker:
             return LOOK_EVERY
         if self.running or self.worked or self.engine.busy:
             return 0.0  # a launch whose requests are all gone still holds the device's turn
-        return _COPY_WAIT if self.inbound.commits else self.config.heartbeat / 2
+        if self.inbound.commits:
+            return _COPY_WAIT
+        due = self.updates.due(self.clock())
+        return self.config.heartbeat / 2 if due is None else min(self.config.heartbeat / 2, due)
+
+    def cannot_search(self, view: CatalogView) -> str:
+        """Why searches here could not use a version, or an empty string."""
+        if view.catalog.emitted_tokens != self.emitted_tokens:
+            return (
+                f"its items have {view.catalog.emitted_tokens} tokens, this worker was started for "
+                f"{self.emitted_tokens}: restart the deployment with it"
+            )
+        if self.one_trie is not None and view.catalog.sids is not self.one_trie:
+            return (
+                "it has other SIDs than the catalog that this worker was started with, and searches on a GPU "
+                "keep theirs: restart the worker, or use --device cpu"
+            )
+        return ""
 
     def introduce(self) -> WorkerHello:
         return WorkerHello(
@@ -315,7 +364,7 @@ class DecodeWorker:
             incarnation=self.desk.incarnation,
             model=self.identity,
             data_address=self.data_address,
-            catalogs=self.catalogs.versions,
+            catalogs=self.catalogs.versions[-MOST_VERSIONS:],
             limits=self.limits,
             load=self.load(),
             turns=self.config.turns_file,
@@ -333,7 +382,7 @@ class DecodeWorker:
             "filters_reused": self.catalogs.newest.filters.hits,
         }
         return Load(
-            requests=len(self.tasks),
+            requests=len(self.tasks) + len(self.conditions),
             pages_used=self.cache.used,
             pages_cached=self.cache.cached_pages,
             pages_total=self.cache.capacity,
