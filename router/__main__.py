@@ -14,12 +14,13 @@ from pathlib import Path
 import uvicorn
 from tokenizers import Tokenizer
 
+from router.catalogs.begin import Beginning, begun
 from router.dispatch.dispatcher import Dispatcher
 from router.http import ConnectionLimits, HttpSettings, make_app, server_config
 from router.http.memory import keep_large_apart
 from router.query.models import Model, Models
 from router.workers.following import check_named
-from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
+from xgr_runtime.catalog import Catalogs
 from xgr_runtime.checkpoint import described, not_applied, passed_over
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.errors import ConfigError, ModelError
@@ -40,14 +41,14 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
     check_named(config)
     share_the_interpreter()
     with described(Path(config.model_path), config.base_model_path) as files:
-        catalogs = Catalogs(CatalogView(load_catalog(config.catalog, files), config.filter_bytes))
+        beginning = begun(config, files)
         _tell(files)
-        catalog = catalogs.newest.catalog
-        tokenizer = _tokenizer(files, catalog.vocab_size)
+        tokenizer = _tokenizer(files, beginning.catalogs.newest.catalog.vocab_size)
         prompts = Prompts.read(tokenizer, files)
-    prompts.check(catalog)
+    prompts.check(beginning.catalogs.newest.catalog)
+    beginning.hold_to(tokenizer, prompts)
     with _listen(config.host, config.port) as http:
-        asyncio.run(_serve(config, lifecycle, catalogs, prompts, tokenizer, http))
+        asyncio.run(_serve(config, lifecycle, beginning, prompts, tokenizer, http))
 
 
 def _tell(folder: Path) -> None:
@@ -69,13 +70,17 @@ def share_the_interpreter() -> None:
 async def _serve(
     config: RouterConfig,
     lifecycle: Lifecycle,
-    catalogs: Catalogs,
+    beginning: Beginning,
     prompts: Prompts,
     tokenizer: Tokenizer,
     http: socket.socket,
 ) -> None:
+    catalogs = beginning.catalogs
     dispatcher = Dispatcher(config, catalogs)
+    publisher = beginning.publisher(config, dispatcher)
     dispatcher.start()
+    if publisher is not None:
+        publisher.start()
     models = Models([_model(config, catalogs, prompts, tokenizer, dispatcher)])
     app = make_app(dispatcher, models, _settings(config, http.getsockname()[0]))
     idle = math.ceil(config.keep_alive_timeout)
@@ -101,6 +106,8 @@ async def _serve(
     await dispatcher.drain()
     server.should_exit = True
     await serving
+    if publisher is not None:
+        await publisher.stop()
     await dispatcher.stop()
     turning.cancel()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from itertools import count
 
 from router.dispatch.attempts import Attempts
@@ -30,19 +31,21 @@ from xgr_runtime.errors import (
     RequestError,
 )
 from xgr_runtime.trace.timeline import Timeline
-from xgr_runtime.wire.messages import Limits, Message, Spans
+from xgr_runtime.wire.messages import CatalogAsk, CatalogHeld, Limits, Message, Spans
 from xgr_runtime.worker.control import new_incarnation
 
 log = logging.getLogger(__name__)
+
+OnVersion = Callable[[Worker, CatalogAsk | CatalogHeld], None]
 
 
 class Dispatcher:
     """Owns every live request, from admission to its one end."""
 
     def __init__(self, config: RouterConfig, catalogs: Catalogs) -> None:
-        router = new_incarnation()
+        router = self.router = new_incarnation()
         self._config = config
-        self._workers = Roster(config, router, catalogs, self._on_message, self._on_lost)
+        self.roster = self._workers = Roster(config, router, catalogs, self._on_message, self._on_lost)
         self._following = Following(self._workers, config)
         self._tracer = Tracer()
         self._attempts = Attempts(self._workers, router, self._tracer.timeline)
@@ -52,6 +55,7 @@ class Dispatcher:
         self._tries: dict[str, Tries] = {}  # of live requests, the oldest first
         self._hedging: asyncio.Task[None] | None = None
         self.draining = False
+        self.on_version: OnVersion | None = None  # who hears what decode workers say of versions
 
     # --- what the HTTP edge calls ---
 
@@ -187,6 +191,9 @@ class Dispatcher:
     def _on_message(self, worker: Worker, message: Message) -> None:
         if isinstance(message, Spans):
             self._tracer.heard(worker, message)
+        elif isinstance(message, CatalogAsk | CatalogHeld):
+            if self.on_version is not None:
+                self.on_version(worker, message)
         else:
             self._attempts.heard(worker, message)
 

@@ -50,6 +50,10 @@ class Roster:
         self._members: dict[str, Worker] = {}  # by address
         self._kept: set[str] = set()  # addresses that only `remove` takes away
         self._drains: dict[Worker, asyncio.Task[None]] = {}
+        self.versions_in_use: Callable[[], list[str]] = lambda: catalogs.versions
+        """Versions of the catalog that this router may still use."""
+        self.lag: Callable[[Worker], str] = self._other_catalog
+        """Why a decode worker gets no requests for its catalog, or an empty string."""
         # An attempt may end after the prefill worker that it was done with is forgotten.
         self.breakers: WeakKeyDictionary[Worker, Breaker] = WeakKeyDictionary()
 
@@ -172,7 +176,7 @@ class Roster:
     def problem(self, worker: Worker) -> str:
         """Why requests cannot go there, or an empty string."""
         leaving = "it is removed, and finishes what it has" if worker.leaving else ""
-        return worker.problem or leaving or self._other_catalog(worker) or self.breakers[worker].problem
+        return worker.problem or leaving or self.lag(worker) or self.breakers[worker].problem
 
     def _other_catalog(self, worker: Worker) -> str:
         """What a decode worker has in place of this router's catalog, or an empty string."""
@@ -225,7 +229,15 @@ class Roster:
             check_url(address, "--prefill")
             return SglangServer(address, c.sglang_api_key, c.heartbeat, c.silence, *self._told)
         return WorkerLink(
-            address, role, self._router, c.name, c.heartbeat, c.silence, *self._told, self._keys
+            address,
+            role,
+            self._router,
+            c.name,
+            c.heartbeat,
+            c.silence,
+            *self._told,
+            self._keys,
+            (lambda: self.versions_in_use()) if role == "decode" else list,
         )
 
 

@@ -6,6 +6,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
+from msgspec.structs import replace
+
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.wire.messages import PROTOCOL, START_SECONDS, Message, OtherProtocol, Role, WorkerHello
@@ -101,6 +103,11 @@ class Worker(ABC):
         if newcomer:
             problem = f", unusable: {self.problem}" if self.problem else ""
             log.info("%s worker %s connected%s", self.role, hello.worker, problem)
+
+    def held(self, version: str) -> None:
+        """It has said that it holds one more version of the catalog."""
+        if self.hello is not None and version not in self.hello.catalogs:
+            self.hello = replace(self.hello, catalogs=[*self.hello.catalogs, version])
 
     def _unusable(self, problem: str) -> None:
         """It answers, but not as a worker that we can use; said once."""

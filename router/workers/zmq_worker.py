@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from itertools import count
 from typing import Any
-
-from msgspec.structs import replace
 
 from router.workers.worker import OnLost, OnMessage, Worker
 from xgr_runtime.errors import WorkerLost
@@ -40,9 +39,12 @@ class WorkerLink(Worker):
         on_message: OnMessage,
         on_lost: OnLost,
         keys: Keyring | None = None,
+        catalogs: Callable[[], list[str]] = list,
     ) -> None:
+        """`catalogs`: versions that this router may still use."""
         super().__init__(address, role, on_message, on_lost)
-        self._beat = Hello(PROTOCOL, router, name)
+        self._name = name
+        self._catalogs = catalogs
         self._heartbeat = heartbeat
         self._silence = silence
         self._heard = 0.0
@@ -78,7 +80,7 @@ class WorkerLink(Worker):
 
     async def refresh(self) -> None:
         """See `Worker.refresh`."""
-        await self._answer(replace(self._beat, number=next(self._numbers)))
+        await self._answer(self._hello(next(self._numbers)))
 
     def lost(self, reason: str) -> None:
         """See `Worker.lost`."""
@@ -86,6 +88,9 @@ class WorkerLink(Worker):
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(WorkerLost(reason))
+
+    def _hello(self, number: int = 0) -> Hello:
+        return Hello(PROTOCOL, self._router, self._name, number, self._catalogs())
 
     async def _answer(self, message: FlushCache | Hello) -> int:
         """What the worker answers to a message with a number. Raises `WorkerLost`."""
@@ -140,7 +145,7 @@ class WorkerLink(Worker):
     async def _beats(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._link.send(self._beat)
+            self._link.send(self._hello())
             self._unanswered += 1
             slept = loop.time()
             pause = self._silence if self.incompatible else self._heartbeat

@@ -68,6 +68,10 @@ CatalogStore = Annotated[
     str,
     about("folder of a catalog that changes while it is served, with its versions; empty: none does"),
 ]
+CatalogPatience = Annotated[
+    Seconds,
+    about("seconds without a sign of progress after which a new version is used without a decode worker"),
+]
 CatalogKeep = Annotated[Count, about("built files that --catalog-store keeps, to be returned to")]
 MaxBodyBytes = Annotated[Annotated[int, Meta(ge=1, le=1 << 30)], about("largest body of a request")]
 MaxConnections = Annotated[Count, about("HTTP connections; more get 503 and are closed")]
@@ -225,6 +229,7 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     catalog: Annotated[str, about("catalog file or source; empty: what --catalog-store has")] = ""
     catalog_store: CatalogStore = ""
     catalog_keep: CatalogKeep = 16
+    catalog_patience: CatalogPatience = 10.0
     prefill: Annotated[
         list[str], about("control addresses of prefill workers, or URLs of SGLang servers, comma-separated")
     ] = []
@@ -264,6 +269,7 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
     ] = ""
     catalog_store: CatalogStore = ""
     catalog_keep: CatalogKeep = 16
+    catalog_patience: CatalogPatience = 10.0
     host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     prefill_workers: Annotated[Workers, about("prefill processes")] = 1

@@ -1,0 +1,234 @@
+"""Changes of the catalog as one thread makes them: in the store before anybody hears of them.
+
+Nothing here waits for workers. What a call returns is in the store, and in what the next call begins with.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from router.catalogs.publishing import Prepared
+from router.catalogs.servable import Servable
+from router.catalogs.shelf import BaseFile, ChainStep, Shelf
+from xgr_runtime.catalog import CatalogView
+from xgr_runtime.catalog.build import build_catalog
+from xgr_runtime.catalog.edits import edited
+from xgr_runtime.catalog.edits.batch import EditBatch
+from xgr_runtime.catalog.file import is_built_file
+from xgr_runtime.catalog.store import Chain, FirstAnswer, Store
+from xgr_runtime.catalog.verify import verify_file
+from xgr_runtime.errors import CatalogError, NotFound, OtherVersion, StoreError
+
+log = logging.getLogger(__name__)
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Made(NamedTuple):
+    """A version that is current in the store now."""
+
+    view: CatalogView
+    shelf: Shelf  # how workers come to it
+    kind: str  # edit, push, rollback, compact; follow: another router's
+    unknown: tuple[str, ...] = ()
+    later: Shelf | None = None  # what newcomers get once it is in use
+
+
+class Known(NamedTuple):
+    """The key of an edit is that of one before."""
+
+    first: FirstAnswer
+
+
+class Writer:
+    """For one thread. All calls but `follow` hold the store's lock, and begin with what others wrote."""
+
+    def __init__(
+        self, store: Store, servable: Callable[[], Servable], model_dir: Path, filter_bytes: int
+    ) -> None:
+        """`servable`: what holds catalogs to the checkpoint, once there is one to compare with."""
+        self._store = store
+        self._servable = servable
+        self._model_dir = model_dir
+        self._filter_bytes = filter_bytes
+        self.view: CatalogView
+        self.shelf: Shelf
+
+    def open(self, chain: Chain, vocab_size: int | None) -> CatalogView:
+        """Begin with what the store has. Raises CatalogError."""
+        base = BaseFile(chain.base, self._store.sealed(chain.base))
+        self.view, self.shelf = self._replayed(base, chain, vocab_size)
+        return self.view
+
+    def edit(
+        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, may_change_trie: bool
+    ) -> tuple[list[Made], Known | None, tuple[str, ...]]:
+        """What others wrote meanwhile and what this made, both to be spread; ids that are unknown.
+
+        Raises OtherVersion, CatalogError.
+        """
+        with self._store.writing():
+            made = self._caught_up()
+            if key and (first := self._store.answered(key)) is not None:
+                return made, Known(first), ()
+            self._check_version(expected)
+            batch, unknown = make(self.view)
+            if batch == EditBatch():
+                return made, None, tuple(unknown)
+            made.append(self._append(batch, tuple(unknown), key, may_change_trie))
+        return made, None, tuple(unknown)
+
+    def compact(self) -> list[Made]:
+        """Lay the newest version out as a built file. Raises CatalogError."""
+        with self._store.writing():
+            made = self._caught_up()
+            one = self._append(EditBatch(compact=True), (), "", True)
+            self._store.rebase(one.view.catalog)
+            base = BaseFile(one.view.version, self._store.sealed(one.view.version))
+            self.shelf = Shelf(base)
+            made.append(one._replace(kind="compact", later=self.shelf))
+        return made
+
+    def push(self, file: Path) -> list[Made]:
+        """Begin a new chain. Raises CatalogError naming what is wrong with the file, and items."""
+        catalog = verify_file(file) if is_built_file(file) else build_catalog(file, self._model_dir)
+        try:
+            catalog = self._servable().checked(catalog)
+        except CatalogError as error:
+            raise CatalogError(f"{file.name}: {error}") from None
+        with self._store.writing():
+            made = self._caught_up()
+            self._store.push(catalog, file.name)
+            base = BaseFile(catalog.version, self._store.sealed(catalog.version))
+            view = CatalogView(base.catalog.for_vocabulary(catalog.vocab_size), self._filter_bytes)
+            made.append(self._begin(view, Shelf(base), "push"))
+        return made
+
+    def rollback(self, version: str | None) -> list[Made]:
+        """Raises NotFound, CatalogError."""
+        with self._store.writing():
+            made = self._caught_up()
+            found = version or self._store.before()
+            if found is None:
+                raise NotFound("there is no version before this one", "version")
+            if not self._store.keeps(found):
+                raise NotFound(f"the store does not keep a version {found}: see GET /catalog", "version")
+            view, shelf = self._brought(self._store.chain(found), onward=False)
+            self._store.switch(found)
+            made.append(self._begin(view, shelf, "rollback"))
+        return made
+
+    def set_filter(self, name: str, where: str | None) -> None:
+        """Raises NotFound."""
+        with self._store.writing():
+            try:
+                self._store.set_filter(name, where)
+            except KeyError:
+                raise NotFound(f"there is no filter of the name {name!r:.80}", "name") from None
+
+    def settle(self, key: str, answer: bytes) -> None:
+        with self._store.writing():
+            self._store.settle(key, answer)
+
+    def look(self) -> bool:
+        """Whether another router wrote since the last look."""
+        return self._store.look()
+
+    def follow(self) -> list[Made]:
+        """What other routers made current. Raises CatalogError."""
+        return self._caught_up()
+
+    def filters(self) -> dict[str, str]:
+        """The named conditions."""
+        return {name: one.where for name, one in self._store.filters().items()}
+
+    # --- on the newest version ---
+
+    def _caught_up(self) -> list[Made]:
+        """The store's current version, where that is another one than ours."""
+        current = self._store.current
+        if current is None or current == self.view.version:
+            return []
+        view, shelf = self._brought(self._store.chain(current, after=self.view.version))
+        return [self._begin(view, shelf, "follow")]
+
+    def _brought(self, chain: Chain, onward: bool = True) -> tuple[CatalogView, Shelf]:
+        """Where a chain leads, from where we are if it may go on there. Raises CatalogError."""
+        base = self.shelf.base
+        if chain.base == base.version and onward:
+            try:
+                return self._onward(chain)
+            except CatalogError:  # it has other batches from somewhere before, or begins at the file
+                chain = self._store.chain(chain.version)
+        elif chain.base != base.version:
+            base = BaseFile(chain.base, self._store.sealed(chain.base))
+        return self._replayed(base, chain, self.view.catalog.vocab_size)
+
+    def _onward(self, chain: Chain) -> tuple[CatalogView, Shelf]:
+        view, shelf = self.view, self.shelf
+        for version, data in chain.batches:
+            view = applied(view, version, data)
+            shelf = shelf.and_then(ChainStep(version, data))
+        if view.version != chain.version:
+            raise CatalogError(f"version {chain.version} is another one's")
+        return view, shelf
+
+    def _replayed(self, base: BaseFile, chain: Chain, vocab_size: int | None) -> tuple[CatalogView, Shelf]:
+        catalog = base.catalog if vocab_size is None else base.catalog.for_vocabulary(vocab_size)
+        view = CatalogView(catalog, self._filter_bytes)
+        for version, data in chain.batches:
+            view = applied(view, version, data)
+        return view, Shelf(base, tuple(ChainStep(*step) for step in chain.batches))
+
+    def _begin(self, view: CatalogView, shelf: Shelf, kind: str) -> Made:
+        self.view, self.shelf = view, shelf
+        return Made(view, shelf, kind)
+
+    def _append(self, batch: EditBatch, unknown: tuple[str, ...], key: str, may_change_trie: bool) -> Made:
+        if not may_change_trie and (batch.put or batch.compact):
+            raise CatalogError(
+                "workers on a GPU keep the SIDs that they were started with: hide, show, remove and rank "
+                "items, or restart the deployment with another catalog"
+            )
+        before, data = self.view, _encode(batch)
+        view = edited(before, batch)
+        answer = _encode((view.version, unknown))
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        self._store.append(before.version, view.version, data, summary(batch), key, digest, answer)
+        return self._begin(view, self.shelf.and_then(ChainStep(view.version, data)), "edit")._replace(
+            unknown=unknown
+        )
+
+    def _check_version(self, expected: str) -> None:
+        if expected and expected != self.view.version:
+            raise OtherVersion(
+                f"the catalog has version {self.view.version}, not {expected}: read it again", "version"
+            )
+
+
+def applied(view: CatalogView, version: str, data: bytes) -> CatalogView:
+    """The version that a batch of the store leads to. Raises CatalogError, StoreError for another one."""
+    after = edited(view, msgspec.msgpack.decode(data, type=EditBatch))
+    if after.version != version:
+        raise StoreError(
+            f"the batch behind {view.version} leads to {after.version}, the store says {version}: use the "
+            "release that wrote it, or push the catalog again"
+        )
+    return after
+
+
+def summary(batch: EditBatch) -> str:
+    """What the history says of a batch."""
+    counts = {
+        "put": len(batch.put),
+        "remove": len(batch.remove),
+        "hide": len(batch.hide),
+        "show": len(batch.show),
+        "rank": len(batch.rank),
+    }
+    told = [f"{what} {count}" for what, count in counts.items() if count]
+    return ", ".join(told) if told else "compact"
