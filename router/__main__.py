@@ -82,7 +82,14 @@ async def _serve(
     if publisher is not None:
         publisher.start()
     models = Models([_model(config, catalogs, prompts, tokenizer, dispatcher)])
-    app = make_app(dispatcher, models, _settings(config, http.getsockname()[0]))
+    app = make_app(
+        dispatcher,
+        models,
+        _settings(config, http.getsockname()[0]),
+        publisher,
+        beginning.store,
+        publisher.figures if publisher is not None else None,
+    )
     idle = math.ceil(config.keep_alive_timeout)
     server = _Server(
         server_config(app, ConnectionLimits(connections=config.max_connections, idle_seconds=idle))

@@ -34,7 +34,7 @@ class Servable:
         if catalog.depth != self._depth or catalog.emitted_tokens != self._emitted:
             raise CatalogError(
                 f"its SIDs have {catalog.depth} tokens and searches emit {catalog.emitted_tokens}, this "
-                f"deployment was started for {self._depth} and {self._emitted}: restart it with such a catalog"
+                f"deployment was started for {self._depth} and {self._emitted}: restart it with that catalog"
             )
         self._check_vocabulary(catalog)
         catalog = catalog.for_vocabulary(self.vocab_size)

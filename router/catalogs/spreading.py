@@ -35,8 +35,8 @@ class _Told:
 class Spreading:
     """`workers`: all decode workers. `keeps`: versions that this router may still use.
 
-    `used`: those of them that requests use, or have used and still read. A worker holds these since it said so;
-    what was named again only now it may have let go of, whatever it said last.
+    `used`: those of them that requests read. A worker holds these since it said so; what was named again only
+    now it may have let go of, whatever it said last.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """The application: routes, their description, and the edge around them."""
 
 import msgspec
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -32,12 +33,16 @@ def make_app(
     settings: HttpSettings,
     publishing: Publishing | None = None,
     store: Store | None = None,
+    figures: Collector | None = None,
 ) -> Starlette:
     """An ASGI application that answers over HTTP what `dispatch` works out.
 
-    `publishing` changes the catalog, which is kept in `store`; without them it stays as it is.
+    `publishing` changes the catalog, which is kept in `store`; without them it stays as it is. `figures`: more
+    for /metrics.
     """
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
+    if figures is not None:
+        metrics.registry.register(figures)
     intake, bodies = Intake(settings, publishing.filters if publishing else None), Bodies(settings)
     generate = Generate(dispatch, models, intake, bodies)
     control, workers = Control(dispatch, models, intake, metrics, bodies), WorkerRoutes(dispatch, bodies)
