@@ -81,6 +81,7 @@ class PlayedSearch:
     invalid = False
     forward_seconds = 0.0
     forward_rows = 0
+    ceiling = None
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(1, np.int32), np.zeros(1, np.float32)

@@ -116,7 +116,7 @@ def test_every_request_field_is_described(document: dict[str, Any]) -> None:
 
 
 NOT_NULL = {"input_ids", "stream"}
-TOP_FIELDS = [field for field in GenerateRequest.__struct_fields__ if field not in NOT_NULL]
+TOP_FIELDS = [field for field in GenerateRequest.__struct_encode_fields__ if field not in NOT_NULL]
 SAMPLING_FIELDS = [field for field in SamplingParams.__struct_fields__ if field not in NOT_NULL]
 
 

@@ -53,7 +53,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": "<a_0><zz>"}, "text"),
     ({"text": ["<a_0>"]}, "text"),
     ({"text": "<a_0>" * 31}, "text"),
-    ({"history": ["0", "nope"]}, "history"),
+    ({"history": ["0", "nope"], "unknown_history": "refuse"}, "history"),
+    ({"history": ["nope"]}, "history"),
     ({"history": [-7]}, "history"),
     ({"history": [True]}, "history"),
     ({"history": [1.5]}, "history"),
@@ -134,7 +135,8 @@ def refused(server: Server, param: str, **body: Any) -> str:
 def test_messages_say_what_to_change(server: Server) -> None:
     wide = refused(server, "sampling_params.beam_width", **sampling(beam_width=4096))
     assert wide == "beam_width is 4096, the limit is 20: lower it or restart with --max-beam-width 4096"
-    assert "history[1] is 'nope'" in refused(server, "history", history=["0", "nope"])
+    strict = refused(server, "history", history=["0", "nope"], unknown_history="refuse")
+    assert "history[1] is 'nope'" in strict
     hot = refused(server, "sampling_params.temperature", **sampling(temperature=0.7))
     assert hot.endswith("leave it out or send 0.0 or send 1.0")
 

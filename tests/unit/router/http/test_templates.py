@@ -77,8 +77,9 @@ def test_histories_by_name(server: Server, catalog: Catalog) -> None:
 
 def test_filters_and_unknown_items_of_all_histories(server: Server, dispatch: FakeDispatch) -> None:
     both = {"seen": ["1", "gone"], "bought": [3, "?"]}
-    assert "history.'seen'[1] is 'gone'" in refused(server, "history", history=both, template="two")
-    dropped = {"history": both, "template": "two", "unknown_history": "drop"}
+    dropped = {"history": both, "template": "two"}
+    strict = dropped | {"unknown_history": "refuse"}
+    assert "history.'seen'[1] is 'gone'" in refused(server, "history", **strict)
     meta = server.generate(**dropped, filters={"exclude_history": True, "deny": [7]}).json()["meta_info"]
     assert meta["unknown_items"] == {"allow": 0, "deny": 2, "history": 2}
     denied = server.catalog.leaves_of_items(["3", "7"])
