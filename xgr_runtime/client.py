@@ -35,6 +35,19 @@ class ChatMessage(TypedDict, total=False):
     reasoning_content: str
 
 
+class Sampled(TypedDict):
+    """Items of a SID in an order that a seed draws."""
+
+    sample: int
+
+
+class Diverse(TypedDict):
+    """At most so many items of an answer share a value."""
+
+    attribute: str
+    at_most: int
+
+
 class Request(TypedDict, total=False):
     """What a request may say: exactly one of the first four, everything else optional."""
 
@@ -55,6 +68,12 @@ class Request(TypedDict, total=False):
     exclude_history: bool
     where: str
     unknown_history: Literal["refuse", "drop"]
+    title: bool  # of each item
+    attributes: Sequence[str]  # of each item, those of these names
+    items_per_sid: Literal["all", "best"] | Sampled
+    max_items_per_sid: int
+    max_items: int
+    diversity: Diverse
     timeout_ms: int
     priority: int
     model: str
@@ -167,6 +186,7 @@ class AsyncXgrClient:
 
 _SAMPLING = ("beam_width", "n", "score_mode", "repetition_penalty", "length_penalty")
 _FILTERS = ("allow", "deny", "exclude_history", "where")
+_RETURN = ("title", "attributes")
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -179,7 +199,7 @@ def encode(request: Request) -> bytes:
     given: dict[str, Any] = {name: value for name, value in request.items() if value is not None}
     nested = {
         group: {name: given.pop(name) for name in names if name in given}
-        for group, names in (("sampling_params", _SAMPLING), ("filters", _FILTERS))
+        for group, names in (("sampling_params", _SAMPLING), ("filters", _FILTERS), ("return", _RETURN))
     }
     return msgspec.json.encode({**given, **{group: fields for group, fields in nested.items() if fields}})
 

@@ -10,6 +10,7 @@ from played_workers import TIMING, filter_of, job_of, view_of
 
 from router.dispatch.validation import unsound
 from router.job import Job
+from router.listing import Diversity, Listing
 from xgr_runtime.wire.messages import AttemptId, Result
 
 ID = AttemptId(1, 2, 3, 4, 5)
@@ -20,12 +21,18 @@ def result(leaves: list[int], scores: list[float]) -> Result:
     return Result(ID, np.array(leaves, np.int32).tobytes(), np.array(scores, np.float32).tobytes(), TIMING)
 
 
+def with_ceiling(found: Result, ceiling: float) -> Result:
+    return msgspec.structs.replace(found, ceiling=ceiling)
+
+
 def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
 SOUND = result([5, 3], [-1.0, -2.0])
 JOB = replace(job_of(), view=view_of(LEAVES))  # two results
+FULL = replace(JOB, width=2)  # as many as its search keeps
+DIVERSE = replace(FULL, results=1, listing=Listing(diversity=Diversity("brand", 1)))
 
 
 @pytest.mark.parametrize(
@@ -38,8 +45,24 @@ JOB = replace(job_of(), view=view_of(LEAVES))  # two results
         (replace(JOB, filter=filter_of(deny=[*range(9)])), result([9], [-3.0])),
         (replace(JOB, filter=filter_of(deny=[0, 4])), SOUND),
         (JOB, msgspec.structs.replace(SOUND, cached_tokens=3)),
+        (JOB, with_ceiling(SOUND, -3.0)),
+        (FULL, with_ceiling(SOUND, -2.0)),
+        (replace(FULL, filter=filter_of(allow=[3, 5])), with_ceiling(SOUND, -1e30)),
+        (DIVERSE, SOUND),
     ],
-    ids=["plain", "first-last-tied", "short-allow", "empty-allow", "short-deny", "deny", "cached"],
+    ids=[
+        "plain",
+        "first-last-tied",
+        "short-allow",
+        "empty-allow",
+        "short-deny",
+        "deny",
+        "cached",
+        "low",
+        "at-last",
+        "whole",
+        "diverse",
+    ],
 )
 def test_what_may_be_answered(job: Job, sound: Result) -> None:
     assert unsound(sound, job) == ""
@@ -52,6 +75,9 @@ def test_what_may_be_answered(job: Job, sound: Result) -> None:
         (JOB, result([5, -(2**31)], [-1.0, -2.0]), "not in the catalog"),
         (JOB, result([5, LEAVES], [-1.0, -2.0]), "not in the catalog"),
         (JOB, result([5], [-1.0]), "1 leaves"),
+        (DIVERSE, result([5], [-1.0]), "1 leaves"),
+        (FULL, with_ceiling(SOUND, -2.5), "ceiling"),
+        (DIVERSE, with_ceiling(SOUND, -1e30), "ceiling"),
         (JOB, result([], []), "0 leaves"),
         (JOB, result([5, 3, 4], [-1.0, -2.0, -3.0]), "3 leaves"),
         (JOB, result([5, 3], [-1.0]), "1 scores"),

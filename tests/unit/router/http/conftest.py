@@ -71,6 +71,7 @@ class FakeDispatch:
     discovery_problem: str = ""
     draining: bool = False
     hang: bool = False
+    ceiling: float | None = None  # that searches tell
     jobs: list[Job] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -103,7 +104,8 @@ class FakeDispatch:
         if job.where and job.filter.live is not None:
             live = live[job.filter.live.leaves.holds(live)]
         leaves = live[~np.isin(live, job.deny)][: job.beams].astype(np.int32)
-        return Outcome(leaves, -(leaves.astype(np.float32) + 1) / 8, TIMING, 1, len(job.tokens) - 1)  # type: ignore[arg-type]
+        scores = (-(leaves + 1) / 8).astype(np.float32)
+        return Outcome(leaves, scores, TIMING, 1, len(job.tokens) - 1, self.ceiling)
 
     async def flush(self) -> list[Flush]:
         await asyncio.sleep(0)
