@@ -35,8 +35,6 @@ collect_ignore = ["gpu"] if SGLANG else ["gpu", "sglang"]
 
 # Of the files that run side by side, those that take longest: see `pytest_collection_modifyitems`.
 LONGEST = (
-    "decode/test_cohort_engine.py",
-    "kernels/test_beam_select_cuda.py",
     "handover/test_every_order.py",
     "http/test_costs.py",
     "kernels/test_attention.py",

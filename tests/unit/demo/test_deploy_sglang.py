@@ -68,6 +68,15 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
 UNITS = ["tests/unit", "tests/kernels"]
 GATE = "tests/kernels/test_compile_for_gpus.py"
 TOYS = "tests/unit/gpu_run"
+KERNELS = [
+    f"tests/kernels/test_{name}.py"
+    for name in ("beam_select_cuda", "races", "row_ops_on_gpu", "tail_attention_on_gpu")
+]
+ENGINES = [
+    "tests/unit/decode/test_cohort_engine.py",
+    *(f"tests/unit/model/test_{name}.py" for name in ("device_attention", "planning_ahead", "cuda_backend")),
+    "tests/unit/prefill/test_bucket_engine.py",
+]
 PYTEST = "-m pytest --durations=10 --durations-min=5"
 SGLANG = [f".venv-sglang {PYTEST} tests/sglang/{name}" for name in ("test_one.py", "test_two.py")]
 
@@ -76,12 +85,16 @@ def with_ours(*, long: bool = False) -> list[str]:
     """How the tests without SGLang are run when nothing is asked for."""
     always, more = ("--always ", "--long ") if long else ("", "")
     unless = f".venv deploy/unless_tested.py {always}"
-    side_by_side = "--numprocesses=auto --dist=loadfile --no-loadscope-reorder"
+    two = "--numprocesses=auto --dist=loadfile"
+    interpreted = f"env OMP_NUM_THREADS=1 .venv/bin/python -m pytest {two}"
+    left_out = " ".join(f"--ignore={name}" for name in (GATE, TOYS, *KERNELS, *ENGINES))
     return [
         *(f".venv -m xgr_runtime.model.ready_kernels --dtype={dtype}" for dtype in ("float32", "bfloat16")),
-        f".venv {PYTEST} {side_by_side} {' '.join(UNITS)} --ignore={GATE} --ignore={TOYS}",
+        f".venv {PYTEST} {two} --no-loadscope-reorder {' '.join(UNITS)} {left_out}",
+        f"{unless}interpreted-kernels {interpreted} {' '.join(KERNELS)}",
+        f"{unless}interpreted-engines {interpreted} {' '.join(ENGINES)}",
         f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
-        f"{unless}gpu-suite .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile {TOYS}",
+        f"{unless}gpu-suite .venv/bin/python -m pytest {two} {TOYS}",
         f"{unless}flashinfer-planner deploy/test-planner",
         f"{unless}oldest-transformers deploy/test-oldest",
         f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_a_path_that_is_gone_is_an_error(
 def test_all_that_the_parts_name_is_there() -> None:
     code = "import unless_tested as u; [u.fingerprint(u.ROOT, part) for part in u.PARTS.values()]"
     subprocess.run([sys.executable, "-c", code], cwd=DEPLOY, check=True)
+
+
+@pytest.mark.parametrize("name", ["interpreted-kernels", "interpreted-engines"])
+def test_a_part_watches_the_tests_that_it_is_made_of(name: str) -> None:
+    """And what those import of tests/support: an edit there must run them again."""
+    code = f"import unless_tested as u; print(*u.files_of(u.ROOT, u.PARTS[{name!r}]), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=DEPLOY, check=True, capture_output=True, text=True
+    )
+    watched = {Path(line).resolve() for line in done.stdout.splitlines()}
+    own = {file for file in watched if file.name.startswith("test_")}
+    support = {file.stem: file for file in (DEPLOY.parent / "tests" / "support").glob("*.py")}
+    imported = {
+        word for file in own for word in re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.M)
+    }
+    assert own and not {support[word] for word in imported & support.keys()} - watched
+    asked = (DEPLOY / "test").read_text()
+    assert all(part in asked for file in own for part in (file.parent.name, file.stem.removeprefix("test_")))
 
 
 def test_some_commits_run_all_of_it() -> None:
