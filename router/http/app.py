@@ -37,8 +37,8 @@ def make_app(
 ) -> Starlette:
     """An ASGI application that answers over HTTP what `dispatch` works out.
 
-    `publishing` changes the catalog, which is kept in `store`; without them it stays as it is. `figures`: more
-    for /metrics.
+    `publishing` changes the catalog, which is kept in `store`; without them it stays as it is. `figures`:
+    more for /metrics.
     """
     metrics = RequestMetrics(lambda: dispatch.live, dispatch.workers)
     if figures is not None:

@@ -160,7 +160,7 @@ def _updated(asked: AskedEdits, context: _Context) -> Iterable[ItemRecord]:
     for at, one in enumerate(asked.update):
         sid = _sid(asked, "update", at, one.sid, context) if one.sid is not None else tuple(sids[at].tolist())
         number = float(popularity[at])
-        before = ItemRecord(one.item, sid, titles[at], number if np.isfinite(number) else 0.0)
+        before = ItemRecord(one.item, sid, titles[at], number if np.isfinite(number) else None)
         merged = {**attributes[at], **(one.attributes or {})}
         yield _record(asked, "update", at, one, sid, before, merged)
 
@@ -178,7 +178,8 @@ def _record(
     if len(title) > LONGEST_TITLE:
         _refuse(asked, kind, at, f"has {len(title)} characters, at most {LONGEST_TITLE}: shorten it", "title")
     popularity = before.popularity if one.popularity is None else one.popularity
-    _check_popularity(asked, kind, at, popularity)
+    if popularity is not None:
+        _check_popularity(asked, kind, at, popularity)
     try:
         text = canonical(dict(attributes))
     except CatalogError as error:
