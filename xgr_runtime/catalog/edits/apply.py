@@ -134,23 +134,21 @@ def _following(
     view: CatalogView, version: str, arrays: Mapping[str, NDArray[Any]], later: Later, step: Step
 ) -> CatalogView:
     before = view.catalog
-    basis = before.basis if _known_tokens(before, arrays, step) else version
+    more: dict[str, Any] = {}
+    basis = before.basis
+    if len(step.came):
+        sids = new_sids(arrays, step)
+        more["sid_tokens"] = _more_tokens(before.sid_tokens, sids)
+        basis = basis if more["sid_tokens"] is before.sid_tokens else version
+        if "codebooks" in before.__dict__:
+            more["codebooks"] = _more_codes(before, sids)
     after = Catalog(version, before.vocab_size_known, before.templates, arrays, before.scoring, later, basis)
     for name in _OF_COLUMNS if len(step.came) else (*_OF_COLUMNS, *_OF_LEAVES):
         if name in before.__dict__:
             after.__dict__[name] = before.__dict__[name]
-    if len(step.came) and "codebooks" in before.__dict__:
-        after.__dict__["codebooks"] = _grown(before, new_sids(arrays, step))
+    after.__dict__.update(more)
     filters = view.filters.after(after.rows_by_column, step)
     return CatalogView(after, view.filter_bytes, filters)
-
-
-def _known_tokens(before: Catalog, arrays: Mapping[str, NDArray[Any]], step: Step) -> bool:
-    """Whether the SIDs have no token that none had before."""
-    if not len(step.came):
-        return True
-    tokens, known = new_sids(arrays, step), before.sid_tokens
-    return bool(tokens.max() < len(known) and known[tokens].all())
 
 
 def new_sids(arrays: Mapping[str, NDArray[Any]], step: Step) -> Int32:
@@ -159,7 +157,17 @@ def new_sids(arrays: Mapping[str, NDArray[Any]], step: Step) -> Int32:
     return found
 
 
-def _grown(before: Catalog, sids: Int32) -> tuple[NDArray[np.int64], ...]:
+def _more_tokens(known: NDArray[np.bool_], sids: Int32) -> NDArray[np.bool_]:
+    """`Catalog.sid_tokens` with those of new SIDs; the same array where it has them."""
+    if sids.max() < len(known) and known[sids].all():
+        return known
+    longer = np.zeros(max(len(known), int(sids.max()) + 1), np.bool_)
+    longer[: len(known)] = known
+    longer[sids] = True
+    return longer
+
+
+def _more_codes(before: Catalog, sids: Int32) -> tuple[NDArray[np.int64], ...]:
     """Codebooks with the tokens of new SIDs."""
     if before.scoring.level_tokens:
         return before.codebooks

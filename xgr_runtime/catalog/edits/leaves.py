@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Int64 = NDArray[np.int64]
 
 _PIECES = 1024  # insertions that are made piece by piece, at the speed of memory
-_COMPARED = 4  # new leaves up to which every slot is compared with each
 
 
 class Found(NamedTuple):
@@ -43,7 +42,7 @@ def find(trie: Trie, sids: Int32) -> Found:
     first, last = np.zeros(count, np.int64), np.full(count, trie.leaves, np.int64)
     level, nodes = np.full(count, trie.depth), []
     for at, (tokens, lo) in enumerate(zip(trie.tokens, trie.lo, strict=True)):
-        low, high = (np.searchsorted(lo, first), np.searchsorted(lo, last)) if len(lo) else (first, last)
+        low, high = (_places(lo, first), _places(lo, last)) if len(lo) else (first, last)
         within = level == trie.depth  # those that have left the trie lie in front of `first`
         node = np.where(within, _first_not_below(tokens, low, np.where(within, high, low), sids[:, at]), low)
         there = within & (node < high)
@@ -53,6 +52,11 @@ def find(trie: Trie, sids: Int32) -> Found:
         last = np.where(there, lo[np.where(there, node + 1, 0)] if len(lo) else node + 1, first)
         nodes.append(node)
     return Found(level, first, nodes)
+
+
+def _places(ascending: Int32, numbers: Int64) -> Int64:
+    """searchsorted of numbers of one type: of two types it copies the whole array."""
+    return np.searchsorted(ascending, numbers.astype(np.int32))
 
 
 def _first_not_below(tokens: Int32, low: Int64, high: Int64, wanted: Int32) -> Int64:
@@ -81,19 +85,15 @@ def merged(catalog: Catalog, sids: Int32, found: Found) -> dict[str, NDArray[Any
         else:
             arrays[f"lo.{level}"] = lo
     arrays["item_lo"] = inserted(catalog.item_lo, before, catalog.item_lo[before])
-    arrays["leaf_of_row"] = _renumbered(catalog.leaf_of_row, before, catalog.leaves)
+    arrays["leaf_of_row"] = _renumbered(catalog, before)
     return arrays | tail_arrays(len(arrays["sids"]), catalog.scoring)
 
 
-def _renumbered(leaf_of_row: Int32, before: Int64, leaves: int) -> Int32:
+def _renumbered(catalog: Catalog, before: Int64) -> Int32:
     """Leaves of slots, after new leaves were put in front of `before` [N], ascending."""
-    if len(before) <= _COMPARED:
-        moved = leaf_of_row.copy()
-        for leaf in before.tolist():
-            moved += leaf_of_row >= leaf
-        return moved
-    more = np.cumsum(np.bincount(before, minlength=leaves + 1)[:leaves]).astype(np.int32)
-    return leaf_of_row + more[leaf_of_row]
+    built, later = np.split(catalog.leaf_of_row, [catalog.built_slots])  # the former ascend
+    moved = np.searchsorted(before.astype(np.int32), later, side="right").astype(np.int32)
+    return np.concatenate([added(built, _places(built, before)), later + moved])
 
 
 def inserted(array: NDArray[Any], at: NDArray[np.integer], values: NDArray[Any]) -> NDArray[Any]:
