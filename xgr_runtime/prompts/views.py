@@ -234,7 +234,7 @@ class View:
         return unknown is not None and number is not None and unknown not in text and number in tokens
 
     def _sid_tokens(self) -> set[int]:
-        return {int(token) for level in self.catalog.trie.tokens for token in np.unique(level)}
+        return set(np.flatnonzero(self.catalog.sid_tokens).tolist())
 
     def _check_spelling(self) -> None:
         """Raises CatalogError where a SID's text is not read as the SID again."""

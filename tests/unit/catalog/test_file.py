@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -163,7 +164,7 @@ def test_a_newer_format_is_refused(built: Path) -> None:
         Catalog.open(built)
 
 
-CORRUPTIONS: dict[str, tuple[str, int, int]] = {  # array, index, added; checksums are made to match
+CORRUPTIONS: dict[str, tuple[str, int, float]] = {  # array, index, added; checksums are made to match
     "sid": ("sids", 4, 1),
     "negative-token": ("sids", 0, -100),
     "children": ("lo.0", 1, 1),
@@ -180,14 +181,42 @@ CORRUPTIONS: dict[str, tuple[str, int, int]] = {  # array, index, added; checksu
     "hash-row": ("hash_rows", 3, 1),
     "hash-start": ("hash_starts", 1, 1),
     "attributes": ("attributes.blob", 2, 1),
+    "popularity": ("popularity", 3, 1),
+    "order-of-popularity": ("popularity", 0, -1000),
+    "no-popularity": ("popularity", 7, np.nan),
+    "hidden": ("hidden", 0, 8),
+    "hidden-beyond": ("hidden", 24, 128),
 }
+
+
+def with_more(catalog: Catalog) -> Catalog:
+    """The same with popularity, and with an item that is hidden."""
+    popularity, hidden = -np.arange(catalog.items, dtype=np.float64), np.zeros(25, np.uint8)
+    hidden[0] = 1
+    return Catalog.from_content(
+        replace(catalog.content, popularity=popularity, hidden=hidden), catalog.vocab_size
+    )
+
+
+def test_popularity_and_hidden_items_are_part_of_the_version_where_there_are_any(tmp_path: Path) -> None:
+    plain, path = example(items=195), tmp_path / "c.xgr"
+    more = with_more(plain)
+    more.save(path)
+    opened = load_catalog(path)
+    assert opened.version == more.version != plain.version
+    assert opened.popularity(np.arange(3)).tolist() == [0, -1, -2]
+    assert opened.visible is not None and np.flatnonzero(~opened.visible.holds(np.arange(195))).tolist() == [
+        0
+    ]
+    none = replace(more.content, popularity=np.empty(0), hidden=np.empty(0, np.uint8))
+    assert none.version() == plain.version
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_verify_finds_arrays_that_contradict(name: str, tmp_path: Path) -> None:
     """Every checksum matches here: only the meaning of the arrays is wrong."""
     which, at, added = CORRUPTIONS[name]
-    catalog, path = example(), tmp_path / "c.xgr"
+    catalog, path = with_more(example(items=195)), tmp_path / "c.xgr"
     arrays = {key: array.copy() for key, array in catalog.arrays.items()}
     flat = arrays[which].reshape(-1)
     flat[at] = flat[at] + np.array(added).astype(flat.dtype)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import pytest
+from edited_catalogs import Oracle, assert_is
 from made_catalogs import build_from_arrays, items_of_leaf, leaf_of_sid
 
 from xgr_kernels.trie import leaf_filter
-from xgr_runtime.catalog import build_catalog, resolve_items, verify_file
+from xgr_runtime.catalog import CatalogView, build_catalog, resolve_items, verify, verify_file
+from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.template import prompt_tokens
 
 if TYPE_CHECKING:
@@ -95,3 +98,34 @@ def test_known_figures_and_reference_prompts(test_data: Path | None) -> None:
         assert prompt == reference["prompt_ids"]
         assert dropped == max(0, len(reference["history"]) - 64)
         assert all(leaf_of_sid(catalog, sid) is not None for sid, _ in reference["beams"])
+
+
+def test_edits_are_those_of_a_dict_of_its_items(catalog: Catalog) -> None:
+    """Items change places, go, come and are hidden; compacted, it is what is built of what is left."""
+    oracle = Oracle((), vocab_size=catalog.vocab_size)
+    names, sids = [catalog.item_id(row) for row in range(catalog.items)], catalog.sids[catalog.leaf_of_row]
+    records = [ItemRecord(name, tuple(sid)) for name, sid in zip(names, sids.tolist(), strict=True)]
+    oracle.apply(EditBatch(put=tuple(records)))
+    view, rng = CatalogView(catalog), np.random.default_rng(0)
+    for number in range(3):
+        some = rng.choice(sorted(oracle.items), 400, replace=False).tolist()
+        tokens = [rng.choice(catalog.sids[:, level], 200).tolist() for level in range(catalog.depth)]
+        fresh = [*zip(*tokens, strict=True)]
+        batch = EditBatch(
+            put=tuple(
+                ItemRecord(name, sid, f"Item {name}")
+                for name, sid in zip(
+                    [f"new {number} {n}" for n in range(100)] + some[:100], fresh, strict=True
+                )
+            ),
+            remove=tuple(some[100:200]),
+            hide=tuple(some[200:300]),
+            rank=tuple((name, float(n)) for n, name in enumerate(some[300:])),
+        )
+        view = edited(view, batch)
+        oracle.apply(batch)
+        assert_is(view, oracle)
+    compact = edited(view, EditBatch(compact=True)).catalog
+    rebuilt = replace(oracle.built().content, templates=catalog.templates, scoring=catalog.scoring)
+    assert compact.version == rebuilt.version() and view.leaves > compact.leaves > catalog.leaves
+    verify(compact)

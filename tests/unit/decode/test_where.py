@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from made_catalogs import build_from_arrays
 
 from decode_worker.task import filter_of
 from xgr_runtime.catalog import CatalogView
+from xgr_runtime.catalog.edits import EditBatch, edited
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import AttemptId, DecodeRequest
@@ -40,6 +42,19 @@ def test_live_leaves_are_those_of_the_condition_without_the_denied(view: Catalog
 def test_no_condition_is_no_bitmap(view: CatalogView) -> None:
     assert filter_of(request(view, "", [3]), view).live(100) == 99
     assert view.filters.misses == 0
+
+
+def test_hidden_and_removed_items_take_their_leaves_with_them(view: CatalogView) -> None:
+    """Leaf 0 loses both of its items, leaf 1 one of them, which is all that the condition leaves there."""
+    kept = view.filters.left_by("n % 2 = 0")
+    after = edited(view, EditBatch(hide=("000", "002"), remove=("001",)))
+    found = filter_of(request(after, "", []), after)
+    assert found.live(100) == 99 and not found.holds(np.array([0], np.int32))[0]
+    found = filter_of(request(after, "n % 2 = 0", [7]), after)
+    assert found.live(100) == 97 and not found.holds(np.array([0, 1], np.int32)).any()
+    assert after.filters.misses == 1 and view.filters.left_by("n % 2 = 0") is kept
+    allowed = msgspec.structs.replace(request(after, "", []), allow=pack(np.array([0, 1, 5], np.int32)))
+    assert filter_of(allowed, after).live(100) == 2
 
 
 def test_a_condition_that_cannot_be_is_refused(view: CatalogView) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from made_tokenizers import SIDS, byte_pairs
 
-from xgr_runtime.catalog import Catalog, PromptTemplate, build_catalog
+from xgr_runtime.catalog import Catalog, CatalogView, PromptTemplate, build_catalog
+from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.template import Templates
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.errors import BadRequest, CatalogError, ModelError
 from xgr_runtime.prompts import Prompts
+from xgr_runtime.prompts.views import View
 from xgr_runtime.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -53,6 +55,33 @@ def make(checkpoint: Path, tmp_path: Path) -> Callable[..., tuple[Catalog, Promp
         return catalog, prompts
 
     return made
+
+
+def test_templates_are_tried_again_where_sids_get_a_token(
+    make: Callable[..., tuple[Catalog, Prompts]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits of SIDs whose tokens others have need no trial; prompts show the version's own items."""
+    catalog, prompts = make({"t": {**TEXT, "item": "{title} {sid}"}})
+    tried: list[str] = []
+    check = View.check
+    monkeypatch.setattr(
+        View, "check", lambda view, limit: (tried.append(view.catalog.version), check(view, limit))
+    )
+    first = CatalogView(catalog)
+    a, b = catalog.sids[0].tolist(), catalog.sids[-1].tolist()
+    known = edited(first, EditBatch(put=(ItemRecord("new", (a[0], b[1]), "Own"),), remove=("3",)))
+    assert known.leaves == first.leaves + 1
+    prompts.check(known.catalog)
+    shown = text_of((known.catalog, prompts), ["new", "3"])
+    assert shown == f"the user: Own {SIDS[0]}{SIDS[13]}Title 3 {sid(3)}"
+    assert text_of((catalog, prompts), ["1"]) == f"the user: Title 1 {sid(1)}" and not tried
+    unknown = edited(known, EditBatch(put=(ItemRecord("more", (a[0], a[0]), "More"),)))
+    prompts.check(unknown.catalog)
+    assert tried == [] and unknown.catalog.basis == catalog.version, "the token stands at another level"
+    size = catalog.vocab_size
+    stranger = edited(unknown, EditBatch(put=(ItemRecord("other", (a[0], 5), "Other"),)))
+    prompts.check(stranger.catalog)
+    assert tried == [stranger.version] and size == stranger.catalog.vocab_size
 
 
 def text_of(
