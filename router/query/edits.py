@@ -178,18 +178,14 @@ def _record(
     if len(title) > LONGEST_TITLE:
         _refuse(asked, kind, at, f"has {len(title)} characters, at most {LONGEST_TITLE}: shorten it", "title")
     popularity = before.popularity if one.popularity is None else one.popularity
-    if popularity is not None:
-        _check_popularity(asked, kind, at, popularity)
+    if popularity is not None and not -MOST_POPULARITY <= popularity <= MOST_POPULARITY:  # nor is NaN
+        what = f"is {popularity}: a number within {MOST_POPULARITY:g}"
+        _refuse(asked, kind, at, what, "popularity")
     try:
         text = canonical(dict(attributes))
     except CatalogError as error:
         _refuse(asked, kind, at, str(error), "attributes")
     return ItemRecord(one.item, sid, title, popularity, text)
-
-
-def _check_popularity(asked: AskedEdits, kind: str, at: int, number: float) -> None:
-    if not -MOST_POPULARITY <= number <= MOST_POPULARITY:  # nor is NaN
-        _refuse(asked, kind, at, f"is {number}: a number within {MOST_POPULARITY:g}", "popularity")
 
 
 def _sid(

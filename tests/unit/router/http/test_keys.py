@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     import httpx
     from conftest import Server
 
-OPERATORS = {"/flush_cache", "/trace", "/workers", "/workers/decode-0"}
+OPERATORS = {
+    "/catalog",
+    "/catalog/items",
+    "/filters",
+    "/filters/x",
+    "/flush_cache",
+    "/trace",
+    "/workers",
+    "/workers/decode-0",
+}
 CLIENT, ADMIN = "client-k3y", "admin-k3y"
 ROUTES = [
     ("POST", "/generate"),
@@ -22,6 +31,8 @@ ROUTES = [
     ("POST", "/flush_cache"),
     ("POST", "/workers"),
     ("DELETE", "/workers/decode-0"),
+    ("POST", "/catalog/items"),
+    *(("GET", path) for path in ("/catalog", "/filters", "/filters/x")),
     *(("GET", path) for path in ("/workers", "/trace", "/server_info", "/model_info", "/v1/models")),
     *(("GET", path) for path in ("/openapi.json", "/nothing")),
     *(("GET", path) for path in sorted(PUBLIC_PATHS)),
