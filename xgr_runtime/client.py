@@ -1,7 +1,11 @@
 """A client of the HTTP interface: typed answers, and the error tree of the server instead of status codes."""
 
 import ipaddress
+import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Required, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
@@ -11,10 +15,25 @@ import msgspec
 
 from xgr_kernels.trie import ScoreMode
 from xgr_runtime.errors import InternalError, RequestError, request_error
-from xgr_runtime.wire.answers import Answer, ErrorBody, Flushed, WorkerList, WorkerStatus
+from xgr_runtime.files import open_ordinary
+from xgr_runtime.wire.answers import (
+    Answer,
+    CatalogChange,
+    CatalogHistory,
+    CatalogInfo,
+    ErrorBody,
+    Flushed,
+    HistoryEntry,
+    NamedFilter,
+    NamedFilterList,
+    WorkerList,
+    WorkerStatus,
+)
 from xgr_runtime.wire.messages import Role
 
 T = TypeVar("T")
+
+PIECE = 1 << 20  # bytes of a file that are sent at once
 
 Items = Sequence[str | int]
 
@@ -68,6 +87,7 @@ class Request(TypedDict, total=False):
     exclude_history: bool
     where: str
     unknown_history: Literal["refuse", "drop"]
+    named: Sequence[str]  # of filters
     title: bool  # of each item
     attributes: Sequence[str]  # of each item, those of these names
     items_per_sid: Literal["all", "best"] | Sampled
@@ -78,6 +98,27 @@ class Request(TypedDict, total=False):
     priority: int
     model: str
     rid: str
+
+
+class EditedItem(TypedDict, total=False):
+    """An item to add, which needs a SID, or to update, where what is left out stays."""
+
+    item: Required[str | int]
+    sid: Sequence[int | str] | str
+    title: str
+    popularity: float
+    attributes: Mapping[str, Any]  # of an update those to change; None takes one away
+
+
+class ItemEdits(TypedDict, total=False):
+    """One batch: all of it happens, or nothing."""
+
+    add: Sequence[EditedItem]
+    update: Sequence[EditedItem]
+    remove: Items
+    hide: Items
+    show: Items
+    rank: Mapping[str, float]  # popularity by item
 
 
 class XgrClient:
@@ -128,6 +169,64 @@ class XgrClient:
         Raises `NotFound`, and `BadRequest` for a name that several have.
         """
         return read(self.http.delete(f"/workers/{quote(name, safe='')}"), WorkerStatus)
+
+    def catalog(self) -> CatalogInfo:
+        """Which versions there are, who holds them, what is on its way."""
+        return read(self.http.get("/catalog"), CatalogInfo)
+
+    def catalog_history(self, most: int = 100) -> list[HistoryEntry]:
+        """What became current, newest first."""
+        return read(self.http.get("/catalog/history", params={"most": most}), CatalogHistory).entries
+
+    def push_catalog(self, file: Path, wait: bool = True) -> CatalogChange:
+        """Serve a built catalog, which is sent a piece at a time. Raises OSError for a file."""
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name)[-128:]
+        asked: dict[str, str | bool] = {"wait": wait, "name": name}
+        return self._send("PUT", "/catalog", file, "application/octet-stream", asked)
+
+    def roll_back(self, version: str | None = None, wait: bool = True) -> CatalogChange:
+        """Serve a version from before, by default that before the current one. Raises `NotFound`."""
+        body = msgspec.json.encode({"version": version, "wait": wait})
+        return read(self.http.post("/catalog/rollback", content=body), CatalogChange)
+
+    def edit_items(
+        self, key: str = "", version: str = "", wait: bool = True, **edits: Unpack[ItemEdits]
+    ) -> CatalogChange:
+        """Change items, all at once or none. key: sent again, it changes nothing twice.
+
+        version: that has to be current, else `OtherVersion` is raised.
+        """
+        body = msgspec.json.encode({**edits, "key": key, "version": version, "wait": wait})
+        return read(self.http.post("/catalog/items", content=body), CatalogChange)
+
+    def edit_lines(self, file: Path, key: str = "", version: str = "", wait: bool = True) -> CatalogChange:
+        """The same for a file with an edit on each line. Raises OSError for a file."""
+        asked: dict[str, str | bool] = {"key": key, "version": version, "wait": wait}
+        return self._send("POST", "/catalog/items", file, "application/x-ndjson", asked)
+
+    def filters(self) -> list[NamedFilter]:
+        """The named filters."""
+        return read(self.http.get("/filters"), NamedFilterList).filters
+
+    def set_filter(self, name: str, where: str) -> NamedFilter:
+        """Name a condition for the `named` of requests."""
+        body = msgspec.json.encode({"where": where})
+        return read(self.http.put(f"/filters/{quote(name, safe='')}", content=body), NamedFilter)
+
+    def remove_filter(self, name: str) -> NamedFilter:
+        """Forget a named filter. Raises `NotFound`."""
+        return read(self.http.delete(f"/filters/{quote(name, safe='')}"), NamedFilter)
+
+    def _send(
+        self, method: str, path: str, file: Path, media: str, asked: Mapping[str, str | bool]
+    ) -> CatalogChange:
+        """A file as the body, in bounded memory."""
+        with open_ordinary(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            headers = {"content-type": media, "content-length": str(size)}
+            content = iter(partial(stream.read, PIECE), b"")
+            response = self.http.request(method, path, params=asked, headers=headers, content=content)
+        return read(response, CatalogChange)
 
     def trace(self, seconds: float = 10.0) -> bytes:
         """What all processes did in the last `seconds`: JSON, a Chrome trace."""
@@ -185,7 +284,7 @@ class AsyncXgrClient:
 
 
 _SAMPLING = ("beam_width", "n", "score_mode", "repetition_penalty", "length_penalty")
-_FILTERS = ("allow", "deny", "exclude_history", "where")
+_FILTERS = ("allow", "deny", "exclude_history", "where", "named")
 _RETURN = ("title", "attributes")
 
 

@@ -118,13 +118,13 @@ class CatalogRoutes:
                 path = store.below(asked.path)
             except CatalogError as error:
                 raise BadRequest(f"path: {error}", "path") from None
-            return await _changed(publishing.push(path, asked.wait))
+            return await _changed(publishing.push(path, asked.wait), path, asked.path)
         query = from_query(PushQuery, request.query_params)
         with self._upload(query.name) as (path, stream):
             await take_in(request, stream, LARGEST_FILE, self.bodies.seconds)
             if not is_built_file(path):
                 raise BadRequest("the body is not a built catalog: `xgr catalog build` makes one of a source")
-            return await _changed(publishing.push(path, query.wait), named=path)
+            return await _changed(publishing.push(path, query.wait), path)
 
     async def rollback(self, request: Request) -> Response:
         publishing, _ = self._changing()
@@ -156,7 +156,7 @@ class CatalogRoutes:
 
     async def get_filter(self, request: Request) -> Response:
         _, store = self._changing()
-        name = filter_name(request)
+        name = request.path_params["name"]
         known = await _kept(asyncio.to_thread(store.filters))
         if name not in known:
             raise NotFound(f"there is no filter {shorten(name)}: see GET /filters", "name")
@@ -164,7 +164,7 @@ class CatalogRoutes:
 
     async def delete_filter(self, request: Request) -> Response:
         publishing, _ = self._changing()
-        name = filter_name(request)
+        name = request.path_params["name"]
         where = publishing.filters().get(name)
         await _kept(publishing.set_filter(name, None))
         return as_json(NamedFilter(name, where or "", time.time()))
@@ -219,13 +219,13 @@ def _asked_lines(path: Path) -> AskedEdits:
         return from_lines(lines)
 
 
-async def _changed(work: Awaitable[Published], named: Path | None = None) -> Response:
-    """The answer to a change. `named`: a file that the client knows by no such name."""
-    found = await _kept(work, named)
+async def _changed(work: Awaitable[Published], path: Path | None = None, name: str = "the file") -> Response:
+    """The answer to a change. `path`: of a file that the client knows by another name."""
+    found = await _kept(work, path, name)
     return as_json(CatalogChange(found.version, found.visible_ms, found.workers, list(found.unknown)))
 
 
-async def _kept(work: Awaitable[T], named: Path | None = None) -> T:
+async def _kept(work: Awaitable[T], path: Path | None = None, name: str = "") -> T:
     """Raises `StoreUnavailable` where the store fails, `BadRequest` for what a catalog cannot be or hold."""
     try:
         return await work
@@ -233,8 +233,8 @@ async def _kept(work: Awaitable[T], named: Path | None = None) -> T:
         raise StoreUnavailable(str(error)) from None
     except (CatalogError, BadRequest) as error:
         text, param = str(error), error.param if isinstance(error, BadRequest) else None
-        if named is not None:
-            text = text.replace(str(named), "the file").replace(named.name, "the file")
+        if path is not None:
+            text = text.replace(str(path), name).replace(path.name, name)
         raise BadRequest(text, param) from None
 
 

@@ -1,4 +1,4 @@
-"""`xgr catalog build | inspect | verify`: makes and looks at built catalog files."""
+"""`xgr catalog`: build, inspect and verify, for files; the commands for a running deployment are beside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from xgr_runtime.catalog.declared import Declared, Names
+from xgr_runtime.cli.catalog_live import add_commands
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `catalog` and its three commands; each sets `func`, which returns the exit code or raises."""
-    parser = subparsers.add_parser("catalog", help="build, inspect and verify catalog files")
+    """Adds `catalog` and its commands; each sets `func`, which returns the exit code or raises."""
+    parser = subparsers.add_parser("catalog", help="build catalog files, and change what a deployment serves")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("build", help="build a catalog file from a table of items and SIDs")
@@ -44,6 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = commands.add_parser("verify", help="reread a catalog file and check everything in it")
     command.add_argument("file", type=Path)
     command.set_defaults(func=check)
+
+    add_commands(commands)
 
 
 def add_source_flags(command: argparse.ArgumentParser) -> None:

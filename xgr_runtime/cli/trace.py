@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgr_runtime.config import check_secret
-from xgr_runtime.errors import ConfigError, InternalError, NotFound, RequestError, XgrError
+from xgr_runtime.cli.deployment import DeploymentError, add_deployment_flags, asking
 from xgr_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -18,30 +16,16 @@ MOST_SECONDS = 600.0  # that a router tells of
 ROOM = 30.0  # seconds that a busy router gets to answer, beyond its own patience with workers
 
 
-class TraceError(XgrError):
-    """The trace could not be had; the message says why and what to change."""
-
-
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds `trace` to the command line; the parsed arguments carry `run_trace` as `func`."""
     about = "write what all processes of a running deployment did lately, as a trace for Perfetto"
     parser = subparsers.add_parser("trace", help=about, description=about, allow_abbrev=False)
-    parser.add_argument(
-        "--url",
-        default="http://127.0.0.1:30000",
-        help="where the router answers (default: %(default)s)",
-    )
+    add_deployment_flags(parser)
     parser.add_argument(
         "--seconds", type=_seconds, default=10.0, help="how far back, up to 600 (default: %(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("trace.json"), help="file to write (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--api-key",
-        default=os.environ.get("XGR_ADMIN_API_KEY") or os.environ.get("XGR_API_KEY") or None,
-        help="admin key of the deployment, if it has one, else its key (default: the environment's "
-        "XGR_ADMIN_API_KEY or XGR_API_KEY)",
     )
     parser.set_defaults(func=run_trace)
 
@@ -54,48 +38,21 @@ def _seconds(text: str) -> float:
 
 
 def run_trace(args: argparse.Namespace) -> int:
-    """0 with the file written. Raises `ConfigError` for a bad path or URL, `TraceError` for a bad answer."""
+    """0 with the file written. Raises `ConfigError` for a path or URL, `DeploymentError` for an answer."""
     import msgspec
 
     check_writable(args.out, "--out")
-    if args.api_key:
-        check_secret(args.api_key, "--api-key, or the variable of the environment in its place,")
-    body = fetch(args.url, args.seconds, args.api_key)
+    with asking(args, ROOM) as client:
+        body = client.trace(args.seconds)
     try:
         trace = msgspec.json.decode(body, type=dict[str, Any])
         lines = report(trace)
     except (msgspec.MsgspecError, KeyError):
-        raise TraceError(f"{args.url} is not an xgr router: its /trace is something else") from None
+        raise DeploymentError(f"{args.url} is not an xgr router: its /trace is something else") from None
     write_whole(args.out, body)
     print("\n".join(lines))
     print(f"\n{args.out}: {len(body) / 1e6:.1f} MB. Open https://ui.perfetto.dev and drop the file onto it.")
     return 0
-
-
-def fetch(url: str, seconds: float, api_key: str | None) -> bytes:
-    """The trace as JSON. Raises `TraceError`, or `ConfigError` for what is no URL."""
-    import httpx
-
-    from xgr_runtime.client import XgrClient
-
-    try:
-        with XgrClient(url, api_key, timeout=ROOM) as client:
-            return client.trace(seconds)
-    except NotFound:
-        raise TraceError(
-            f"the router at {url} is older than this command, it has no /trace: upgrade it"
-        ) from None
-    except InternalError as error:
-        raise TraceError(f"{url} is not an xgr router: {error}") from None
-    except RequestError as error:
-        hint = ": use --api-key, XGR_ADMIN_API_KEY or XGR_API_KEY" if error.status in (401, 403) else ""
-        raise TraceError(f"{url} refused: {error}{hint}") from None
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
-        raise ConfigError(f"--url {url!r} is no URL ({error}): try http://127.0.0.1:30000") from None
-    except httpx.ConnectError:
-        raise TraceError(f"nothing listens at {url}: start `xgr serve`, or give its --url") from None
-    except httpx.TransportError as error:
-        raise TraceError(f"{url} gave no answer ({type(error).__name__}): look at the router's log") from None
 
 
 def report(trace: dict[str, Any]) -> list[str]:

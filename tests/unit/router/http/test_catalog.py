@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from made_catalogs import build_from_arrays
 from plain_publisher import PlainPublisher
 
+from router.catalogs.publishing import UnderWay
 from router.http import HttpSettings, make_app
+from router.http import catalog as module
 from router.query.models import Models
 from xgr_runtime.catalog import Catalog, CatalogView
 from xgr_runtime.catalog.store import Store
+from xgr_runtime.errors import StoreError
+from xgr_runtime.wire.answers import ChangeUnderWay
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -263,3 +271,283 @@ def test_a_long_object_is_refused_and_a_long_text_of_lines_is_not(changing: Chan
     assert len(said["unknown"]) == 200
     said = changing.lines(*({"hide": name} for name in names), {"hide": "3"})
     assert len(said["unknown"]) == len(names) and said["version"] == changing.version
+
+
+# --- versions ---
+
+
+@pytest.fixture
+def other(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A built file of another catalog."""
+    first = sid(tokenizer, "<a_0>", "<b_0>", "<c_0>")
+    made = build_from_arrays(["p", "q"], [first, sid(tokenizer, "<a_1>", "<b_1>", "<c_1>")])
+    made.save(tmp_path / "other.xgr")
+    return tmp_path / "other.xgr"
+
+
+def test_a_file_is_sent_in_pieces_and_the_store_has_its_own_copy(changing: Changing, other: Path) -> None:
+    content = other.read_bytes()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(content), 1000):
+            yield content[at : at + 1000]
+
+    said = changing.upload(pieces(), query="?name=other.xgr&wait=false")
+    other.write_bytes(b"something else")
+    assert said["version"] == changing.version == changing.store.current
+    assert changing.publisher.asked == [False] and changing.view.catalog.items == 2
+    assert changing.store.history()[0].note.endswith("-other.xgr")
+    assert not [*(changing.store.path / "incoming").iterdir()]
+
+
+def test_a_file_below_the_store_is_taken_from_there(changing: Changing, other: Path) -> None:
+    shutil.copy(other, changing.store.path / "new.xgr")
+    said = changing.ask("PUT", "/catalog", json={"path": "new.xgr"})
+    assert said["version"] == changing.version and changing.view.catalog.items == 2
+
+
+def test_back_and_forth(changing: Changing, other: Path) -> None:
+    first = changing.version
+    second = changing.edit(hide=["1"])["version"]
+    third = changing.upload(other.read_bytes())["version"]
+    assert changing.ask("POST", "/catalog/rollback")["version"] == second == changing.version
+    assert changing.ask("POST", "/catalog/rollback", json={})["version"] == first == changing.version
+    assert changing.ask("POST", "/catalog/rollback", 404)["error"]["param"] == "version"
+    asked = {"version": third, "wait": False}
+    assert changing.ask("POST", "/catalog/rollback", json=asked)["version"] == third
+    for wrong, status in (({"version": "f" * 32}, 404), ({"version": 5}, 400), ({"to": third}, 400)):
+        changing.ask("POST", "/catalog/rollback", status, json=wrong)
+    entries = changing.ask("GET", "/catalog/history?most=3")["entries"]
+    assert [one["kind"] for one in entries] == ["rollback", "rollback", "rollback"]
+    assert [one["version"] for one in entries] == [third, first, second]
+    everything = changing.ask("GET", "/catalog/history")["entries"]
+    assert [one["kind"] for one in everything[3:]] == ["push", "edit", "push"] and everything[0]["kept"]
+    changing.ask("GET", "/catalog/history?most=0", 400)
+
+
+BAD_FILES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "empty": ({"content": b""}, 400, "the body is empty"),
+    "no-catalog": ({"content": b"item,sid\n1,2"}, 400, "not a built catalog"),
+    "cut": ({"content": "cut"}, 400, "the file has .* bytes, its header says"),
+    "damaged": ({"content": "damaged"}, 400, "the file: array .* is damaged"),
+    "another-type": ({"content": b"x", "headers": {"content-type": "text/csv"}}, 415, "content type"),
+    "bad-name": ({"content": "whole", "params": {"name": "../x"}}, 400, "name: expected `str` matching"),
+    "bad-wait": ({"content": "whole", "params": {"wait": "perhaps"}}, 400, "wait: expected `bool`"),
+    "unknown-option": ({"content": "whole", "params": {"force": "1"}}, 400, "force is not a field"),
+    "packed": ({"content": "whole", "headers": {"content-encoding": "gzip"}}, 415, "encoded as 'gzip'"),
+    "no-path": ({"json": {}}, 400, "path is missing"),
+    "not-there": ({"json": {"path": "nothing.xgr"}}, 400, r"path: 'nothing.xgr' is not in the store"),
+    "outside": ({"json": {"path": "../other.xgr"}}, 400, "path: .* is outside of the store's folder"),
+    "outside-by-a-link": ({"json": {"path": "link.xgr"}}, 400, "path: .* is outside of the store's folder"),
+    "a-folder": ({"json": {"path": "versions"}}, 400, "cannot be read|no ordinary file|parts"),
+    "the-database": ({"json": {"path": "store.sqlite"}}, 400, "a catalog source ends in"),
+    "zero-byte": ({"json": {"path": "a\0b"}}, 400, "path: .* is not in the store's folder"),
+    "path-is-a-number": ({"json": {"path": 5}}, 400, "path: expected `str`"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_FILES)
+def test_bad_files_are_refused_and_change_nothing(bad: str, changing: Changing, other: Path) -> None:
+    request, status, words = BAD_FILES[bad]
+    whole = other.read_bytes()
+    (changing.store.path / "link.xgr").symlink_to(other)
+    contents = {"whole": whole, "cut": whole[:-1], "damaged": whole.replace(b"pq", b"pr")}
+    request = dict(request)
+    if "content" in request:
+        given = request["content"]
+        request["content"] = contents[given] if isinstance(given, str) else given
+        request["headers"] = {"content-type": "application/octet-stream"} | request.get("headers", {})
+    before = changing.version
+    error = changing.ask("PUT", "/catalog", status, **request)["error"]
+    assert re.search(words, error["message"]) and str(changing.store.path) not in error["message"]
+    assert changing.version == changing.store.current == before
+    assert not [*(changing.store.path / "incoming").iterdir()]
+
+
+def test_bodies_that_are_too_long_or_too_slow_or_two_at_once(
+    changing: Changing, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield other.read_bytes()[:100]
+        await asyncio.sleep(1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "LARGEST_FILE", 100)
+        assert changing.upload(other.read_bytes(), 413)["error"]["code"] == "body_too_large"
+        patched.setattr(module, "LARGEST_LINES", 10)
+        assert changing.lines({"hide": "12345"}, status=413)["error"]["code"] == "body_too_large"
+
+    async def together() -> list[httpx.Response]:
+        headers = {"content-type": "application/octet-stream"}
+        transport = httpx.ASGITransport(changing.server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://xgr") as client:
+            put = partial(client.put, "/catalog", headers=headers)
+            return [*await asyncio.gather(put(content=slow()), put(content=slow()))]
+
+    settings = replace(changing.server.settings, body_seconds=0.2)
+    changing.server.app = make_app(
+        changing.server.dispatch,
+        Models([changing.server.model()]),
+        settings,
+        changing.publisher,
+        changing.store,
+    )
+    codes = sorted(answer.json()["error"]["code"] for answer in asyncio.run(together()))
+    assert codes == ["overloaded", "request_timeout"]
+    changing.server.app = make_app(
+        changing.server.dispatch,
+        Models([changing.server.model()]),
+        changing.server.settings,
+        changing.publisher,
+        changing.store,
+    )
+    changing.upload(other.read_bytes())  # the place is free again
+
+
+def test_a_store_that_fails_is_said_as_what_it_is(
+    changing: Changing, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **given: object) -> None:
+        raise StoreError("store.sqlite: there is no room left: make room on its disk")
+
+    for name in ("append", "push", "set_filter", "switch"):
+        monkeypatch.setattr(changing.store, name, full)
+    changed = changing.ask("PUT", "/catalog/nowhere", 404), changing.version
+    for method, path, body in (
+        ("POST", "/catalog/items", {"hide": ["1"]}),
+        ("PUT", "/filters/x", {"where": "n < 3"}),
+        ("POST", "/catalog/rollback", {"version": changing.version}),
+    ):
+        error = changing.ask(method, path, 503, json=body)["error"]
+        assert error["code"] == "store_unavailable" and "make room" in error["message"]
+    assert changing.upload(other.read_bytes(), 503)["error"]["code"] == "store_unavailable"
+    assert changing.version == changed[1]
+
+
+def test_who_holds_what_is_shown(changing: Changing) -> None:
+    first = changing.version
+    with changing.publisher.catalogs.lease():
+        second = changing.edit(hide=["1"])["version"]
+        info = changing.ask("GET", "/catalog")
+    assert info["changes"] and info["current"] == info["newest"] == second
+    assert [(one["version"], one["newest"], one["leases"]) for one in info["versions"]] == [
+        (first, False, 1),
+        (second, True, 0),
+    ]
+    assert info["under_way"] is None and info["behind"] == {"ipc:///b": "it lags"}
+    way = UnderWay("v", "push", 1.5, {"ipc:///b": 0.25})
+    status = changing.publisher.status()._replace(under_way=way)
+    assert module.shown(status).under_way == ChangeUnderWay("v", "push", 1.5, {"ipc:///b": 0.25})
+
+
+# --- named filters ---
+
+
+def test_named_filters_hold_besides_the_condition(changing: Changing) -> None:
+    changing.ask("PUT", "/filters/small", json={"where": "n < 10"})
+    said = changing.ask("PUT", "/filters/odd.ones", json={"where": "brand = 'b1' OR n = 2"})
+    assert (said["name"], said["where"]) == ("odd.ones", "brand = 'b1' OR n = 2")
+    assert changing.shown(named=["small"]) == {str(n) for n in range(10)}
+    both = {"1", "2", "3", "5", "7", "9"}
+    assert changing.shown(named=["small", "odd.ones"]) == changing.shown(named=["odd.ones", "small"]) == both
+    assert changing.shown(named=["small", "odd.ones"], where="n > 4 OR n = 1") == {"1", "5", "7", "9"}
+    assert changing.shown(named=["small"], where="n < 10 OR n = 12", deny=["3"]) == set("012456789")
+    assert changing.shown(named=[], where="n < 2") == {"0", "1"}
+    kept = changing.view.filters
+    assert "n < 10" in kept and "(brand = 'b1' OR n = 2) AND (n < 10)" in kept
+    changing.edit(hide=["1"])
+    assert changing.shown(named=["small", "odd.ones"]) == both - {"1"}
+    names = [one["name"] for one in changing.ask("GET", "/filters")["filters"]]
+    assert names == ["odd.ones", "small"] == [*changing.publisher.filters()]
+    assert changing.ask("GET", "/filters/small")["where"] == "n < 10"
+    assert changing.ask("DELETE", "/filters/small")["where"] == "n < 10"
+    changing.ask("DELETE", "/filters/small", 404)
+    changing.ask("GET", "/filters/small", 404)
+
+
+def test_a_long_body_names_filters_too(changing: Changing) -> None:
+    changing.ask("PUT", "/filters/small", json={"where": "n < 10"})
+    deny = ["0", *(f"unknown-{n}" for n in range(2000))]
+    assert changing.shown(named=["small"], deny=deny) == set("123456789")
+
+
+BAD_FILTERS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "unknown": ({"named": ["small", "nope"]}, "filters.named", r"filters.named\[1\] is 'nope'"),
+    "no-list": ({"named": "small"}, "filters.named", "expected `array`"),
+    "no-text": ({"named": [5]}, "filters.named", r"named\[0\]"),
+    "too-many": ({"named": ["small"] * 65}, "filters.named", "length <= 64"),
+    "a-way-out": ({"named": ["small"], "where": "n < 1) OR (n > 5"}, "filters.where", "filters.where"),
+    "bad-where": ({"named": ["small"], "where": "nope = 1"}, "filters.where", "at character 1.*nope"),
+    "too-long": (
+        {"named": ["small"], "where": f"brand = '{'x' * 8170}'"},
+        "filters.named",
+        "much together",
+    ),
+    "another-catalogs": ({"named": ["gone"]}, "filters.named", "filters.named, 'gone': .*was"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_FILTERS)
+def test_bad_names_of_filters_are_refused(bad: str, changing: Changing) -> None:
+    filters, param, words = BAD_FILTERS[bad]
+    changing.ask("PUT", "/filters/small", json={"where": "n < 10"})
+    with changing.store.writing():
+        changing.store.set_filter("gone", "was = 1")  # of a catalog from before
+    body = {"history": ["0"], "filters": filters}
+    error = changing.ask("POST", "/generate", 400, json=body)["error"]
+    assert error["param"] == param and re.search(words, error["message"]), error
+
+
+BAD_CONDITIONS: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
+    "unknown-column": ("/filters/x", {"where": "price < 5"}, "where", "where at character 1.*price"),
+    "a-function": ("/filters/x", {"where": "read_csv('/etc/passwd')"}, "where", "where at character"),
+    "a-query": ("/filters/x", {"where": "n IN (SELECT 1)"}, "where", "where at character"),
+    "empty": ("/filters/x", {"where": ""}, "where", "length >= 1"),
+    "too-long": ("/filters/x", {"where": "n < 1 OR " * 1000}, "where", "length <= 8192"),
+    "missing": ("/filters/x", {}, "where", "where is missing"),
+    "bad-name": ("/filters/a%20b", {"where": "n < 1"}, "name", "'a b'"),
+    "long-name": (f"/filters/{'x' * 129}", {"where": "n < 1"}, "name", "1 to 128"),
+    "a-path": ("/filters/a/b", {"where": "n < 1"}, "name", "'a/b'"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CONDITIONS)
+def test_bad_conditions_get_no_name(bad: str, changing: Changing) -> None:
+    path, body, param, words = BAD_CONDITIONS[bad]
+    error = changing.ask("PUT", path, 400, json=body)["error"]
+    assert error["param"] == param and re.search(words, error["message"]), error
+    assert not changing.publisher.filters()
+
+
+def test_filters_are_bounded_in_number(changing: Changing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FILTERS", 1)
+    changing.ask("PUT", "/filters/a", json={"where": "n < 1"})
+    changing.ask("PUT", "/filters/a", json={"where": "n < 2"})
+    assert "delete one" in changing.ask("PUT", "/filters/b", 400, json={"where": "n < 1"})["error"]["message"]
+
+
+# --- a deployment whose catalog stays as it is ---
+
+
+def test_without_a_store_changes_are_refused_and_the_version_is_shown(
+    server: Server, catalog: Catalog, other: Path
+) -> None:
+    for method, path, body in (
+        ("PUT", "/catalog", {"path": "x"}),
+        ("POST", "/catalog/items", {"hide": ["1"]}),
+        ("POST", "/catalog/rollback", {}),
+        ("GET", "/catalog/history", None),
+        ("GET", "/filters", None),
+        ("GET", "/filters/x", None),
+        ("PUT", "/filters/x", {"where": "n < 1"}),
+        ("DELETE", "/filters/x", None),
+    ):
+        answer = server.send(method, path, json=body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (409, "fixed_catalog"), error
+        assert "--catalog-store" in error["message"]
+    refused = server.generate(history=["0"], filters={"named": ["x"]})
+    assert refused.status_code == 400 and "--catalog-store" in refused.json()["error"]["message"]
+    info = server.get("/catalog").json()
+    assert not info["changes"] and info["current"] == info["newest"] == catalog.version
+    assert [(one["version"], one["items"]) for one in info["versions"]] == [(catalog.version, ITEMS)]

@@ -15,14 +15,8 @@ if TYPE_CHECKING:
     from conftest import Server
 
 OPERATORS = {
-    "/catalog",
-    "/catalog/items",
-    "/filters",
-    "/filters/x",
-    "/flush_cache",
-    "/trace",
-    "/workers",
-    "/workers/decode-0",
+    *("/catalog", "/catalog/items", "/filters", "/filters/x"),
+    *("/flush_cache", "/trace", "/workers", "/workers/decode-0"),
 }
 CLIENT, ADMIN = "client-k3y", "admin-k3y"
 ROUTES = [

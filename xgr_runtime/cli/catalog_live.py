@@ -1,0 +1,174 @@
+"""`xgr catalog push | rollback | edit | status | history`: the catalog of a running deployment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xgr_runtime.cli.deployment import add_deployment_flags, asking
+from xgr_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.table import Table
+
+    from xgr_runtime.wire.answers import CatalogChange, CatalogInfo, HistoryEntry
+
+PATIENCE = 30.0  # seconds, for what is answered at once
+LONG_PATIENCE = 1800.0  # for what workers take in first
+SHOWN = 10  # unknown ids that are named
+WIDTH = 120  # where no terminal says it
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Each sets `func`, which returns the exit code or raises."""
+    command = commands.add_parser("push", help="serve another built catalog file, without a restart")
+    command.add_argument("file", type=Path, help="that `xgr catalog build` wrote")
+    _add_waiting(command)
+    command.set_defaults(func=push)
+
+    command = commands.add_parser("rollback", help="serve the catalog as it was before")
+    command.add_argument("version", nargs="?", help="from `xgr catalog history` (default: the one before)")
+    _add_waiting(command)
+    command.set_defaults(func=rollback)
+
+    command = commands.add_parser("edit", help="add, update, remove, hide, show and rank items")
+    command.add_argument("file", type=Path, help='lines such as {"hide": "item id"}: all of them, or none')
+    command.add_argument("--key", default="", help="sent again under the same key, nothing changes twice")
+    command.add_argument("--version", default="", help="change nothing unless this one is current")
+    _add_waiting(command)
+    command.set_defaults(func=edit)
+
+    command = commands.add_parser("status", help="who holds which version, and what is on its way")
+    add_deployment_flags(command)
+    command.set_defaults(func=status)
+
+    command = commands.add_parser("history", help="what was served when, newest first")
+    command.add_argument("--most", type=_count, default=20, help="entries (default: %(default)s)")
+    add_deployment_flags(command)
+    command.set_defaults(func=history)
+
+
+def _add_waiting(command: argparse.ArgumentParser) -> None:
+    add_deployment_flags(command)
+    command.add_argument(
+        "--no-wait", action="store_true", help="do not wait until all workers have it: it is kept by then"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= 10_000:
+        import argparse
+
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number from 1 to 10000")
+    return int(text)
+
+
+def push(args: argparse.Namespace) -> int:
+    """Raises CatalogError for what is no built catalog, `DeploymentError`."""
+    from xgr_runtime.catalog.file import read_header
+
+    read_header(args.file)  # before it is sent
+    with asking(args, LONG_PATIENCE) as client:
+        _tell(client.push_catalog(args.file, not args.no_wait), args)
+    return 0
+
+
+def rollback(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, LONG_PATIENCE) as client:
+        _tell(client.roll_back(args.version, not args.no_wait), args)
+    return 0
+
+
+def edit(args: argparse.Namespace) -> int:
+    """Raises ConfigError for a file that cannot be read, `DeploymentError`."""
+    try:
+        with asking(args, LONG_PATIENCE) as client:
+            _tell(client.edit_lines(args.file, args.key, args.version, not args.no_wait), args)
+    except (OSError, ValueError) as error:  # the latter of what is no ordinary file
+        raise ConfigError(f"{args.file} cannot be read ({error}): check the path") from None
+    return 0
+
+
+def _tell(change: CatalogChange, args: argparse.Namespace) -> None:
+    if change.unknown:
+        more = ", ..." if len(change.unknown) > SHOWN else ""
+        named = ", ".join(change.unknown[:SHOWN]) + more
+        print(f"not in the catalog, and left out ({len(change.unknown)}): {named}", file=sys.stderr)
+    took = f"{change.visible_ms:.1f} ms"
+    if args.no_wait:
+        print(f"version {change.version} is kept after {took}; `xgr catalog status` says who has it")
+    else:
+        print(f"version {change.version} is served by {change.workers} decode workers after {took}")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, PATIENCE) as client:
+        info = client.catalog()
+    _print(_versions(info))
+    for line in state_lines(info):
+        print(line)
+    return 0
+
+
+def state_lines(info: CatalogInfo) -> list[str]:
+    """What the table of versions does not show."""
+    lines = []
+    if not info.changes:
+        lines.append("this deployment serves one catalog: --catalog-store would let it change")
+    if info.current != info.newest:
+        lines.append(f"version {info.current} is kept, and not used yet")
+    if (way := info.under_way) is not None:
+        waits = ", ".join(f"{address} ({part:.0%})" for address, part in way.waits_for.items())
+        since = f"a {way.kind} to {way.version} is under way for {way.seconds:.1f} s"
+        lines.append(f"{since}, and waits for {waits}" if waits else since)
+    return lines + [f"{address} gets no requests: {why}" for address, why in info.behind.items()]
+
+
+def _versions(info: CatalogInfo) -> Table:
+    from rich.text import Text
+
+    table = _table("version", "new requests", "requests", "items", "decode workers")
+    for one in info.versions:
+        cells = (one.version, "yes" if one.newest else "", str(one.leases), str(one.items or ""))
+        table.add_row(*map(Text, cells), Text(", ".join(one.workers)))
+    return table
+
+
+def history(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, PATIENCE) as client:
+        entries = client.catalog_history(args.most)
+    _print(_changes(entries))
+    return 0
+
+
+def _changes(entries: list[HistoryEntry]) -> Table:
+    from rich.text import Text
+
+    table = _table("", "when", "what", "version", "kept", "")
+    for one in entries:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.at))
+        cells = (str(one.number), when, one.kind, one.version, "yes" if one.kept else "no", one.note)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
