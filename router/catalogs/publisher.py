@@ -106,11 +106,16 @@ class Publisher:
     # --- what the HTTP edge calls ---
 
     async def edit(
-        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, wait: bool
+        self,
+        make: Callable[[CatalogView], Prepared],
+        key: str,
+        expected: str,
+        wait: bool,
+        digest: str = "",
     ) -> Published:
         """See `Publishing`."""
         may_change_trie = not any(w.hello and w.hello.limits.one_trie for w in self._usable())
-        work = partial(self._writer.edit, make, key, expected, may_change_trie)
+        work = partial(self._writer.edit, make, key, expected, may_change_trie, digest)
         return await self._lasting(self._edit(work, wait))
 
     async def push(self, file: Path, wait: bool) -> Published:

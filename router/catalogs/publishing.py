@@ -66,13 +66,19 @@ class Publishing(Protocol):
     """
 
     async def edit(
-        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, wait: bool
+        self,
+        make: Callable[[CatalogView], Prepared],
+        key: str,
+        expected: str,
+        wait: bool,
+        digest: str = "",
     ) -> Published:
         """Apply one batch.
 
         `make` is called with the newest version of the store once it is this change's turn, maybe in a
         thread; what it raises ends the call. `key`: idempotency, "" for none; a change of that key is not
-        made twice, and its first answer is given again. `expected`: the version that has to be current, ""
+        made twice, and its first answer is given again; `digest`: of what it asks, which has to be the same
+        then. `expected`: the version that has to be current, ""
         for any. Raises `OtherVersion` where another one is.
         """
         ...

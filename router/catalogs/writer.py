@@ -3,7 +3,6 @@
 Nothing here waits for workers. What a call returns is in the store, and in what the next call begins with.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.catalog.store import Chain, FirstAnswer, Store
 from xgr_runtime.catalog.verify import verify_file
-from xgr_runtime.errors import CatalogError, NotFound, OtherVersion, StoreError
+from xgr_runtime.errors import BadRequest, CatalogError, NotFound, OtherVersion, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -65,28 +64,37 @@ class Writer:
         return self.view
 
     def edit(
-        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, may_change_trie: bool
+        self,
+        make: Callable[[CatalogView], Prepared],
+        key: str,
+        expected: str,
+        may_change_trie: bool,
+        digest: str = "",
     ) -> tuple[list[Made], Known | None, tuple[str, ...]]:
         """What others wrote meanwhile and what this made, both to be spread; ids that are unknown.
 
-        Raises OtherVersion, CatalogError.
+        Raises OtherVersion, CatalogError, BadRequest for a key of something else.
         """
         with self._store.writing():
             made = self._caught_up()
             if key and (first := self._store.answered(key)) is not None:
+                if first.digest != digest:
+                    raise BadRequest(
+                        f"key is {key!r:.80}, under which something else was asked for: send another", "key"
+                    )
                 return made, Known(first), ()
             self._check_version(expected)
             batch, unknown = make(self.view)
             if batch == EditBatch():
                 return made, None, tuple(unknown)
-            made.append(self._append(batch, tuple(unknown), key, may_change_trie))
+            made.append(self._append(batch, tuple(unknown), key, digest, may_change_trie))
         return made, None, tuple(unknown)
 
     def compact(self) -> list[Made]:
         """Lay the newest version out as a built file. Raises CatalogError."""
         with self._store.writing():
             made = self._caught_up()
-            one = self._append(EditBatch(compact=True), (), "", True)
+            one = self._append(EditBatch(compact=True), (), "", "", True)
             self._store.rebase(one.view.catalog)
             base = BaseFile(one.view.version, self._store.sealed(one.view.version))
             self.shelf = Shelf(base)
@@ -188,7 +196,9 @@ class Writer:
         self.view, self.shelf = view, shelf
         return Made(view, shelf, kind)
 
-    def _append(self, batch: EditBatch, unknown: tuple[str, ...], key: str, may_change_trie: bool) -> Made:
+    def _append(
+        self, batch: EditBatch, unknown: tuple[str, ...], key: str, digest: str, may_change_trie: bool
+    ) -> Made:
         if not may_change_trie and (batch.put or batch.compact):
             raise CatalogError(
                 "workers on a GPU keep the SIDs that they were started with: hide, show, remove and rank "
@@ -197,7 +207,6 @@ class Writer:
         before, data = self.view, _encode(batch)
         view = edited(before, batch)
         answer = _encode((view.version, unknown))
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         self._store.append(before.version, view.version, data, summary(batch), key, digest, answer)
         return self._begin(view, self.shelf.and_then(ChainStep(view.version, data)), "edit")._replace(
             unknown=unknown

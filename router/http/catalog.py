@@ -106,7 +106,9 @@ class CatalogRoutes:
         else:
             asked, options = await self._object(request)
         make = partial(prepare, asked, self.models.default)
-        return await _changed(publishing.edit(make, options.key, options.version, options.wait))
+        digest = await asyncio.to_thread(lambda: asked.digest) if options.key else ""
+        work = publishing.edit(make, options.key, options.version, options.wait, digest)
+        return await _changed(work)
 
     async def put(self, request: Request) -> Response:
         """A file that is below the store, or one that is sent."""

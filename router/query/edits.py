@@ -3,6 +3,7 @@
 Whatever is wrong is said with the place where it stands, before anything is changed.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
@@ -24,7 +25,7 @@ from xgr_runtime.errors import BadRequest, CatalogError
 LONGEST_ID = 4096  # characters
 LONGEST_TITLE = 1 << 20
 MOST_POPULARITY = 1e300
-_AS_JSON = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class AskedEdits:
     show: Sequence[str] = ()
     rank: Sequence[tuple[str, float]] = ()
     places: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of what is asked for, however it was sent."""
+        lists = (self.add, self.update, self.remove, self.hide, self.show, self.rank)
+        return hashlib.blake2b(_encode(lists), digest_size=16).hexdigest()
 
     def place(self, kind: str, at: int) -> str:
         """Where an entry stands, for messages."""

@@ -11,7 +11,7 @@ from router.catalogs.publishing import CatalogStatus, HeldVersion, Prepared, Pub
 from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
 from xgr_runtime.catalog.edits import EditBatch, edited
 from xgr_runtime.catalog.store import Store
-from xgr_runtime.errors import NotFound, OtherVersion
+from xgr_runtime.errors import BadRequest, NotFound, OtherVersion
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -24,11 +24,18 @@ class PlainPublisher:
         self.asked: list[bool] = []
 
     async def edit(
-        self, make: Callable[[CatalogView], Prepared], key: str, expected: str, wait: bool
+        self,
+        make: Callable[[CatalogView], Prepared],
+        key: str,
+        expected: str,
+        wait: bool,
+        digest: str = "",
     ) -> Published:
         self.asked.append(wait)
         first = self.store.answered(key) if key else None
         if first is not None:
+            if first.digest != digest:
+                raise BadRequest("key was used for something else", "key")
             return msgspec.msgpack.decode(first.answer, type=Published)
         view = self.catalogs.newest
         if expected not in ("", view.version):
@@ -40,7 +47,7 @@ class PlainPublisher:
         said = self._said(after.version, tuple(unknown))
         with self.store.writing():
             self.store.append(
-                view.version, after.version, _encode(batch), "an edit", key, answer=_encode(said)
+                view.version, after.version, _encode(batch), "an edit", key, digest, _encode(said)
             )
         self.catalogs.add(after)
         return said

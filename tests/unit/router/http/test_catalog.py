@@ -160,7 +160,13 @@ def test_lines_say_the_same(changing: Changing) -> None:
     )
     assert said["unknown"] == ["nowhere"] and changing.publisher.asked == [False]
     assert changing.version == said["version"]
-    assert changing.edit(hide=["1"], key="k") == said  # it was made already
+    same: dict[str, Any] = {
+        "add": [{"item": "new", "sid": "<a_0> <b_0> <c_0>"}],
+        "hide": ["7", 8],
+        "rank": {"1": 5, "2": 6},
+    }
+    assert changing.edit(**same, remove=["nowhere"], key="k") == said  # it was made already
+    assert changing.edit(400, **same, key="k")["error"]["param"] == "key"
     other = changing.edit(
         add=[{"item": "new", "sid": "<a_0><b_0><c_0>"}], hide=["7", "8"], status=400
     )  # atomic: nothing of it
