@@ -143,13 +143,21 @@ class Cluster(AbstractContextManager["Cluster"]):
         end = time.monotonic() + PATIENCE
         for name in list(self.children):
             self._note(name, end)
-        prefill = [*map(self._address, self._prefill), *self._sglang]
-        decode = [self._address(name) for name in self._decode]
-        own = {"catalog": self._catalog, "port": 0, "prefill": prefill, "decode": decode}
-        child = self._spawn("router", "router", RouterConfig, own)
-        self.url = f"http://127.0.0.1:{child.wait_ready(end)['port']}"
+        self.url = self.start_router("router", end=end)
         with self.client() as client:
             until(lambda: all(worker.usable for worker in client.workers()), "the router sees all workers")
+
+    def start_router(self, name: str, port: int = 0, end: float | None = None) -> str:
+        """One more router of the workers that the cluster began with, or the same one again; its URL."""
+        if (old := self.children.pop(name, None)) is not None:
+            old.kill()
+            old.close()
+        prefill = [*map(self._address, self._prefill), *self._sglang]
+        decode = [self._address(worker) for worker in self._decode]
+        own = {"catalog": self._catalog, "port": port, "prefill": prefill, "decode": decode}
+        # Routers are told apart by their names.
+        child = self._spawn(name, "router", RouterConfig, own if name == "router" else own | {"name": name})
+        return f"http://127.0.0.1:{child.wait_ready(end or time.monotonic() + PATIENCE)['port']}"
 
     def restart(self, name: str) -> None:
         """Start a worker again that has ended, and wait until it is ready."""
