@@ -216,9 +216,14 @@ class DecodeWorker:
     # --- requests, as they come in at the desk ---
 
     def between_layers(self) -> None:
-        """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it."""
+        """A launch may be long: heartbeats are answered, and KV goes on coming in, of prompts beside it.
+
+        Versions of the catalog are taken in: searches that run read those that they lease.
+        """
         if self.desk.deaf(self.clock()):
             self.desk.listen(self.clock())
+            if self.desk.take_versions(self.clock()):
+                self.updates.turn(self.clock())
             self.take_over(self.inbound.receive())
 
     def holds(self, id: AttemptId) -> bool:

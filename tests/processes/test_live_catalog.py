@@ -84,18 +84,18 @@ def test_every_answer_is_of_the_version_it_names(
 ) -> None:
     first = operations.version
     with traffic(cluster.url, asked) as sent:
-        for number in range(40):
+        for number in range(24):
             operations.edit()
-            if number == 15:
+            if number == 10:
                 push(operations, store, checkpoint)
-            if number == 25:
-                roll_back(operations, operations.order[8][1])
+            if number == 16:
+                roll_back(operations, operations.order[6][1])
             time.sleep(0.02)
         roll_back(operations, first)
         operations.edit()
     assert not [one.error for one in sent if one.error]
     named = check(sent, operations)
-    assert len(named) > 8, "the load was there while the catalog changed"
+    assert len(named) > 5, "the load was there while the catalog changed"
     with cluster.client() as client:
         answer = client.generate(input_ids=prompts[0], beam_width=16, n=16)
         assert answer.meta_info.catalog_version == operations.version
@@ -148,8 +148,12 @@ def test_a_worker_joins_with_what_is_current(
             return worker.usable and operations.version in worker.catalogs
 
         until(joined, "the worker has the current version")
-        load = next(w.load for w in client.workers() if w.address == address)
-        assert load is not None and load.counters["catalog_bytes"] > 50_000
+
+        def pulled() -> float:
+            load = next(w.load for w in client.workers() if w.address == address)
+            return load.counters.get("catalog_bytes", 0) if load is not None else 0
+
+        until(lambda: pulled() > 50_000, "it came in parts")
         operations.edit()
         assert joined()
         client.remove_worker(address)

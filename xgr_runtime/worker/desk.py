@@ -93,6 +93,15 @@ class Desk(Generic[R]):
         self._listened = now
         self._inbox.extend(self.control.receive(now))
 
+    def take_versions(self, now: float) -> bool:
+        """Act at once on what routers say of versions of the catalog; whether they said something."""
+        said = [one for one in self._inbox if isinstance(one, CatalogOffer | CatalogPart)]
+        if said:
+            self._inbox = [one for one in self._inbox if not isinstance(one, CatalogOffer | CatalogPart)]
+        for message in said:
+            self.take(message, now)
+        return bool(said)
+
     def handle(self, now: float) -> None:
         """Act on what routers sent since the last time."""
         messages, self._inbox = self._inbox, []
