@@ -3,6 +3,7 @@
 Batches that only flip bits are applied at once, all else aside: the loop goes on with its searches.
 """
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -104,10 +105,14 @@ class CatalogUpdates:
     def turn(self, now: float) -> None:
         """Go on with what is there."""
         self.aside.woken()
+        self._keep_used()  # before a newer version takes their place
         self._forget_gone()
         while self._offers and self._go_on(self._offers[0], now):
             self._offers.popleft()
             self._close_files()
+
+    def _keep_used(self) -> None:
+        """Hold what routers may still use; while there is none, what the last ones did."""
         used = self._control.used_catalogs
         if used is not None and used != self._used:
             self._used = used
@@ -158,12 +163,13 @@ class CatalogUpdates:
         filters: list[str],
         files: dict[str, BinaryIO],
     ) -> CatalogView:
-        """The version that was offered. Raises CatalogError, BadRequest."""
+        """The version that was offered. Raises CatalogError."""
         view = followed(start, steps, files, self._like)
         if problem := self._fits(view):
             raise CatalogError(problem)
         for text in filters:
-            view.filters.left_by(text)
+            with contextlib.suppress(BadRequest):  # a version may lack its columns: requests find that out
+                view.filters.left_by(text)
         return view
 
     def _finish(self, offer: CatalogOffer, work: Future[CatalogView]) -> None:
@@ -172,7 +178,7 @@ class CatalogUpdates:
         except BrokenChain as error:
             self._counters["catalog_broken_chains"] += 1
             self._tell(offer, str(error), broken=True)
-        except (CatalogError, BadRequest) as error:
+        except CatalogError as error:
             self._tell(offer, str(error))
         except Exception:
             log.exception("a version of the catalog could not be taken in")
