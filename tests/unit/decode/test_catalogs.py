@@ -274,7 +274,7 @@ def test_a_request_waits_for_a_condition_that_takes_long(monkeypatch: pytest.Mon
     assert FIRST.items <= AT_ONCE and not conditions.hold(asking("stock < 9"), 1.0), "that is quick"
     monkeypatch.setattr("decode_worker.conditions.AT_ONCE", 0)
     assert not conditions.hold(asking(""), 1.0)
-    request, other = asking("stock < 9"), asking("stock < 9", 2)
+    request, other = asking("stock < 9"), asking("stock < 8", 2)
     assert conditions.hold(request, 1.0) and conditions.hold(other, 1.0) and request.id in conditions
     assert catalogs.leases(FIRST.version) == 2
     assert conditions.late(5.9) == [] and conditions.late(6.0) == [request.id, other.id]
