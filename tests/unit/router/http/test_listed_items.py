@@ -9,6 +9,7 @@ import httpx
 import pytest
 from made_catalogs import build_from_arrays
 
+from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.client import XgrClient
 from xgr_runtime.wire.answers import Answer
 
@@ -264,3 +265,32 @@ def test_a_bad_field_is_400(
     assert response.status_code == 400 and not dispatch.jobs
     error = response.json()["error"]
     assert error["param"] == param and said in error["message"] and "\n" not in error["message"]
+
+
+def test_a_removed_item_is_no_result_and_still_history(server: Server, dispatch: FakeDispatch) -> None:
+    before = asked(server, history=["5", "9"])
+    batch = EditBatch(remove=("5", "0"), hide=("4",))
+    server.catalogs.add(edited(server.catalogs.newest, batch))
+    after = asked(server, history=["5", "9"])
+    assert after["catalog_version"] != before["catalog_version"]
+    assert dispatch.jobs[1].tokens.tolist() == dispatch.jobs[0].tokens.tolist()
+    assert after["unknown_items"]["history"] == 0
+    assert items(after)[:2] == [[1, 2], [3]]
+    assert items(asked(server, history=["5"], items_per_sid="best"))[:2] == [[1], [3]]
+    meta = asked(server, history=["5", "gone"], diversity={"attribute": "n", "at_most": 1})
+    assert items(meta)[:2] == [[1, 2], [3]] and meta["unknown_items"]["history"] == 1
+
+
+def test_what_an_edit_brings_is_told(server: Server, tokenizer: Tokenizer) -> None:
+    sid = tuple(tokenizer.get_vocab()[token] for token in ("<a_0>", "<b_0>", "<c_0>"))
+    record = ItemRecord("new", sid, "a new one", 1.0, b'{"brand":"a"}')
+    server.catalogs.add(edited(server.catalogs.newest, EditBatch(put=(record,))))
+    meta = asked(server, **{"return": {"title": True, "attributes": ["brand", "n"]}}, items_per_sid="best")
+    first = meta["beam_results"][0]
+    assert first["items"] == ["new"]
+    assert first["item_info"] == [{"title": "a new one", "attributes": {"brand": "a", "n": None}}]
+    diverse = asked(server, diversity={"attribute": "brand", "at_most": 1})["beam_results"]
+    listed = [item for result in diverse for item in result["items"]]
+    assert listed[0] == "new" and not any(brand(int(item)) == "a" for item in listed[1:])
+    free = asked(server, diversity={"attribute": "n", "at_most": 1})  # its n is NULL
+    assert free["beam_results"][0]["items"] == ["new", "0", "1", "2"]
