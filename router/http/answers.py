@@ -80,7 +80,7 @@ def listed_of(job: Job, outcome: Outcome) -> Results:
     if listing.sample is not None:
         order = shuffled(order, partial(_ids, catalog), sample_key(listing.sample, job.tokens))
     diverse = listing.diversity
-    values = None if diverse is None else Values(catalog, diverse.attribute)
+    values = None if diverse is None else Values(catalog, rows, diverse.attribute)
     found = choose(order, job.results, listing, values)
     flat = [row for own in found.rows for row in own]
     ends = np.cumsum([0, *map(len, found.rows)])

@@ -13,7 +13,7 @@ from router.listing.asked import Listing
 
 Rows = NDArray[np.int64]
 ValuesOf = Callable[[int], Collection[Hashable]]
-"""The values of the row's item that diversity counts; none where it is not limited."""
+"""The distinct values of the row's item that diversity counts; none where it is not limited."""
 
 
 class Listed(NamedTuple):
@@ -38,18 +38,18 @@ def choose(
     left = listing.most_items
 
     def allowed(row: int) -> bool:
-        if values is None:
-            return True
-        of = set(values(row))
-        if any(counts[value] >= at_most for value in of):
-            return False
-        counts.update(of)
+        of = values(row) if values else ()
+        for value in of:
+            if counts[value] >= at_most:
+                return False
+        for value in of:
+            counts[value] += 1
         return True
 
     listed, rows = list[int](), list[list[int]]()
     for beam, own in enumerate(beams):
         most = least_of(listing.per_sid, left)
-        taken = list(islice(filter(allowed, own), most))
+        taken = list(own[:most]) if values is None else list(islice(filter(allowed, own), most))
         if taken:
             listed.append(beam)
             rows.append(taken)

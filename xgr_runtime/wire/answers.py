@@ -14,8 +14,8 @@ class BeamMeta(msgspec.Struct, frozen=True, gc=False):
     cumulative_logprob: float
 
 
-class ItemInfo(msgspec.Struct, frozen=True):
-    """What was asked of an item with `return`; what was not is absent.
+class ItemInfo(msgspec.Struct, frozen=True, gc=False):
+    """What was asked of an item with `return`; what was not is absent. No part of a cycle either.
 
     `title` is None where it has none, and so is the value of an attribute.
     """
