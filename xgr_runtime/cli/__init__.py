@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -10,10 +11,36 @@ from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process.lifecycle import one_line
 
+NOBODY_READS = 141  # what a shell says of a program that ended by SIGPIPE
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: the command's own; for an error one line on stderr and 2 (nothing was started) or 1."""
-    args = _parser().parse_args(argv)
+    try:
+        try:
+            return _run(_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()  # at the end of Python nobody could catch what it raises
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return NOBODY_READS
+
+
+def _nobody_reads() -> bool:
+    """Whether our output goes nowhere, as behind `| head`. What is left of it is let go of."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output)
+        os.close(nowhere)
+    return gone
+
+
+def _run(args: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = args.func
     try:
         check_environ(os.environ)
