@@ -18,6 +18,7 @@ from items import Items, read_items
 from oracle import Oracle
 from references import SHARES, Reference, share_of, share_of_commit, stored_references
 from shared_templates import close_all, deployment_of
+from turns import MARK, take_turns
 
 from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
@@ -54,8 +55,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="minutes of faults, and all references")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: one that begins last leaves a core alone until it is through."""
+def pytest_configure(config: pytest.Config) -> None:
+    """The markers that this project has of its own."""
+    config.addinivalue_line("markers", MARK)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first: one that begins last leaves a core alone until it is through.
+
+    Costly cases take turns, unless all are asked for or one by its name.
+    """
+    if not config.getoption("--long") and not any("::" in asked for asked in config.args):
+        config.hook.pytest_deselected(items=take_turns(items, share_of_commit()))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
@@ -67,7 +78,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     sglang = "installed" if SGLANG else "not installed, tests/sglang is left out (./deploy/test runs it)"
     share = f"share {share_of_commit() + 1} of {SHARES}, by the commit (--long asks all)"
     asked = "all" if config.getoption("--long") else share
-    return [f"test data: {data}", f"stored references: {asked}", f"sglang: {sglang}"]
+    return [f"test data: {data}", f"references and costly cases: {asked}", f"sglang: {sglang}"]
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ def assert_undisturbed(answers: list[Answer], undisturbed: list[Answer]) -> None
         assert_identical(answer, expected)
 
 
+@pytest.mark.in_turns("victim")
 @pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
 def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
     checkpoint: Path, catalog_source: Path, prompts: list[list[int]], victim: str

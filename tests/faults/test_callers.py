@@ -43,6 +43,7 @@ ENDS: list[tuple[str, End, Outcome, str]] = [
 ]
 
 
+@pytest.mark.in_turns("case")
 @pytest.mark.parametrize(("case", "end", "outcome", "code"), ENDS, ids=[case for case, *_ in ENDS])
 def test_a_request_that_ends_in_any_phase_leaves_nothing(
     fleet: Fleet,

@@ -29,6 +29,7 @@ def asked(pair: Fleet, test_data: TestData) -> list[Question]:
         return undisturbed(client, make_prompts(vocabulary, 6, 200, seed=8), (8, 32))
 
 
+@pytest.mark.in_turns("role")
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 def test_a_pair_that_shares_memory_is_back_by_itself(
     pair: Fleet, asked: list[Question], table: FaultTable, role: str

@@ -48,6 +48,7 @@ def send(url: str, body: bytes, hang_up: bool) -> None:
             client.recv(1)
 
 
+@pytest.mark.in_turns("callers")
 @pytest.mark.parametrize("callers", ["stay", "hang up"])
 def test_long_bodies(fleet: Fleet, trial: MakeTrial, callers: str) -> None:
     router = fleet.process("router")

@@ -15,6 +15,7 @@ SECONDS = TIMES["silence"] + 1.0  # of load while a fault lasts
 START = 8  # tokens
 
 
+@pytest.mark.in_turns("victim")
 @pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
 def test_ten_times_slower(fleet: Fleet, trial: MakeTrial, victim: str) -> None:
     with trial(f"{victim.split('-')[0]} worker ten times slower") as it:
@@ -37,6 +38,7 @@ def suffer(it: Trial, victim: str, fault: Fault) -> None:
         it.fleet.mend()
 
 
+@pytest.mark.in_turns("role")
 @pytest.mark.parametrize(("role", "point"), [("prefill", "layer"), ("decode", "beams")])
 def test_a_stuck_thread_behind_live_sockets(fleet: Fleet, trial: MakeTrial, role: str, point: str) -> None:
     """ZeroMQ goes on answering its own heartbeats; ours stop."""
@@ -49,6 +51,7 @@ def test_a_stuck_thread_behind_live_sockets(fleet: Fleet, trial: MakeTrial, role
         fleet.mend()
 
 
+@pytest.mark.in_turns("victim")
 @pytest.mark.parametrize("direction", ["in", "out"])
 @pytest.mark.parametrize("victim", ["prefill-1", "decode-1"])
 def test_a_partition_in_one_direction(

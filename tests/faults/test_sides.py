@@ -8,6 +8,7 @@ from trial import MakeTrial
 from until import until
 
 
+@pytest.mark.in_turns("role")
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 def test_without_one_side_requests_are_refused_until_it_is_back(
     fleet: Fleet, trial: MakeTrial, role: str

@@ -13,6 +13,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.in_turns("role")
 @pytest.mark.parametrize(("role", "point", "case"), STOPS, ids=[f"{w}-{p}" for w, p, _ in STOPS])
 def test_a_stopped_worker_is_done_without(
     fleet: Fleet, trial: MakeTrial, role: str, point: str, case: str

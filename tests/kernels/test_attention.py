@@ -94,6 +94,7 @@ def test_batch_mates_change_nothing() -> None:
         torch.testing.assert_close(o, together[rows], rtol=0, atol=TOLERANCE[torch.float32])
 
 
+@pytest.mark.in_turns("Hq")
 @by_pairs(
     {
         "Hq, Hkv, D": [(2, 2, 8), (6, 3, 32), (6, 2, 16), (8, 1, 64)],
@@ -154,6 +155,7 @@ def test_one_row_over_no_key_gives_its_own_value(T: int, dtype: torch.dtype, bac
     torch.testing.assert_close(got[2], v[2].repeat_interleave(2, 0), rtol=0, atol=0)
 
 
+@pytest.mark.in_turns("Hq")
 @by_pairs(
     {
         "Hq, Hkv, D": [(2, 2, 5), (6, 3, 32), (6, 2, 12), (8, 1, 64)],

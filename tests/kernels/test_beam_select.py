@@ -43,6 +43,7 @@ def check(logits: torch.Tensor, batch: BeamBatch) -> Selection:
     return got
 
 
+@pytest.mark.in_turns("R")
 @by_pairs(
     {
         "R, V, W, depth": [

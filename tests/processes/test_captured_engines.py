@@ -26,6 +26,7 @@ class CapturedCluster(Cluster):
         return Program(name, "captured_workers", [role, *argv], template=WORKERS)
 
 
+@pytest.mark.in_turns("way")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", [{}, {"colocated": True}], ids=["pull", "in-place"])
 def test_answers_are_the_oracles(

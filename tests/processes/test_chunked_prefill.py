@@ -82,6 +82,7 @@ def test_each_token_is_computed_once(chunked: XgrClient, long_prompt: list[int])
     assert tokens_computed(chunked) - before == len(long_prompt)
 
 
+@pytest.mark.in_turns("how")
 @pytest.mark.parametrize("how", ["abort", "deadline"])
 def test_what_is_cancelled_between_chunks_leaves_nothing_behind(
     chunked: XgrClient, long_prompt: list[int], queries: list[Request], expected: list[Answer], how: str

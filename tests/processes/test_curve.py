@@ -134,6 +134,7 @@ def test_answers_are_the_same_with_keys_whoever_knocks(
     assert not [secret for secret in keyed.secrets() if any(secret in text for text in shown)]
 
 
+@pytest.mark.in_turns("name")
 @pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
 def test_a_restarted_worker_is_connected_again(
     keyed: KeyedCluster, client: XgrClient, prompts: list[list[int]], name: str

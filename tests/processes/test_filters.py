@@ -46,6 +46,7 @@ def pick(draw: random.Random, names: Sequence[str], wanted: int | float) -> list
     return draw.sample(list(names), min(count, len(names)))
 
 
+@pytest.mark.in_turns("case")
 @pytest.mark.parametrize("mode", ["vocab", "legal"])
 @pytest.mark.parametrize("case", DRAWS, ids=str)
 def test_random_sets_equal_a_smaller_catalog(

@@ -60,6 +60,7 @@ def descriptors(cluster: Cluster, name: str) -> int:
     return len(list(Path(f"/proc/{cluster.pid(name)}/fd").iterdir()))
 
 
+@pytest.mark.in_turns("served")
 def test_answers_are_those_of_the_reference(
     served: Served, references: list[Reference], oracle: Oracle, items: Items
 ) -> None:
@@ -104,6 +105,7 @@ def assert_all_identical(answers: list[Future[Answer]], undisturbed: list[Answer
         assert_identical(answer.result(60), expected)
 
 
+@pytest.mark.in_turns("role")
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_worker_killed_while_kv_is_pulled(
     role: str,
@@ -148,6 +150,7 @@ def test_a_worker_killed_while_kv_is_pulled(
             assert descriptors(cluster, name) <= before[name] + 4, f"{name} holds what it needs no more"
 
 
+@pytest.mark.in_turns("cache_bytes")
 @pytest.mark.parametrize("cache_bytes", [0, -1], ids="cache={}".format)
 def test_a_stopped_reader_that_wakes_up_late_takes_nothing_foreign(
     checkpoint: Path,

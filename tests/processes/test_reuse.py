@@ -79,6 +79,7 @@ def counters(client: XgrClient, role: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.in_turns("served")
 def test_answers_are_those_of_a_deployment_without_caches(
     served: Served, sessions: list[list[int]], expected: list[Answer], token_bytes: int
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_flush_empties_every_worker(
         assert client.flush_cache().flushed_pages > 0
 
 
+@pytest.mark.in_turns("victim")
 @pytest.mark.parametrize(("victim", "way"), [("prefill-0", "in-place"), ("decode-0", "pull")])
 def test_a_worker_that_was_killed_leaves_nothing_and_begins_with_an_empty_cache(
     victim: str,

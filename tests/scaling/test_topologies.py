@@ -27,6 +27,7 @@ def test_one_at_a_time(double: XgrClient, queries: list[Request], single: list[A
         assert_identical(double.generate(**query), expected)
 
 
+@pytest.mark.in_turns("order")
 @pytest.mark.parametrize("order", range(3), ids="order={}".format)
 def test_sixteen_at_a_time_in_any_order(
     double: XgrClient, queries: list[Request], single: list[Answer], order: int

@@ -125,6 +125,7 @@ def both(make: MakeCheckpoint, case: Case, dtype: str) -> tuple[ModelBackend, Mo
     return load_backend("sglang", folder, dtype), load_backend("transformers", folder, dtype)
 
 
+@pytest.mark.in_turns("case")
 @pytest.mark.parametrize("case", RUNS)
 def test_prompts_and_beams_equal_transformers(
     make_checkpoint: MakeCheckpoint, case: str, record_property: Callable[[str, object], None]
@@ -159,6 +160,7 @@ def test_experts_load_in_bfloat16(make_checkpoint: MakeCheckpoint, case: str) ->
     assert ours.identity == theirs.identity
 
 
+@pytest.mark.in_turns("case")
 @pytest.mark.parametrize(("case", "dtype"), [*((case, "bfloat16") for case in MAIN), (MAIN[0], "float32")])
 def test_either_kind_continues_the_prompts_of_the_other(
     make_checkpoint: MakeCheckpoint, case: str, dtype: str

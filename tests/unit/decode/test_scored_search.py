@@ -77,6 +77,7 @@ def catalog_of(scoring: Scoring) -> Catalog:
     return build_from_arrays([str(n) for n in range(LEAVES)], levels, scoring=scoring, vocab_size=VOCAB)
 
 
+@pytest.mark.in_turns("name")
 @pytest.mark.parametrize("width, penalty", [(5, 1.3), (100, 0.7)])
 @pytest.mark.parametrize("name", SCORINGS)
 def test_as_generate_ranks(name: str, width: int, penalty: float, backend: ModelBackend, model: Any) -> None:
@@ -123,6 +124,7 @@ def test_the_score_of_a_sequence(length_penalty: float, backend: ModelBackend, m
         assert total / catalog.emitted_tokens**length_penalty == pytest.approx(score, rel=1e-5)
 
 
+@pytest.mark.in_turns("name")
 @pytest.mark.parametrize("width, given", [(1, True), (17, False)])
 @pytest.mark.parametrize("name", UNSCORED)
 def test_tokens_that_are_not_scored(
@@ -133,6 +135,7 @@ def test_tokens_that_are_not_scored(
     assert_ranked(got, slow_beams(model, catalog, PROMPT, width), TOLERANCE)
 
 
+@pytest.mark.in_turns("mode")
 @pytest.mark.parametrize("penalty", [1.0, 1.4], ids="p={}".format)
 @pytest.mark.parametrize("mode", ["vocab", "legal", "level"])
 @pytest.mark.parametrize("name", ["of a level", "inside", "declared"])

@@ -86,15 +86,15 @@ def with_ours(*, long: bool = False) -> list[str]:
     always, more = ("--always ", "--long ") if long else ("", "")
     unless = f".venv deploy/unless_tested.py {always}"
     two = "--numprocesses=auto --dist=loadfile"
-    interpreted = f"env OMP_NUM_THREADS=1 .venv/bin/python -m pytest {two}"
+    interpreted = f"env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --long {two}"
     left_out = " ".join(f"--ignore={name}" for name in (GATE, TOYS, *KERNELS, *ENGINES))
     return [
         *(f".venv -m xgr_runtime.model.ready_kernels --dtype={dtype}" for dtype in ("float32", "bfloat16")),
-        f".venv {PYTEST} {two} --no-loadscope-reorder {' '.join(UNITS)} {left_out}",
+        f".venv {PYTEST} {two} --no-loadscope-reorder {more}{' '.join(UNITS)} {left_out}",
         f"{unless}interpreted-kernels {interpreted} {' '.join(KERNELS)}",
         f"{unless}interpreted-engines {interpreted} {' '.join(ENGINES)}",
-        f"{unless}compile-gate .venv/bin/python -m pytest {GATE}",
-        f"{unless}gpu-suite .venv/bin/python -m pytest {two} {TOYS}",
+        f"{unless}compile-gate .venv/bin/python -m pytest --long {GATE}",
+        f"{unless}gpu-suite .venv/bin/python -m pytest --long {two} {TOYS}",
         f"{unless}flashinfer-planner deploy/test-planner",
         f"{unless}oldest-transformers deploy/test-oldest",
         f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",

@@ -412,6 +412,7 @@ def settle(w: World) -> None:
             check_promises(w)
 
 
+@pytest.mark.in_turns("fault_count")
 @WAYS
 @CASES
 def test_every_order_keeps_the_promises(

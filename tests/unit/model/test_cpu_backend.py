@@ -34,6 +34,7 @@ def run(model: ModelBackend, tokens: Tensor, keep: Tensor | None = None) -> tupl
     return model.logits(model.forward(tokens, torch.arange(len(tokens)), stage, keep)), pool
 
 
+@pytest.mark.in_turns("family")
 @by_pairs({"family": list(FAMILY), "kv_heads": [1, 2, 4], "rows": [1, 2, 17, 61]})
 def test_logits_and_kv_are_those_of_the_library(
     family: str, kv_heads: int, rows: int, make_checkpoint: MakeCheckpoint

@@ -48,6 +48,7 @@ def no_more_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers, "reference_logits", fail)
 
 
+@pytest.mark.in_turns("family")
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", FAMILY)
 def test_second_start_gives_the_same_bits_without_the_library(
@@ -70,6 +71,7 @@ ROPES = {
 }
 
 
+@pytest.mark.in_turns("rope")
 @pytest.mark.parametrize("rope", ROPES)
 def test_stretched_positions_are_kept_to_the_bit(
     rope: str, make_checkpoint: MakeCheckpoint, tmp_path: Path

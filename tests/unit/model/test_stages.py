@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from beams import PAGE, TAIL, Beams, decode, make_requests, prefill
 from pairs import by_pairs
@@ -36,6 +37,7 @@ def oracle(folder: Path) -> Callable[[list[list[int]]], Tensor]:
     return logits
 
 
+@pytest.mark.in_turns("family")
 @by_pairs(
     {
         "family": ["qwen3", "qwen2", "llama"],
@@ -69,6 +71,7 @@ def test_beams_equal_whole_sequences(
     assert requests[2].level == DEPTH - 1
 
 
+@pytest.mark.in_turns("cuts")
 @by_pairs(
     {
         "cuts": [(0, 31, 32), (0, 1, 32), (0, 8, 32), (0, 9, 15, 16, 32)],

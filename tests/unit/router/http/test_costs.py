@@ -173,6 +173,7 @@ def value(name: str, size: int) -> bytes:
     return VALUES[name](size)
 
 
+@pytest.mark.in_turns("place")
 @pytest.mark.parametrize(("path", "place"), PLACES, ids=[f"{path} {'.'.join(at)}" for path, at in PLACES])
 def test_a_field_costs_what_it_is_long(meter: Meter, path: str, place: tuple[str, ...]) -> None:
     prompt = path == "/generate"
@@ -192,6 +193,7 @@ def test_up_to_the_limit_of_a_body(meter: Meter, name: str) -> None:
 DEEP = ["history.seen", "variables", "variables.profile", "messages", "messages.content", "messages.a"]
 
 
+@pytest.mark.in_turns("place")
 @pytest.mark.parametrize("place", ["text", "history", "input_ids", "filters.deny", *DEEP])
 @pytest.mark.parametrize("name", ["letters", "escapes", "tokens", "numbers", "one item", "lists"])
 def test_long_fields_up_to_the_limit_of_a_body(meter: Meter, place: str, name: str) -> None:
@@ -206,6 +208,7 @@ LONG = ["text", "history", "input_ids", "filters.allow", "filters.deny", "filter
 LONG += [*DEEP, "chat_template_kwargs", "chat_template_kwargs.more"]
 
 
+@pytest.mark.in_turns("place")
 @pytest.mark.parametrize("place", LONG)
 def test_nothing_of_a_body_outlives_its_answer(meter: Meter, place: str) -> None:
     """Not even what a collector would find: it looks seldom, and megabytes may hang on few objects."""
