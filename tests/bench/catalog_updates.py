@@ -3,10 +3,10 @@
 python tests/bench/catalog_updates.py --model-path DIR [--items N ...]
 
 Generates catalogs of so many items in the tokens of the checkpoint's own SIDs (`--catalog` says which these
-are), starts a prefill worker, two decode workers and a router with a store, and sends requests at a fixed rate,
-first undisturbed, then with one kind of change after the other, a call every `--every` seconds. Prints a table
-of the times from a call until all workers use what it led to, and of the requests beside it, and one JSON line
-last. `--plot FILE` draws it.
+are), starts a prefill worker, two decode workers and a router with a store, and sends requests at a fixed
+rate, first undisturbed, then with one kind of change after the other, a call every `--every` seconds. Prints
+a table of the times from a call until all workers use what it led to, and of the requests beside it, and one
+JSON line last. `--plot FILE` draws it.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_a_file_comes_in_parts_and_goes_on_with_another_router() -> None:
     s = Scene()
     s.offer(CatalogOffer(A, 1, "", [whole()], [FIRST.version, OTHER.version]))
     ((to, ask),) = s.control.sent
-    assert (to, ask) == (A, CatalogAsk(OTHER.version, 0))
+    assert to == A and isinstance(ask, CatalogAsk) and ask == CatalogAsk(OTHER.version, 0)
     s.now += 0.05
     s.updates.take(part(ask, size=1000), s.now)
     assert s.turn() == [], "as long as the part took, others have the link"
@@ -279,7 +279,8 @@ def test_a_request_waits_for_a_condition_that_takes_long(monkeypatch: pytest.Mon
     assert catalogs.leases(FIRST.version) == 2
     assert conditions.late(5.9) == [] and conditions.late(6.0) == [request.id, other.id]
     assert conditions.drop(other.id) and not conditions.drop(other.id)
-    end, found = time.monotonic() + 10.0, []
+    end = time.monotonic() + 10.0
+    found: list[object] = []
     while not found and time.monotonic() < end:
         found = list(conditions.done())
     assert found == [(request, 1.0)] and len(conditions) == 0 and catalogs.leases(FIRST.version) == 0
