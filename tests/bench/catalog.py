@@ -22,7 +22,8 @@ from made_catalogs import build_from_arrays
 
 from xgr_kernels.trie import leaf_filter
 from xgr_runtime.catalog import Catalog, build_catalog, resolve_items, verify
-from xgr_runtime.catalog.trie import csr_levels, sid_order
+from xgr_runtime.catalog.order import sid_order
+from xgr_runtime.catalog.trie import csr_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

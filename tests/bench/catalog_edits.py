@@ -21,9 +21,10 @@ from xgr_runtime.catalog.attributes import AttributeColumn
 from xgr_runtime.catalog.content import Content
 from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.items import StringTable
+from xgr_runtime.catalog.order import sid_order
 from xgr_runtime.catalog.scoring import NEUTRAL
 from xgr_runtime.catalog.template import PromptTemplate, Templates
-from xgr_runtime.catalog.trie import first_difference, sid_order
+from xgr_runtime.catalog.trie import first_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

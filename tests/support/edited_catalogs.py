@@ -20,11 +20,14 @@ from xgr_runtime.catalog.attributes import AttributeField
 from xgr_runtime.catalog.attributes.stored import packed_bits
 from xgr_runtime.catalog.build import assemble
 from xgr_runtime.catalog.columns import Columns
+from xgr_runtime.catalog.declared import Declared
 from xgr_runtime.catalog.edits import EditBatch, ItemRecord
 from xgr_runtime.catalog.items import id_order
+from xgr_runtime.catalog.rows import gather
 from xgr_runtime.catalog.scoring import NEUTRAL
 from xgr_runtime.catalog.template import PromptTemplate, Templates
 from xgr_runtime.catalog.trie import csr_levels, tail_arrays
+from xgr_runtime.catalog.vocabulary import Vocabulary
 
 Sid = tuple[int, ...]
 
@@ -70,16 +73,15 @@ class Oracle:
         records = [*self.items.values()]
         columns = Columns(
             [record.id for record in records],
-            (),
+            np.array([record.sid for record in records], np.int64).reshape(-1),
             [len(record.sid) for record in records],
             str,
             [record.title for record in records],
             [record.popularity for record in records],
             [record.attributes for record in records],
         )
-        sids = np.array([record.sid for record in records], np.int32)
-        names, templates = [record.id for record in records], Templates.of(PromptTemplate())
-        found = assemble(columns, names, sids, self.vocab_size, templates, self.scoring, self.fields)
+        rows = gather([columns], Declared(), Vocabulary(self.vocab_size))
+        found = assemble(rows, self.vocab_size, Templates.of(PromptTemplate()), self.scoring, self.fields)
         hidden = np.array([found.item_id(row) in self.hidden for row in range(found.items)])
         if not hidden.any():
             return found

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgr_runtime.catalog.build import assemble
-from xgr_runtime.catalog.checks import check_lengths, checked_ids, checked_matrix
+from xgr_runtime.catalog.checks import check_lengths
 from xgr_runtime.catalog.columns import Columns, canonical
+from xgr_runtime.catalog.declared import Declared
+from xgr_runtime.catalog.rows import gather
 from xgr_runtime.catalog.template import PromptTemplate, Template, Templates
 from xgr_runtime.catalog.vocabulary import Vocabulary
 from xgr_runtime.errors import CatalogError
@@ -40,10 +42,9 @@ def build_from_arrays(
     lengths = [matrix.shape[1]] * len(matrix)
     columns = Columns(items, (), lengths, lambda row: f"row {row + 1}", titles, popularity, texts)
     check_lengths(columns)
-    checked = checked_ids(columns)
-    known = checked_matrix(matrix, columns, checked, Vocabulary(vocab_size))
-    templates = Templates.of(template or PromptTemplate())
-    return assemble(columns, checked, known, vocab_size, templates, scoring)
+    columns.tokens = matrix.reshape(-1)
+    rows = gather([columns], Declared(), Vocabulary(vocab_size))
+    return assemble(rows, vocab_size, Templates.of(template or PromptTemplate()), scoring)
 
 
 def leaf_of_sid(catalog: Catalog, sid: Sequence[int]) -> int | None:

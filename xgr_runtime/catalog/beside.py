@@ -52,9 +52,9 @@ def files_beside(source: Path) -> list[Path]:
     return [path, *(path.parent / name for name in texts if isinstance(name, str) and "\0" not in name)]
 
 
-def read_beside(source: Path) -> dict[str, Any]:
-    """The fields of catalog.json beside `source`, {} without one. Raises CatalogError."""
-    path = template_file(source)
+def read_beside(source: Path, path: Path | None = None) -> dict[str, Any]:
+    """The fields of catalog.json beside `source`, or of another file; {} without one. Raises CatalogError."""
+    path = path or template_file(source)
     fields = read_object(path, CatalogError) if path.name != source.name else {}
     known = (
         *IDS_FIELDS,

@@ -9,13 +9,20 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from xgr_runtime.catalog.declared import split_sid
+from xgr_runtime.catalog.items import StringTable, Texts, pack_strings
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
+
+PIECE = 1 << 17
+"""Rows that readers give at once."""
 
 EXPECTED = (
     'a row is {"item": "...", "sid": [...]} and optionally "title" (text), "popularity" (a number), '
@@ -37,16 +44,35 @@ class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class Columns:
     """Rows in source order. `place` says where row i stands, for messages ("line 7").
 
-    SIDs lie flat, row after row: a million small lists would keep the garbage collector busy.
+    SIDs lie flat, row after row: a million small lists would keep the garbage collector busy. A column may
+    be in arrays already, where a source has it so: see `lists`.
     """
 
-    items: Sequence[Any]
-    tokens: Sequence[Any]  # of all SIDs
-    lengths: Sequence[int]  # tokens per SID
+    items: Sequence[Any] | Texts
+    tokens: Sequence[Any] | NDArray[np.int64]  # of all SIDs
+    lengths: Sequence[int] | NDArray[np.int64]  # tokens per SID
     place: Callable[[int], str]
-    titles: Sequence[str | None] | None = None
-    popularity: Sequence[float | None] | None = None
-    attributes: Sequence[bytes] | None = None  # canonical JSON
+    titles: Sequence[str | None] | Texts | None = None
+    popularity: Sequence[float | None] | NDArray[np.float64] | None = None  # an array has -inf for None
+    attributes: Sequence[bytes] | StringTable | None = None  # canonical JSON
+    words: Sequence[str] | None = None  # with it, `tokens` are an array of places in here
+
+    def lists(self) -> Columns:
+        """The same rows as lists of Python values."""
+        tokens = _listed(self.tokens)
+        popularity = _listed(self.popularity)
+        if isinstance(self.popularity, np.ndarray):
+            popularity = [None if value == -np.inf else value for value in popularity]
+        attributes = self.attributes
+        return Columns(
+            _listed(self.items),
+            tokens if self.words is None else [self.words[token] for token in tokens],
+            _listed(self.lengths),
+            self.place,
+            [title or None for title in self.titles] if isinstance(self.titles, Texts) else self.titles,
+            popularity,
+            attributes.texts() if isinstance(attributes, StringTable) else attributes,
+        )
 
     @classmethod
     def of_sids(
@@ -72,16 +98,31 @@ class Columns:
         return cls(items, tokens, [*map(len, lists)], place, titles, popularity, attributes)
 
 
+def _listed(values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    return [*values] if isinstance(values, Texts) else values
+
+
 _AS_LIST: dict[type, Callable[[Any], list[Any]]] = {list: list, str: split_sid, int: lambda sid: [sid]}
 
 
-def joined(parts: Sequence[Columns], paths: Sequence[Path]) -> Columns:
-    """The rows of all parts, one part after the other."""
-    starts = [0, *accumulate(len(part.items) for part in parts)]
+def placed(parts: Sequence[tuple[int, Callable[[int], str]]]) -> Callable[[int], str]:
+    """Where a row of several pieces stands: each with its first row, and `place` for those in it."""
+    starts = [first for first, _ in parts]
 
     def place(row: int) -> str:
-        number = bisect_right(starts, row) - 1
-        return f"{paths[number].name}, {parts[number].place(row - starts[number])}"
+        first, inner = parts[bisect_right(starts, row) - 1]
+        return inner(row - first)
+
+    return place
+
+
+def joined(pieces: Iterable[Columns]) -> Columns:
+    """The rows of all pieces, one piece after the other, as lists."""
+    parts = [piece.lists() for piece in pieces]
+    starts = accumulate((len(part.items) for part in parts), initial=0)
+    place = placed([*zip(starts, (part.place for part in parts), strict=False)])
 
     def column(name: str) -> list[Any] | None:
         if all(getattr(part, name) is None for part in parts):
@@ -120,6 +161,29 @@ def canonical(attributes: dict[str, Any] | None) -> bytes:
         raise CatalogError(
             f"attributes {present!r:.80} cannot be stored ({error}): use JSON values"
         ) from error
+
+
+def canonical_table(objects: Sequence[dict[str, Any]]) -> StringTable:
+    """`canonical` of each of some rows, in one go. Raises CatalogError."""
+    present = [
+        {key: value for key, value in row.items() if value is not None} if None in row.values() else row
+        for row in objects
+    ]
+    try:
+        lines = msgspec.json.Encoder(order="sorted").encode_lines(present)
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        return pack_strings([canonical(row) for row in objects])  # which names the one that cannot be
+    letters = np.frombuffer(lines, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n"))  # those of texts are escaped
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    kept = np.ones(len(letters), np.bool_)
+    kept[ends] = False
+    lengths = ends - starts
+    empty = starts[lengths == 2]  # "{}", which is stored as nothing
+    kept[empty] = kept[empty + 1] = False
+    offsets = np.zeros(len(objects) + 1, np.int64)
+    np.cumsum(np.where(lengths == 2, 0, lengths), out=offsets[1:])
+    return StringTable(letters[kept], offsets)
 
 
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode

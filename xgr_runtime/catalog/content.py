@@ -14,7 +14,7 @@ import xxhash
 
 from xgr_runtime.catalog.attributes import AttributeColumn, column_arrays
 from xgr_runtime.catalog.file import array_bytes
-from xgr_runtime.catalog.items import HashIndex, StringTable, hash_ids, index_hashes
+from xgr_runtime.catalog.items import HashIndex, StringTable, hash_table, index_hashes
 from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
 from xgr_runtime.catalog.trie import csr_levels, tail_arrays
 
@@ -76,7 +76,7 @@ class Content:
     def derived(self, index: HashIndex | None = None) -> dict[str, NDArray[Any]]:
         """The arrays that follow from the content: trie, leaf of each row, `index` of the ids."""
         tokens, lo = csr_levels(self.sids)
-        index = index or index_hashes(hash_ids(self.ids.texts()))
+        index = index or index_hashes(hash_table(self.ids))
         return {
             **{f"tokens.{level}": array for level, array in enumerate(tokens)},
             **{f"lo.{level}": array for level, array in enumerate(lo)},

@@ -31,6 +31,7 @@ DECLARE = (
     f"'<a_{{0}}><b_{{1}}><c_{{2}}>' for codes, or {TOKEN_IDS} if they are token ids"
 )
 _TOKEN = re.compile(r"<[^<>\s]+>|[^<>\s]+")
+_MOST_CODES = 1 << 22  # of a level whose codes are spelt by a table
 _WHOLE = re.compile(r"[0-9]{1,18}")  # a number that text holds
 CODE = re.compile(r"\{(\d+)\}")
 
@@ -99,6 +100,10 @@ def split_sid(text: str) -> list[str]:
 
 def spell(columns: Columns, form: Declared) -> Columns:
     """The same rows with each SID as token strings or ids. Raises CatalogError naming the row."""
+    if isinstance(columns.tokens, np.ndarray):
+        if _spell_numbers(columns, form):
+            return columns
+        columns = columns.lists()
     if form.sid_format or form.sid_packed:
         columns.tokens = [int(t) if type(t) is str and _WHOLE.fullmatch(t) else t for t in columns.tokens]
     if form.sid_packed:
@@ -121,11 +126,54 @@ def spell(columns: Columns, form: Declared) -> Columns:
     return columns
 
 
-def check_ids(columns: Columns, sids: NDArray[np.int32], form: Declared, vocabulary: Vocabulary) -> None:
+def _spell_numbers(columns: Columns, form: Declared) -> bool:
+    """`spell` of an array of numbers, level by level. False: not all rows are alike, look at each."""
+    tokens, lengths = columns.tokens, np.asarray(columns.lengths)
+    assert isinstance(tokens, np.ndarray)
+    sizes = form.sid_packed
+    if sizes and (lengths == 1).all():
+        codes, left = np.empty((len(tokens), len(sizes)), np.int64), tokens
+        for level in reversed(range(len(sizes))):
+            left, codes[:, level] = np.divmod(left, sizes[level])
+        if left.any():
+            return False
+        tokens, lengths = codes.reshape(-1), np.full(len(codes), len(sizes))
+    elif sizes:
+        return False
+    if form.sid_format and form.sid_format != TOKEN_IDS:
+        pieces = split_sid(form.sid_format)
+        alike = all(len(CODE.findall(piece)) == 1 for piece in pieces) and (lengths == len(pieces)).all()
+        if not alike or tokens.min() < 0 or tokens.max() >= _MOST_CODES:
+            return False
+        columns.words, tokens = _words(tokens.reshape(-1, len(pieces)), pieces)
+    columns.tokens, columns.lengths = tokens, lengths
+    return True
+
+
+def _words(codes: NDArray[np.int64], pieces: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct tokens of codes [N, levels], and the number of each SID's among them [N * levels]."""
+    words: list[str] = []
+    numbers = np.empty_like(codes)
+    for level, piece in enumerate(pieces):
+        place = np.zeros(int(codes[:, level].max()) + 1, np.int64)
+        place[codes[:, level]] = 1
+        used = np.flatnonzero(place)
+        place[used] = np.arange(len(words), len(words) + len(used))
+        words += [CODE.sub(str(code), piece) for code in used.tolist()]
+        numbers[:, level] = place[codes[:, level]]
+    return words, numbers.reshape(-1)
+
+
+def has_numbers(columns: Columns) -> bool:
+    """Whether some tokens were written as numbers, not as texts."""
+    if isinstance(columns.tokens, np.ndarray):
+        return columns.words is None
+    return any(type(token) is int or _WHOLE.fullmatch(token) for token in set(columns.tokens))
+
+
+def check_ids(sids: NDArray[np.int32], form: Declared, vocabulary: Vocabulary) -> None:
     """Raises CatalogError where integers were taken as token ids and may well be codes. sids [N, depth]."""
     if form.sid_format:
-        return
-    if not any(type(token) is int or _WHOLE.fullmatch(token) for token in set(columns.tokens)):
         return
     levels = [set(np.unique(sids[:, level]).tolist()) for level in range(sids.shape[1])]
     before: set[int] = set()

@@ -5,18 +5,18 @@ A table is one blob of UTF-8 with offsets, so that it is memory-mapped and never
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-_LONGEST_NUMBER = 18  # digits; longer ids are compared as strings
+LONGEST_NUMBER = 18  # digits; longer ids are compared as strings
+_GATHERED = 1 << 15  # texts that are put into order together
 
 
 class StringTable(NamedTuple):
@@ -36,10 +36,48 @@ class StringTable(NamedTuple):
         view = memoryview(self.blob.data)
         return [bytes(view[a:b]) for a, b in zip(first, last, strict=True)]
 
-    def texts(self) -> list[bytes]:
-        """Every text, in row order."""
-        whole, ends = self.blob.tobytes(), self.offsets.tolist()
-        return [whole[first:last] for first, last in pairwise(ends)]
+    def texts(self, first: int = 0, last: int | None = None) -> list[bytes]:
+        """Every text of rows [first, last), in their order."""
+        ends = self.offsets[first : None if last is None else last + 1]
+        whole = self.blob[ends[0] : ends[-1]].tobytes() if len(ends) else b""
+        return [whole[a:b] for a, b in pairwise((ends - ends[:1]).tolist())]
+
+    def ordered(self, order: NDArray[Any]) -> StringTable:
+        """The texts of the rows `order` [N] as a table. Beside it, only a piece of rows takes memory."""
+        if not len(self.offsets):
+            return self
+        offsets = np.zeros(len(order) + 1, np.int64)
+        offsets[1:] = np.diff(self.offsets)[order]
+        np.cumsum(offsets, out=offsets)
+        blob = np.empty(int(offsets[-1]), np.uint8)
+        for first in range(0, len(order), _GATHERED):
+            last = min(first + _GATHERED, len(order))
+            shift = self.offsets[order[first:last]] - offsets[first:last]
+            at = np.repeat(shift, np.diff(offsets[first : last + 1]))
+            at += np.arange(offsets[first], offsets[last])
+            np.take(self.blob, at, out=blob[offsets[first] : offsets[last]], mode="clip")
+        return StringTable(blob, offsets)
+
+
+class Texts(Sequence[str]):
+    """Texts that lie in a table, as a sequence: each is made when somebody asks for it."""
+
+    def __init__(self, table: StringTable) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table.offsets) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.table.get(row).decode()
 
 
 class HashIndex(NamedTuple):
@@ -52,7 +90,7 @@ class HashIndex(NamedTuple):
 
 def id_order(item: str) -> tuple[int, int, str]:
     """Sort key of item ids: decimal numbers first and by value, all others after them by code point."""
-    numeric = item.isascii() and item.isdecimal() and len(item) <= _LONGEST_NUMBER
+    numeric = item.isascii() and item.isdecimal() and len(item) <= LONGEST_NUMBER
     return (0, int(item), item) if numeric else (1, 0, item)
 
 
@@ -81,6 +119,15 @@ def encode_ids(item_ids: Sequence[str | int]) -> list[bytes]:
 def hash_ids(encoded: Sequence[bytes]) -> NDArray[np.uint64]:
     """xxh3_64 of each id, [N]."""
     return np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(encoded))
+
+
+def hash_table(ids: StringTable) -> NDArray[np.uint64]:
+    """`hash_ids` of a table; some ids at a time become objects."""
+    hashes = np.empty(len(ids.offsets) - 1, np.uint64)
+    for first in range(0, len(hashes), 1 << 17):
+        last = min(first + (1 << 17), len(hashes))
+        hashes[first:last] = hash_ids(ids.texts(first, last))
+    return hashes
 
 
 def index_hashes(hashes: NDArray[np.uint64]) -> HashIndex:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 import json
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from xgr_runtime.catalog.columns import EXPECTED, Columns, Row, canonical, joined
+from xgr_runtime.catalog.columns import EXPECTED, PIECE, Columns, Row, canonical, joined
 from xgr_runtime.catalog.declared import Names
 from xgr_runtime.catalog.index_json import read_index
 from xgr_runtime.catalog.parquet import read_parquet
@@ -21,31 +22,37 @@ from xgr_runtime.catalog.text_tables import read_tabs
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
 def read_columns(source: Path, names: Names) -> Columns:
-    """The rows of `source`, by its suffix; of a folder, those of all its parts. Raises CatalogError.
+    """The rows of `source`, all together as lists: see `read_pieces`. Raises CatalogError."""
+    return joined(read_pieces(source, names))
 
-    Errors name the file and the line.
+
+def read_pieces(source: Path, names: Names) -> Iterator[Columns]:
+    """The rows of `source`, some at a time, by its suffix; of a folder, those of all its parts.
+
+    Raises CatalogError that names the file and the line.
     """
     if source.is_dir():
         return _read_parts(source, names)
     return _read_file(source, _READERS.get(source.suffix.lower()), names)
 
 
-def _read_file(source: Path, reader: Reader | None, names: Names) -> Columns:
+def _read_file(source: Path, reader: Reader | None, names: Names) -> Iterator[Columns]:
     if reader is None:
         raise CatalogError(f"{source}: a catalog source ends in {', '.join(_READERS)}: rename or convert it")
     if source.exists() and not source.is_file():  # reading a pipe or a device may never end
         raise CatalogError(f"{source} cannot be read, it is no ordinary file: check the path")
     try:
-        return reader(source, names)
+        yield from reader(source, names)
     except OSError as error:
         raise CatalogError(f"{source} cannot be read ({error.strerror or error}): check the path") from error
 
 
-def _read_parts(folder: Path, names: Names) -> Columns:
+def _read_parts(folder: Path, names: Names) -> Iterator[Columns]:
     """A folder as distributed jobs write it: parts in order of their names; a JSON part holds lines."""
     readers = _READERS | {".json": read_jsonl}
     paths = sorted(path for path in folder.iterdir() if path.name[0] not in "._")
@@ -55,10 +62,17 @@ def _read_parts(folder: Path, names: Names) -> Columns:
         raise CatalogError(
             f"{folder}: parts of a catalog are files of one kind, there is {found}: name a file"
         )
-    return joined([_read_file(path, readers[path.suffix.lower()], names) for path in paths], paths)
+    for path in paths:
+        for piece in _read_file(path, readers[path.suffix.lower()], names):
+            piece.place = _of(path, piece.place)
+            yield piece
 
 
-def read_jsonl(source: Path, names: Names) -> Columns:
+def _of(path: Path, place: Callable[[int], str]) -> Callable[[int], str]:
+    return lambda row: f"{path.name}, {place(row)}"
+
+
+def read_jsonl(source: Path, names: Names) -> Iterator[Columns]:
     """One object per line; blank lines are skipped."""
     decode = msgspec.json.Decoder(_row_type(names)).decode
     lines: list[int] = []
@@ -80,11 +94,20 @@ def read_jsonl(source: Path, names: Names) -> Columns:
                 raise CatalogError(f"{source}: line {number}{hint}: {error!s:.300}: {EXPECTED}") from error
             lines.append(number)
             rows.append(row)
+            if len(rows) == PIECE:
+                yield _of_rows(source, rows, lines, attributes)
+                lines, rows, attributes = [], [], []
+    if rows:
+        yield _of_rows(source, rows, lines, attributes)
+
+
+def _of_rows(source: Path, rows: Sequence[Any], lines: Sequence[int], attributes: list[bytes]) -> Columns:
+    numbers = array("q", lines)  # kept for messages as long as the catalog is built
     return Columns.of_sids(
         source,
         [row.item for row in rows],
         [row.sid for row in rows],
-        lambda row: f"line {lines[row]}",
+        lambda row: f"line {numbers[row]}",
         titles=[row.title for row in rows],
         popularity=[row.popularity for row in rows],
         attributes=attributes,
@@ -109,11 +132,22 @@ def _item_hint(line: bytes, name: str) -> str:
     return f", item {value[name]!r:.80}" if isinstance(value, dict) and name in value else ""
 
 
-Reader = Callable[["Path", Names], Columns]
+def _whole(reader: Callable[[Path, Names], Columns]) -> Reader:
+    """A reader of files that have to be read whole."""
+
+    def read(source: Path, names: Names) -> Iterator[Columns]:
+        columns = reader(source, names)
+        if len(columns.items):
+            yield columns
+
+    return read
+
+
+Reader = Callable[["Path", Names], "Iterator[Columns]"]
 _READERS: dict[str, Reader] = {
-    ".json": read_index,
+    ".json": _whole(read_index),
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
-    ".tsv": read_tabs,
-    ".txt": read_tabs,
+    ".tsv": _whole(read_tabs),
+    ".txt": _whole(read_tabs),
 }

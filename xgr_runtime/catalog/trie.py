@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 MAX_DEPTH = 8
 
 
-def sid_order(sids: Int32, popularity: NDArray[np.float64] | None = None) -> Int64:
-    """A stable order [N] of rows: SIDs [N, depth] lexicographically, then popularity [N] descending."""
-    keys: list[NDArray[Any]] = [-popularity] if popularity is not None else []
-    packed = pack(sids)
-    keys += [packed] if packed is not None else [sids[:, level] for level in reversed(range(sids.shape[1]))]
-    return np.lexsort(keys)
-
-
 def pack(sids: Int32) -> Int64 | None:
     """SIDs [N, depth] as one integer per row in the same order, or None if 63 bits do not hold them.
 
@@ -48,14 +40,17 @@ def pack(sids: Int32) -> Int64 | None:
     return packed
 
 
-def first_difference(sids: Int32) -> Int64:
+def first_difference(sids: Int32) -> NDArray[np.int8]:
     """For each row [N] of sorted SIDs the first level that differs from the row above.
 
     Row 0 says 0; a row that equals the one above says `depth`.
     """
-    differs = sids[1:] != sids[:-1]
-    level = np.where(differs.any(axis=1), differs.argmax(axis=1), sids.shape[1])
-    return np.concatenate([np.zeros(1, np.int64), level])
+    depth = sids.shape[1]
+    first = np.full(len(sids), depth, np.int8)
+    for level in reversed(range(depth)):
+        first[1:][sids[1:, level] != sids[:-1, level]] = level
+    first[0] = 0
+    return first
 
 
 def csr_levels(sids: Int32) -> tuple[list[Int32], list[Int32]]:

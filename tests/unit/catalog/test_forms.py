@@ -294,7 +294,8 @@ def test_an_error_in_a_part_names_the_part_and_its_line(tmp_path: Path, checkpoi
     for number, (item, codes) in enumerate(ROWS):
         write_lines(folder / f"part-{number}.json", [{"item": item, "sid": spelt(codes)}])
     write_lines(
-        folder / "part-3.json", [{"item": "y", "sid": "<a_1><b_2><c_3>"}, {"item": "7", "sid": "<a_1>"}]
+        folder / "part-3.json",
+        [{"item": "y", "sid": "<a_1><b_2><c_3>"}, {"item": "7", "sid": "<a_1><b_2><c_3>"}],
     )
     with pytest.raises(
         CatalogError, match=r"part-3.json, line 2: item '7' is a duplicate of part-0.json, line 1"

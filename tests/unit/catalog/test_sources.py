@@ -125,7 +125,10 @@ BAD_JSONL: dict[str, tuple[list[Any], str]] = {
     "uneven": ([GOOD, ["2", sid(1, 1)]], "line 2, item '2': uneven depth, the SID has 2 tokens and those"),
     "too-deep": ([["1", [3] * 9]], f"line 1, item '1': the SID has 9 tokens: {DEPTH}"),
     "no-tokens": ([["1", []]], f"line 1, item '1': the SID has 0 tokens: {DEPTH}"),
-    "duplicate": ([GOOD, ["2", sid(2)], [1, sid(2)]], "line 3: item '1' is a duplicate of line 1: remove"),
+    "duplicate": (
+        [GOOD, ["2", sid(2, 1, 1)], [1, sid(2, 1, 1)]],
+        "line 3: item '1' is a duplicate of line 1: remove",
+    ),
     "empty-id": ([["", sid(1, 1, 1)]], "line 1: item '' must be a non-empty string"),
     "boolean-token": ([["1", [True, 3, 4]]], "line 1, item '1': Expected `int | str`, got `bool`"),
 }

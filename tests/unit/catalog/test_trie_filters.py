@@ -164,13 +164,12 @@ def test_a_shared_leaf_lives_while_one_item_does() -> None:
 
 def test_hash_collisions_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every hash the same, the bytes alone must decide."""
-    from xgr_runtime.catalog import content, items
+    from xgr_runtime.catalog import items
 
     def constant(encoded: list[bytes]) -> NDArray[np.uint64]:
         return np.full(len(encoded), 7, np.uint64)
 
     monkeypatch.setattr(items, "hash_ids", constant)
-    monkeypatch.setattr(content, "hash_ids", constant)
     catalog: Catalog = build_from_arrays(names(9), [[row] for row in range(9)])
     assert catalog.item_rows(["i8", "x", "i0", "i10", "i3", ""]).tolist() == [8, -1, 0, -1, 3, -1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,11 +39,15 @@ def gathered(
     """
     rows = len(ids.offsets) - 1
     declared = fields is not None
-    fields = _seen_fields(attributes) if fields is None else fields
-    writers = {field.name: _Writer(field, rows) for field in fields if field.kind != "other"}
-    for first, objects in _pieces(attributes):
-        for name in writers.keys() & set().union(*objects):
-            writers[name].take(*_cells(first, objects, name), ids)
+    writers: dict[str, _Writer] = {}
+    if fields is None:
+        fields, writers = _seen(attributes, ids)
+    missing = {field.name: _Writer(field, rows) for field in fields if field.kind != "other"}
+    missing = {name: writer for name, writer in missing.items() if name not in writers}
+    for first, objects in _pieces(attributes) if missing else ():
+        for name in missing.keys() & set().union(*objects):
+            missing[name].take(*_cells(first, objects, name), ids)
+    writers |= missing
     full = [name for name, writer in writers.items() if len(writer.codes) > MAX_TEXTS]
     if full and declared:
         raise CatalogError(
@@ -53,15 +58,29 @@ def gathered(
     return [kept.get(field.name) or AttributeColumn.without(field.name) for field in fields]
 
 
-def _seen_fields(attributes: StringTable) -> list[AttributeField]:
-    """Every attribute that an item has, with the kind that fits all its values."""
+def _seen(attributes: StringTable, ids: StringTable) -> tuple[list[AttributeField], dict[str, _Writer]]:
+    """Every attribute that an item has, with the kind that fits all its values.
+
+    Most columns have one kind from their first rows on: they are written as their values are looked at, and
+    come along. Those that turn out to be of another are written in a second pass.
+    """
     seen: dict[str, set[str]] = {}
+    writers: dict[str, _Writer] = {}
     for first, objects in _pieces(attributes):
         for name in set().union(*objects):
+            places, values = _cells(first, objects, name)
+            new = name not in seen
             kinds = seen.setdefault(name, set())
-            kinds |= seen_as(_cells(first, objects, name)[1], "string" in kinds)
+            kinds |= seen_as(values, "string" in kinds)
+            kind = kind_of(kinds)
+            if new and kind != "other":
+                writers[name] = _Writer(AttributeField(name, kind), len(ids.offsets) - 1)
+            if name in writers and writers[name].kind == kind:
+                writers[name].take(places, values, ids)
+            else:
+                writers.pop(name, None)
         check_number(len(seen))
-    return [AttributeField(name, kind_of(seen[name])) for name in sorted(seen)]
+    return [AttributeField(name, kind_of(seen[name])) for name in sorted(seen)], writers
 
 
 def _pieces(attributes: StringTable) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -70,12 +89,12 @@ def _pieces(attributes: StringTable) -> Iterator[tuple[int, list[dict[str, Any]]
     rows = max(0, len(attributes.offsets) - 1)
     for first in range(0, rows, PIECE):
         texts = attributes.take(np.arange(first, min(first + PIECE, rows)))
-        yield first, decode(b"[" + b",".join(text or b"{}" for text in texts) + b"]")
+        yield first, decode(b"[" + b",".join([text or b"{}" for text in texts]) + b"]")
 
 
 def _cells(first: int, objects: list[dict[str, Any]], name: str) -> tuple[list[int], list[Any]]:
     """The rows that have that attribute, and its values. No value is None: see `canonical`."""
-    values = [found.get(name) for found in objects]
+    values = [*map(dict.get, objects, repeat(name))]
     if None not in values:
         return [*range(first, first + len(objects))], values
     places = [place for place, value in enumerate(values, start=first) if value is not None]
@@ -86,7 +105,7 @@ class _Writer:
     """One column while its rows come in."""
 
     def __init__(self, field: AttributeField, rows: int) -> None:
-        self._field = field
+        self._field, self.kind = field, field.kind
         self._known = np.zeros(rows, np.bool_)
         self._values = np.zeros(0 if field.kind == "strings" else rows, _DTYPES[field.kind])
         self._lengths = np.zeros(rows if field.kind == "strings" else 0, np.int64)
@@ -104,9 +123,9 @@ class _Writer:
         if self._field.kind == "strings":
             self._lengths[places] = [*map(len, found)]
             texts = [text for texts in found for text in texts]
-            self._pieces.append(np.fromiter(map(self._code, texts), np.int32, len(texts)))
+            self._pieces.append(np.array(self._coded(texts), np.int32))
         else:
-            self._values[places] = [*map(self._code, found)] if self._field.kind == "string" else found
+            self._values[places] = self._coded(found) if self._field.kind == "string" else found
 
     def column(self) -> AttributeColumn:
         """What came in, with codes in the order of the texts."""
@@ -125,8 +144,11 @@ class _Writer:
         valid = np.zeros(0, np.uint8) if self._known.all() else packed_bits(self._known)
         return AttributeColumn(self._field.name, kind, values, valid, starts, table)
 
-    def _code(self, text: str) -> int:
-        return self.codes.setdefault(text, len(self.codes))
+    def _coded(self, texts: list[str]) -> list[int]:
+        """The code of each text; new ones get the next."""
+        for text in dict.fromkeys(texts):
+            self.codes.setdefault(text, len(self.codes))
+        return [*map(self.codes.__getitem__, texts)]
 
     def _without_blanks(
         self, places: list[int], values: list[Any], found: list[Any], ids: StringTable

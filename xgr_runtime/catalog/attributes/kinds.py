@@ -77,7 +77,7 @@ def seen_as(values: list[Any], text_known: bool) -> set[str]:
     seen: set[str] = set()
     types: set[type[Any]] = {*map(type, values)}
     for kind in types:
-        own = [value for value in values if type(value) is kind]
+        own = values if len(types) == 1 else [value for value in values if type(value) is kind]
         if kind is str:
             texts: set[str] = set() if text_known else set(own)
             seen |= {"string" if microseconds(text) is None else "time" for text in texts} or {"string"}

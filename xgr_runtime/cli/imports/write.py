@@ -189,7 +189,7 @@ def _write_items(draft: Draft, path: Path) -> None:
                 row["title"] = title
             if popularity is not None:
                 row["popularity"] = popularity
-            if attributes:
+            if isinstance(attributes, bytes) and attributes:
                 row["attributes"] = msgspec.Raw(attributes)
             file.write(encode(row) + b"\n")
 
