@@ -1,4 +1,4 @@
-"""`xgr catalog`: build, inspect and verify, for files; the commands for a running deployment are beside."""
+"""`xgr catalog` for files: build, import, inspect, verify; those for a running deployment are beside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from xgr_runtime.catalog.declared import Declared, Names
+from xgr_runtime.cli.bundle import command as bundle
 from xgr_runtime.cli.catalog_live import add_commands
 from xgr_runtime.errors import CatalogError
 
@@ -37,6 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("--base-model-path", default="", help="what an adapter there was trained on")
     add_source_flags(command)
     command.set_defaults(func=build)
+
+    bundle.add_parser(commands)
 
     command = commands.add_parser("inspect", help="say what a catalog file holds")
     command.add_argument("file", type=Path)
