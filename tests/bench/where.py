@@ -93,11 +93,11 @@ def made(items: int) -> dict[str, Any]:
 
 
 def with_numpy(arrays: dict[str, Any]) -> tuple[Callable[[str], int], Callable[[str], None]]:
-    from xgr_runtime.catalog.places import Places
+    from xgr_runtime.catalog.places import LeafPlaces
     from xgr_runtime.catalog.where import ItemRows, check_where, live_rows
 
     columns = columns_of(arrays)
-    places = Places(arrays["item_lo"], arrays["item_lo"][:-1])
+    places = LeafPlaces(arrays["item_lo"], arrays["item_lo"][:-1])
     return (
         lambda sql: live_rows(sql, ItemRows.built(columns, places)).leaves.live(places.leaves),
         lambda sql: check_where(sql, columns),
@@ -124,12 +124,12 @@ def columns_of(arrays: dict[str, Any]) -> dict[str, Any]:
 def with_a_cache(arrays: dict[str, Any]) -> dict[str, float]:
     """What a condition that is kept costs a request, alone and with 200 denied items; its memory."""
     from xgr_kernels.trie import leaf_filter
-    from xgr_runtime.catalog.places import Places
+    from xgr_runtime.catalog.places import LeafPlaces
     from xgr_runtime.catalog.where import ItemRows, KeptFilters
 
     leaves = len(arrays["price"])
     item_lo = arrays["item_lo"]
-    items = ItemRows.built(columns_of(arrays), Places(item_lo, item_lo[:-1]))
+    items = ItemRows.built(columns_of(arrays), LeafPlaces(item_lo, item_lo[:-1]))
     kept = KeptFilters(items, 1 << 30)
     sql = CONDITIONS["half"]
     bytes_ = kept.left_by(sql).nbytes

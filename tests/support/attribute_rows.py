@@ -12,7 +12,7 @@ import numpy as np
 from xgr_runtime.catalog.attributes import AttributeColumn, AttributeField, gathered
 from xgr_runtime.catalog.columns import canonical
 from xgr_runtime.catalog.items import pack_optional, pack_strings
-from xgr_runtime.catalog.places import Places
+from xgr_runtime.catalog.places import LeafPlaces
 from xgr_runtime.catalog.where import ItemRows, LiveRows, live_rows
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ def left_of(sql: str, rows: Sequence[Row], fields: Sequence[AttributeField] | No
 def live_on(sql: str, columns: dict[str, AttributeColumn], item_lo: Any) -> LiveRows:
     """`live_rows` of leaves whose first rows are `item_lo`."""
     leaf_of_row = np.repeat(np.arange(len(item_lo) - 1, dtype=np.int32), np.diff(item_lo))
-    return live_rows(sql, ItemRows.built(columns, Places(item_lo, leaf_of_row)))
+    return live_rows(sql, ItemRows.built(columns, LeafPlaces(item_lo, leaf_of_row)))
 
 
 def and_(left: Any, right: Any) -> Any:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _FEW = 8  # of the items of a leaf, which are looked at one after the other
 
 
-class Step(NamedTuple):
+class EditStep(NamedTuple):
     """What one batch changed."""
 
     touched: Int32  # slots that are new, or live no more, or again
     came: Int32  # leaves, of those before the batch, in front of which new ones were put; ascending
 
 
-class Places(NamedTuple):
+class LeafPlaces(NamedTuple):
     """Slots (see `slots.py`) by leaf. In a built catalog they lie in the order of their numbers."""
 
     item_lo: Int32  # [leaves + 1] where each leaf begins in `order`, closing with the number of slots
@@ -70,7 +70,7 @@ class Places(NamedTuple):
         flags = bits.unpacked(live, self.slots)
         return filter_of_bits(bits.packed(self._alive(flags)))
 
-    def followed(self, before: LeafFilter, live: NDArray[np.uint64], steps: Sequence[Step]) -> LeafFilter:
+    def followed(self, before: LeafFilter, live: NDArray[np.uint64], steps: Sequence[EditStep]) -> LeafFilter:
         """`filter(live)`, from what it was before some batches, of which at least one step is known."""
         if self.leaves == self.slots and self.order is None:
             return filter_of_bits(live)

@@ -28,7 +28,7 @@ from xgr_runtime.catalog.items import StringTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.where import LiveRows, Segment
+    from xgr_runtime.catalog.where import ColumnSegment, LiveRows
 
     Bits = NDArray[np.uint64]
 
@@ -40,7 +40,7 @@ class Later:
     Nothing in here is changed once it is made: the next version copies what it adds to.
     """
 
-    order: NDArray[np.int32] | None = None  # see `Places`
+    order: NDArray[np.int32] | None = None  # see `LeafPlaces`
     present: Bits | None = None  # [ceil(slots / 64)]; None: all are
     visible: LiveRows | None = None  # None: all are
     ids: list[bytes] = field(default_factory=list)  # of slots behind those of the file
@@ -49,7 +49,7 @@ class Later:
     popularity: list[float] = field(default_factory=list)
     ranked: dict[int, float] = field(default_factory=dict)  # popularity of slots that were ranked anew
     newest: dict[bytes, int] = field(default_factory=dict)  # slot of each id that was put
-    segments: tuple[Segment, ...] = ()  # columns of later slots
+    segments: tuple[ColumnSegment, ...] = ()  # columns of later slots
 
 
 class TextsBySlot(NamedTuple):

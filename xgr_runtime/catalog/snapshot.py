@@ -18,13 +18,13 @@ from xgr_runtime.catalog.content import OPTIONAL, TABLES, Content
 from xgr_runtime.catalog.file import REBUILD, Header, map_file, write_file, write_memory
 from xgr_runtime.catalog.items import HashIndex, StringTable, encode_ids, find_rows
 from xgr_runtime.catalog.layout import shape_problem
-from xgr_runtime.catalog.places import Places
+from xgr_runtime.catalog.places import LeafPlaces
 from xgr_runtime.catalog.scoring import NEUTRAL, Scoring
 from xgr_runtime.catalog.slots import Later, TextsBySlot
 from xgr_runtime.catalog.template import PromptTemplate, Templates, prompt_tokens
 from xgr_runtime.catalog.trie import Levels, branching, relative_levels, scored_levels
 from xgr_runtime.catalog.vocabulary import MAX_TOKEN
-from xgr_runtime.catalog.where import ItemRows, LiveRows, Segment
+from xgr_runtime.catalog.where import ColumnSegment, ItemRows, LiveRows
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Catalog:
         self.trie = Trie(self.leaves, tokens, lo)
         self.item_lo: Int32 = arrays["item_lo"]
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
-        self.places = Places(self.item_lo, self.leaf_of_row, later.order)
+        self.places = LeafPlaces(self.item_lo, self.leaf_of_row, later.order)
         self.built_slots = len(arrays["hashes"])
         self._ids, self._titles, self._attributes = (
             TextsBySlot(_table(arrays, name), getattr(later, name), self.built_slots) for name in TABLES
@@ -175,7 +175,7 @@ class Catalog:
     def rows_by_column(self) -> ItemRows:
         """What conditions are evaluated over."""
         visible = None if self.visible is None else self.visible.rows
-        built = Segment(0, self.built_slots, self.columns)
+        built = ColumnSegment(0, self.built_slots, self.columns)
         return ItemRows((built, *self.later.segments), self.places, visible)
 
     @property

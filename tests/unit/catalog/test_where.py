@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xgr_runtime.catalog.attributes import AttributeField
-from xgr_runtime.catalog.places import Places
+from xgr_runtime.catalog.places import LeafPlaces
 from xgr_runtime.catalog.where import ItemRows, KeptFilters
 from xgr_runtime.errors import BadRequest
 
@@ -265,7 +265,7 @@ def test_what_was_evaluated_is_kept_and_the_least_recently_used_goes_first() -> 
     columns = columns_of([{"n": n} for n in range(1000)])
     item_lo, leaf_of_row = np.arange(1001, dtype=np.int32), np.arange(1000, dtype=np.int32)
     one = live_on("n = 1", columns, item_lo).nbytes
-    items = ItemRows.built(columns, Places(item_lo, leaf_of_row))
+    items = ItemRows.built(columns, LeafPlaces(item_lo, leaf_of_row))
     kept = KeptFilters(items, 3 * one)
     for n in (1, 2, 3, 1):
         assert kept.left_by(f"n = {n}").holds(np.arange(1000)).nonzero()[0].tolist() == [n]

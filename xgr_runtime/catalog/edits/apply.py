@@ -21,7 +21,7 @@ from xgr_runtime.catalog.edits.checks import check_records
 from xgr_runtime.catalog.edits.compact import compacted
 from xgr_runtime.catalog.edits.later import Standing, stood, with_batch
 from xgr_runtime.catalog.edits.leaves import Found, find, merged
-from xgr_runtime.catalog.places import Places, Step
+from xgr_runtime.catalog.places import EditStep, LeafPlaces
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.views import CatalogView
 from xgr_runtime.catalog.where import LiveRows
@@ -59,12 +59,12 @@ def edited(view: CatalogView, batch: EditBatch) -> CatalogView:
     changes = changes_of(catalog, batch)
     later = with_batch(catalog, batch, changes)
     arrays, leaves, came = _leaves(catalog, batch)
-    places = Places(arrays["item_lo"], arrays["leaf_of_row"], catalog.places.order)
+    places = LeafPlaces(arrays["item_lo"], arrays["leaf_of_row"], catalog.places.order)
     places = stood(places, leaves, catalog.slots, changes.rank, Standing(catalog, later))
     arrays |= {"item_lo": places.item_lo, "leaf_of_row": places.leaf_of_row}
     new = np.arange(catalog.slots, places.slots, dtype=np.int32)
     touched = np.unique(np.concatenate([changes.dead, changes.hide, changes.show, new]))
-    step = Step(touched, came)
+    step = EditStep(touched, came)
     present = _present(catalog, changes)
     visible = _visible(catalog, places, changes, present, step)
     later = replace(later, order=places.order, present=present, visible=visible)
@@ -102,7 +102,7 @@ def _present(catalog: Catalog, changes: Changes) -> Bits | None:
 
 
 def _visible(
-    catalog: Catalog, places: Places, changes: Changes, present: Bits | None, step: Step
+    catalog: Catalog, places: LeafPlaces, changes: Changes, present: Bits | None, step: EditStep
 ) -> LiveRows | None:
     """What answers may list after the batch; `places` are those after it."""
     before, slots = catalog.visible, places.slots
@@ -131,7 +131,7 @@ def _next_version(version: str, batch: EditBatch, *found: NDArray[Any]) -> str:
 
 
 def _following(
-    view: CatalogView, version: str, arrays: Mapping[str, NDArray[Any]], later: Later, step: Step
+    view: CatalogView, version: str, arrays: Mapping[str, NDArray[Any]], later: Later, step: EditStep
 ) -> CatalogView:
     before = view.catalog
     more: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def _following(
     return CatalogView(after, view.filter_bytes, filters)
 
 
-def new_sids(arrays: Mapping[str, NDArray[Any]], step: Step) -> Int32:
+def new_sids(arrays: Mapping[str, NDArray[Any]], step: EditStep) -> Int32:
     """Of the leaves that came [N, depth]."""
     found: Int32 = arrays["sids"][step.came + np.arange(len(step.came))]
     return found

@@ -24,7 +24,7 @@ def compacted(view: CatalogView) -> CatalogView:
     """The built catalog of all items that are present, hidden ones among them; its version is its content's.
 
     It equals one that is built from these items, with the columns that the catalog was built with. Conditions
-    that are kept go over. Raises CatalogError where no item is left.
+    that are kept go over, and SIDs are shared where none goes. Raises CatalogError where no item is left.
     """
     catalog = view.catalog
     slots = _present_in_order(catalog)
@@ -36,7 +36,7 @@ def compacted(view: CatalogView) -> CatalogView:
     hidden = np.zeros(0, np.bool_) if catalog.visible is None else ~catalog.visible.holds(slots)
     popularity, parts = catalog.popularity(slots), catalog.rows_by_column.segments
     content = Content(
-        np.ascontiguousarray(catalog.sids[leaves[first]]),
+        catalog.sids if len(first) == catalog.leaves else catalog.sids[leaves[first]],
         np.append(first, np.int32(len(slots))),
         ids,
         _optional(titles),

@@ -12,8 +12,8 @@ from xgr_runtime.catalog.attributes import gathered
 from xgr_runtime.catalog.attributes.stored import check_texts
 from xgr_runtime.catalog.edits.leaves import added, inserted
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
-from xgr_runtime.catalog.places import Places
-from xgr_runtime.catalog.where import Segment
+from xgr_runtime.catalog.places import LeafPlaces
+from xgr_runtime.catalog.where import ColumnSegment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def with_batch(catalog: Catalog, batch: EditBatch, changes: Changes) -> Later:
     return replace(later, segments=_segments(catalog, later, len(batch.put)))
 
 
-def _segments(catalog: Catalog, later: Later, count: int) -> tuple[Segment, ...]:
+def _segments(catalog: Catalog, later: Later, count: int) -> tuple[ColumnSegment, ...]:
     """Columns of later slots: few of them, and a batch seldom gathers more than its own items."""
     fields = catalog.fields
     segments = [*later.segments, _gathered(later, catalog.built_slots, catalog.slots, count, fields)]
@@ -68,11 +68,13 @@ def _segments(catalog: Catalog, later: Later, count: int) -> tuple[Segment, ...]
     return tuple(segments)
 
 
-def _gathered(later: Later, built: int, first: int, length: int, fields: Sequence[AttributeField]) -> Segment:
+def _gathered(
+    later: Later, built: int, first: int, length: int, fields: Sequence[AttributeField]
+) -> ColumnSegment:
     some = slice(first - built, first - built + length)
     objects = pack_optional(later.attributes[some])
     columns = gathered(objects, pack_strings(later.ids[some]), fields)
-    return Segment(first, length, {column.name: column for column in columns})
+    return ColumnSegment(first, length, {column.name: column for column in columns})
 
 
 class Standing:
@@ -101,7 +103,7 @@ class Standing:
         return self._catalog.item_id(slot)
 
 
-def stood(places: Places, leaves: Int64, first: int, ranked: Int32, standing: Standing) -> Places:
+def stood(places: LeafPlaces, leaves: Int64, first: int, ranked: Int32, standing: Standing) -> LeafPlaces:
     """The places with new slots `first`, `first` + 1, ... on `leaves` [P], and slots `ranked` anew."""
     if len(leaves):
         places = _with_slots(places, leaves, first, standing)
@@ -110,11 +112,11 @@ def stood(places: Places, leaves: Int64, first: int, ranked: Int32, standing: St
     return places
 
 
-def _order(places: Places) -> Int32:
+def _order(places: LeafPlaces) -> Int32:
     return np.arange(len(places.leaf_of_row), dtype=np.int32) if places.order is None else places.order
 
 
-def _with_slots(places: Places, leaves: Int64, first: int, standing: Standing) -> Places:
+def _with_slots(places: LeafPlaces, leaves: Int64, first: int, standing: Standing) -> LeafPlaces:
     """`leaf_of_row` and `item_lo` are without the new slots, but `item_lo` has all leaves."""
     order = _order(places)
     slots = sorted(range(len(leaves)), key=lambda at: (int(leaves[at]), standing.key(first + at)))
@@ -126,7 +128,7 @@ def _with_slots(places: Places, leaves: Int64, first: int, standing: Standing) -
         np.int64,
     )
     numbers = np.array(slots, np.int32)
-    return Places(
+    return LeafPlaces(
         added(places.item_lo, leaves[numbers] + 1),
         np.concatenate([places.leaf_of_row, leaves.astype(np.int32)]),
         inserted(order, at, np.int32(first) + numbers),
@@ -139,7 +141,7 @@ def _place(order: Int32, item_lo: Int32, leaf: int, key: tuple[Any, ...], standi
     return bisect_left(range(last), key, lo=first, key=lambda at: standing.key(int(order[at])))
 
 
-def _sorted_again(places: Places, leaves: Int32, standing: Standing) -> Places:
+def _sorted_again(places: LeafPlaces, leaves: Int32, standing: Standing) -> LeafPlaces:
     first, last = places.item_lo[leaves], places.item_lo[leaves + 1]
     shared = last - first > 1
     if not shared.any():

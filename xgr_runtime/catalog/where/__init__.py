@@ -4,15 +4,15 @@ sqlglot reads the text; what it may hold is listed here, and everything else is 
 """
 
 from xgr_runtime.catalog.where.kept import KeptFilters
-from xgr_runtime.catalog.where.live import ItemRows, LiveRows, Segment, check_where, live_rows
+from xgr_runtime.catalog.where.live import ColumnSegment, ItemRows, LiveRows, check_where, live_rows
 from xgr_runtime.catalog.where.words import MAX_CHARACTERS
 
 __all__ = [
     "MAX_CHARACTERS",
+    "ColumnSegment",
     "ItemRows",
     "KeptFilters",
     "LiveRows",
-    "Segment",
     "check_where",
     "live_rows",
 ]

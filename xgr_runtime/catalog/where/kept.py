@@ -7,7 +7,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from xgr_runtime.catalog import bits
-from xgr_runtime.catalog.places import Step
+from xgr_runtime.catalog.places import EditStep
 from xgr_runtime.catalog.where.live import ItemRows, LiveRows, live_of, live_rows, true_rows
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class _Kept(NamedTuple):
 
     live: LiveRows
     slots: int  # of that version
-    since: tuple[Step, ...] = ()
+    since: tuple[EditStep, ...] = ()
 
 
 class KeptFilters:
@@ -41,7 +41,7 @@ class KeptFilters:
         self.hits = 0
         self.misses = 0
 
-    def after(self, items: ItemRows, step: Step) -> KeptFilters:
+    def after(self, items: ItemRows, step: EditStep) -> KeptFilters:
         """Those of the next version: what is kept here needs a look at the changed items alone."""
         found = KeptFilters(items, self._most_bytes)
         with self._shelf:

@@ -10,7 +10,7 @@ import numpy as np
 from xgr_kernels.trie import LeafFilter
 from xgr_runtime.catalog import bits
 from xgr_runtime.catalog.attributes import AttributeColumn
-from xgr_runtime.catalog.places import Places
+from xgr_runtime.catalog.places import LeafPlaces
 from xgr_runtime.catalog.where.bind import bind
 from xgr_runtime.catalog.where.tree import read_tree
 from xgr_runtime.catalog.where.values import PIECE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Bits = NDArray[np.uint64]
 
 
-class Segment(NamedTuple):
+class ColumnSegment(NamedTuple):
     """The columns of some items that came together: slots [first, first + length)."""
 
     first: int
@@ -32,14 +32,14 @@ class Segment(NamedTuple):
 class ItemRows(NamedTuple):
     """What conditions are evaluated over: the items of one version of a catalog, by slot."""
 
-    segments: tuple[Segment, ...]  # one after the other, the built file's first
-    places: Places
+    segments: tuple[ColumnSegment, ...]  # one after the other, the built file's first
+    places: LeafPlaces
     visible: Bits | None = None  # [ceil(slots / 64)]; None: every slot is
 
     @classmethod
-    def built(cls, columns: Mapping[str, AttributeColumn], places: Places) -> ItemRows:
+    def built(cls, columns: Mapping[str, AttributeColumn], places: LeafPlaces) -> ItemRows:
         """Of a catalog without edits."""
-        return cls((Segment(0, places.slots, columns),), places)
+        return cls((ColumnSegment(0, places.slots, columns),), places)
 
 
 class LiveRows(NamedTuple):
