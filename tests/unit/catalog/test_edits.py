@@ -40,7 +40,7 @@ SCORINGS = {
 
 @st.composite
 def records(draw: st.DrawFn, name: str) -> ItemRecord:
-    sid = tuple(10 * level + draw(st.integers(0, 3)) for level in range(3))
+    sid = tuple(10 * level + draw(st.integers(0, 1 + level)) for level in range(3))
     attributes: dict[str, Any] = {
         "n": draw(st.none() | st.integers(0, 5)),
         "brand": draw(st.sampled_from([None, "a", "b", "c", "new"])),
@@ -161,7 +161,9 @@ def test_many_edits_of_many_items(popularity: str) -> None:
             remove=tuple(some[cut : 2 * cut]),
             hide=tuple(some[2 * cut : 3 * cut]),
             show=tuple(some[3 * cut :]),
-            rank=tuple((name, float(rng.random())) for name in some[:cut]) if popularity == "some" else (),
+            rank=tuple((name, float(rng.random())) for name in some[2 * cut :])
+            if popularity == "some"
+            else (),
         )
         before, view = view, edited(view, batch)
         oracle.apply(batch)
