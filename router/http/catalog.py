@@ -224,7 +224,8 @@ def _asked_lines(path: Path) -> AskedEdits:
 async def _changed(work: Awaitable[Published], path: Path | None = None, name: str = "the file") -> Response:
     """The answer to a change. `path`: of a file that the client knows by another name."""
     found = await _kept(work, path, name)
-    return as_json(CatalogChange(found.version, found.visible_ms, found.workers, list(found.unknown)))
+    took = round(found.visible_ms, 2)
+    return as_json(CatalogChange(found.version, took, found.workers, list(found.unknown)))
 
 
 async def _kept(work: Awaitable[T], path: Path | None = None, name: str = "") -> T:

@@ -222,7 +222,7 @@ class CatalogVersion(msgspec.Struct, frozen=True):
     newest: bool  # requests that come now use it
     leases: int  # requests of this router that read it
     workers: list[str]  # names of the decode workers that hold it
-    items: int  # that are neither hidden nor removed
+    items: int  # that it holds, hidden ones too
 
 
 class ChangeUnderWay(msgspec.Struct, frozen=True):

@@ -326,15 +326,16 @@ def test_what_a_crash_left_is_swept_and_what_is_under_way_is_not(folder: Path) -
         version = push(store)
         (folder / "versions" / "unknown.xgr").touch()
         (folder / "versions" / f".0123.{version}.xgr").touch()
-        (folder / "incoming" / "dead.xgr").touch()
-        with uploading(folder) as (path, stream):
+        (folder / "incoming" / "dead").mkdir()
+        (folder / "incoming" / "dead" / "cut.xgr").touch()
+        with uploading(folder, "new.xgr") as (path, stream):
             stream.write(b"on its way")
             with store.writing():
                 Store(folder).close()
                 assert (folder / "versions" / "unknown.xgr").exists()  # its writer may not have told yet
             Store(folder).close()
-            assert [*(folder / "incoming").iterdir()] == [path]
-        assert not path.exists()
+            assert path.name == "new.xgr" and [*(folder / "incoming").iterdir()] == [path.parent]
+        assert not [*(folder / "incoming").iterdir()]
         assert [path.stem for path in (folder / "versions").iterdir()] == [version]
 
 

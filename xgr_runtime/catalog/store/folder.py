@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -147,9 +148,8 @@ class StoreFolder:
             if path.name.removesuffix(SUFFIX) not in known:
                 path.unlink(missing_ok=True)
         for path in self.incoming.iterdir():
-            with contextlib.suppress(OSError), path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError), _locked(path):
+                shutil.rmtree(path)
 
     def below(self, name: str) -> Path:
         """A file in the folder, by its path from there. Raises CatalogError for one outside."""
@@ -167,23 +167,33 @@ class StoreFolder:
 
 @contextlib.contextmanager
 def uploading(folder: Path, name: str = "") -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file among the uploads of a store, whose name ends in `name`, and a stream to it.
+    """A new file of that name among the uploads of a store, and a stream to it. It is gone with the block.
 
-    It is gone with the block. Raises StoreError where it cannot be written; any OSError of the block
-    counts as one of this file.
+    Raises StoreError where it cannot be written; any OSError of the block counts as one of this file.
     """
-    path = folder / "incoming" / f"{secrets.token_hex(4)}-{name or 'upload'}"
+    own = folder / "incoming" / secrets.token_hex(8)
     try:
-        with path.open("xb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            path.stat()  # a sweep may have come before the lock
+        own.mkdir(mode=0o700)
+        with _locked(own):
             try:
-                yield path, stream
+                with (own / (name or "upload")).open("xb") as stream:
+                    yield own / (name or "upload"), stream
             finally:
-                path.unlink(missing_ok=True)
+                shutil.rmtree(own, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or error
         raise StoreError(f"the upload cannot be kept in {folder} ({reason}): make room there") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_version(path: Path, found: str, wanted: str) -> None:

@@ -110,8 +110,14 @@ class Store:
         behind = [step for (step,) in steps[1:]]
         if after == base or after in behind:
             behind = behind[behind.index(after) + 1 :] if after in behind else behind
-        batches = tuple((one, self._batch(one)) for one in behind)
-        return Chain(base, self._folder.file(base), batches)
+        batches = self._database.rows(
+            f"{_WALK} SELECT walk.version, batch FROM walk JOIN batches ON batches.version = walk.version"
+            " WHERE step < ?2 ORDER BY step DESC",
+            *(version, len(behind)),
+        )
+        if [one for one, _ in batches] != behind:  # another process has let go of it since
+            raise KeyError(version)
+        return Chain(base, self._folder.file(base), tuple(batches))
 
     def keeps(self, version: str) -> bool:
         """Whether it can be served again."""
@@ -291,12 +297,6 @@ class Store:
 
     def _has_file(self, version: str) -> bool:
         return bool(self._database.rows("SELECT 1 FROM files WHERE version = ?", version))
-
-    def _batch(self, version: str) -> bytes:
-        found: bytes | None = self._database.value("SELECT batch FROM batches WHERE version = ?", version)
-        if found is None:  # another process has let go of it since
-            raise KeyError(version)
-        return found
 
     def _newest(self) -> int:
         """The number of the newest entry of the history."""

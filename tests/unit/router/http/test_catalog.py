@@ -302,7 +302,7 @@ def test_a_file_is_sent_in_pieces_and_the_store_has_its_own_copy(changing: Chang
     other.write_bytes(b"something else")
     assert said["version"] == changing.version == changing.store.current
     assert changing.publisher.asked == [False] and changing.view.catalog.items == 2
-    assert changing.store.history()[0].note.endswith("-other.xgr")
+    assert changing.store.history()[0].note == "other.xgr"
     assert not [*(changing.store.path / "incoming").iterdir()]
 
 
