@@ -234,6 +234,9 @@ def test_open_host_without_key_is_warned_about(
         (["--model-path=/nowhere", "--catalog=c"], "/nowhere"),
         (["--model-path={model}", "--catalog=/nowhere.json"], "/nowhere.json"),
         (["--model-path={model}", "--catalog=c", "--prefill-workers=0"], "--prefill-workers"),
+        (["--model-path={model}"], "no catalog is named: give --catalog FILE, or a --catalog-store"),
+        (["--model-path={model}", "--catalog-store={model}/store"], "holds no catalog yet"),
+        (["--model-path={model}", "--catalog-store={model}/config.json"], "config.json cannot be used"),
     ],
 )
 def test_serve_refuses_in_one_line(
