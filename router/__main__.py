@@ -110,6 +110,8 @@ async def _serve(
     http.listen(QUEUED)  # asyncio listens for as many as it accepts at once
     lifecycle.ready({"port": http.getsockname()[1]})
     await stop.wait()
+    if publisher is not None:
+        publisher.drain()
     await dispatcher.drain()
     server.should_exit = True
     await serving

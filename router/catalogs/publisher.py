@@ -24,6 +24,7 @@ from xgr_runtime.errors import (
     BadRequest,
     CatalogError,
     DeadlineExceeded,
+    Draining,
     Overloaded,
     RequestError,
     StoreError,
@@ -88,6 +89,7 @@ class Publisher:
         self._problem = ""  # why the store is not followed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[None]  # from `start` on
         self.spreading = Spreading(
             router,
             writer.shelf,
@@ -124,12 +126,12 @@ class Publisher:
             raise BadRequest(
                 "workers on a GPU keep the catalog that they were started with: restart the deployment"
             )
-        return await self._lasting(self._begin_anew(partial(self._writer.push, file), "push", wait))
+        return await self._lasting(self._push(file, wait))
 
     async def rollback(self, version: str | None, wait: bool) -> Published:
         """See `Publishing`."""
         work = partial(self._writer.rollback, version)
-        return await self._lasting(self._begin_anew(work, "rollback", wait))
+        return await self._lasting(self._begin_anew(work, "rollback", wait, time.monotonic()))
 
     async def set_filter(self, name: str, where: str | None) -> None:
         """See `Publishing`."""
@@ -189,9 +191,16 @@ class Publisher:
 
     def start(self) -> None:
         """Inside a running loop."""
+        self._stopping = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._run())
 
+    def drain(self) -> None:
+        """Change nothing any more; who waits for workers is told that what was kept stays so."""
+        if not self._stopping.done():
+            self._stopping.set_result(None)
+
     async def stop(self) -> None:
+        self.drain()
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -203,13 +212,21 @@ class Publisher:
 
     async def _lasting(self, work: Coroutine[Any, Any, T]) -> T:
         """What was begun goes on, whoever goes away. Raises `Overloaded`."""
+        if self._stopping.done():
+            work.close()
+            raise Draining("the router is stopping")
         if len(self._tasks) >= MOST_WAITING:
             work.close()
             raise Overloaded(f"{MOST_WAITING} changes of the catalog wait already: send more in one batch")
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone away
 
     async def _edit(
         self, work: Callable[[], tuple[list[Made], Known | None, tuple[str, ...]]], wait: bool
@@ -223,8 +240,19 @@ class Publisher:
         version, unknown = msgspec.msgpack.decode(known.first.answer, type=tuple[str, tuple[str, ...]])
         return await self._result(version, unknown, began, wait)
 
-    async def _begin_anew(self, work: Callable[[], list[Made]], kind: str, wait: bool) -> Published:
+    async def _push(self, file: Path, wait: bool) -> Published:
         began = time.monotonic()
+        try:
+            catalog = await asyncio.to_thread(self._writer.read, file)  # it may take long, and others go on
+        except CatalogError as error:
+            self.figures.changed("push", "refused")
+            raise refusal(error) from None
+        work = partial(self._writer.push, catalog, file.name)
+        return await self._begin_anew(work, "push", wait, began)
+
+    async def _begin_anew(
+        self, work: Callable[[], list[Made]], kind: str, wait: bool, began: float
+    ) -> Published:
         async with self._changing(kind):
             made = await self._in_thread(work)
             self._adopt(made, began)
@@ -283,7 +311,10 @@ class Publisher:
         unused = next((one for one in self._unused if one.made.view.version == version), None)
         if wait and unused is not None:
             limit = NO_WORKER * self._patience
-            await asyncio.wait([unused.used], timeout=limit)
+            both = (unused.used, self._stopping)
+            await asyncio.wait(both, timeout=limit, return_when="FIRST_COMPLETED")
+            if self._stopping.done() and not unused.used.done():
+                raise Draining(f"version {version} is kept, and the router stops before it is in use")
             if not unused.used.done():
                 raise DeadlineExceeded(
                     f"version {version} is kept, and no worker has taken it in for {limit:g} s: see "

@@ -18,6 +18,7 @@ from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.edits import edited
 from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.file import is_built_file
+from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.store import Chain, FirstAnswer, Store
 from xgr_runtime.catalog.verify import verify_file
 from xgr_runtime.errors import BadRequest, CatalogError, NotFound, OtherVersion, StoreError
@@ -101,16 +102,19 @@ class Writer:
             made.append(one._replace(kind="compact", later=self.shelf))
         return made
 
-    def push(self, file: Path) -> list[Made]:
-        """Begin a new chain. Raises CatalogError naming what is wrong with the file, and items."""
+    def read(self, file: Path) -> Catalog:
+        """What is to be pushed, in any thread. Raises CatalogError naming what is wrong with it, and items."""
         catalog = verify_file(file) if is_built_file(file) else build_catalog(file, self._model_dir)
         try:
-            catalog = self._servable().checked(catalog)
+            return self._servable().checked(catalog)
         except CatalogError as error:
             raise CatalogError(f"{file.name}: {error}") from None
+
+    def push(self, catalog: Catalog, name: str) -> list[Made]:
+        """Begin a new chain with what was read from the file of that name. Raises CatalogError."""
         with self._store.writing():
             made = self._caught_up()
-            self._store.push(catalog, file.name)
+            self._store.push(catalog, name)
             base = BaseFile(catalog.version, self._store.sealed(catalog.version))
             view = CatalogView(base.catalog.for_vocabulary(catalog.vocab_size), self._filter_bytes)
             made.append(self._begin(view, Shelf(base), "push"))

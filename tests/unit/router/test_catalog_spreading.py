@@ -22,7 +22,7 @@ from router.workers.worker import Worker
 from xgr_runtime.catalog import Catalog, Catalogs, CatalogView
 from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.store import Store
-from xgr_runtime.errors import BadRequest, CatalogError, DeadlineExceeded, NotFound, OtherVersion
+from xgr_runtime.errors import BadRequest, CatalogError, DeadlineExceeded, Draining, NotFound, OtherVersion
 from xgr_runtime.wire.messages import (
     MOST_INLINE,
     PART_BYTES,
@@ -311,6 +311,22 @@ def test_a_chain_is_offered_from_where_a_worker_is(tmp_path: Path) -> None:
     assert shelf.lacking([view.version]).steps == []
     many = Shelf(shelf.base, tuple(ChainStep(str(n), b"x" * PART_BYTES) for n in range(9)))
     assert sum(len(step.data) for step in many.lacking([]).steps) == MOST_INLINE, "the rest is asked for"
+
+
+@scene
+async def test_a_router_that_stops_says_what_is_kept(tmp_path: Path) -> None:
+    async with Scene(tmp_path, patience=60.0) as s:
+        for worker in s.workers:
+            worker.slow = True
+        call = asyncio.create_task(s.edit(hide=("item-3",)))
+        while s.publisher.newest_kept == FIRST.version:
+            await asyncio.sleep(0.01)
+        s.publisher.drain()
+        with pytest.raises(Draining, match=f"version {s.publisher.newest_kept} is kept"):
+            await call
+        with pytest.raises(Draining):
+            await s.edit(show=("item-3",))
+        assert s.store.current == s.publisher.newest_kept != FIRST.version
 
 
 def test_a_store_that_leads_elsewhere_is_not_served(tmp_path: Path) -> None:
