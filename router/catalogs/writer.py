@@ -103,7 +103,7 @@ class Writer:
         return made
 
     def read(self, file: Path) -> Catalog:
-        """What is to be pushed, in any thread. Raises CatalogError naming what is wrong with it, and items."""
+        """What is to be pushed; in any thread. Raises CatalogError naming what is wrong, and items."""
         catalog = verify_file(file) if is_built_file(file) else build_catalog(file, self._model_dir)
         try:
             return self._servable().checked(catalog)

@@ -114,7 +114,7 @@ class Operations:
 
 
 @contextmanager
-def traffic(url: str, histories: Sequence[list[str]], threads: int = 3) -> Iterator[list[Sent]]:
+def traffic(url: str, histories: Sequence[list[str]], threads: int = 2) -> Iterator[list[Sent]]:
     """Requests until the block ends, to be looked at then."""
     over, sent = threading.Event(), []  # type: ignore[var-annotated]
 
