@@ -32,7 +32,7 @@ from xgr_runtime.worker.control import ControlServer
 log = logging.getLogger(__name__)
 
 QUICK_BYTES = 1 << 16  # of batches that are applied at once
-QUICK_FILTERS = 8  # conditions that then go over to the next version
+QUICK_FILTERS = 1 << 20  # items, times the conditions that then go over to the next version
 MOST_OFFERS = 1024  # that wait
 
 
@@ -299,7 +299,8 @@ def mapped(step: CatalogStep) -> BinaryIO | None:
 
 def is_quick(view: CatalogView, steps: list[CatalogStep], filters: list[str]) -> bool:
     """Whether a version is there in a moment: bits are flipped, and few conditions go over to it."""
-    known = len(filters) <= QUICK_FILTERS and all(text in view.filters for text in filters)
+    few = len(filters) * view.catalog.slots <= QUICK_FILTERS
+    known = few and all(text in view.filters for text in filters)
     return known and len(steps) <= 1 and all(_flips_bits(step) for step in steps)
 
 
