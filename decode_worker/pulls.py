@@ -4,6 +4,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from xgr_runtime.catalog.file import MEMORY_NAME
 from xgr_runtime.catalog.sealed import seal, unsealed
 from xgr_runtime.wire.messages import CatalogAsk, CatalogPart, CatalogStep
 
@@ -21,7 +22,7 @@ class Pull:
     def __init__(self, step: CatalogStep) -> None:
         """Raises OSError where no memory is left."""
         self.step = step
-        self.memory: BinaryIO = unsealed("xgr catalog")
+        self.memory: BinaryIO = unsealed(MEMORY_NAME)
         self.bytes = 0  # that are here
         self.problem = ""  # why they are of no use
         self._sum = xxhash.xxh3_64()

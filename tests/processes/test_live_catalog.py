@@ -112,6 +112,25 @@ def test_every_answer_is_of_the_version_it_names(
     assert "xgr_catalog_broken_chains_total 0.0" in metrics
 
 
+def test_files_that_nobody_needs_leave_memory(
+    cluster: Cluster, operations: Operations, store: Path, checkpoint: Path
+) -> None:
+    """Of six files that came into use one after the other, no process keeps more than the last two."""
+    for _ in range(3):
+        before = operations.version
+        push(operations, store, checkpoint)
+        roll_back(operations, before)
+    operations.edit()
+    for name in ("router", "decode-0", "decode-1"):
+        until(lambda name=name: len(mapped_catalogs(cluster.pid(name))) <= 2, f"{name} lets go of files")  # type: ignore[misc]
+
+
+def mapped_catalogs(pid: int) -> set[str]:
+    """The files of catalogs, by inode, that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "/memfd:" in line and "catalog" in line}
+
+
 def test_a_second_router_follows_and_writes(
     cluster: Cluster, operations: Operations, asked: list[list[str]]
 ) -> None:
