@@ -343,7 +343,7 @@ class Publisher:
     def _is_held(self, unused: _Unused, now: float) -> bool:
         """Whether requests may use it; whoever is too slow is not waited for once another holds it."""
         version, usable = unused.made.view.version, self._usable()
-        lacking = [worker for worker in usable if not self.spreading.holds(worker, version)]
+        lacking = [worker for worker in usable if not self.spreading.confirmed(worker, version)]
         if not lacking:
             return True
         if len(lacking) == len(usable):

@@ -58,10 +58,11 @@ class Servable:
             unknown = {form: token for form, token in spellings.items() if form not in known}
             if not unknown or not all("#" in form for form in known):
                 continue
-            form, token = next(iter(unknown.items()))
+            token = next(iter(unknown.values()))
             found = items_with(catalog, level, lambda tokens, token=token: tokens == token)  # type: ignore[misc]
+            text = self._tokenizer.id_to_token(token)
             raise CatalogError(
-                f"{found} have the token {form!r} in level {level}, whose tokens are like {min(known)!r}: "
+                f"{found} have the token {text!r} in level {level}, whose tokens are like {min(known)!r}: "
                 "write the levels in their order"
             )
 

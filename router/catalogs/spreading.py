@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import xxhash
@@ -30,6 +30,8 @@ class _Told:
     asked: tuple[str, int] = ("", 0)  # of which version, from which byte on
     problem: str = ""  # why it does not hold it
     broken: bool = False  # the whole file is to be offered next
+    wanted: dict[str, int] = field(default_factory=dict)  # versions, and numbers of their offers
+    confirmed: set[str] = field(default_factory=set)  # versions it holds, in answer to offers
 
 
 class Spreading:
@@ -80,6 +82,11 @@ class Spreading:
 
     def holds(self, worker: Worker, version: str) -> bool:
         return bool(worker.alive and worker.hello and version in worker.hello.catalogs)
+
+    def confirmed(self, worker: Worker, version: str) -> bool:
+        """Whether it answered the last offer of that version: what it said before, it may have let go of."""
+        told = self._current(worker)
+        return self.holds(worker, version) and told is not None and version in told.confirmed
 
     def holders(self, version: str) -> list[Worker]:
         return [worker for worker in self._workers() if self.holds(worker, version)]
@@ -163,7 +170,19 @@ class Spreading:
             return
         self.bytes_sent += sum(len(step.data) for step in steps)
         self._sent_filters[number] = tuple(self.filters)
-        self._told[worker.address] = _Told(worker.incarnation, offer.version, number, now)
+        if offer.version not in kept:
+            worker.lets_go(offer.version)
+        named = {*offer.keeps}
+        wanted = {version: at for version, at in told.wanted.items() if version in named}
+        confirmed = told.confirmed & named - {offer.version}
+        self._told[worker.address] = _Told(
+            worker.incarnation,
+            offer.version,
+            number,
+            now,
+            wanted=wanted | {offer.version: number},
+            confirmed=confirmed,
+        )
 
     # --- what workers say ---
 
@@ -177,6 +196,8 @@ class Spreading:
         filters = self._sent_filters.pop(message.number, None)
         if not message.problem:
             worker.held(message.version)
+            if message.number == told.wanted.get(message.version):
+                told.confirmed.add(message.version)
             if filters is not None:
                 self._ready[worker.address] = (worker.incarnation, filters)
         elif message.number == told.number:

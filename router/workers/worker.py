@@ -109,6 +109,11 @@ class Worker(ABC):
         if self.hello is not None and version not in self.hello.catalogs:
             self.hello = replace(self.hello, catalogs=[*self.hello.catalogs, version])
 
+    def lets_go(self, version: str) -> None:
+        """It need not hold a version of the catalog any more, until it says so again."""
+        if self.hello is not None and version in self.hello.catalogs:
+            self.hello = replace(self.hello, catalogs=[one for one in self.hello.catalogs if one != version])
+
     def _unusable(self, problem: str) -> None:
         """It answers, but not as a worker that we can use; said once."""
         self.lost(problem)

@@ -267,6 +267,23 @@ async def test_push_rollback_and_compaction(tmp_path: Path) -> None:
 
 
 @scene
+async def test_what_a_worker_may_have_let_go_of_is_waited_for_again(tmp_path: Path) -> None:
+    async with Scene(tmp_path, patience=5.0) as s:
+        first = s.catalogs.newest.version
+        for name in ("item-3", "item-4"):
+            hidden = await s.edit(hide=(name,))
+        for worker in s.workers:
+            assert worker.hello is not None and first in worker.hello.catalogs, "as it said last"
+            worker.slow = True
+        call = asyncio.create_task(s.publisher.rollback(s.store.history()[1].version, True))
+        await asyncio.sleep(0.1)
+        assert s.catalogs.newest.version == hidden.version and not call.done()
+        for worker in s.workers:
+            worker.answer(worker.offers[-1])
+        assert (await call).version == s.catalogs.newest.version != hidden.version
+
+
+@scene
 async def test_another_router_of_the_store_is_followed(tmp_path: Path) -> None:
     async with Scene(tmp_path) as a, Scene(tmp_path) as b:
         one = await a.edit(hide=("item-3",))
