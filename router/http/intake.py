@@ -34,6 +34,8 @@ _BELONGS = {
     "variables": ("history",),
     "chat_template_kwargs": ("messages",),
 }
+# A history's prompts are tried when a deployment starts, with the arguments that the catalog names.
+_INSTEAD = {"chat_template_kwargs": "; those of a history stand in the catalog's template"}
 
 
 class Intake:
@@ -161,7 +163,10 @@ def prompt(body: GenerateRequest) -> Prompt:
         raise BadRequest(f"{names} given: {_ONE_OF}", given[-1] if given else "input_ids")
     for name, forms in _BELONGS.items():
         if getattr(body, name) is not None and given[0] not in forms:
-            raise BadRequest(f"{name} needs {' or '.join(forms)}: send that, or leave {name} out", name)
+            raise BadRequest(
+                f"{name} needs {' or '.join(forms)}: send that, or leave {name} out{_INSTEAD.get(name, '')}",
+                name,
+            )
     if body.history is not None:
         drop = body.unknown_history == "drop"
         return History(histories(body.history), drop, body.template, body.variables or {})

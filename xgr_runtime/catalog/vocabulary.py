@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_TOKEN = 2**31 - 1
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # of a letter that SentencePiece has no piece for
+_NUMBERS = re.compile(r"[\[(]?\d+(?:[,;:/|_-]\d+)+[\])]?")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Vocabulary:
         token_id = self.find(token)
         if token_id is not None:
             return token_id
+        if _NUMBERS.fullmatch(token):
+            raise CatalogError(
+                f"token {token!r:.80} is numbers with signs between them: write a SID of numbers as a list, "
+                "or with blanks between, and declare how codes are spelt (sid_format)"
+            )
         raise CatalogError(
             f"token {token!r:.80} is unknown: the checkpoint's tokenizer has no single token for it; "
             "correct the SID or use the checkpoint that the SIDs were made for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -240,6 +241,18 @@ def test_integers_that_can_be_nothing_else_are_token_ids(
     rows = [[271, 312, 352], [280, 320, 360]] if not fields else [[11, 11, 200]]
     path = write_lines(tmp_path / "x.jsonl", [{"item": str(n), "sid": sid} for n, sid in enumerate(rows)])
     assert build_catalog(path, words).sids.tolist() == rows
+
+
+@pytest.mark.parametrize("sid", ["1,2,3", "[1,2,3]", "(0,0)", "10-2-3", "1_2_3", "1/2/3/4"])
+@pytest.mark.parametrize("fields", [{}, {"sid_format": FORMAT}], ids=["", "declared"])
+def test_numbers_with_signs_between(
+    sid: str, fields: dict[str, Any], tmp_path: Path, checkpoint: Path
+) -> None:
+    declare(tmp_path, **fields)
+    path = write_lines(tmp_path / "x.jsonl", [{"item": "7", "sid": sid}])
+    said = f"item '7': token '{sid}' is numbers with signs between them: write a SID of numbers as a list"
+    with pytest.raises(CatalogError, match=re.escape(said)):
+        build_catalog(path, checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from live_http import JSON, PROBE, SOON, check, parsed, post, read_all, read_many, read_one, serving
 from starlette.applications import Starlette
@@ -14,7 +15,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from until import until
 
+from router.http.server.counting import ConnectionLimits
 from router.http.server.places import DOOR
+from xgr_runtime.config import RouterConfig, ServeConfig
 
 if TYPE_CHECKING:
     from conftest import FakeDispatch, Server
@@ -233,6 +236,27 @@ def test_an_idle_connection_ends(server: Server) -> None:
     with serving(server.app, idle_seconds=1) as live, live.connect() as client:
         client.sendall(PROBE)
         assert parsed(read_all(client))[0] == 200
+
+
+@pytest.mark.parametrize("seconds", [31, 75, 90, 3600])
+def test_an_idle_connection_is_kept_as_long_as_is_said(server: Server, seconds: int) -> None:
+    """A balancer that keeps it for 60 to 90 s must not find it closed."""
+    with serving(server.app, idle_seconds=seconds) as live, live.connect() as client:
+        connections: Any = live.server.server_state.connections
+        for _ in range(2):  # it counts anew behind every answer
+            client.sendall(PROBE)
+            assert read_one(client)[0] == 200
+            until(lambda: all(c.timeout_keep_alive_task for c in connections), "it waits")
+            (connection,) = connections
+            left = connection.timeout_keep_alive_task.when() - connection.loop.time()
+            assert seconds - 20 < left <= seconds
+            assert connection.limits.idle_seconds == seconds
+
+
+def test_without_a_word_it_is_kept_for_75_seconds() -> None:
+    for config in (ServeConfig, RouterConfig):
+        (said,) = (f.default for f in msgspec.structs.fields(config) if f.name == "keep_alive_timeout")
+        assert said == ConnectionLimits().idle_seconds == 75
 
 
 EARLY = {
