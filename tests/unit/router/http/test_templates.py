@@ -230,7 +230,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "arguments of a history": (
         {"history": ["1"], "chat_template_kwargs": {"a": 1}},
         "chat_template_kwargs",
-        "needs messages: send that, or leave chat_template_kwargs out; those of a history stand in the catalog",
+        "send that, or leave chat_template_kwargs out; those of a history stand in the catalog's template",
     ),
     "messages as an argument": (
         TALK | {"chat_template_kwargs": {"messages": []}},
