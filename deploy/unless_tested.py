@@ -5,7 +5,7 @@ Usage: unless_tested.py [--always] NAME COMMAND
 What a part checks is a list of paths and packages (`PARTS`). After a pass their fingerprint is written to
 `deploy/tested.txt`, which is committed, so that a fresh clone knows it too. Where the line is missing, old or
 wrong, the command runs: a line can save a run, but a wrong one makes nothing pass. One commit in `SPOT_CHECK`
-runs the command whatever the line says, so that a line that nobody earned does not last; at most one a commit.
+runs the command whatever the line says, and then no other, so that a line that nobody earned does not last.
 """
 
 from __future__ import annotations
