@@ -122,6 +122,7 @@ def longest_known(prompt: list[int], seen: list[list[int]]) -> int:
     return most
 
 
+@pytest.mark.in_turns("way")
 @pytest.mark.parametrize(
     ("way", "tier"),
     [("frames", 0), ("pull", 64 << 20), ("in-place", 64 << 20)],

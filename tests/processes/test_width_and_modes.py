@@ -52,6 +52,7 @@ def test_wider_than_the_catalog_gives_each_leaf_once(
         assert_items(answer, small.items)
 
 
+@pytest.mark.in_turns("width")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("width", [1, 2, 5, 17], ids="W={}".format)
 def test_narrow_beams_of_a_small_catalog(
@@ -69,6 +70,7 @@ def test_fewer_live_leaves_than_results(small: Small, oracle: Oracle, prompts: l
         assert 0 < len(answer.meta_info.beam_results) <= count
 
 
+@pytest.mark.in_turns("width")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("width", [1, 7, 50, 128], ids="W={}".format)
 def test_the_whole_catalog_equals_the_oracle(
