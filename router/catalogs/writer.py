@@ -87,6 +87,9 @@ class Writer:
             self._check_version(expected)
             batch, unknown = make(self.view)
             if batch == EditBatch():
+                if key:
+                    answer = _encode((self.view.version, tuple(unknown)))
+                    self._store.remember(key, digest, self.view.version, answer)
                 return made, None, tuple(unknown)
             made.append(self._append(batch, tuple(unknown), key, digest, may_change_trie))
         return made, None, tuple(unknown)
@@ -141,10 +144,6 @@ class Writer:
                 self._store.set_filter(name, where)
             except KeyError:
                 raise NotFound(f"there is no filter of the name {name!r:.80}", "name") from None
-
-    def settle(self, key: str, answer: bytes) -> None:
-        with self._store.writing():
-            self._store.settle(key, answer)
 
     def look(self) -> bool:
         """Whether another router wrote since the last look."""

@@ -42,7 +42,10 @@ class PlainPublisher:
             raise OtherVersion(f"the catalog has version {view.version}, not {expected}", "version")
         batch, unknown = make(view)
         if batch == EditBatch():
-            return self._said(view.version, tuple(unknown))
+            said = self._said(view.version, tuple(unknown))
+            with self.store.writing():
+                self.store.remember(key, digest, view.version, _encode(said))
+            return said
         after = edited(view, batch)
         said = self._said(after.version, tuple(unknown))
         with self.store.writing():

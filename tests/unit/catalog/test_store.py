@@ -109,7 +109,7 @@ def test_what_is_kept_comes_back_after_a_restart(folder: Path) -> None:
             store.set_filter("gone", None)
             with pytest.raises(KeyError):
                 store.set_filter("gone", None)
-            store.settle("k", b"done")
+            store.remember("k", "d", "v1", b"done")
     with Store(folder) as store:
         assert (store.chain().base, store.current, store.before()) == (base, "v1", base)
         assert {name: one.where for name, one in store.filters().items()} == {"cheap": "price < 5"}

@@ -218,11 +218,11 @@ class Store:
             if key:
                 self._remember(key, digest, version, answer)
 
-    def settle(self, key: str, answer: bytes) -> None:
-        """The answer to the change of that key, for whoever sends it again."""
+    def remember(self, key: str, digest: str, version: str, answer: bytes) -> None:
+        """What a change of that key led to, which changed nothing, or has another answer by now."""
         assert self._held
         with self._database.writing():
-            self._database.rows("UPDATE keys SET answer = ? WHERE key = ?", answer, key)
+            self._remember(key, digest, version, answer)
 
     def push(self, catalog: Catalog, note: str = "") -> str:
         """A verified catalog, of which the store keeps a copy of its own, is current now; its version."""

@@ -19,6 +19,7 @@ from plain_publisher import PlainPublisher
 
 from router.catalogs.publishing import UnderWay
 from router.http import HttpSettings, make_app
+from router.http import app as app_module
 from router.http import catalog as module
 from router.query.models import Models
 from xgr_runtime.catalog import Catalog, CatalogView
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ITEMS = 20
+
+
+@pytest.fixture(autouse=True)
+def undescribed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description of the routes takes longer than these tests, and is tested elsewhere."""
+    monkeypatch.setattr(app_module, "openapi", lambda *args: {})
 
 
 @pytest.fixture(scope="session")
@@ -176,8 +183,11 @@ def test_lines_say_the_same(changing: Changing) -> None:
 
 def test_unknown_items_alone_change_nothing(changing: Changing) -> None:
     before = changing.version
-    said = changing.edit(remove=["x"], hide=["y"], show=["x"][:0], rank={"z": 1})
+    asked: dict[str, Any] = {"remove": ["x"], "hide": ["y"], "rank": {"z": 1}, "key": "k"}
+    said = changing.edit(**asked)
     assert said["version"] == before and said["unknown"] == ["z", "x", "y"]
+    changing.edit(add=[{"item": "x", "sid": "<a_0><b_0><c_0>"}])
+    assert changing.edit(**asked) == said and changing.view.catalog.item_rows(["x"])[0] >= 0
 
 
 LONE = b'{"hide": ["\\ud800"]}'

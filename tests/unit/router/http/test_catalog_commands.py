@@ -12,6 +12,7 @@ from live_http import serving
 from made_catalogs import build_from_arrays
 from plain_publisher import PlainPublisher
 
+from router.http import app as app_module
 from router.http import make_app
 from router.query.models import Models
 from xgr_runtime.catalog.store import Store
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from pytest import CaptureFixture, MonkeyPatch
 
 KEY = "operators-k3y"
+
+
+@pytest.fixture(autouse=True)
+def undescribed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description of the routes takes longer than these tests, and is tested elsewhere."""
+    monkeypatch.setattr(app_module, "openapi", lambda *args: {})
 
 
 @pytest.fixture
