@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from xgr_runtime.catalog.build import build_catalog
-from xgr_runtime.catalog.file import is_built_file, sealed_file
-from xgr_runtime.catalog.verify import summed, verify_memory
+from xgr_runtime.catalog.file import is_built_file, map_memory, sealed_file
+from xgr_runtime.catalog.snapshot import Catalog
+from xgr_runtime.catalog.verify import verify_memory
 from xgr_runtime.catalog.vocabulary import vocabulary_size
 from xgr_runtime.errors import CatalogError
-
-if TYPE_CHECKING:
-    from xgr_runtime.catalog.snapshot import Catalog
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +26,10 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
         return build_catalog(path, model_dir)
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
     with sealed_file(path) as memory:
-        catalog = summed(memory, path) if _is_that(memory, path) else verify_memory(memory, path)
+        if _is_that(memory, path):  # it cannot have changed since
+            catalog = Catalog.mapped(path, *map_memory(memory, path))
+        else:
+            catalog = verify_memory(memory, path)
     return _within(catalog, path, model_dir)
 
 

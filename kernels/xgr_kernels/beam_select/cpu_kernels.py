@@ -34,6 +34,7 @@ BLOCK = 64  # children under one bound
 CHUNK = (
     16 * BLOCK
 )  # floats summed in float32 lanes before they join a float64 sum; stays in the first-level cache
+_WINDOW = 64  # words of a filter that are counted one after the other
 ALL = np.int64(2**63 - 1)  # the cut that every candidate passes
 
 # Columns of the request table handed to `select`
@@ -121,11 +122,10 @@ def _allowed_before(bits: Array, rank: Array, leaf: int) -> Scalar:
 
 @kernel()
 def _load(x: Array, trie: Level, first: int, last: int, values: Array) -> int:
-    """values[i] = logit of node first + i, or -inf if it is dead. Returns the number of live ones.
-
-    A node is alive if rank(hi) - rank(lo) - (denied in [lo, hi)) > 0.
-    """
-    leaf_level, tokens, lo, bits, rank, deny = trie
+    """values[i] = logit of node first + i, or -inf if it is dead. Returns the number of live ones."""
+    _, tokens, _, bits, _, deny = trie
+    if bits.size > 0 or deny.size > 0:
+        return _load_live(x, trie, first, last, values)
     n = last - first
     start, end = tokens[first], tokens[last - 1]
     if end - start == n - 1:
@@ -133,25 +133,59 @@ def _load(x: Array, trie: Level, first: int, last: int, values: Array) -> int:
     else:
         for i in range(n):
             values[i] = x[tokens[first + i]]
-    if bits.size == 0 and deny.size == 0:
-        return n
-    low, high = (first, last) if leaf_level else (np.int64(lo[first]), np.int64(lo[last]))
+    return n
+
+
+@kernel()
+def _load_live(x: Array, trie: Level, first: int, last: int, values: Array) -> int:
+    """`_load` with a filter. A node is alive if more leaves in it are allowed than are denied."""
+    leaf_level, tokens, lo, bits, rank, deny = trie
+    n = last - first
+    low, end = (first, last) if leaf_level else (np.int64(lo[first]), np.int64(lo[last]))
     denied = _lower_bound(deny, low, 0, deny.size)
-    last_denied = _lower_bound(deny, high, denied, deny.size)
-    live = 0
+    none_denied = denied == deny.size or deny[denied] >= end
     before = _allowed_before(bits, rank, low)
+    if none_denied and _allowed_before(bits, rank, end) == before:
+        values[:n] = F(-np.inf)
+        return 0
+    if none_denied and bits.size > 0 and end - low <= _WINDOW * 64:
+        return _load_window(x, tokens, lo, bits, leaf_level, first, n, values)
+    live = 0
     for i in range(n):
         high = first + i + 1 if leaf_level else np.int64(lo[first + i + 1])
         after = _allowed_before(bits, rank, high)
         alive = after - before
         before = after
-        while denied < last_denied and deny[denied] < high:
+        while denied < deny.size and deny[denied] < high:
             alive -= 1
             denied += 1
-        if alive > 0:
-            live += 1
-        else:
-            values[i] = F(-np.inf)
+        values[i] = x[tokens[first + i]] if alive > 0 else F(-np.inf)
+        live += alive > 0
+    return live
+
+
+@kernel()
+def _load_window(
+    x: Array, tokens: Array, lo: Array, bits: Array, leaf_level: bool, first: int, n: int, values: Array
+) -> int:
+    """`_load_live` where few leaves lie under the nodes: counts allowed leaves from word to word."""
+    counts = np.empty(n + 1, np.int64)
+    start = first if leaf_level else np.int64(lo[first])
+    at, total = start >> 6, np.int64(0)
+    word = bits[at]
+    for i in range(n + 1):
+        leaf = first + i if leaf_level else np.int64(lo[first + i])
+        while at < leaf >> 6:
+            total += count_bits(word)
+            at += 1
+            word = bits[at] if at < bits.size else np.uint64(0)
+        below = (np.uint64(1) << np.uint64(leaf & 63)) - np.uint64(1)
+        counts[i] = total + count_bits(word & below)
+    live = 0
+    for i in range(n):
+        alive = counts[i + 1] > counts[i]
+        values[i] = x[tokens[first + i]] if alive else F(-np.inf)
+        live += alive
     return live
 
 
