@@ -191,6 +191,23 @@ def test_early_termination_skips_most_children() -> None:
     assert got.rows_skipped[0] > 0
 
 
+@pytest.mark.parametrize("deny", [False, True], ids=["bits", "bits+deny"])
+def test_nodes_with_many_leaves_live_by_their_ranks(deny: bool) -> None:
+    """Of one word, of many, of more than are counted one after the other; some with no live leaf."""
+    rng = np.random.default_rng(3)
+    sizes = [1, 63, 64, 65, 5000, 1, 130, 4096, 2, 9000, 700]
+    sids = np.array([(node, leaf) for node, size in enumerate(sizes) for leaf in range(size)], np.int32)
+    dead = np.isin(sids[:, 0], [1, 4, 8])
+    alive = (rng.random(len(sids)) < 0.02) & ~dead
+    allowed = np.flatnonzero(alive)
+    leaves = build_filter(alive, allowed[::3][:256] if deny else None)
+    trie = build_trie(sids)
+    for level in (0, 1):
+        batch = build_batch(rng, [Ask(trie, level, 40, leaves=leaves)])
+        found = check(random_logits(rng, batch, 9000), batch)
+        assert not np.isin(found.token, [1, 4, 8]).any() if level == 0 else len(found.token) == 40
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_empty_batch(backend: str) -> None:
     batch = build_batch(np.random.default_rng(0), [])
