@@ -10,7 +10,7 @@ from typing import BinaryIO
 from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.file import is_built_file, map_memory, sealed_file
 from xgr_runtime.catalog.snapshot import Catalog
-from xgr_runtime.catalog.verify import verify_memory
+from xgr_runtime.catalog.verify import summed, verify_memory
 from xgr_runtime.catalog.vocabulary import vocabulary_size
 from xgr_runtime.errors import CatalogError
 
@@ -26,7 +26,9 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
         return build_catalog(path, model_dir)
     # Kernels follow these arrays without bounds checks, so a damaged file must not get past this line.
     with sealed_file(path) as memory:
-        if _is_that(memory, path):  # it cannot have changed since
+        if _is_that(memory, path):
+            summed(memory, path)
+            # Mapped anew, so that what only the sums needed of it is not resident here from now on.
             catalog = Catalog.mapped(path, *map_memory(memory, path))
         else:
             catalog = verify_memory(memory, path)
