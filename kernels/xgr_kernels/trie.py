@@ -85,13 +85,15 @@ def leaf_filter(
     if allow is None:
         bits = ~_bitmap(leaves, denied)
         bits[-1] &= ~np.uint64(0) >> np.uint64(-leaves % 64)
-        return filter_of_bits(bits)
-    bits = _bitmap(leaves, _checked(leaves, allow, "allow"))
+        every = np.minimum(np.arange(0, leaves + BLOCK_BITS, BLOCK_BITS), leaves).astype(np.uint32)
+        return LeafFilter(bits, every - _ranks_of(leaves, denied), denied[:0])
+    allowed = _checked(leaves, allow, "allow")
+    bits = _bitmap(leaves, allowed)
     denied = denied[_bit(bits, denied)]
     if len(denied) > MAX_DENIED:
-        bits &= ~_bitmap(leaves, denied)
-        denied = denied[:0]
-    return LeafFilter(bits, _ranks(bits), denied)
+        allowed = np.setdiff1d(allowed, denied, assume_unique=True)
+        bits, denied = _bitmap(leaves, allowed), denied[:0]
+    return LeafFilter(bits, _ranks_of(leaves, allowed), denied)
 
 
 def _within(leaves: int, within: LeafFilter, allowed: Int32 | None, denied: Int32) -> LeafFilter:
@@ -101,7 +103,8 @@ def _within(leaves: int, within: LeafFilter, allowed: Int32 | None, denied: Int3
     denied = denied[_bit(within.bits, denied)]
     if len(denied) <= MAX_DENIED:
         return within._replace(deny=denied)
-    return filter_of_bits(within.bits & ~_bitmap(leaves, denied))
+    left = within.bits & ~_bitmap(leaves, denied)
+    return LeafFilter(left, within.rank - _ranks_of(leaves, denied), denied[:0])
 
 
 def distinct_sorted(values: Int32) -> Int32:
@@ -139,6 +142,13 @@ def _bitmap(leaves: int, members: Int32) -> NDArray[np.uint64]:
 def _bit(bits: NDArray[np.uint64], leaves: Int32) -> NDArray[np.bool_]:
     set_: NDArray[np.bool_] = (bits[leaves >> 6] >> (leaves & 63).astype(np.uint64) & np.uint64(1)) == 1
     return set_
+
+
+def _ranks_of(leaves: int, members: Int32) -> NDArray[np.uint32]:
+    """`_ranks` of the bits of sorted distinct leaves, of which a short list needs no look at all words."""
+    rank = np.zeros(-(-leaves // BLOCK_BITS) + 1, np.uint32)
+    np.cumsum(np.bincount(members // BLOCK_BITS, minlength=len(rank) - 1), out=rank[1:])
+    return rank
 
 
 def _ranks(bits: NDArray[np.uint64]) -> NDArray[np.uint32]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_catalogs import build_from_arrays, items_of_leaf, leaf_of_sid
 
-from xgr_kernels.trie import MAX_DENIED, LeafFilter, leaf_filter
+from xgr_kernels.trie import MAX_DENIED, LeafFilter, filter_of_bits, leaf_filter
 from xgr_runtime.catalog import Catalog, resolve_items
 
 if TYPE_CHECKING:
@@ -179,3 +179,22 @@ def test_unknown_ids_are_minus_one(query: list[str]) -> None:
     catalog = build_from_arrays(["a"], [[1]])
     assert catalog.item_rows(query).tolist() == [-1] * len(query)
     assert catalog.leaves_of_items(query).tolist() == [-1] * len(query)
+
+
+@pytest.mark.parametrize("leaves", [1, 511, 512, 513, 5000])
+@pytest.mark.parametrize("listed", ["none", "few", "many", "all"])
+def test_ranks_of_lists_are_those_of_their_bits(leaves: int, listed: str) -> None:
+    rng = np.random.default_rng(leaves)
+    sizes = {"none": 0, "few": min(3, leaves), "many": leaves * 3 // 4, "all": leaves}
+    some = rng.choice(leaves, sizes[listed], replace=False)
+    within = leaf_filter(leaves, rng.choice(leaves, -(-leaves // 2), replace=False))
+    for made in (
+        leaf_filter(leaves, some),
+        leaf_filter(leaves, None, some),
+        leaf_filter(leaves, rng.permutation(leaves)[: leaves // 2 + 1], some),
+        leaf_filter(leaves, None, some, within),
+        leaf_filter(leaves, some, some[::2], within),
+    ):
+        if len(made.bits):
+            again = filter_of_bits(made.bits)
+            assert (made.rank.dtype, made.rank.tolist()) == (again.rank.dtype, again.rank.tolist())
