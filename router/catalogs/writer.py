@@ -209,6 +209,8 @@ class Writer:
             )
         before, data = self.view, _encode(batch)
         view = edited(before, batch)
+        if view.catalog.basis != before.catalog.basis:  # a SID brings a token that none had
+            self._servable().checked(view.catalog)
         answer = _encode((view.version, unknown))
         self._store.append(before.version, view.version, data, summary(batch), key, digest, answer)
         return self._begin(view, self.shelf.and_then(ChainStep(view.version, data)), "edit")._replace(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from xgr_runtime.catalog.items import StringTable, Texts, pack_strings
+from xgr_runtime.catalog.items import StringTable, TextSequence, pack_strings
 from xgr_runtime.catalog.trie import MAX_DEPTH
 from xgr_runtime.errors import CatalogError
 
@@ -46,7 +46,7 @@ def checked_ids(columns: Columns) -> list[str]:
 
 def encoded_ids(columns: Columns) -> StringTable:
     """Item ids as text; whether they repeat is not looked at."""
-    if not isinstance(columns.items, Texts):
+    if not isinstance(columns.items, TextSequence):
         return pack_strings(encoded(_ids(columns), columns, "item id"))
     table = columns.items.table
     empty = np.flatnonzero(np.diff(table.offsets) < 1)

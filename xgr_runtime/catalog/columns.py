@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from xgr_runtime.catalog.declared import split_sid
-from xgr_runtime.catalog.items import StringTable, Texts, pack_strings
+from xgr_runtime.catalog.items import StringTable, TextSequence, pack_strings
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ class Columns:
     be in arrays already, where a source has it so: see `lists`.
     """
 
-    items: Sequence[Any] | Texts
+    items: Sequence[Any] | TextSequence
     tokens: Sequence[Any] | NDArray[np.int64]  # of all SIDs
     lengths: Sequence[int] | NDArray[np.int64]  # tokens per SID
     place: Callable[[int], str]
-    titles: Sequence[str | None] | Texts | None = None
+    titles: Sequence[str | None] | TextSequence | None = None
     popularity: Sequence[float | None] | NDArray[np.float64] | None = None  # an array has -inf for None
     attributes: Sequence[bytes] | StringTable | None = None  # canonical JSON
     words: Sequence[str] | None = None  # with it, `tokens` are an array of places in here
@@ -69,7 +69,9 @@ class Columns:
             tokens if self.words is None else [self.words[token] for token in tokens],
             _listed(self.lengths),
             self.place,
-            [title or None for title in self.titles] if isinstance(self.titles, Texts) else self.titles,
+            [title or None for title in self.titles]
+            if isinstance(self.titles, TextSequence)
+            else self.titles,
             popularity,
             attributes.texts() if isinstance(attributes, StringTable) else attributes,
         )
@@ -101,7 +103,7 @@ class Columns:
 def _listed(values: Any) -> Any:
     if isinstance(values, np.ndarray):
         return values.tolist()
-    return [*values] if isinstance(values, Texts) else values
+    return [*values] if isinstance(values, TextSequence) else values
 
 
 _AS_LIST: dict[type, Callable[[Any], list[Any]]] = {list: list, str: split_sid, int: lambda sid: [sid]}

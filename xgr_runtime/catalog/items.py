@@ -59,8 +59,8 @@ class StringTable(NamedTuple):
         return StringTable(blob, offsets)
 
 
-class Texts(Sequence[str]):
-    """Texts that lie in a table, as a sequence: each is made when somebody asks for it."""
+class TextSequence(Sequence[str]):
+    """TextSequence that lie in a table, as a sequence: each is made when somebody asks for it."""
 
     def __init__(self, table: StringTable) -> None:
         self.table = table

@@ -12,7 +12,7 @@ import numpy as np
 
 from xgr_runtime.catalog.columns import EXPECTED, PIECE, Columns, Row, canonical_table
 from xgr_runtime.catalog.declared import Names
-from xgr_runtime.catalog.items import StringTable, Texts
+from xgr_runtime.catalog.items import StringTable, TextSequence
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _taken(source: Path, schema: pa.Schema, names: Names) -> dict[str, str]:
     return {name: ours[name] for name in schema.names if name in ours}
 
 
-def _texts(column: pa.Array) -> Texts | None:
+def _texts(column: pa.Array) -> TextSequence | None:
     """Ids, of which none is NULL."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -100,13 +100,13 @@ def _texts(column: pa.Array) -> Texts | None:
     kind = column.type
     if column.null_count or not (pa.types.is_integer(kind) or _is_text(kind)):
         return None
-    return Texts(_table(pc.cast(column, pa.string())))
+    return TextSequence(_table(pc.cast(column, pa.string())))
 
 
-def _titles(column: pa.Array) -> Texts | None:
+def _titles(column: pa.Array) -> TextSequence | None:
     import pyarrow.compute as pc
 
-    return Texts(_table(pc.fill_null(column, ""))) if _is_text(column.type) else None
+    return TextSequence(_table(pc.fill_null(column, ""))) if _is_text(column.type) else None
 
 
 def _is_text(kind: pa.DataType) -> bool:

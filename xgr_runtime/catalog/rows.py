@@ -21,7 +21,7 @@ from xgr_runtime.catalog.checks import (
 )
 from xgr_runtime.catalog.columns import placed
 from xgr_runtime.catalog.declared import Declared, has_numbers, spell
-from xgr_runtime.catalog.items import StringTable, Texts, hash_table, pack_strings
+from xgr_runtime.catalog.items import StringTable, TextSequence, hash_table, pack_strings
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _Gathering:
         piece = spell(piece, self._form)
         check_lengths(piece)
         ids = encoded_ids(piece)
-        items, rows = Texts(ids), len(piece.items)
+        items, rows = TextSequence(ids), len(piece.items)
         sids = resolved_sids(piece, items, self._vocabulary, self._depth, self._known)
         self._depth = sids.shape[1]
         self._sids.add(sids)
@@ -150,7 +150,7 @@ def _optional(table: StringTable) -> StringTable:
 
 
 def _titles(piece: Columns) -> StringTable | None:
-    if piece.titles is None or isinstance(piece.titles, Texts):
+    if piece.titles is None or isinstance(piece.titles, TextSequence):
         return None if piece.titles is None else piece.titles.table
     return pack_strings(encoded([title or "" for title in piece.titles], piece, "title"))
 

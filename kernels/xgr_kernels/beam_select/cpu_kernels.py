@@ -125,7 +125,8 @@ def _load(x: Array, trie: Level, first: int, last: int, values: Array) -> int:
     """values[i] = logit of node first + i, or -inf if it is dead. Returns the number of live ones."""
     _, tokens, _, bits, _, deny = trie
     if bits.size > 0 or deny.size > 0:
-        return _load_live(x, trie, first, last, values)
+        live: int = _load_live(x, trie, first, last, values)
+        return live
     n = last - first
     start, end = tokens[first], tokens[last - 1]
     if end - start == n - 1:
@@ -149,7 +150,8 @@ def _load_live(x: Array, trie: Level, first: int, last: int, values: Array) -> i
         values[:n] = F(-np.inf)
         return 0
     if none_denied and bits.size > 0 and end - low <= _WINDOW * 64:
-        return _load_window(x, tokens, lo, bits, leaf_level, first, n, values)
+        within: int = _load_window(x, tokens, lo, bits, leaf_level, first, n, values)
+        return within
     live = 0
     for i in range(n):
         high = first + i + 1 if leaf_level else np.int64(lo[first + i + 1])
