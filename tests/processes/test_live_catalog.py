@@ -75,6 +75,42 @@ def roll_back(operations: Operations, version: str) -> None:
     operations.done(operations.post("/catalog/rollback", {"version": version}), operations.states[version])
 
 
+def show_all(operations: Operations) -> None:
+    """Nothing is hidden any more."""
+    version = operations.post("/catalog/items", {"show": sorted(operations.state.hidden)})
+    operations.done(version, State(operations.state.sids))
+
+
+def forget(operations: Operations) -> None:
+    """All versions but the first and the current one: requests that come later name none of them."""
+    first = next(iter(operations.states))
+    operations.states = {version: operations.states[version] for version in (first, operations.version)}
+    operations.order.clear()
+
+
+def changed_under_load(
+    cluster: Cluster,
+    operations: Operations,
+    asked: list[list[str]],
+    store: Path,
+    checkpoint: Path,
+    batches: int,
+) -> set[str]:
+    """So many, a push and the way back from it, and the versions that answers named meanwhile."""
+    with traffic(cluster.url, asked) as sent:
+        for number in range(batches):
+            operations.edit()
+            if number == batches // 2:
+                before = operations.version
+                push(operations, store, checkpoint)
+            if number == 3 * batches // 4:
+                roll_back(operations, before)
+            time.sleep(0.02)
+        show_all(operations)
+    assert not [one.error for one in sent if one.error]
+    return check(sent, operations)
+
+
 def test_every_answer_is_of_the_version_it_names(
     cluster: Cluster,
     operations: Operations,
@@ -83,20 +119,17 @@ def test_every_answer_is_of_the_version_it_names(
     checkpoint: Path,
     oracle: Oracle,
     prompts: list[list[int]],
+    request: pytest.FixtureRequest,
 ) -> None:
-    first = operations.version
-    with traffic(cluster.url, asked) as sent:
-        for number in range(16):
-            operations.edit()
-            if number == 7:
-                push(operations, store, checkpoint)
-            if number == 11:
-                roll_back(operations, operations.order[4][1])
-            time.sleep(0.02)
-        roll_back(operations, first)
-        operations.edit()
-    assert not [one.error for one in sent if one.error]
-    named = check(sent, operations)
+    """With `--long` 2,000 batches, 25 pushes and 26 ways back."""
+    first, named = operations.version, set()
+    for _ in range(25 if request.config.getoption("--long") else 1):
+        named |= changed_under_load(
+            cluster, operations, asked, store, checkpoint, 80 if request.config.getoption("--long") else 16
+        )
+        forget(operations)
+    roll_back(operations, first)
+    operations.edit()
     assert len(named) > 3, "the load was there while the catalog changed"
     with cluster.client() as client:
         answer = client.generate(input_ids=prompts[0], beam_width=16, n=16)
