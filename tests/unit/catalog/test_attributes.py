@@ -101,7 +101,7 @@ def test_text_of_tables_fits_what_is_declared(kind: AttributeKind, value: Any, s
 
 @pytest.mark.parametrize(("kind", "value"), FITS_NOT)
 def test_what_does_not_fit_is_refused_by_name_and_item(kind: AttributeKind, value: Any) -> None:
-    with pytest.raises(CatalogError, match=r"item 'i1': attribute 'x' is .*: correct it or catalog\.json"):
+    with pytest.raises(CatalogError, match=r"item 'i1': attribute 'x' is .*: correct it, or the type"):
         columns_of([{}, {"x": value}], [AttributeField("x", kind)])
 
 

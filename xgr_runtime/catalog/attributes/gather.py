@@ -162,7 +162,8 @@ class _Writer:
             elif value != "":
                 raise CatalogError(
                     f"item {ids.get(place).decode()!r:.80}: attribute {self._field.name!r:.80} is "
-                    f"{value!r:.80}, which is no {_NAMES[self._field.kind]}: correct it or catalog.json"
+                    f"{value!r:.80}, which is no {_NAMES[self._field.kind]}: correct it, or the "
+                    "type that the catalog is built with"
                 )
         return kept
 
