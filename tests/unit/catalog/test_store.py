@@ -307,6 +307,29 @@ def test_a_byte_that_changed_on_disk_is_found_by_whoever_reads_the_file(folder: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who may not write")
+@pytest.mark.parametrize("name", ["store.sqlite", "lock", ""])
+def test_nothing_is_acknowledged_into_files_that_were_taken_away(name: str, folder: Path) -> None:
+    """They stay open and take writes, and the next start would know nothing of them."""
+    with Store(folder) as store:
+        first = push(store)
+        kept = folder.with_name("kept")
+        shutil.copytree(folder, kept)
+        taken = folder / name if name else folder
+        moved = folder.with_name("moved")
+        taken.rename(moved)
+        with pytest.raises(StoreError, match=r"taken away or replaced.*restart"), store.writing():
+            raise AssertionError("not to be written to")
+        shutil.copytree(kept, folder, dirs_exist_ok=True)  # others with the same content are not ours
+        with pytest.raises(StoreError, match="taken away or replaced"), store.writing():
+            raise AssertionError("not to be written to")
+        shutil.rmtree(taken) if taken.is_dir() else taken.unlink()
+        moved.rename(taken)
+        edit(store, first, "a")  # ours are back, and nobody holds the lock
+        assert store.current == "a"
+    with Store(folder) as again:
+        assert again.current == "a"
+
+
 def test_a_folder_that_may_not_be_written_is_refused() -> None:
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
@@ -328,6 +351,7 @@ def test_what_a_crash_left_is_swept_and_what_is_under_way_is_not(folder: Path) -
         (folder / "versions" / f".0123.{version}.xgr").touch()
         (folder / "incoming" / "dead").mkdir()
         (folder / "incoming" / "dead" / "cut.xgr").touch()
+        (folder / "versions" / "somebodys").mkdir()  # is nobody's to take away
         with uploading(folder, "new.xgr") as (path, stream):
             stream.write(b"on its way")
             with store.writing():
@@ -336,7 +360,8 @@ def test_what_a_crash_left_is_swept_and_what_is_under_way_is_not(folder: Path) -
             Store(folder).close()
             assert path.name == "new.xgr" and [*(folder / "incoming").iterdir()] == [path.parent]
         assert not [*(folder / "incoming").iterdir()]
-        assert [path.stem for path in (folder / "versions").iterdir()] == [version]
+        assert [path.stem for path in (folder / "versions").glob("*.xgr")] == [version]
+        assert (folder / "versions" / "somebodys").is_dir()
 
 
 def test_an_empty_store_takes_the_file_and_another_does_not(

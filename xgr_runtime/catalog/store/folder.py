@@ -44,6 +44,7 @@ class StoreFolder:
                 self._check(folder)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.close(os.open(path / DATABASE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._ours = {name: _identity(path / name) for name in ("lock", DATABASE)}
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise StoreError(
@@ -66,7 +67,10 @@ class StoreFolder:
         return self.versions / f"{version}{SUFFIX}"
 
     def lock(self, seconds: float) -> None:
-        """Be the one writer. Raises StoreError where another process still is after so long."""
+        """Be the one writer.
+
+        Raises StoreError where another process still is after so long, or what would be written is not kept.
+        """
         deadline = time.monotonic() + seconds
         while not self.try_lock():
             if time.monotonic() > deadline:
@@ -75,6 +79,20 @@ class StoreFolder:
                     "look for a router that is stopped"
                 )
             time.sleep(_LOOK_EVERY)
+        try:
+            self._check_ours()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def _check_ours(self) -> None:
+        """A file that was taken away stays open, and can be written to until it is closed: for nothing."""
+        for name, ours in self._ours.items():
+            if _identity(self.path / name) != ours:
+                raise StoreError(
+                    f"{self.path / name} was taken away or replaced, and no change would be kept: put the "
+                    "folder back from a backup, and restart what uses it"
+                )
 
     def try_lock(self) -> bool:
         """Whether nobody else wrote, and we are the one writer now."""
@@ -146,7 +164,8 @@ class StoreFolder:
         """
         for path in self.versions.iterdir():
             if path.name.removesuffix(SUFFIX) not in known:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # of a folder that somebody made there
+                    path.unlink()
         for path in self.incoming.iterdir():
             with contextlib.suppress(OSError), _locked(path):
                 shutil.rmtree(path)
@@ -194,6 +213,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What no other file has as long as this one is open; None for one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _check_version(path: Path, found: str, wanted: str) -> None:
