@@ -116,13 +116,12 @@ class Publisher:
         digest: str = "",
     ) -> Published:
         """See `Publishing`."""
-        may_change_trie = not any(w.hello and w.hello.limits.one_trie for w in self._usable())
-        work = partial(self._writer.edit, make, key, expected, may_change_trie, digest)
+        work = partial(self._writer.edit, make, key, expected, not self._one_trie, digest)
         return await self._lasting(self._edit(work, wait))
 
     async def push(self, file: Path, wait: bool) -> Published:
         """See `Publishing`."""
-        if any(w.hello and w.hello.limits.one_trie for w in self._usable()):
+        if self._one_trie:
             raise BadRequest(
                 "workers on a GPU keep the catalog that they were started with: restart the deployment"
             )
@@ -331,6 +330,11 @@ class Publisher:
         return [
             w for w in self._workers() if not w.problem and not w.leaving and self.spreading.holds(w, newest)
         ]
+
+    @property
+    def _one_trie(self) -> bool:
+        """Whether one of them searches only the SIDs that it was started with."""
+        return any(w.hello and w.hello.limits.one_trie for w in self._usable())
 
     def _advance(self) -> None:
         """Use the newest version that all usable workers hold."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -104,10 +103,3 @@ def _check_names(batch: EditBatch) -> None:
         raise CatalogError(
             f"the item {both!r:.80} is hidden and shown by one batch: leave out one of the two"
         )
-
-
-def names_in(batch: EditBatch) -> list[str]:
-    """Every id that a batch has, as often as it has it."""
-    return [
-        *chain((r.id for r in batch.put), batch.remove, batch.hide, batch.show, (n for n, _ in batch.rank))
-    ]
