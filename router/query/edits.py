@@ -17,14 +17,17 @@ from router.query.prompts import shorten
 from xgr_runtime.catalog import Catalog, CatalogView
 from xgr_runtime.catalog.columns import canonical
 from xgr_runtime.catalog.declared import split_sid
-from xgr_runtime.catalog.edits.batch import EditBatch, ItemRecord
+from xgr_runtime.catalog.edits.batch import (
+    LONGEST_ID,
+    LONGEST_TITLE,
+    MOST_POPULARITY,
+    EditBatch,
+    ItemRecord,
+)
 from xgr_runtime.catalog.edits.changes import present_rows
 from xgr_runtime.catalog.vocabulary import Vocabulary
 from xgr_runtime.errors import BadRequest, CatalogError
 
-LONGEST_ID = 4096  # characters
-LONGEST_TITLE = 1 << 20
-MOST_POPULARITY = 1e300
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 

@@ -7,8 +7,10 @@ from msgspec import Meta
 
 MOST_CHANGES = 1 << 22
 """Of one batch."""
+LONGEST_ID = 4096  # characters
+LONGEST_TITLE = 1 << 20
 
-Id = Annotated[str, Meta(max_length=4096)]
+Id = Annotated[str, Meta(max_length=LONGEST_ID)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 MOST_POPULARITY = 1e300
 """Above and below zero."""
@@ -21,7 +23,7 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     id: Id
     sid: Annotated[tuple[Token, ...], Meta(min_length=1, max_length=64)]
-    title: Annotated[str, Meta(max_length=1 << 20)] = ""
+    title: Annotated[str, Meta(max_length=LONGEST_TITLE)] = ""
     popularity: Popularity | None = None  # without one it comes last on its SID
     attributes: Annotated[bytes, Meta(max_length=1 << 24)] = b""
 
