@@ -22,6 +22,8 @@ MOST_STEPS = 500_000
 MOST_CHARACTERS = 1 << 20  # of one text, or of all texts in one list
 MOST_MADE = 1 << 24  # characters of all texts that one rendering makes
 MOST_PARTS = 20_000  # values in a list, and in the lists in it
+MOST_CALLS = 40  # one in another; Python's own bound is no place to be: what runs there may end the process
+MOST_LISTS = 100  # one in another
 MOST_NUMBER = 100_000  # that a filter or a method is given, such as a width
 MOST_BITS = 256  # of a whole number
 LONG = 1 << 16  # characters; longer texts go to fast filters alone
@@ -46,7 +48,7 @@ class Budget(threading.local):
 
     def start(self) -> None:
         """Another rendering begins."""
-        self._steps = self._made = 0
+        self._steps = self._made = self._calls = 0
         self._until = time.thread_time() + SECONDS
 
     def step(self) -> None:
@@ -54,6 +56,17 @@ class Budget(threading.local):
         self._steps += 1
         if self._steps % _EVERY == 0 and (self._steps > MOST_STEPS or time.thread_time() > self._until):
             refuse("it takes too long")
+
+    def enter(self) -> None:
+        """Before each call, which `leave` ends. Raises TooMuch."""
+        self.step()
+        if self._calls == MOST_CALLS:
+            refuse(f"its macros, blocks or loops call themselves more than {MOST_CALLS} deep")
+        self._calls += 1
+
+    def leave(self) -> None:
+        """After a call, however it ended."""
+        self._calls -= 1
 
     def made(self, value: Any) -> Any:
         """The value of a step, if it is within bounds. Raises TooMuch."""
@@ -80,21 +93,40 @@ class Budget(threading.local):
 
     def _weigh(self, value: Any) -> None:
         """A list may hold another one many times over."""
-        waiting, parts, characters = [value], 0, 0
-        while waiting:
-            one = waiting.pop()
-            self.step()
-            if isinstance(one, str):
-                characters += len(one)
-            elif isinstance(one, Mapping):
-                parts += 2 * len(one)
-                waiting += one.keys()
-                waiting += one.values()
-            elif isinstance(one, (list, tuple, set, frozenset)):
-                parts += len(one)
-                waiting += one
-            if parts > MOST_PARTS or characters > MOST_CHARACTERS:
-                refuse("its lists grow too long")
+        inner, parts, characters = [value], 0, 0
+        for _ in range(MOST_LISTS):
+            outer, inner = inner, []
+            for one in outer:
+                self.step()
+                if isinstance(one, str):
+                    characters += len(one)
+                elif isinstance(one, Mapping):
+                    parts += 2 * len(one)
+                    inner += one.keys()
+                    inner += one.values()
+                elif isinstance(one, (list, tuple, set, frozenset)):
+                    parts += len(one)
+                    inner += one
+                if parts > MOST_PARTS or characters > MOST_CHARACTERS:
+                    refuse("its lists grow too long")
+            if not inner:
+                return
+        refuse(f"its lists hold each other more than {MOST_LISTS} deep")
+
+
+def check_nesting(value: Any) -> None:
+    """Of what a request brings for a template. Raises TooMuch."""
+    inner = [value]
+    for _ in range(MOST_LISTS):
+        outer, inner = inner, []
+        for one in outer:
+            if isinstance(one, Mapping):
+                inner += one.values()
+            elif isinstance(one, (list, tuple)):
+                inner += one
+        if not inner:
+            return
+    refuse(f"its lists and objects hold each other more than {MOST_LISTS} deep")
 
 
 def refuse(why: str) -> NoReturn:

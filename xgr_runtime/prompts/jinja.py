@@ -171,9 +171,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template."""
-        __self.budget.step()
-        check_method(__obj, args)
-        return __self.budget.made(super().call(__context, __obj, *args, **kwargs))
+        __self.budget.enter()
+        try:
+            check_method(__obj, args)
+            return __self.budget.made(super().call(__context, __obj, *args, **kwargs))
+        finally:
+            __self.budget.leave()
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Every operator."""

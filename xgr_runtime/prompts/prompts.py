@@ -10,6 +10,7 @@ import numpy as np
 from xgr_runtime.catalog.template import MessagesTemplate, PromptTemplate, Template, prompt_tokens
 from xgr_runtime.errors import BadRequest, CatalogError, ModelError
 from xgr_runtime.files import read_object
+from xgr_runtime.prompts.bounds import TooMuch, check_nesting
 from xgr_runtime.prompts.chat import Chat, without_absent
 from xgr_runtime.prompts.jinja import TemplateFailure
 from xgr_runtime.prompts.parts import as_read
@@ -112,11 +113,12 @@ class Prompts:
         if "messages" in kwargs:
             raise BadRequest("chat_template_kwargs names messages: leave them out", "chat_template_kwargs")
         try:
+            check_nesting([messages, kwargs])
             chat = self.chat.template(found.chat_template)
             given = [without_absent(number, message) for number, message in enumerate(messages)]
             read = as_read(given, found.chat_template or self.chat.source() or "")
             text = self.chat.text(chat, read, {**found.chat_template_kwargs, **kwargs})
-        except (CatalogError, TemplateFailure) as error:
+        except (CatalogError, TemplateFailure, TooMuch) as error:
             raise BadRequest(f"messages: {error}", "messages") from error
         text += found.generation_prefix
         self._texts.check_size(text, most_tokens, "messages")

@@ -86,6 +86,34 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        HOSTILE["macro-recursion"],
+        "{% macro a() %}{{ caller() }}{% call a() %}x{% endcall %}{% endmacro %}{% call a() %}y{% endcall %}",
+        "{% macro a(f) %}{{ f(f) }}{% endmacro %}{{ a(a) }}",
+        "{% macro a() %}{{ [1]|map('string')|list }}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
+        HOSTILE["loop-recursion"],
+        "{% for a in [1] recursive %}{% for b in [1] recursive %}{{ loop([1]) }}{% endfor %}{% endfor %}",
+        HOSTILE["block-recursion"],
+    ],
+)
+def test_what_calls_itself_ends_before_python_does(source: str) -> None:
+    """There a finalizer that Python happens to run ends the process: it has no room for it."""
+    with pytest.raises(TemplateFailure, match="40 deep"):
+        compiled(source).render({})
+    assert compiled("{% macro a(n) %}{{ n }}{{ a(n - 1) if n }}{% endmacro %}{{ a(9) }}").render({}) == (
+        "9876543210"
+    )
+
+
+def test_lists_hold_each_other_so_deep_only() -> None:
+    source = "{%% set ns = namespace(a=[]) %%}{%% for i in range(%d) %%}{%% set ns.a = [ns.a] %%}{%% endfor %%}{{ ns.a }}"
+    assert compiled(source % 50).render({}) == "[" * 51 + "]" * 51
+    with pytest.raises(TemplateFailure, match="100 deep"):
+        compiled(source % 2000).render({})
+
+
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_ends_in_an_error_soon(source: str) -> None:
     compiled("warm")

@@ -419,11 +419,15 @@ def test_messages_of_requests(make: Any) -> None:
     assert prompts.of_messages(catalog, "own", messages_of("a", "b"), {}, 99).text == "[a][b]"
     spoken = [{"role": "user", "content": "a", "name": None}]
     assert prompts.of_messages(catalog, "own", spoken, {}, 99).text == "[a]"
+    deep: list[Any] = []
+    for _ in range(500):
+        deep = [deep]
     wrong: list[tuple[str, Any, dict[str, Any], int, str]] = [
         ("one", messages_of("a"), {}, 99, "is not one of messages"),
         ("chat", messages_of("a " * 200), {}, 50, "the limit is 50"),
         ("chat", messages_of("a" * 40_000), {}, 50, "far too many tokens, the limit is 50"),
         ("chat", messages_of("a"), {"messages": []}, 99, "names messages"),
+        ("chat", messages_of("a"), {"tools": deep}, 99, "100 deep"),
         ("nobody", messages_of("a"), {}, 99, "this catalog has chat, one, own"),
         ("chat", [{"role": "user"}, 5], {}, 99, r"messages\[1\] is 5: it must be an object"),
     ]
