@@ -1,4 +1,4 @@
-"""`xgr catalog push | rollback | edit | status | history`: the catalog of a running deployment."""
+"""`xgr catalog push | rollback | edit | status | history | filter`: the catalog of a running deployment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xgr_runtime.cli.deployment import add_deployment_flags, asking
-from xgr_runtime.errors import ConfigError
+from xgr_runtime.errors import CatalogError, ConfigError
 
 if TYPE_CHECKING:
     import argparse
 
     from rich.table import Table
 
-    from xgr_runtime.wire.answers import CatalogChange, CatalogInfo, HistoryEntry
+    from xgr_runtime.wire.answers import CatalogChange, CatalogInfo, HistoryEntry, NamedFilter
 
 PATIENCE = 30.0  # seconds, for what is answered at once
 LONG_PATIENCE = 1800.0  # for what workers take in first
@@ -51,6 +51,26 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_deployment_flags(command)
     command.set_defaults(func=history)
 
+    _add_filters(commands.add_parser("filter", help="name conditions that requests ask for"))
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("set", help="name a condition, or change what a name stands for")
+    command.add_argument("name", help="1 to 128 of A-Z a-z 0-9 _ . -")
+    command.add_argument("where", help="such as 'in_stock AND price < 50'")
+    add_deployment_flags(command)
+    command.set_defaults(func=set_filter)
+
+    command = commands.add_parser("remove", help="forget a name")
+    command.add_argument("name")
+    add_deployment_flags(command)
+    command.set_defaults(func=remove_filter)
+
+    command = commands.add_parser("list", help="the names, and what each stands for")
+    add_deployment_flags(command)
+    command.set_defaults(func=list_filters)
+
 
 def _add_waiting(command: argparse.ArgumentParser) -> None:
     add_deployment_flags(command)
@@ -69,8 +89,13 @@ def _count(text: str) -> int:
 
 def push(args: argparse.Namespace) -> int:
     """Raises CatalogError for what is no built catalog, `DeploymentError`."""
-    from xgr_runtime.catalog.file import read_header
+    from xgr_runtime.catalog.file import is_built_file, read_header
 
+    if not is_built_file(args.file):
+        raise CatalogError(
+            f"{args.file} is not a built catalog: run `xgr catalog build {args.file} --model-path CHECKPOINT "
+            f"--out {args.file.with_suffix('.xgr')}`, and push that"
+        )
     read_header(args.file)  # before it is sent
     with asking(args, LONG_PATIENCE) as client:
         _tell(client.push_catalog(args.file, not args.no_wait), args)
@@ -153,10 +178,46 @@ def _changes(entries: list[HistoryEntry]) -> Table:
 
     table = _table("", "when", "what", "version", "kept", "")
     for one in entries:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.at))
-        cells = (str(one.number), when, one.kind, one.version, "yes" if one.kept else "no", one.note)
+        cells = (str(one.number), _when(one.at), one.kind, one.version, "yes" if one.kept else "no", one.note)
         table.add_row(*map(Text, cells))
     return table
+
+
+def set_filter(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, PATIENCE) as client:
+        found = client.set_filter(args.name, args.where)
+    print(f"filter {found.name} is ready: {found.where}")
+    return 0
+
+
+def remove_filter(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, PATIENCE) as client:
+        client.remove_filter(args.name)
+    print(f"filter {args.name} is gone")
+    return 0
+
+
+def list_filters(args: argparse.Namespace) -> int:
+    """Raises `DeploymentError`."""
+    with asking(args, PATIENCE) as client:
+        found = client.filters()
+    _print(_filters(found))
+    return 0
+
+
+def _filters(found: list[NamedFilter]) -> Table:
+    from rich.text import Text
+
+    table = _table("name", "since", "where")
+    for one in found:
+        table.add_row(*map(Text, (one.name, _when(one.changed), one.where)))
+    return table
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _table(*columns: str) -> Table:

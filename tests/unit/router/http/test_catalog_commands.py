@@ -1,4 +1,4 @@
-"""`xgr catalog push, edit, rollback, status, history` and the client, against a server behind a port."""
+"""`xgr catalog push, edit, rollback, status, history, filter` and the client, against a live server."""
 
 from __future__ import annotations
 
@@ -94,13 +94,27 @@ def test_what_is_refused_is_one_line(
     assert "line 2: add.sid: has 1 tokens" in run(url, capsys, "edit", str(bad), code=1)
     assert "not 00" in run(url, capsys, "edit", str(bad), "--version", "00", code=1)
     assert "cannot be read" in run(url, capsys, "edit", str(tmp_path / "nowhere"), code=2)
-    assert "is not a built catalog" in run(url, capsys, "push", str(bad), code=2)
+    assert f"catalog build {bad} --model-path" in run(url, capsys, "push", str(bad), code=2)
     assert "cannot be read" in run(url, capsys, "push", str(tmp_path / "nowhere"), code=2)
     assert "the store does not keep ffff" in run(url, capsys, "rollback", "ffff", code=1)
     monkeypatch.setenv("XGR_API_KEY", "another-k3y")
     assert "XGR_ADMIN_API_KEY or XGR_API_KEY" in run(url, capsys, "status", code=1)
     assert "nothing listens" in run("http://127.0.0.1:9", capsys, "history", code=1)
     assert "is no URL" in run("nonsense", capsys, "status", code=2)
+
+
+def test_conditions_get_names(url: str, server: Server, capsys: CaptureFixture[str]) -> None:
+    assert "filter all.of_it is ready: TRUE" in run(url, capsys, "filter", "set", "all.of_it", "TRUE")
+    run(url, capsys, "filter", "set", "none", "FALSE")
+    assert "is ready: 1 = 2" in run(url, capsys, "filter", "set", "none", "1 = 2")
+    shown = [line.split(maxsplit=3) for line in run(url, capsys, "filter", "list").splitlines()]
+    assert [(line[0], line[-1].strip()) for line in shown[1:]] == [("all.of_it", "TRUE"), ("none", "1 = 2")]
+    assert "filter none is gone" in run(url, capsys, "filter", "remove", "none")
+    assert "there is no filter none" in run(url, capsys, "filter", "remove", "none", code=1)
+    assert "where at character 1" in run(url, capsys, "filter", "set", "cheap", "price < 5", code=1)
+    assert "128 of A-Z" in run(url, capsys, "filter", "set", "a b", "TRUE", code=1)
+    with XgrClient(url, KEY) as client:
+        assert [one.name for one in client.filters()] == ["all.of_it"]
 
 
 def test_the_client_does_the_same(url: str, server: Server, other: Path) -> None:
