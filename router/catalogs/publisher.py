@@ -11,12 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from router.catalogs.figures import CatalogFigures
 from router.catalogs.publishing import CatalogStatus, HeldVersion, Prepared, Published, UnderWay
 from router.catalogs.spreading import Spreading, names
-from router.catalogs.writer import Known, Made, Writer
+from router.catalogs.writer import Kept, Made, Writer
 from router.workers.worker import Worker
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.catalog.store import Store
@@ -117,7 +115,7 @@ class Publisher:
     ) -> Published:
         """See `Publishing`."""
         work = partial(self._writer.edit, make, key, expected, not self._one_trie, digest)
-        return await self._lasting(self._edit(work, wait))
+        return await self._lasting(self._change("edit", work, wait, time.monotonic()))
 
     async def push(self, file: Path, wait: bool) -> Published:
         """See `Publishing`."""
@@ -130,7 +128,7 @@ class Publisher:
     async def rollback(self, version: str | None, wait: bool) -> Published:
         """See `Publishing`."""
         work = partial(self._writer.rollback, version)
-        return await self._lasting(self._begin_anew(work, "rollback", wait, time.monotonic()))
+        return await self._lasting(self._change("rollback", work, wait, time.monotonic()))
 
     async def set_filter(self, name: str, where: str | None) -> None:
         """See `Publishing`."""
@@ -227,18 +225,6 @@ class Publisher:
         if not task.cancelled():
             task.exception()  # its caller may have gone away
 
-    async def _edit(
-        self, work: Callable[[], tuple[list[Made], Known | None, tuple[str, ...]]], wait: bool
-    ) -> Published:
-        began = time.monotonic()
-        async with self._changing("edit"):
-            made, known, unknown = await self._in_thread(work)
-            self._adopt(made, began)
-        if known is None:
-            return await self._result(self.newest_kept, unknown, began, wait)
-        version, unknown = msgspec.msgpack.decode(known.first.answer, type=tuple[str, tuple[str, ...]])
-        return await self._result(version, unknown, began, wait)
-
     async def _push(self, file: Path, wait: bool) -> Published:
         began = time.monotonic()
         try:
@@ -247,15 +233,15 @@ class Publisher:
             self.figures.changed("push", "refused")
             raise refusal(error) from None
         work = partial(self._writer.push, catalog, file.name)
-        return await self._begin_anew(work, "push", wait, began)
+        return await self._change("push", work, wait, began)
 
-    async def _begin_anew(
-        self, work: Callable[[], list[Made]], kind: str, wait: bool, began: float
+    async def _change(
+        self, kind: str, work: Callable[[], tuple[list[Made], Kept]], wait: bool, began: float
     ) -> Published:
         async with self._changing(kind):
-            made = await self._in_thread(work)
+            made, kept = await self._in_thread(work)
             self._adopt(made, began)
-        return await self._result(made[-1].view.version, (), began, wait)
+        return await self._result(kept, began, wait)
 
     async def _set_filter(self, name: str, where: str | None) -> None:
         async with self._changing("filter"):
@@ -306,7 +292,8 @@ class Publisher:
             self.spreading.take(one.shelf)
         self._advance()
 
-    async def _result(self, version: str, unknown: Sequence[str], began: float, wait: bool) -> Published:
+    async def _result(self, kept: Kept, began: float, wait: bool) -> Published:
+        version = kept.version
         unused = next((one for one in self._unused if one.made.view.version == version), None)
         if wait and unused is not None:
             limit = NO_WORKER * self._patience
@@ -320,7 +307,7 @@ class Publisher:
                     "GET /catalog"
                 )
         held = len(self.spreading.holders(version))
-        return Published(version, 1000 * (time.monotonic() - began), held, tuple(unknown))
+        return Published(version, 1000 * (time.monotonic() - began), held, kept.unknown, kept.changed)
 
     # --- from kept to in use ---
 

@@ -27,6 +27,7 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     visible_ms: float  # from the call until it was in use; without `wait`, until it was kept
     workers: int  # decode workers that hold it
     unknown: tuple[str, ...] = ()  # ids that were asked for and are not in the catalog
+    changed: bool = True  # false: what was asked for was so already
 
 
 class HeldVersion(NamedTuple):
@@ -87,7 +88,7 @@ class Publishing(Protocol):
         """Begin anew with a built catalog, or with a source that is built first.
 
         The file is copied before this returns. One that the checkpoint cannot serve is refused before
-        anything is sent.
+        anything is sent. The catalog that is current already changes nothing.
         """
         ...
 

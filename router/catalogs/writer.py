@@ -19,7 +19,7 @@ from xgr_runtime.catalog.edits import edited
 from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.file import is_built_file
 from xgr_runtime.catalog.snapshot import Catalog
-from xgr_runtime.catalog.store import Chain, FirstAnswer, Store
+from xgr_runtime.catalog.store import Chain, Store
 from xgr_runtime.catalog.verify import verify_file
 from xgr_runtime.errors import BadRequest, CatalogError, NotFound, OtherVersion, StoreError
 
@@ -38,10 +38,12 @@ class Made(NamedTuple):
     later: Shelf | None = None  # what newcomers get once it is in use
 
 
-class Known(NamedTuple):
-    """The key of an edit is that of one before."""
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What a call led to, as it is answered, and kept under the call's key."""
 
-    first: FirstAnswer
+    version: str
+    unknown: tuple[str, ...] = ()  # ids
+    changed: bool = True
 
 
 class Writer:
@@ -71,8 +73,8 @@ class Writer:
         expected: str,
         may_change_trie: bool,
         digest: str = "",
-    ) -> tuple[list[Made], Known | None, tuple[str, ...]]:
-        """What others wrote meanwhile and what this made, both to be spread; ids that are unknown.
+    ) -> tuple[list[Made], Kept]:
+        """What others wrote meanwhile and what this made, both to be spread; and what is answered.
 
         Raises OtherVersion, CatalogError, BadRequest for a key of something else.
         """
@@ -83,16 +85,16 @@ class Writer:
                     raise BadRequest(
                         f"key is {key!r:.80}, under which something else was asked for: send another", "key"
                     )
-                return made, Known(first), ()
+                return made, msgspec.msgpack.decode(first.answer, type=Kept)
             self._check_version(expected)
             batch, unknown = make(self.view)
             if batch == EditBatch():
+                nothing = Kept(self.view.version, tuple(unknown), False)
                 if key:
-                    answer = _encode((self.view.version, tuple(unknown)))
-                    self._store.remember(key, digest, self.view.version, answer)
-                return made, None, tuple(unknown)
+                    self._store.remember(key, digest, nothing.version, _encode(nothing))
+                return made, nothing
             made.append(self._append(batch, tuple(unknown), key, digest, may_change_trie))
-        return made, None, tuple(unknown)
+        return made, Kept(made[-1].view.version, tuple(unknown))
 
     def compact(self) -> list[Made]:
         """Lay the newest version out as a built file. Raises CatalogError."""
@@ -113,20 +115,25 @@ class Writer:
         except CatalogError as error:
             raise CatalogError(f"{file.name}: {error}") from None
 
-    def push(self, catalog: Catalog, name: str) -> list[Made]:
+    def push(self, catalog: Catalog, name: str) -> tuple[list[Made], Kept]:
         """Begin a new chain with what was read from the file of that name. Raises CatalogError."""
         with self._store.writing():
             made = self._caught_up()
+            if catalog.version == self.view.version:
+                self._store.rebase(catalog)  # its file may have been taken away
+                return made, Kept(catalog.version, changed=False)
             self._store.push(catalog, name)
             base = BaseFile(catalog.version, self._store.sealed(catalog.version))
             view = CatalogView(base.catalog.for_vocabulary(catalog.vocab_size), self._filter_bytes)
             made.append(self._begin(view, Shelf(base), "push"))
-        return made
+        return made, Kept(view.version)
 
-    def rollback(self, version: str | None) -> list[Made]:
+    def rollback(self, version: str | None) -> tuple[list[Made], Kept]:
         """Raises NotFound, CatalogError."""
         with self._store.writing():
             made = self._caught_up()
+            if version == self.view.version:
+                return made, Kept(version, changed=False)
             found = version or self._store.before()
             if found is None:
                 raise NotFound("there is no version before this one", "version")
@@ -135,7 +142,7 @@ class Writer:
             view, shelf = self._brought(self._store.chain(found), onward=False)
             self._store.switch(found)
             made.append(self._begin(view, shelf, "rollback"))
-        return made
+        return made, Kept(found)
 
     def set_filter(self, name: str, where: str | None) -> None:
         """Raises NotFound."""
@@ -211,7 +218,7 @@ class Writer:
         view = edited(before, batch)
         if view.catalog.basis != before.catalog.basis:  # a SID brings a token that none had
             self._servable().checked(view.catalog)
-        answer = _encode((view.version, unknown))
+        answer = _encode(Kept(view.version, unknown))
         self._store.append(before.version, view.version, data, summary(batch), key, digest, answer)
         return self._begin(view, self.shelf.and_then(ChainStep(view.version, data)), "edit")._replace(
             unknown=unknown

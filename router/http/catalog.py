@@ -225,7 +225,7 @@ async def _changed(work: Awaitable[Published], path: Path | None = None, name: s
     """The answer to a change. `path`: of a file that the client knows by another name."""
     found = await _kept(work, path, name)
     took = round(found.visible_ms, 2)
-    return as_json(CatalogChange(found.version, took, found.workers, list(found.unknown)))
+    return as_json(CatalogChange(found.version, took, found.workers, list(found.unknown), found.changed))
 
 
 async def _kept(work: Awaitable[T], path: Path | None = None, name: str = "") -> T:

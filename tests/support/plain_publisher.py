@@ -42,7 +42,7 @@ class PlainPublisher:
             raise OtherVersion(f"the catalog has version {view.version}, not {expected}", "version")
         batch, unknown = make(view)
         if batch == EditBatch():
-            said = self._said(view.version, tuple(unknown))
+            said = self._said(view.version, tuple(unknown), False)
             with self.store.writing():
                 self.store.remember(key, digest, view.version, _encode(said))
             return said
@@ -58,6 +58,8 @@ class PlainPublisher:
     async def push(self, file: Path, wait: bool) -> Published:
         self.asked.append(wait)
         catalog = load_catalog(file).for_vocabulary(self.vocab_size)
+        if catalog.version == self.catalogs.newest.version:
+            return self._said(catalog.version, changed=False)
         with self.store.writing():
             self.store.push(catalog, file.name)
         self.catalogs.add(CatalogView(catalog))
@@ -98,5 +100,5 @@ class PlainPublisher:
         ]
         return CatalogStatus(self.store.current or "", newest.version, held, None, {"ipc:///b": "it lags"})
 
-    def _said(self, version: str, unknown: tuple[str, ...] = ()) -> Published:
-        return Published(version, 0.5, 1, unknown)
+    def _said(self, version: str, unknown: tuple[str, ...] = (), changed: bool = True) -> Published:
+        return Published(version, 0.5, 1, unknown, changed)

@@ -125,7 +125,9 @@ def _tell(change: CatalogChange, args: argparse.Namespace) -> None:
         named = ", ".join(change.unknown[:SHOWN]) + more
         print(f"not in the catalog, and left out ({len(change.unknown)}): {named}", file=sys.stderr)
     took = f"{change.visible_ms:.1f} ms"
-    if args.no_wait:
+    if not change.changed:
+        print(f"version {change.version} was current already: nothing changed")
+    elif args.no_wait:
         print(f"version {change.version} is kept after {took}; `xgr catalog status` says who has it")
     else:
         print(f"version {change.version} is served by {change.workers} decode workers after {took}")

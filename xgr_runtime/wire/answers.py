@@ -252,6 +252,7 @@ class CatalogChange(msgspec.Struct, frozen=True):
     visible_ms: float  # from the call until it was in use; without `wait`, until it was kept
     workers: int  # decode workers that hold it
     unknown: list[str]  # ids that the catalog does not hold
+    changed: bool = True  # false: it was so already, and nothing became of the call
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):

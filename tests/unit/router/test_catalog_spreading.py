@@ -267,6 +267,22 @@ async def test_push_rollback_and_compaction(tmp_path: Path) -> None:
 
 
 @scene
+async def test_what_is_current_already_is_no_change(tmp_path: Path) -> None:
+    async with Scene(tmp_path) as s:
+        FIRST.save(tmp_path / "same.xgr")
+        s.store.chain().file.unlink()
+        for same in (await s.publisher.push(tmp_path / "same.xgr", True), await s.edit(key="k")):
+            assert (same.version, same.changed) == (FIRST.version, False)
+        assert s.store.chain().file.read_bytes() == (tmp_path / "same.xgr").read_bytes(), "it is put back"
+        assert not (await s.publisher.rollback(FIRST.version, True)).changed
+        assert not (await s.edit(key="k")).changed, "nor at the second time"
+        assert len(s.store.history()) == 1 and not any(offer.steps for offer in s.workers[0].offers)
+        hidden = await s.edit(hide=("item-3",))
+        assert hidden.changed and (await s.publisher.push(tmp_path / "same.xgr", True)).changed
+        assert len(s.store.history()) == 3
+
+
+@scene
 async def test_what_a_worker_may_have_let_go_of_is_waited_for_again(tmp_path: Path) -> None:
     async with Scene(tmp_path, patience=5.0) as s:
         first = s.catalogs.newest.version

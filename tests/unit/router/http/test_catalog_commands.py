@@ -77,6 +77,7 @@ def test_a_day_of_a_catalog(
     said = run(url, capsys, "push", str(other), "--no-wait")
     third = server.catalogs.newest.version
     assert f"version {third} is kept" in said and len({first, second, third}) == 3
+    assert f"version {third} was current already" in run(url, capsys, "push", str(other))
     assert second in run(url, capsys, "rollback")
     assert third in run(url, capsys, "rollback", third)
     shown = run(url, capsys, "history", "--most", "3").splitlines()
