@@ -1,4 +1,4 @@
-"""Changes of the catalog, from the call until requests use them: kept, held by workers, in use."""
+"""Changes of the catalog, one after the other: from the call until they are kept, and its answer."""
 
 import asyncio
 import contextlib
@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from router.catalogs.arriving import Arriving
 from router.catalogs.figures import CatalogFigures
-from router.catalogs.publishing import CatalogStatus, HeldVersion, Prepared, Published, UnderWay
-from router.catalogs.spreading import Spreading, names
+from router.catalogs.publishing import Prepared, Published
+from router.catalogs.spreading import Spreading
 from router.catalogs.writer import Kept, Made, Writer
 from router.workers.worker import Worker
 from xgr_runtime.catalog import Catalogs, CatalogView
@@ -28,6 +28,7 @@ from xgr_runtime.errors import (
     StoreError,
     StoreUnavailable,
 )
+from xgr_runtime.wire.answers import CatalogInfo
 from xgr_runtime.wire.messages import CatalogAsk, CatalogHeld
 
 log = logging.getLogger(__name__)
@@ -38,22 +39,11 @@ TEND_EVERY = 0.05  # seconds between looks at workers
 FOLLOW_EVERY = 0.2  # seconds between looks at the store
 FILTERS_LOOK = 0.005  # seconds between looks at whether workers have evaluated a condition
 MOST_WAITING = 256  # changes that wait for their turn
-MOST_UNUSED = 64  # versions that are kept and not in use
+MOST_ARRIVING = 64  # versions that are kept and not in use
 NO_WORKER = 10  # times the patience after which a call gives up that no worker follows
 COMPACT_AFTER = 1000  # batches of a chain
 QUIET = 5.0  # seconds without a change, before a chain is compacted
 ALWAYS_COMPACT = 8 * COMPACT_AFTER  # batches, also of a chain that is never quiet
-
-
-@dataclass(eq=False)
-class _Unused:
-    """A version that is kept, and waits for workers."""
-
-    made: Made
-    began: float  # the call
-    offered: float
-    used: "asyncio.Future[None]"
-    first_held: float = 0.0  # by a worker
 
 
 class Publisher:
@@ -76,14 +66,11 @@ class Publisher:
         self._store = store
         self._writer = writer
         self._catalogs = catalogs
-        self._workers = workers
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, "catalog")
         self._turn = asyncio.Lock()  # whoever has it changes the catalog
-        self._unused: list[_Unused] = []  # oldest first
         self._changed = time.monotonic()
         self._filters = writer.filters()
-        self.newest_kept = writer.view.version
         self._problem = ""  # why the store is not followed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: asyncio.Task[None] | None = None
@@ -102,6 +89,7 @@ class Publisher:
             lambda: self.spreading.broken_chains,
             lambda: (catalogs.newest.filters.misses, catalogs.newest.filters.hits),
         )
+        self.arriving = Arriving(catalogs, self.spreading, workers, patience, self.figures.in_use)
 
     # --- what the HTTP edge calls ---
 
@@ -114,12 +102,12 @@ class Publisher:
         digest: str = "",
     ) -> Published:
         """See `Publishing`."""
-        work = partial(self._writer.edit, make, key, expected, not self._one_trie, digest)
+        work = partial(self._writer.edit, make, key, expected, not self.arriving.one_trie, digest)
         return await self._lasting(self._change("edit", work, wait, time.monotonic()))
 
     async def push(self, file: Path, wait: bool) -> Published:
         """See `Publishing`."""
-        if self._one_trie:
+        if self.arriving.one_trie:
             raise BadRequest(
                 "workers on a GPU keep the catalog that they were started with: restart the deployment"
             )
@@ -138,53 +126,25 @@ class Publisher:
         """See `Publishing`."""
         return self._filters
 
-    def status(self) -> CatalogStatus:
+    def status(self) -> CatalogInfo:
         """See `Publishing`."""
-        newest, now = self._catalogs.newest, time.monotonic()
-        held = dict.fromkeys(self._catalogs.versions)
-        for worker in self._workers():
-            if worker.alive and worker.hello:
-                held = dict.fromkeys(worker.hello.catalogs) | held
-        views = {version: self._catalogs.get(version) for version in held}
-        versions = [
-            HeldVersion(
-                version,
-                version == newest.version,
-                self._catalogs.leases(version),
-                names(self.spreading.holders(version)),
-                view.catalog.items if view is not None else 0,
-            )
-            for version, view in views.items()
-        ]
-        under_way = None
-        if self._unused:
-            last = self._unused[-1]
-            lacking = [
-                w for w in self._workers() if w.alive and not self.spreading.holds(w, last.made.view.version)
-            ]
-            waits_for = {w.address: self.spreading.share(w) for w in lacking}
-            under_way = UnderWay(last.made.view.version, last.made.kind, now - last.began, waits_for)
-        behind = {w.address: problem for w in self._workers() if (problem := self.lag(w))}
-        return CatalogStatus(self.newest_kept, newest.version, versions, under_way, behind)
+        return self.arriving.status()
 
     # --- what the router calls ---
 
     def keeps(self) -> list[str]:
         """Versions that this router may still use, the newest last."""
-        unused = [one.made.view.version for one in self._unused]
-        return list(dict.fromkeys([self.spreading.shelf.base.version, *self._catalogs.versions, *unused]))
+        held = [*self._catalogs.versions, *self.arriving.versions]
+        return list(dict.fromkeys([self.spreading.shelf.base.version, *held]))
 
     def lag(self, worker: Worker) -> str:
         """Why a decode worker gets no requests for its catalog, or an empty string."""
-        hello, newest = worker.hello, self._catalogs.newest.version
-        if not worker.alive or hello is None or hello.role != "decode" or newest in hello.catalogs:
-            return ""
-        return self.spreading.problem(worker)
+        return self.arriving.lag(worker)
 
     def heard(self, worker: Worker, message: CatalogAsk | CatalogHeld) -> None:
         """What a decode worker says of versions."""
         self.spreading.heard(worker, message)
-        self._advance()
+        self.arriving.advance()
 
     def start(self) -> None:
         """Inside a running loop."""
@@ -249,7 +209,7 @@ class Publisher:
             await self._in_thread(self._prepare)
         end = time.monotonic() + self._patience
         while time.monotonic() < end:
-            if all(self.spreading.has_filters(worker) for worker in self._usable()):
+            if all(self.spreading.has_filters(worker) for worker in self.arriving.usable()):
                 return
             await asyncio.sleep(FILTERS_LOOK)
 
@@ -257,9 +217,9 @@ class Publisher:
     async def _changing(self, kind: str) -> AsyncIterator[None]:
         """One change at a time, and not more than workers can follow. Raises RequestError."""
         async with self._turn:
-            if len(self._unused) >= MOST_UNUSED:
-                await asyncio.wait([self._unused[0].used], timeout=self._patience)
-            if len(self._unused) >= 2 * MOST_UNUSED:
+            if len(self.arriving) >= MOST_ARRIVING:
+                await asyncio.wait([self.arriving.oldest], timeout=self._patience)
+            if len(self.arriving) >= 2 * MOST_ARRIVING:
                 raise Overloaded("workers are far behind with the catalog: see GET /catalog")
             try:
                 yield
@@ -284,87 +244,27 @@ class Publisher:
 
     def _adopt(self, made: Sequence[Made], began: float) -> None:
         """These versions are kept: let workers have them."""
-        loop, now = asyncio.get_running_loop(), time.monotonic()
         for one in made:
-            self._unused.append(_Unused(one, began, now, loop.create_future()))
-            self.newest_kept = one.view.version
-            self._changed = now
-            self.spreading.take(one.shelf)
-        self._advance()
+            self._changed = time.monotonic()
+            self.arriving.add(one, began)
+        self.arriving.advance()
 
     async def _result(self, kept: Kept, began: float, wait: bool) -> Published:
         version = kept.version
-        unused = next((one for one in self._unused if one.made.view.version == version), None)
-        if wait and unused is not None:
+        used = self.arriving.used(version)
+        if wait and used is not None:
             limit = NO_WORKER * self._patience
-            both = (unused.used, self._stopping)
+            both = (used, self._stopping)
             await asyncio.wait(both, timeout=limit, return_when="FIRST_COMPLETED")
-            if self._stopping.done() and not unused.used.done():
+            if self._stopping.done() and not used.done():
                 raise Draining(f"version {version} is kept, and the router stops before it is in use")
-            if not unused.used.done():
+            if not used.done():
                 raise DeadlineExceeded(
                     f"version {version} is kept, and no worker has taken it in for {limit:g} s: see "
                     "GET /catalog"
                 )
         held = len(self.spreading.holders(version))
         return Published(version, 1000 * (time.monotonic() - began), held, kept.unknown, kept.changed)
-
-    # --- from kept to in use ---
-
-    def _usable(self) -> list[Worker]:
-        """The decode workers that get requests now, as far as their catalog goes."""
-        newest = self._catalogs.newest.version
-        return [
-            w for w in self._workers() if not w.problem and not w.leaving and self.spreading.holds(w, newest)
-        ]
-
-    @property
-    def _one_trie(self) -> bool:
-        """Whether one of them searches only the SIDs that it was started with."""
-        return any(w.hello and w.hello.limits.one_trie for w in self._usable())
-
-    def _advance(self) -> None:
-        """Use the newest version that all usable workers hold."""
-        now = time.monotonic()
-        for at in range(len(self._unused) - 1, -1, -1):
-            if self._is_held(self._unused[at], now):
-                self._use(at, now)
-                return
-
-    def _is_held(self, unused: _Unused, now: float) -> bool:
-        """Whether requests may use it; whoever is too slow is not waited for once another holds it."""
-        version, usable = unused.made.view.version, self._usable()
-        lacking = [worker for worker in usable if not self.spreading.confirmed(worker, version)]
-        if not lacking:
-            return True
-        if len(lacking) == len(usable):
-            return False
-        unused.first_held = unused.first_held or now
-        as_long = unused.offered + 2 * (unused.first_held - unused.offered)
-        if not all(self._is_slow(worker, max(unused.offered, as_long), now) for worker in lacking):
-            return False
-        for worker in lacking:
-            log.warning(
-                "decode worker at %s gets no requests until it holds catalog %s: %s",
-                *(worker.address, version, self.spreading.problem(worker)),
-            )
-        return True
-
-    def _is_slow(self, worker: Worker, since: float, now: float) -> bool:
-        last = max(since, self.spreading.progress(worker))
-        return self.spreading.refused(worker) or now > last + self._patience
-
-    def _use(self, at: int, now: float) -> None:
-        """Requests that come from now on use that version."""
-        used, self._unused = self._unused[: at + 1], self._unused[at + 1 :]
-        made = used[-1].made
-        self._catalogs.add(made.view)
-        later = next((one.made.later for one in reversed(used) if one.made.later is not None), None)
-        if later is not None and not self._unused and self.spreading.shelf.version == later.version:
-            self.spreading.take(later)
-        for one in used:
-            self.figures.in_use(one.made.kind, now - one.began)
-            one.used.set_result(None)
 
     # --- by itself ---
 
@@ -376,7 +276,7 @@ class Publisher:
             now = time.monotonic()
             try:
                 self.spreading.tend(now)
-                self._advance()
+                self.arriving.advance()
                 if now - followed >= FOLLOW_EVERY and not self._turn.locked():
                     followed = now
                     await self._follow()
@@ -401,7 +301,7 @@ class Publisher:
     async def _compact_if_long(self) -> None:
         batches = len(self.spreading.shelf.batches)
         quiet = time.monotonic() - self._changed >= QUIET
-        if self._unused or batches < (COMPACT_AFTER if quiet else ALWAYS_COMPACT):
+        if len(self.arriving) or batches < (COMPACT_AFTER if quiet else ALWAYS_COMPACT):
             return
         began = time.monotonic()
         async with self._changing("compact"):

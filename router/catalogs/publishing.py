@@ -8,6 +8,7 @@ import msgspec
 
 from xgr_runtime.catalog import CatalogView
 from xgr_runtime.catalog.edits.batch import EditBatch
+from xgr_runtime.wire.answers import CatalogInfo
 
 
 class Prepared(NamedTuple):
@@ -28,35 +29,6 @@ class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int  # decode workers that hold it
     unknown: tuple[str, ...] = ()  # ids that were asked for and are not in the catalog
     changed: bool = True  # false: what was asked for was so already
-
-
-class HeldVersion(NamedTuple):
-    """A version that somebody holds."""
-
-    version: str
-    newest: bool  # requests that come now use it
-    leases: int  # requests of this router that read it
-    workers: tuple[str, ...]  # names of the decode workers that hold it
-    items: int  # that are neither hidden nor removed; zero where only workers hold it
-
-
-class UnderWay(NamedTuple):
-    """A change that is kept, and not in use yet."""
-
-    version: str
-    kind: str  # edit, push, rollback; follow: another router's
-    seconds: float  # since it was asked for
-    waits_for: Mapping[str, float]  # decode workers by address; the part of what they lack that they have
-
-
-class CatalogStatus(NamedTuple):
-    """See `GET /catalog`."""
-
-    current: str  # of the store: what a start would serve now
-    newest: str  # what requests that come now use
-    versions: Sequence[HeldVersion]  # oldest first
-    under_way: UnderWay | None
-    behind: Mapping[str, str]  # decode workers, by address, that get no requests for their catalog, and why
 
 
 class Publishing(Protocol):
@@ -107,6 +79,6 @@ class Publishing(Protocol):
         """The named conditions."""
         ...
 
-    def status(self) -> CatalogStatus:
+    def status(self) -> CatalogInfo:
         """Versions, who holds them, and what is on its way."""
         ...

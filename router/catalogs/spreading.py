@@ -221,6 +221,6 @@ class Spreading:
         return told if told is not None and told.incarnation == worker.incarnation else None
 
 
-def names(workers: Iterable[Worker]) -> tuple[str, ...]:
+def names(workers: Iterable[Worker]) -> list[str]:
     """As the workers call themselves."""
-    return tuple(worker.hello.worker for worker in workers if worker.hello)
+    return [worker.hello.worker for worker in workers if worker.hello]

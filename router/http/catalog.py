@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.catalogs.publishing import CatalogStatus, Published, Publishing
+from router.catalogs.publishing import Published, Publishing
 from router.http.catalog_schema import (
     EditItems,
     EditsQuery,
@@ -50,7 +50,6 @@ from xgr_runtime.wire.answers import (
     CatalogHistory,
     CatalogInfo,
     CatalogVersion,
-    ChangeUnderWay,
     HistoryEntry,
     NamedFilter,
     NamedFilterList,
@@ -91,7 +90,7 @@ class CatalogRoutes:
     async def show(self, request: Request) -> Response:
         if self._publishing is None:
             return as_json(fixed(self.models.default, self.dispatch))
-        return as_json(shown(self._publishing.status()))
+        return as_json(self._publishing.status())
 
     async def history(self, request: Request) -> Response:
         query = from_query(HistoryQuery, request.query_params)
@@ -258,17 +257,6 @@ def fixed(model: Model, dispatch: Dispatch) -> CatalogInfo:
     holders = [hello.worker for hello in hellos if hello.role == "decode" and version in hello.catalogs]
     held = CatalogVersion(version, True, catalogs.leases(version), holders, items)
     return CatalogInfo(False, version, version, [held], None, {})
-
-
-def shown(status: CatalogStatus) -> CatalogInfo:
-    """As GET /catalog tells it."""
-    versions = [
-        CatalogVersion(one.version, one.newest, one.leases, list(one.workers), one.items)
-        for one in status.versions
-    ]
-    found = status.under_way
-    under_way = found and ChangeUnderWay(found.version, found.kind, found.seconds, dict(found.waits_for))
-    return CatalogInfo(True, status.current, status.newest, versions, under_way, dict(status.behind))
 
 
 def entry(change: Change) -> HistoryEntry:

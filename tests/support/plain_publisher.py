@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from router.catalogs.publishing import CatalogStatus, HeldVersion, Prepared, Published
+from router.catalogs.publishing import Prepared, Published
 from xgr_runtime.catalog import Catalogs, CatalogView, load_catalog
 from xgr_runtime.catalog.edits import EditBatch, edited
 from xgr_runtime.catalog.store import Store
 from xgr_runtime.errors import BadRequest, NotFound, OtherVersion
+from xgr_runtime.wire.answers import CatalogInfo, CatalogVersion
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -90,15 +91,17 @@ class PlainPublisher:
     def filters(self) -> Mapping[str, str]:
         return {name: one.where for name, one in self.store.filters().items()}
 
-    def status(self) -> CatalogStatus:
+    def status(self) -> CatalogInfo:
         newest = self.catalogs.newest
         held = [
-            HeldVersion(
-                version, version == newest.version, self.catalogs.leases(version), (), newest.catalog.items
+            CatalogVersion(
+                version, version == newest.version, self.catalogs.leases(version), [], newest.catalog.items
             )
             for version in self.catalogs.versions
         ]
-        return CatalogStatus(self.store.current or "", newest.version, held, None, {"ipc:///b": "it lags"})
+        return CatalogInfo(
+            True, self.store.current or "", newest.version, held, None, {"ipc:///b": "it lags"}
+        )
 
     def _said(self, version: str, unknown: tuple[str, ...] = (), changed: bool = True) -> Published:
         return Published(version, 0.5, 1, unknown, changed)

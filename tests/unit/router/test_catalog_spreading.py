@@ -159,7 +159,7 @@ async def test_whoever_is_too_slow_is_not_waited_for_and_comes_back(tmp_path: Pa
         assert list(s.publisher.status().behind) == ["ipc://decode-1"]
         s.workers[1].answer(s.workers[1].offers[-1])
         assert not s.publisher.lag(s.workers[1])
-        assert (await s.edit(show=("item-3",), wait=False)).version == s.publisher.newest_kept
+        assert (await s.edit(show=("item-3",), wait=False)).version == s.publisher.arriving.newest_kept
 
 
 @scene
@@ -352,14 +352,14 @@ async def test_a_router_that_stops_says_what_is_kept(tmp_path: Path) -> None:
         for worker in s.workers:
             worker.slow = True
         call = asyncio.create_task(s.edit(hide=("item-3",)))
-        while s.publisher.newest_kept == FIRST.version:
+        while s.publisher.arriving.newest_kept == FIRST.version:
             await asyncio.sleep(0.01)
         s.publisher.drain()
-        with pytest.raises(Draining, match=f"version {s.publisher.newest_kept} is kept"):
+        with pytest.raises(Draining, match=f"version {s.publisher.arriving.newest_kept} is kept"):
             await call
         with pytest.raises(Draining):
             await s.edit(show=("item-3",))
-        assert s.store.current == s.publisher.newest_kept != FIRST.version
+        assert s.store.current == s.publisher.arriving.newest_kept != FIRST.version
 
 
 def test_a_store_that_leads_elsewhere_is_not_served(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 from made_catalogs import build_from_arrays
 from plain_publisher import PlainPublisher
 
-from router.catalogs.publishing import UnderWay
 from router.http import HttpSettings, make_app
 from router.http import app as app_module
 from router.http import catalog as module
@@ -25,7 +24,6 @@ from router.query.models import Models
 from xgr_runtime.catalog import Catalog, CatalogView
 from xgr_runtime.catalog.store import Store
 from xgr_runtime.errors import StoreError
-from xgr_runtime.wire.answers import ChangeUnderWay
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -451,9 +449,6 @@ def test_who_holds_what_is_shown(changing: Changing) -> None:
         (second, True, 0),
     ]
     assert info["under_way"] is None and info["behind"] == {"ipc:///b": "it lags"}
-    way = UnderWay("v", "push", 1.5, {"ipc:///b": 0.25})
-    status = changing.publisher.status()._replace(under_way=way)
-    assert module.shown(status).under_way == ChangeUnderWay("v", "push", 1.5, {"ipc:///b": 0.25})
 
 
 # --- named filters ---
