@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from router.catalogs.arriving import Arriving
 from router.catalogs.figures import CatalogFigures
 from router.catalogs.publishing import Prepared, Published
+from router.catalogs.shelf import Shelf
 from router.catalogs.spreading import Spreading
 from router.catalogs.writer import Kept, Made, Writer
 from router.workers.worker import Worker
@@ -42,8 +43,9 @@ MOST_WAITING = 256  # changes that wait for their turn
 MOST_ARRIVING = 64  # versions that are kept and not in use
 NO_WORKER = 10  # times the patience after which a call gives up that no worker follows
 COMPACT_AFTER = 1000  # batches of a chain
+COMPACT_ITEMS = 1 << 16  # that came by batches: each further one that brings some copies their lists
 QUIET = 5.0  # seconds without a change, before a chain is compacted
-ALWAYS_COMPACT = 8 * COMPACT_AFTER  # batches, also of a chain that is never quiet
+NEVER_QUIET = 8  # times as many batches or items, after which it is compacted all the same
 
 
 class Publisher:
@@ -71,6 +73,7 @@ class Publisher:
         self._turn = asyncio.Lock()  # whoever has it changes the catalog
         self._changed = time.monotonic()
         self._filters = writer.filters()
+        self._not_compacted = ""  # the version that could not be
         self._problem = ""  # why the store is not followed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: asyncio.Task[None] | None = None
@@ -299,13 +302,25 @@ class Publisher:
             self._problem = problem
 
     async def _compact_if_long(self) -> None:
-        batches = len(self.spreading.shelf.batches)
-        quiet = time.monotonic() - self._changed >= QUIET
-        if len(self.arriving) or batches < (COMPACT_AFTER if quiet else ALWAYS_COMPACT):
+        """One that cannot be compacted is tried again once something else has changed."""
+        began, version = time.monotonic(), self.arriving.newest_kept
+        if len(self.arriving) or version == self._not_compacted or self.arriving.one_trie:
             return
-        began = time.monotonic()
-        async with self._changing("compact"):
-            self._adopt(await self._in_thread(self._writer.compact), began)
+        if not is_long(self.spreading.shelf, self._catalogs.newest, began - self._changed >= QUIET):
+            return
+        try:
+            async with self._changing("compact"):
+                self._adopt(await self._in_thread(self._writer.compact), began)
+        except RequestError as error:
+            log.warning("catalog %s stays as it is: %s", version, error)
+            self._not_compacted = version
+
+
+def is_long(shelf: Shelf, view: CatalogView, quiet: bool) -> bool:
+    """Whether a chain that leads to a version is to be compacted."""
+    times = 1 if quiet else NEVER_QUIET
+    items = view.catalog.slots - view.catalog.built_slots
+    return len(shelf.batches) >= times * COMPACT_AFTER or items >= times * COMPACT_ITEMS
 
 
 def ready(view: CatalogView, conditions: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from played_workers import LOAD, MODEL
 from small_catalogs import example
 
+from router.catalogs import publisher
 from router.catalogs.publisher import Publisher
 from router.catalogs.publishing import Prepared
 from router.catalogs.shelf import BaseFile, ChainStep, Shelf
@@ -37,6 +39,24 @@ from xgr_runtime.wire.messages import (
 )
 
 FIRST = example()
+
+
+class Logged(logging.Handler):
+    """What the publisher logs in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> Logged:
+        publisher.log.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        publisher.log.removeHandler(self)
 
 
 class PlayedWorker(Worker):
@@ -264,6 +284,65 @@ async def test_push_rollback_and_compaction(tmp_path: Path) -> None:
         assert not s.workers[0].offers[-1].steps[0].whole, "workers compact for themselves"
         assert s.publisher.spreading.shelf.base.version == made[-1].view.version
         assert s.catalogs.newest.catalog.visible is None and s.catalogs.newest.catalog.items == 200
+
+
+async def quietly(s: Scene, until: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether it is so within these seconds."""
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    return until()
+
+
+@scene
+async def test_a_long_chain_is_compacted_once_it_is_quiet(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(publisher, "COMPACT_AFTER", 3)
+        patched.setattr(publisher, "QUIET", 0.6)
+        async with Scene(tmp_path) as s:
+            for name in ("item-1", "item-2"):
+                await s.edit(remove=(name,))
+            await asyncio.sleep(1.0)
+            assert len(s.store.history()) == 3, "two batches are no long chain"
+            last = await s.edit(hide=("item-3",))
+            assert last.version == s.store.current, "and this one is not quiet yet"
+            shelf = s.publisher.spreading
+            assert await quietly(s, lambda: not shelf.shelf.batches)
+            assert s.store.current == s.catalogs.newest.version == shelf.shelf.base.version
+            assert s.store.history()[0].note == "compact" and s.catalogs.newest.catalog.slots == 198
+            assert s.workers[0].offers[-1].steps == [] or not s.workers[0].offers[-1].steps[0].whole
+            assert s.store.chain().batches == (), "nor does a start apply them again"
+            assert not (await s.edit(remove=())).changed
+
+
+@scene
+async def test_many_items_that_came_are_a_long_chain_and_a_busy_one_is_compacted_too(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(publisher, "COMPACT_ITEMS", 2)
+        async with Scene(tmp_path) as s:
+            for n in range(publisher.NEVER_QUIET):  # in less than the seconds that are quiet
+                assert s.publisher.spreading.shelf.base.version == FIRST.version
+                await s.edit(put=tuple(ItemRecord(f"more-{n}-{m}", (1, 2, 3)) for m in range(2)))
+            assert await quietly(s, lambda: not s.publisher.spreading.shelf.batches)
+            catalog = s.catalogs.newest.catalog
+            assert catalog.built_slots == catalog.slots == 216 and not catalog.later.ids
+
+
+@scene
+async def test_what_cannot_be_compacted_is_said_once(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched, Logged() as logged:
+        patched.setattr(publisher, "COMPACT_AFTER", 1)
+        patched.setattr(publisher, "QUIET", 0.0)
+        async with Scene(tmp_path) as s:
+            names = tuple(f"item-{n}" for n in range(200))
+            empty = await s.edit(remove=names)
+            assert await quietly(s, lambda: bool(logged.lines))
+            await asyncio.sleep(0.7)  # three more looks
+            assert len(logged.lines) == 1 and "no item left" in logged.lines[0]
+            assert s.store.current == empty.version
+            await s.edit(put=(ItemRecord("more", (1, 2, 3)),))
+            assert await quietly(s, lambda: not s.publisher.spreading.shelf.batches)
+            assert s.catalogs.newest.catalog.items == 1
 
 
 @scene
