@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.catalog.template import MessagesTemplate, TextTemplate
@@ -49,6 +51,12 @@ class Plan:
             raise CatalogError(
                 f"defaults.{unused[0]:.80}: no text names {{{unused[0]:.80}}}: remove it or name it"
             )
+        for name in self.needed:
+            if name not in self.template.defaults and _is_misspelt(name):
+                raise CatalogError(
+                    f"{{{name:.80}}} reads like {{{HISTORY}}}: correct it, or if it is a variable, give it a "
+                    f"default: {{{json.dumps(name[:80])}: ...}} under defaults"
+                )
         if self.histories and not self.item.format.names:
             raise CatalogError("item: it names nothing of an item: write {sid} where its SID is to stand")
         if self.template.texts and not self.histories and not self.needed:
@@ -140,6 +148,12 @@ def _history(name: str) -> str | None:
     if name == HISTORY:
         return ""
     return name.removeprefix(f"{HISTORY}.") if name.startswith(f"{HISTORY}.") else None
+
+
+def _is_misspelt(name: str) -> bool:
+    """Whether a variable is called nearly as a history is; what begins with that name is meant so."""
+    first = name.partition(".")[0]
+    return not first.startswith(HISTORY) and bool(get_close_matches(first.lower()[:40], [HISTORY], 1, 0.85))
 
 
 def _parsed(field: str, text: str) -> Format:

@@ -209,6 +209,14 @@ def test_the_newest_items_that_fit(most: int, make: Any) -> None:
     assert found.dropped == 12 - fitting[-1]
 
 
+def test_a_variable_may_be_called_nearly_as_the_history_is(make: Any) -> None:
+    """It begins so, or has a default."""
+    catalog, prompts = make({"t": {"text": "{history_of}|{hstory}|{story}", "defaults": {"hstory": "b"}}})
+    found = prompts.of_history(catalog, None, {}, {"history_of": "a", "story": "c"}, 4096)
+    tokenizer = prompts._tokenizer
+    assert tokenizer is not None and found.tokens.tolist() == tokenizer.encode("a|b|c").ids
+
+
 HEAD = {"head": ["<|end|>", "<|end|>"], "tail": ["<|end|>"]}
 BAD: dict[str, tuple[Any, str]] = {
     "no-object": ({"t": []}, r"templates.t is \[\]: it must be an object"),
@@ -226,6 +234,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "item-attribute": ({"t": {**TEXT, "item": "{sid} {colour}"}}, "{colour} is neither sid, title or number"),
     "item-without": ({"t": {**TEXT, "item": "x"}}, "names nothing of an item: write {sid}"),
     "default-unused": ({"t": {**TEXT, "defaults": {"x": ""}}}, "defaults.x: no text names {x}: remove it"),
+    "misspelt": ({"t": {"text": "{history} {histroy}"}}, "{histroy} reads like {history}: correct it, or"),
+    "misspelt-alone": ({"t": {"text": "{name} has {Hystory}"}}, "{Hystory} reads like {history}"),
+    "misspelt-name": ({"t": {"text": "{history.a} {hstory.b}"}}, '"hstory.b": ...} under defaults'),
     "limit-zero": ({"t": {**TEXT, "max_history_items": 0}}, "templates.t.max_history_items is 0"),
     "limit-text": ({"t": {**TEXT, "max_history_items": "5"}}, "max_history_items is '5'"),
     "step": ({"t": {**TEXT, "window_step": -1}}, "templates.t.window_step is -1"),
