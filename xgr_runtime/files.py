@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,13 +76,27 @@ def is_missing(path: Path) -> bool:
     return not path.exists() and not path.is_symlink()
 
 
-def read_object(path: Path, kind: type[StartupError]) -> dict[str, Any]:
-    """The JSON object in a file, {} if there is no such file. Raises an error of that kind otherwise."""
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, as `json.loads` wants a hook of pairs. Raises ValueError for a name that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        name = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"an object has {name!r:.80} twice: keep one of the two")
+    return found
+
+
+def read_object(path: Path, kind: type[StartupError], strict: bool = False) -> dict[str, Any]:
+    """The JSON object in a file, {} if there is no such file. Raises an error of that kind otherwise.
+
+    strict: a name that is there twice is an error.
+    """
     if is_missing(path):
         return {}
     try:
         with open_ordinary(path) as file:
-            value = json.loads(file.read().decode("utf-8-sig"))
+            text = file.read().decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=distinct if strict else None)
     except (OSError, ValueError, RecursionError) as error:
         raise kind(f"{path} cannot be read as JSON ({error}): correct or remove it") from error
     if not isinstance(value, dict):

@@ -26,7 +26,7 @@ from router.http.catalog_schema import (
 from router.http.control import as_json
 from router.http.edit_lines import from_body, from_lines
 from router.http.server.inbound import BYTES, LINES, Bodies, has_body, media_type
-from router.http.server.problems import Body, cut, decode, from_query
+from router.http.server.problems import Body, cut, decode_distinct, from_query
 from router.http.server.uploads import take_in
 from router.job import Dispatch
 from router.query.edits import AskedEdits, prepare
@@ -114,7 +114,7 @@ class CatalogRoutes:
         publishing, store = self._changing()
         if media_type(request.headers.get("content-type")) != BYTES:
             async with self.bodies.read(request) as body:
-                asked = decode(_PUSH, body)
+                asked = decode_distinct(_PUSH, body)
             try:
                 path = store.below(asked.path)
             except CatalogError as error:
@@ -132,7 +132,7 @@ class CatalogRoutes:
         asked = RollbackTo()
         if has_body(request):
             async with self.bodies.read(request) as body:
-                asked = decode(_ROLLBACK, body)
+                asked = decode_distinct(_ROLLBACK, body)
         return await _changed(publishing.rollback(asked.version, asked.wait))
 
     async def list_filters(self, request: Request) -> Response:
@@ -144,7 +144,7 @@ class CatalogRoutes:
         publishing, _ = self._changing()
         name = filter_name(request)
         async with self.bodies.read(request) as body:
-            where = decode(_CONDITION, body).where
+            where = decode_distinct(_CONDITION, body).where
         if name not in publishing.filters() and len(publishing.filters()) >= MOST_FILTERS:
             raise BadRequest(f"there are {MOST_FILTERS} filters already: delete one")
         columns = self.models.default.catalogs.newest.catalog.columns
@@ -211,7 +211,7 @@ class CatalogRoutes:
 
 
 def _asked(body: Body) -> tuple[AskedEdits, EditsQuery]:
-    read = decode(_EDITS, body)
+    read = decode_distinct(_EDITS, body)
     return from_body(read), EditsQuery(read.key, read.version, read.wait)
 
 

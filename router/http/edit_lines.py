@@ -9,6 +9,7 @@ from router.http.catalog_schema import MOST_LINES, EditItems, EditLine, NewItem,
 from router.http.intake import item_ids
 from router.http.server.problems import decode
 from router.query.edits import AskedEdits, AskedItem
+from xgr_runtime.catalog.doubled import doubled_name
 from xgr_runtime.errors import BadRequest
 
 LONGEST_LINE = 1 << 20  # bytes
@@ -58,6 +59,8 @@ def _entries(line: bytes) -> tuple[str, list[Any]]:
     if len(line) > LONGEST_LINE:
         raise BadRequest(f"has more than {LONGEST_LINE} bytes: shorten it")
     read = decode(_LINE, line)
+    if problem := doubled_name(line):
+        raise BadRequest(problem)
     given = [kind for kind in KINDS if getattr(read, kind) is not None]
     if len(given) != 1:
         raise BadRequest(f"a line holds exactly one of {', '.join(KINDS)}: it has {len(given)} of them")

@@ -55,7 +55,7 @@ def files_beside(source: Path) -> list[Path]:
 def read_beside(source: Path, path: Path | None = None) -> dict[str, Any]:
     """The fields of catalog.json beside `source`, or of another file; {} without one. Raises CatalogError."""
     path = path or template_file(source)
-    fields = read_object(path, CatalogError) if path.name != source.name else {}
+    fields = read_object(path, CatalogError, strict=True) if path.name != source.name else {}
     known = (
         *IDS_FIELDS,
         "templates",

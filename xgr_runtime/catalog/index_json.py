@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.catalog.columns import Columns, canonical, decoded
 from xgr_runtime.errors import CatalogError
+from xgr_runtime.files import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,8 @@ def read_index(source: Path, names: Names) -> Columns:
         return f"line {_line_of_key(text, row)}"
 
     if sids and all(isinstance(sid, _Pairs) for sid in sids):
-        return _described(source, items, [dict(sid) for sid in sids], names, place)
+        rows = [_fields(sid, source, place, row) for row, sid in enumerate(sids)]
+        return _described(source, items, rows, names, place)
     return Columns.of_sids(source, items, sids, place)
 
 
@@ -47,7 +49,7 @@ def _described(
 ) -> Columns:
     """Each item with an object of its SID, title and more; what is no column of ours is an attribute."""
     own = (names.sid, names.title)
-    others = [{key: _plain(value) for key, value in row.items() if key not in own} for row in rows]
+    others = [{key: value for key, value in row.items() if key not in own} for row in rows]
     others = [_flat(other, names.attributes, f"{source}: {place(row)}") for row, other in enumerate(others)]
     titles = [row.get(names.title) for row in rows]
     for row, title in enumerate(titles):
@@ -82,10 +84,17 @@ def _flat(fields: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return {**fields, **inner}
 
 
+def _fields(pairs: _Pairs, source: Path, place: Callable[[int], str], row: int) -> dict[str, Any]:
+    try:
+        return {key: _plain(value) for key, value in distinct(pairs).items()}
+    except ValueError as error:
+        raise CatalogError(f"{source}: {place(row)}: {error}") from error
+
+
 def _plain(value: Any) -> Any:
-    """JSON objects as dictionaries again."""
+    """JSON objects as dictionaries again. Raises ValueError for a name that is in one twice."""
     if isinstance(value, _Pairs):
-        return {key: _plain(inner) for key, inner in value}
+        return {key: _plain(inner) for key, inner in distinct(value).items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 

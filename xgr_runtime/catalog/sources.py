@@ -16,6 +16,7 @@ import msgspec
 
 from xgr_runtime.catalog.columns import EXPECTED, PIECE, Columns, Row, canonical, joined
 from xgr_runtime.catalog.declared import Names
+from xgr_runtime.catalog.doubled import doubled_name
 from xgr_runtime.catalog.index_json import read_index
 from xgr_runtime.catalog.parquet import read_parquet
 from xgr_runtime.catalog.text_tables import read_tabs
@@ -88,6 +89,8 @@ def read_jsonl(source: Path, names: Names) -> Iterator[Columns]:
                 continue
             try:
                 row = decode(line)
+                if problem := doubled_name(line, _names(row)):
+                    raise CatalogError(problem)
                 attributes.append(canonical(row.attributes))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, CatalogError) as error:
                 hint = _item_hint(line, names.item)
@@ -99,6 +102,12 @@ def read_jsonl(source: Path, names: Names) -> Iterator[Columns]:
                 lines, rows, attributes = [], [], []
     if rows:
         yield _of_rows(source, rows, lines, attributes)
+
+
+def _names(row: Any) -> int:
+    """In the line that it was, at least."""
+    given = (row.title is not None) + (row.popularity is not None) + (row.attributes is not None)
+    return 2 + given + len(row.attributes or ())
 
 
 def _of_rows(source: Path, rows: Sequence[Any], lines: Sequence[int], attributes: list[bytes]) -> Columns:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from starlette.responses import Response
 
+from xgr_runtime.catalog.doubled import doubled_name
 from xgr_runtime.errors import BadRequest, InternalError, RequestError
 from xgr_runtime.wire.answers import ErrorBody, ErrorDetail
 
@@ -42,6 +43,14 @@ def decode(decoder: msgspec.json.Decoder[T], body: Body) -> T:
         raise BadRequest(f"the body is not valid JSON: {_complaint(error, body)}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
+
+
+def decode_distinct(decoder: msgspec.json.Decoder[T], body: Body) -> T:
+    """`decode`, which raises for a name that an object of the body has twice, too."""
+    found = decode(decoder, body)
+    if problem := doubled_name(body):
+        raise BadRequest(f"the body: {problem}")
+    return found
 
 
 def from_query(kind: type[S], given: Mapping[str, str]) -> S:

@@ -153,6 +153,18 @@ def test_bad_jsonl_is_named(case: str, tmp_path: Path, checkpoint: Path) -> None
         ('{"item": null, "sid": [3]}', "line 1, item None: Expected `int | str`"),
         ('{"item": "1", "sid": [3], "popularity": "many"}', "line 1, item '1': Expected `float | null`"),
         ("[" * 100_000, "line 1"),
+        (
+            '\n{"item": "1", "item": "2", "sid": [3]}',
+            "line 2, item '2': an object has 'item' twice: keep one",
+        ),
+        (
+            '{"item": "1", "sid": [3], "title": null, "title" : ": "}',
+            "line 1, item '1': an object has 'title'",
+        ),
+        (
+            '{"item": "1", "sid": [3], "attributes": {"a": [{"b": 1, "\\u0062": 2}]}}',
+            "an object has 'b' twice",
+        ),
         ('{"item": "\\ud800", "sid": [3]}', "line 1"),
     ],
     ids=lambda text: repr(text[:40]),
@@ -170,6 +182,11 @@ INDEX_LINES = '{\n "1": ["<a_1>"],\n "x, }\\"": ["<a_2>"],\n'
     ("text", "message"),
     [
         ("{}", "the catalog is empty"),
+        (
+            '{"1": {"sid": ["<a_1>"]},\n"2": {"sid": [], "sid": []}}',
+            "line 2: an object has 'sid' twice: keep one",
+        ),
+        ('{"1": {"sid": ["<a_1>"], "more": [{"x": 1, "x": 1}]}}', "line 1: an object has 'x' twice"),
         (INDEX_LINES + ' "1": ["<a_3>"]\n}', "line 4: item '1' is a duplicate of line 2"),
         (INDEX_LINES + ' "3": ["<z_3>"]\n}', "line 4, item '3': token '<z_3>' is unknown"),
         (INDEX_LINES + ' "3": [[]]\n}', "line 4, item '3': [] in the SID is neither"),

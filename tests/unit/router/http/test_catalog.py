@@ -205,6 +205,17 @@ BAD_EDITS: dict[str, tuple[Any, str | None, str]] = {
     "item-too-long": ({"hide": ["x" * 4097]}, "hide", r"hide\[0\]: an item id has 1 to 4096"),
     "item-too-large": ({"show": ["1", 1 << 70]}, "show", r"show\[1\]"),
     "half-a-character": (LONE, None, "lone surrogate"),
+    "a-list-twice": (
+        b'{"hide": ["1"], "hide": ["2"]}',
+        None,
+        "the body: an object has 'hide' twice: keep one",
+    ),
+    "a-field-twice": (
+        b'{"update": [{"item": "1", "title": "a:b", "title": ""}]}',
+        None,
+        "an object has 'title' twice",
+    ),
+    "ranked-by-two": (b'{"rank": {"1": 1, "\\u0031": 2}}', None, "an object has '1' twice"),
     "added-twice": ({"add": [ADD, ADD]}, "add.item", r"add\[1\].item: 'new' is named twice"),
     "added-and-updated": ({"add": [ADD], "update": [{"item": "new"}]}, "update.item", "in add, too"),
     "there-already": ({"add": [ADD | {"item": "3"}]}, "add.item", r"add\[0\].item: the catalog holds '3'"),
@@ -263,6 +274,12 @@ BAD_LINES: dict[str, tuple[list[Any], str]] = {
     "ranked-twice": ([{"rank": {"1": 1}}, {"rank": {"1": 2}}], "line 2: rank: '1' is named twice"),
     "hidden-and-shown": ([{"show": "1"}, {"hide": "1"}], "line 2: hide: '1' is in show, too"),
     "long": ([b'{"hide": "' + b"x" * (1 << 20) + b'"}'], "line 1: has more than 1048576 bytes"),
+    "a-field-twice": ([{"hide": "1"}, b'{"hide": "1", "hide": "2"}'], "line 2: an object has 'hide' twice"),
+    "an-id-twice": ([b'{"update": {"item": "1", "item": "2"}}'], "line 1: an object has 'item' twice"),
+    "an-attribute-twice": (
+        [b'{"update": {"item": "1", "attributes": {"n": 1, "n" : 2}}}'],
+        "line 1: an object has 'n' twice: keep one",
+    ),
     "blank": ([b" ", b""], "nothing is asked for"),
     "a-list": ([["hide"]], "line 1: the body: expected `object`"),
 }
@@ -356,6 +373,11 @@ BAD_FILES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a-folder": ({"json": {"path": "versions"}}, 400, "cannot be read|no ordinary file|parts"),
     "the-database": ({"json": {"path": "store.sqlite"}}, 400, "a catalog source ends in"),
     "zero-byte": ({"json": {"path": "a\0b"}}, 400, "path: .* is not in the store's folder"),
+    "two-paths": (
+        {"content": b'{"path": "a", "path": "b"}', "headers": {"content-type": "application/json"}},
+        400,
+        "an object has 'path' twice",
+    ),
     "path-is-a-number": ({"json": {"path": 5}}, 400, "path: expected `str`"),
 }
 
@@ -509,13 +531,14 @@ def test_bad_names_of_filters_are_refused(bad: str, changing: Changing) -> None:
     assert error["param"] == param and re.search(words, error["message"]), error
 
 
-BAD_CONDITIONS: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
+BAD_CONDITIONS: dict[str, tuple[str, Any, str | None, str]] = {
     "unknown-column": ("/filters/x", {"where": "price < 5"}, "where", "where at character 1.*price"),
     "a-function": ("/filters/x", {"where": "read_csv('/etc/passwd')"}, "where", "where at character"),
     "a-query": ("/filters/x", {"where": "n IN (SELECT 1)"}, "where", "where at character"),
     "empty": ("/filters/x", {"where": ""}, "where", "length >= 1"),
     "too-long": ("/filters/x", {"where": "n < 1 OR " * 1000}, "where", "length <= 8192"),
     "missing": ("/filters/x", {}, "where", "where is missing"),
+    "two": ("/filters/x", b'{"where": "n < 1", "where": "n < 2"}', None, "an object has 'where' twice"),
     "bad-name": ("/filters/a%20b", {"where": "n < 1"}, "name", "'a b'"),
     "long-name": (f"/filters/{'x' * 129}", {"where": "n < 1"}, "name", "1 to 128"),
     "a-path": ("/filters/a/b", {"where": "n < 1"}, "name", "'a/b'"),
@@ -525,7 +548,9 @@ BAD_CONDITIONS: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
 @pytest.mark.parametrize("bad", BAD_CONDITIONS)
 def test_bad_conditions_get_no_name(bad: str, changing: Changing) -> None:
     path, body, param, words = BAD_CONDITIONS[bad]
-    error = changing.ask("PUT", path, 400, json=body)["error"]
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    headers = {"content-type": "application/json"}
+    error = changing.ask("PUT", path, 400, content=content, headers=headers)["error"]
     assert error["param"] == param and re.search(words, error["message"]), error
     assert not changing.publisher.filters()
 
