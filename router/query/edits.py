@@ -15,6 +15,7 @@ from router.catalogs.publishing import Prepared
 from router.query.models import Model
 from router.query.prompts import shorten
 from xgr_runtime.catalog import Catalog, CatalogView
+from xgr_runtime.catalog.attributes import AttributeField, misfit
 from xgr_runtime.catalog.columns import canonical
 from xgr_runtime.catalog.declared import split_sid
 from xgr_runtime.catalog.edits.batch import (
@@ -24,7 +25,7 @@ from xgr_runtime.catalog.edits.batch import (
     EditBatch,
     ItemRecord,
 )
-from xgr_runtime.catalog.edits.changes import present_rows
+from xgr_runtime.catalog.edits.changes import contradiction, present_rows
 from xgr_runtime.catalog.vocabulary import Vocabulary
 from xgr_runtime.errors import BadRequest, CatalogError
 
@@ -75,6 +76,7 @@ class _Context(NamedTuple):
     catalog: Catalog
     vocabulary: Vocabulary
     levels: Sequence[tuple[int, int]]  # first and last token that SIDs have at each
+    fields: Mapping[str, AttributeField]  # of its columns
 
 
 def prepare(asked: AskedEdits, model: Model, view: CatalogView) -> Prepared:
@@ -82,7 +84,8 @@ def prepare(asked: AskedEdits, model: Model, view: CatalogView) -> Prepared:
     _check_names(asked)
     catalog = view.catalog
     levels = [(int(level[0]), int(level[-1])) for level in catalog.codebooks]
-    context = _Context(catalog, Vocabulary(model.vocab_size, model.tokenizer), levels)
+    fields = {field.name: field for field in catalog.fields}
+    context = _Context(catalog, Vocabulary(model.vocab_size, model.tokenizer), levels, fields)
     put = [*_added(asked, context), *_updated(asked, context)]
     own = {record.id for record in put}
     unknown: dict[str, None] = {}  # in the order of the request
@@ -116,16 +119,12 @@ def _check_names(asked: AskedEdits) -> None:
             if not name or len(name) > LONGEST_ID or any("\ud800" <= letter <= "\udfff" for letter in name):
                 what = f"an item id has 1 to {LONGEST_ID} characters, all whole ones"
                 _refuse(asked, kind, at, what, "item")
-    _alone(asked, "add", {}, "is named twice")
-    _alone(asked, "update", dict.fromkeys(names["add"], "add"), "is named twice")
-    _alone(asked, "rank", {}, "is named twice")
-    put = {name: kind for kind in ("add", "update") for name in names[kind]}
-    removed, shown = dict.fromkeys(names["remove"], "remove"), dict.fromkeys(names["show"], "show")
-    for kind, others in (("remove", put), ("hide", removed | shown), ("show", removed), ("rank", removed)):
-        for at, name in enumerate(names[kind]):
-            if name in others:
-                what = f"{shorten(name)} is in {others[name]}, too: leave out one of the two"
-                _refuse(asked, kind, at, what)
+    if found := contradiction(names, ("add", "update", "rank")):
+        name = shorten(names[found.kind][found.at])
+        what = f"{name} is in {found.other}, too: leave out one of the two"
+        if found.kind == found.other:
+            what = f"{name} is named twice: name it once"
+        _refuse(asked, found.kind, found.at, what, "item")
 
 
 def _names(asked: AskedEdits) -> dict[str, Sequence[str]]:
@@ -139,14 +138,6 @@ def _names(asked: AskedEdits) -> dict[str, Sequence[str]]:
     }
 
 
-def _alone(asked: AskedEdits, kind: str, seen: dict[str, str], what: str) -> None:
-    for at, name in enumerate(_names(asked)[kind]):
-        if name in seen:
-            other = "" if seen[name] == kind else f" (in {seen[name]}, too)"
-            _refuse(asked, kind, at, f"{shorten(name)} {what}{other}: name it once", "item")
-        seen[name] = kind
-
-
 def _added(asked: AskedEdits, context: _Context) -> Iterable[ItemRecord]:
     rows = present_rows(context.catalog, [one.item for one in asked.add])
     for at, (one, row) in enumerate(zip(asked.add, rows.tolist(), strict=True)):
@@ -155,7 +146,7 @@ def _added(asked: AskedEdits, context: _Context) -> Iterable[ItemRecord]:
         if one.sid is None:
             _refuse(asked, "add", at, "is missing: a new item needs one", "sid")
         sid = _sid(asked, "add", at, one.sid, context)
-        yield _record(asked, "add", at, one, sid, ItemRecord(one.item, sid), one.attributes or {})
+        yield _record(asked, "add", at, one, sid, ItemRecord(one.item, sid), one.attributes or {}, context)
 
 
 def _updated(asked: AskedEdits, context: _Context) -> Iterable[ItemRecord]:
@@ -172,7 +163,7 @@ def _updated(asked: AskedEdits, context: _Context) -> Iterable[ItemRecord]:
         number = float(popularity[at])
         before = ItemRecord(one.item, sid, titles[at], number if np.isfinite(number) else None)
         merged = {**attributes[at], **(one.attributes or {})}
-        yield _record(asked, "update", at, one, sid, before, merged)
+        yield _record(asked, "update", at, one, sid, before, merged, context)
 
 
 def _record(
@@ -183,7 +174,10 @@ def _record(
     sid: tuple[int, ...],
     before: ItemRecord,
     attributes: Mapping[str, Any],
+    context: _Context,
 ) -> ItemRecord:
+    if one.attributes and (what := misfit(context.fields, one.attributes)):
+        _refuse(asked, kind, at, what, "attributes")
     title = before.title if one.title is None else one.title
     if len(title) > LONGEST_TITLE:
         _refuse(asked, kind, at, f"has {len(title)} characters, at most {LONGEST_TITLE}: shorten it", "title")

@@ -3,7 +3,7 @@
 A column has one kind and a place for every row; a row without the attribute is NULL there.
 """
 
-from xgr_runtime.catalog.attributes.gather import gathered
+from xgr_runtime.catalog.attributes.gather import gathered, misfit
 from xgr_runtime.catalog.attributes.kinds import AttributeField, AttributeKind, declared_fields
 from xgr_runtime.catalog.attributes.stored import (
     AttributeColumn,
@@ -24,6 +24,7 @@ __all__ = [
     "declared_fields",
     "expected_columns",
     "gathered",
+    "misfit",
     "stored_columns",
     "stored_fields",
     "taken",

@@ -21,7 +21,7 @@ from xgr_runtime.catalog.items import StringTable, pack_strings
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -160,12 +160,27 @@ class _Writer:
                 kept[0].append(place)
                 kept[1].append(stored)
             elif value != "":
-                raise CatalogError(
-                    f"item {ids.get(place).decode()!r:.80}: attribute {self._field.name!r:.80} is "
-                    f"{value!r:.80}, which is no {_NAMES[self._field.kind]}: correct it, or the "
-                    "type that the catalog is built with"
-                )
+                item = ids.get(place).decode()
+                raise CatalogError(f"item {item!r:.80}: {_misfit(self._field, value)}")
         return kept
+
+
+def misfit(fields: Mapping[str, AttributeField], attributes: Mapping[str, Any]) -> str:
+    """What of an item's attributes does not fit its column; empty if all do. None is for one without."""
+    for name, value in attributes.items():
+        field = fields.get(name)
+        if field is None or field.kind == "other" or value is None or value == "":
+            continue
+        if as_stored(field.kind, [value]) == [None]:
+            return _misfit(field, value)
+    return ""
+
+
+def _misfit(field: AttributeField, value: Any) -> str:
+    return (
+        f"attribute {field.name!r:.80} is {value!r:.80}, which is no {_NAMES[field.kind]}: correct it, or "
+        "the type that the catalog is built with"
+    )
 
 
 _NAMES: dict[AttributeKind, str] = {

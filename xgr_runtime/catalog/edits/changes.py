@@ -10,7 +10,7 @@ from xgr_runtime.catalog.items import encode_ids
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,31 +75,48 @@ def present_rows(catalog: Catalog, names: Sequence[str]) -> Int32:
     return np.where(known, rows, np.int32(-1))
 
 
+class Contradiction(NamedTuple):
+    """A name that a batch must not have there."""
+
+    kind: str  # of the list
+    at: int  # its place there
+    other: str  # the list in which it is, too; the same: it is there twice
+
+
+_AGAINST = {
+    "update": ("add",),
+    "remove": ("put", "add", "update"),
+    "hide": ("remove", "show"),
+    "show": ("remove",),
+    "rank": ("remove",),
+}
+"""Each list, and those in which its names must not be."""
+
+
+def contradiction(lists: Mapping[str, Sequence[str]], once: Collection[str]) -> Contradiction | None:
+    """The first name that is in two lists that contradict each other, or twice in one of those of `once`."""
+    sets = {kind: set(names) for kind, names in lists.items()}
+    for kind, names in lists.items():
+        if kind in once and len(sets[kind]) < len(names):
+            seen: set[str] = set()
+            at = next(at for at, name in enumerate(names) if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            return Contradiction(kind, at, kind)
+        for other in _AGAINST.get(kind, ()):
+            if both := sets[kind] & sets.get(other, set()):
+                return Contradiction(kind, next(at for at, name in enumerate(names) if name in both), other)
+    return None
+
+
 def _check_names(batch: EditBatch) -> None:
-    put, ranked = [record.id for record in batch.put], [name for name, _ in batch.rank]
-    for what, names in {
-        "put": put,
+    lists: dict[str, Sequence[str]] = {
+        "put": [record.id for record in batch.put],
         "remove": batch.remove,
         "hide": batch.hide,
         "show": batch.show,
-        "rank": ranked,
-    }.items():
-        if len(set(names)) < len(names):
-            seen: set[str] = set()
-            name = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise CatalogError(f"{what} names the item {name!r:.80} twice: name it once")
-    removed = set(batch.remove)
-    for what, others in {
-        "put": put,
-        "hidden": batch.hide,
-        "shown": batch.show,
-        "ranked": ranked,
-    }.items():
-        if both := next((name for name in others if name in removed), None):
-            raise CatalogError(
-                f"the item {both!r:.80} is {what} and removed by one batch: leave out one of the two"
-            )
-    if both := next(iter(set(batch.hide) & set(batch.show)), None):
-        raise CatalogError(
-            f"the item {both!r:.80} is hidden and shown by one batch: leave out one of the two"
-        )
+        "rank": [name for name, _ in batch.rank],
+    }
+    if found := contradiction(lists, lists):
+        name = f"{lists[found.kind][found.at]!r:.80}"
+        if found.kind == found.other:
+            raise CatalogError(f"{found.kind} names the item {name} twice: name it once")
+        raise CatalogError(f"{found.other} and {found.kind} name the item {name}: leave out one of the two")

@@ -238,7 +238,21 @@ BAD_EDITS: dict[str, tuple[Any, str | None, str]] = {
     "sid-is-a-number": ({"add": [ADD | {"sid": 7}]}, "add.sid", "add"),
     "title-is-a-number": ({"update": [{"item": "1", "title": 5}]}, "update.title", "update"),
     "attributes-are-a-list": ({"update": [{"item": "1", "attributes": []}]}, "update.attributes", "update"),
-    "attribute-of-another-type": ({"update": [{"item": "1", "attributes": {"n": "x"}}]}, None, "'1'"),
+    "attribute-of-another-type": (
+        {"update": [{"item": "0"}, {"item": "1", "attributes": {"brand": "", "more": 1, "n": "x"}}]},
+        "update.attributes",
+        r"update\[1\].attributes: attribute 'n' is 'x', which is no int of 64 bits: correct it",
+    ),
+    "attribute-too-large": (
+        {"add": [ADD | {"attributes": {"n": 1 << 63}}]},
+        "add.attributes",
+        r"no int of 64",
+    ),
+    "attribute-in-parts": (
+        {"add": [ADD | {"attributes": {"brand": ["b"]}}]},
+        "add.attributes",
+        "is no string",
+    ),
     "popularity-is-a-text": ({"add": [ADD | {"popularity": "high"}]}, "add.popularity", "add"),
     "popularity-too-large": ({"rank": {"1": 1e301}}, "rank", "1e"),
     "rank-is-a-list": ({"rank": [1]}, "rank", "rank: expected `object`"),
@@ -270,6 +284,10 @@ BAD_LINES: dict[str, tuple[list[Any], str]] = {
     "unknown-field": ([{"drop": "1"}], "line 1: drop is not a field"),
     "wrong-part": ([{"hide": "1"}, {"add": {"item": "x", "sid": 5}}], "line 2: add.sid"),
     "wrong-sid": ([{"hide": "1"}, {"add": ADD | {"sid": "<a_0>"}}], "line 2: add.sid: has 1 tokens"),
+    "wrong-type": (
+        [{"hide": "1"}, {"add": ADD | {"attributes": {"n": True}}}],
+        "line 2: add.attributes: attr",
+    ),
     "twice": ([{"add": ADD}, {"hide": "1"}, {"add": ADD}], "line 3: add.item: 'new' is named twice"),
     "ranked-twice": ([{"rank": {"1": 1}}, {"rank": {"1": 2}}], "line 2: rank: '1' is named twice"),
     "hidden-and-shown": ([{"show": "1"}, {"hide": "1"}], "line 2: hide: '1' is in show, too"),
