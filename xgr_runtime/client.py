@@ -199,10 +199,19 @@ class XgrClient:
         body = msgspec.json.encode({**edits, "key": key, "version": version, "wait": wait})
         return read(self.http.post("/catalog/items", content=body), CatalogChange)
 
-    def edit_lines(self, file: Path, key: str = "", version: str = "", wait: bool = True) -> CatalogChange:
-        """The same for a file with an edit on each line. Raises OSError for a file."""
+    def edit_lines(
+        self, edits: Path | Sequence[bytes], key: str = "", version: str = "", wait: bool = True
+    ) -> CatalogChange:
+        """The same for lines, which end in a newline, or a file of them, with an edit on each.
+
+        Raises OSError for a file.
+        """
         asked: dict[str, str | bool] = {"key": key, "version": version, "wait": wait}
-        return self._send("POST", "/catalog/items", file, "application/x-ndjson", asked)
+        route, media = "/catalog/items", "application/x-ndjson"
+        if isinstance(edits, Path):
+            return self._send("POST", route, edits, media, asked)
+        content, headers = b"".join(edits), {"content-type": media}
+        return read(self.http.post(route, params=asked, content=content, headers=headers), CatalogChange)
 
     def filters(self) -> list[NamedFilter]:
         """The named filters."""

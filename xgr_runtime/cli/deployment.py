@@ -20,13 +20,13 @@ class DeploymentError(XgrError):
     """A deployment refused, or nothing answered; the message says why and what to change."""
 
 
-def add_deployment_flags(parser: argparse.ArgumentParser) -> None:
-    """`--url` and `--api-key`, which `asking` reads."""
-    parser.add_argument(
-        "--url",
-        default="http://127.0.0.1:30000",
-        help="where the router answers (default: %(default)s)",
-    )
+def add_deployment_flags(
+    parser: argparse.ArgumentParser,
+    url: str = "http://127.0.0.1:30000",
+    what: str = "where the router answers (default: %(default)s)",
+) -> None:
+    """`--url` and `--api-key`, which `asking` reads. `url` is the default, `what` its help."""
+    parser.add_argument("--url", default=url, help=what)
     parser.add_argument(
         "--api-key",
         default=os.environ.get("XGR_ADMIN_API_KEY") or os.environ.get("XGR_API_KEY") or None,

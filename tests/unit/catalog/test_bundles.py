@@ -18,7 +18,7 @@ from made_bundles import MadeBundle
 from xgr_runtime.catalog import Catalog, build_catalog
 from xgr_runtime.cli import main
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.wire.answers import ErrorBody, ErrorDetail
+from xgr_runtime.wire.answers import CatalogChange, ErrorBody, ErrorDetail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,8 @@ class Router:
                 router.posts.append((parts.path, key, [json.loads(line) for line in body.splitlines()]))
                 detail = ErrorDetail("add[0]: no", "", None, BadRequest.code)
                 error = msgspec.json.encode(ErrorBody(detail, "1", False))
-                answer = error if router.refuse else b'{"version": "abc"}'
+                change = msgspec.json.encode(CatalogChange("abc", 1.5, 1, []))
+                answer = error if router.refuse else change
                 self.send_response(400 if router.refuse else 200)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
@@ -139,7 +140,7 @@ def test_each_generation_is_sent_as_one_batch_with_its_key(
     router.refuse = True
     assert main(command(bundle, "--since", "day2", "--url", router.url)) == 1
     said = capfd.readouterr().err
-    assert "day3: add[0]: no" in said and said.count("\n") == 1
+    assert "day3: " in said and "refused: add[0]: no" in said and said.count("\n") == 1
 
 
 def test_a_bundle_is_followed_as_it_grows(
@@ -265,7 +266,7 @@ def test_two_that_add_to_one_are_refused(bundle: MadeBundle, capfd: pytest.Captu
         (["--out", "x", "--since", "day1"], "name either --out FILE"),
         (["--out", "x", "--follow"], "--url and --follow go with --since"),
         (["--since", "day9"], "there is no finished generation 'day9': there are day1, day2, day3"),
-        (["--since", "day1", "--url", "http://127.0.0.1:9"], "does not answer"),
+        (["--since", "day1", "--url", "http://127.0.0.1:9"], "nothing listens at"),
     ],
 )
 def test_flags_that_do_not_go_together(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgr_runtime.errors import CatalogError, ConfigError, InternalError, RequestError
+from xgr_runtime.cli.deployment import DeploymentError, add_deployment_flags, asking
+from xgr_runtime.errors import CatalogError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,15 +39,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         default="",
         help="instead: the items that generations after this one add, as lines of edits",
     )
-    command.add_argument("--url", default="", help="send these to a router, a batch for each generation")
+    add_deployment_flags(command, "", "send these to a router, a batch for each generation")
     command.add_argument("--follow", action="store_true", help="go on with generations as they come")
     command.add_argument(
         "--every", type=_seconds, default=10.0, help="seconds between looks (default: %(default)s)"
-    )
-    command.add_argument(
-        "--api-key",
-        default=os.environ.get("XGR_ADMIN_API_KEY") or None,
-        help="admin key of the deployment (default: the environment's XGR_ADMIN_API_KEY)",
     )
     command.set_defaults(func=run)
 
@@ -102,7 +97,7 @@ def _follow(args: argparse.Namespace) -> int:
     from xgr_runtime.cli.bundle.generations import after, named, read_bundle
 
     current = named(read_bundle(args.bundle), args.since)
-    tell = _sender(args.url, args.api_key) if args.url else _print
+    tell = _sender(args) if args.url else _print
     while True:
         later = after(read_bundle(args.bundle), current)
         if later is not None:
@@ -142,12 +137,8 @@ def _print(generation: Generation, lines: list[bytes]) -> None:
     sys.stdout.flush()
 
 
-def _sender(url: str, api_key: str | None) -> Callable[[Generation, list[bytes]], None]:
+def _sender(args: argparse.Namespace) -> Callable[[Generation, list[bytes]], None]:
     """Sends a generation's edits as one batch, whose key is its uuid: sent again, it changes nothing."""
-    import httpx
-    import msgspec
-
-    from xgr_runtime.client import XgrClient, failure
 
     def send(generation: Generation, lines: list[bytes]) -> None:
         if len(lines) > MOST_LINES:
@@ -155,22 +146,10 @@ def _sender(url: str, api_key: str | None) -> Callable[[Generation, list[bytes]]
                 f"{generation.folder} adds {len(lines)} items, a batch takes {MOST_LINES}: push a catalog"
             )
         try:
-            with XgrClient(url, api_key, timeout=_POSTING) as client:
-                answer = client.http.post(
-                    "/catalog/items",
-                    params={"key": generation.manifest.bundle_uuid},
-                    content=b"".join(lines),
-                    headers={"content-type": "application/x-ndjson"},
-                )
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise InternalError(f"{url} does not answer ({error}): check --url, and send it again") from error
-        if not answer.is_success:
-            raise _refused(generation, failure(answer))
-        version = msgspec.json.decode(answer.content, type=dict[str, Any]).get("version")
-        print(f"{generation.name}: {len(lines)} items added, version {version}", flush=True)
+            with asking(args, _POSTING) as client:
+                change = client.edit_lines(lines, generation.manifest.bundle_uuid)
+        except DeploymentError as error:
+            raise DeploymentError(f"{generation.folder}: {error}") from None
+        print(f"{generation.name}: {len(lines)} items added, version {change.version}", flush=True)
 
     return send
-
-
-def _refused(generation: Generation, error: RequestError) -> RequestError:
-    return type(error)(f"{generation.folder}: {error}")

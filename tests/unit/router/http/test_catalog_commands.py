@@ -128,6 +128,10 @@ def test_the_client_does_the_same(url: str, server: Server, other: Path) -> None
             version=first,
         )
         assert made.unknown == ["nobody"] and client.catalog().newest == made.version
+        lines = [b'{"hide": "2"}\n', b'{"show": "1"}\n']
+        shown = client.edit_lines(lines, "l", made.version)
+        assert shown.changed and shown.version == client.edit_lines(lines, "l", made.version).version
+        assert client.roll_back().version == made.version
         with pytest.raises(OtherVersion):
             client.edit_items(hide=["2"], version=first)
         with pytest.raises(BadRequest, match=r"update\[0\].item"):
