@@ -11,7 +11,10 @@ from small_catalogs import example
 
 from xgr_kernels.trie import MAX_DENIED, leaf_filter
 from xgr_runtime.catalog import Catalog, CatalogView, build_catalog, resolve_items, verify_file
+from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.file import write_file
+from xgr_runtime.catalog.where import kept
+from xgr_runtime.catalog.where.words import conjuncts
 from xgr_runtime.errors import CatalogError
 
 
@@ -136,3 +139,57 @@ def test_damaged_columns_are_found(name: str, part: np.ndarray | None, tmp_path:
     write_file(tmp_path / "c.xgr", catalog._header, arrays)
     with pytest.raises(CatalogError, match=r"attribute.*build it again"):
         verify_file(tmp_path / "c.xgr")
+
+
+PARTS = ["n < 6", "n > 2 OR n IS NULL", "n % 2 = 0", " NOT n IN (4, 5) "]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_conditions_that_are_kept_are_joined_without_a_look_at_values(
+    catalog: Catalog, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = " AND ".join(f"({part})" for part in PARTS[:count])
+    right = CatalogView(catalog).filters.left_by(whole)
+    edits = EditBatch(
+        put=(ItemRecord("new", tuple(catalog.sids[0].tolist()), "", None, b'{"n":4}'),), hide=("i7",)
+    )
+    view = CatalogView(catalog)
+    for part in PARTS[:count]:
+        view.filters.left_by(part)
+    after = edited(view, edits)
+    right_after = edited(CatalogView(catalog), edits).filters.left_by(whole)
+    misses = view.filters.misses
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "live_rows", None)  # what evaluates a condition
+        for found, wanted in (
+            (view.filters.left_by(whole), right),
+            (after.filters.left_by(whole), right_after),
+        ):
+            assert np.array_equal(found.rows, wanted.rows) and np.array_equal(found.true, wanted.true)
+            assert np.array_equal(found.leaves.bits, wanted.leaves.bits) and found.text == whole
+    assert view.filters.misses == after.filters.misses == misses and whole in view.filters
+
+
+NOT_JOINED = [
+    "n < 1",
+    "(n < 1)",
+    "(n < 1) OR (n > 2)",
+    "(n < 1) AND (n > 2) OR (n = 5)",
+    "(n < 1) AND n > 2",
+    "(n) < 1 AND (n > 2)",
+    "(n < 1) AND NOT (n > 2)",
+    "((n < 1) AND (n > 2))",
+    "(n < 1) AND",
+    "(n) (n)",
+]
+
+
+@pytest.mark.parametrize("text", NOT_JOINED)
+def test_other_conditions_are_read_whole(text: str) -> None:
+    assert conjuncts(text) == []
+
+
+def test_parts_of_a_conjunction_are_taken_as_they_stand() -> None:
+    texts = ["brand = ') AND ('", " (n < 1) OR n > 2", '"a)b" IS NULL', "n IN (1, 2)"]
+    assert conjuncts(" AND ".join(f"({text})" for text in texts)) == texts
+    assert conjuncts("(n < 1)and\n(n > 2)") == ["n < 1", "n > 2"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from xgr_runtime.catalog import bits
 from xgr_runtime.catalog.places import EditStep
 from xgr_runtime.catalog.where.live import ItemRows, LiveRows, live_of, live_rows, true_rows
+from xgr_runtime.catalog.where.words import conjuncts
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _STEPS = 4  # batches after which leaves are found anew and not followed
@@ -71,12 +74,23 @@ class KeptFilters:
             found = self._find(text)
             if found is not None and not found.since:
                 return found.live
-            live = live_rows(text, self.items) if found is None else self._brought_up(found)
+            live = self._joined(text) if found is None else self._brought_up(found)
+            ready = live is not None
+            live = live or live_rows(text, self.items)
             with self._shelf:
-                self.hits += found is not None
-                self.misses += found is None
+                self.hits += ready
+                self.misses += not ready
                 self._keep(live)
             return live
+
+    def _joined(self, text: str) -> LiveRows | None:
+        """Of conditions that all have to hold, where each of them is kept: AND is true where all are."""
+        with self._shelf:
+            parts = [self._kept.get(part) for part in conjuncts(text)]
+        if not parts or None in parts:
+            return None
+        lives = [self._brought_up(one) if one.since else one.live for one in parts if one is not None]
+        return live_of(text, self.items, reduce(np.bitwise_and, [live.true for live in lives]))
 
     def bring_up(self) -> None:
         """Makes all that is kept ready, so that no request has to."""

@@ -106,6 +106,28 @@ def read_words(text: str) -> list[Token]:
     return words
 
 
+def conjuncts(text: str) -> list[str]:
+    """A, B, ... of a text `(A) AND (B) ...`; nothing of any other. Raises as `read_words`."""
+    if not text.startswith("("):
+        return []
+    parts: list[str] = []
+    depth, start = 0, 0
+    may_begin = True
+    for word in read_words(text):
+        kind = word.token_type
+        if depth:
+            depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(kind, 0)
+            if not depth:
+                parts.append(text[start : word.start])
+        elif may_begin and kind == TokenType.L_PAREN:
+            depth, start, may_begin = 1, word.end + 1, False
+        elif not may_begin and kind == TokenType.AND:
+            may_begin = True
+        else:
+            return []
+    return parts if len(parts) > 1 and not may_begin else []
+
+
 def _unprintable(letter: str) -> bool:
     return (letter < " " and letter not in "\t\r\n") or letter == "\x7f" or "\ud800" <= letter <= "\udfff"
 
