@@ -1,22 +1,22 @@
 """The prefill worker's loop: take prompts, run them, stream their KV, free it once it has arrived."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefill_worker.engines.base import Part, PrefillEngine
+from prefill_worker.ahead import Ahead
+from prefill_worker.engines.base import PrefillEngine
 from prefill_worker.kv_source import PooledPrompt
+from prefill_worker.requests import prompt_of
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.errors import BadRequest, DeadlineExceeded, RequestError
+from xgr_runtime.errors import DeadlineExceeded, RequestError
 from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import PromptPages
 from xgr_runtime.kv.pages import PagePool
@@ -25,7 +25,7 @@ from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
 from xgr_runtime.trace.timeline import FORWARD, REQUEST
 from xgr_runtime.transport import Listener, Poller
 from xgr_runtime.transport.keyring import Keyring
-from xgr_runtime.wire.arrays import int32s, pack
+from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
@@ -46,13 +46,6 @@ from xgr_runtime.worker.known_costs import KnownCosts
 log = logging.getLogger(__name__)
 
 _STALL_WAIT = 0.005  # seconds until a socket that took no more is tried again
-
-
-class Ahead(NamedTuple):
-    """The forward that was prepared last, and may not have run yet."""
-
-    turns: list[Turn]
-    parts: list[Part]
 
 
 class PrefillWorker:
@@ -79,7 +72,7 @@ class PrefillWorker:
         self.memory = memory  # the pool's, if decode workers may map it
         self.device_turns = turns_of(config.turns_file, PREFILL_SIDE, config.device)
         self.turn_taken = False  # by another worker, when we asked last
-        self.ahead = Ahead([], [])
+        self.ahead = Ahead(engine)
         self.held = 0.0  # seconds for which the next forward waits for more prompts
         self.cache = PromptCache.bounded(
             pool, config.page_size, config.cache_bytes, identity.token_bytes, tier
@@ -163,10 +156,7 @@ class PrefillWorker:
     def choose(self) -> list[Turn]:
         """The turns of the next forward, whose hand-overs have begun, and prepared if that is possible."""
         turns = self.opened(self.scheduler.next_turns(self.clock()))
-        if turns and self.engine.prepares and turns != self.ahead.turns:
-            self.ahead = Ahead(turns, [part_of(turn) for turn in turns])
-            with contextlib.suppress(Exception):  # the forward meets it again, and finds out whose it is
-                self.engine.prepare(self.ahead.parts)
+        self.ahead.prepare(turns)
         return turns
 
     def plan_ahead(self, running: list[Turn]) -> None:
@@ -192,7 +182,7 @@ class PrefillWorker:
         """One forward; each layer's KV leaves while the next layer is computed."""
         if not turns:
             return
-        parts = self.ahead.parts if turns == self.ahead.turns else [part_of(turn) for turn in turns]
+        parts = self.ahead.parts_of(turns)
         for turn in turns:
             self.scheduler.launched(turn)
         started = self.layer_began = self.clock()
@@ -253,26 +243,9 @@ class PrefillWorker:
 
     def accept(self, request: PrefillRequest, now: float) -> None:
         """See `Holder`. Raises `BadRequest`, and as `Outbound.connect`."""
-        self.scheduler.add(self.prompt_of(request, now))
-
-    def prompt_of(self, request: PrefillRequest, now: float) -> Prompt:
-        """The prompt of a request, checked. Raises as `accept`."""
-        whole = len(request.tokens) // 4 * 4
-        tokens = int32s(request.tokens[:whole])
-        if not 0 < len(tokens) <= self.max_prompt_tokens:
-            raise BadRequest(f"the prompt has {len(tokens)} tokens, the limit is {self.max_prompt_tokens}")
-        if tokens.min() < 0 or tokens.max() >= self.identity.vocab:
-            raise BadRequest(f"a prompt token is outside of the vocabulary of {self.identity.vocab}")
-        self.outbound.connect(request.data_address)  # while the prompt waits
-        return Prompt(
-            request.id,
-            tokens,
-            request.data_address,
-            now,
-            now + request.timeout,
-            request.priority,
-            request.after,
-        )
+        prompt = prompt_of(request, now, self.max_prompt_tokens, self.identity.vocab)
+        self.outbound.connect(prompt.data_address)  # while the prompt waits
+        self.scheduler.add(prompt)
 
     def cancel(self, id: AttemptId) -> None:
         """See `Holder`."""
@@ -409,8 +382,3 @@ class PrefillWorker:
             counters=counters,
             cost=self.costs.cost,
         )
-
-
-def part_of(turn: Turn) -> Part:
-    """What the engine runs in this turn."""
-    return Part(turn.prompt.tokens[turn.start : turn.end], turn.prompt.pages, turn.start)

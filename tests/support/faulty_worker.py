@@ -138,6 +138,7 @@ class Faults:
     def prefill(self) -> None:
         from prefill_worker.engines.cpu import CpuPrefillEngine
         from prefill_worker.worker import PrefillWorker
+        from xgr_runtime.wire.arrays import int32s
 
         self.after(PrefillWorker, "accept", "queued")
         self.before(PrefillWorker, "prefill", "run", when=lambda _, turns: bool(turns))
@@ -151,14 +152,13 @@ class Faults:
                 hidden[[fault.names(part.tokens) for part in parts]] = float("nan")
             return hidden
 
-        def poisoned(original: Wrapper, _: Any, request: Any, now: float) -> Any:
-            prompt = original(request, now)
-            if (fault := self.file.read("poison")) and fault.names(prompt.tokens):
+        def poisoned(original: Wrapper, _: Any, request: Any, now: float) -> None:
+            if (fault := self.file.read("poison")) and fault.names(int32s(request.tokens)):
                 os.kill(os.getpid(), fault.signal)
-            return prompt
+            original(request, now)
 
         replace(CpuPrefillEngine, "run", invalid)
-        replace(PrefillWorker, "prompt_of", poisoned)
+        replace(PrefillWorker, "accept", poisoned)
 
     def decode(self) -> None:
         from decode_worker.chunk_copies import ChunkCopies
