@@ -156,6 +156,7 @@ async def test_a_version_is_in_use_once_all_workers_hold_it(tmp_path: Path) -> N
         first = s.catalogs.newest.version
         s.workers[1].slow = True
         call = asyncio.create_task(s.edit(hide=("item-3",)))
+        assert await soon(lambda: s.publisher.status().under_way is not None)
         await asyncio.sleep(0.1)
         assert s.catalogs.newest.version == first and not call.done(), "one of two lacks it"
         status = s.publisher.status()
@@ -205,6 +206,8 @@ async def test_a_worker_that_says_why_it_cannot_is_not_waited_for(tmp_path: Path
 @scene
 async def test_a_broken_chain_costs_the_whole_file_once(tmp_path: Path) -> None:
     async with Scene(tmp_path, patience=60.0) as s:
+        assert await soon(lambda: all(worker.offers for worker in s.workers))
+        await asyncio.sleep(0.01)  # both hold the first version
         s.workers[1].broken, s.workers[1].problem_to_tell = True, "version a came out as b"
         found = await s.edit(hide=("item-3",))
         assert found.workers == 1
@@ -286,7 +289,7 @@ async def test_push_rollback_and_compaction(tmp_path: Path) -> None:
         assert s.catalogs.newest.catalog.visible is None and s.catalogs.newest.catalog.items == 200
 
 
-async def quietly(s: Scene, until: Callable[[], bool], seconds: float = 5.0) -> bool:
+async def soon(until: Callable[[], bool], seconds: float = 5.0) -> bool:
     """Whether it is so within these seconds."""
     end = time.monotonic() + seconds
     while not until() and time.monotonic() < end:
@@ -298,16 +301,19 @@ async def quietly(s: Scene, until: Callable[[], bool], seconds: float = 5.0) -> 
 async def test_a_long_chain_is_compacted_once_it_is_quiet(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(publisher, "COMPACT_AFTER", 3)
-        patched.setattr(publisher, "QUIET", 0.6)
+        patched.setattr(publisher, "QUIET", 0.0)
         async with Scene(tmp_path) as s:
             for name in ("item-1", "item-2"):
                 await s.edit(remove=(name,))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.6)
             assert len(s.store.history()) == 3, "two batches are no long chain"
+            patched.setattr(publisher, "QUIET", 3600.0)
             last = await s.edit(hide=("item-3",))
-            assert last.version == s.store.current, "and this one is not quiet yet"
+            await asyncio.sleep(0.6)
+            assert last.version == s.store.current, "and this one is not quiet"
+            patched.setattr(publisher, "QUIET", 0.0)
             shelf = s.publisher.spreading
-            assert await quietly(s, lambda: not shelf.shelf.batches)
+            assert await soon(lambda: not shelf.shelf.batches)
             assert s.store.current == s.catalogs.newest.version == shelf.shelf.base.version
             assert s.store.history()[0].note == "compact" and s.catalogs.newest.catalog.slots == 198
             assert s.workers[0].offers[-1].steps == [] or not s.workers[0].offers[-1].steps[0].whole
@@ -319,11 +325,12 @@ async def test_a_long_chain_is_compacted_once_it_is_quiet(tmp_path: Path) -> Non
 async def test_many_items_that_came_are_a_long_chain_and_a_busy_one_is_compacted_too(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(publisher, "COMPACT_ITEMS", 2)
+        patched.setattr(publisher, "QUIET", 3600.0)
         async with Scene(tmp_path) as s:
-            for n in range(publisher.NEVER_QUIET):  # in less than the seconds that are quiet
+            for n in range(publisher.NEVER_QUIET):
                 assert s.publisher.spreading.shelf.base.version == FIRST.version
                 await s.edit(put=tuple(ItemRecord(f"more-{n}-{m}", (1, 2, 3)) for m in range(2)))
-            assert await quietly(s, lambda: not s.publisher.spreading.shelf.batches)
+            assert await soon(lambda: not s.publisher.spreading.shelf.batches)
             catalog = s.catalogs.newest.catalog
             assert catalog.built_slots == catalog.slots == 216 and not catalog.later.ids
 
@@ -336,12 +343,12 @@ async def test_what_cannot_be_compacted_is_said_once(tmp_path: Path) -> None:
         async with Scene(tmp_path) as s:
             names = tuple(f"item-{n}" for n in range(200))
             empty = await s.edit(remove=names)
-            assert await quietly(s, lambda: bool(logged.lines))
+            assert await soon(lambda: bool(logged.lines))
             await asyncio.sleep(0.7)  # three more looks
             assert len(logged.lines) == 1 and "no item left" in logged.lines[0]
             assert s.store.current == empty.version
             await s.edit(put=(ItemRecord("more", (1, 2, 3)),))
-            assert await quietly(s, lambda: not s.publisher.spreading.shelf.batches)
+            assert await soon(lambda: not s.publisher.spreading.shelf.batches)
             assert s.catalogs.newest.catalog.items == 1
 
 
