@@ -6,19 +6,20 @@ Real where XGR_TEST_DATA names a data folder.
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import interpret_triton  # noqa: F401  before what imports transformers, and so Triton
+import lanes
 import pytest
+import turns
 from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
 from references import SHARES, Reference, share_of, share_of_commit, stored_references
 from shared_templates import close_all, deployment_of
-from turns import MARK, take_turns
 
 from xgr_runtime.cache.folder import cache_folder
 from xgr_runtime.cache.kernels import KernelFolder
@@ -57,7 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """The markers that this project has of its own."""
-    config.addinivalue_line("markers", MARK)
+    for mark in (turns.MARK, lanes.MARK):
+        config.addinivalue_line("markers", mark)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,9 +68,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Costly cases take turns, unless all are asked for or one by its name.
     """
     if not config.getoption("--long") and not any("::" in asked for asked in config.args):
-        config.hook.pytest_deselected(items=take_turns(items, share_of_commit()))
+        config.hook.pytest_deselected(items=turns.take_turns(items, share_of_commit()))
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+    lanes.those_alone_last(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The wait for its turn is not a part of the time that a test may take."""
+    with lanes.turn(lanes.is_alone(item)):
+        return (yield)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -171,6 +181,7 @@ def deployment(checkpoint: Path, catalog_source: Path) -> Iterator[Deployment]:
         port=0,
         kv_bytes=256 << 20,
         log_level="WARNING",
+        silence=60.0,  # nobody dies here, and a machine may be busy
     )
     with deployment_of(config) as running:
         yield running

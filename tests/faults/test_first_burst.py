@@ -38,6 +38,7 @@ def fresh(test_data: TestData, forgetful: Path) -> Iterator[Fleet]:
         yield fleet
 
 
+@pytest.mark.alone
 def test_most_of_the_first_burst_is_refused_at_once(
     fresh: Fleet, test_data: TestData, table: FaultTable
 ) -> None:

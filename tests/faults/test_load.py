@@ -3,6 +3,7 @@
 import random
 import time
 
+import pytest
 from crowd import Crowd, Question
 from faulty_worker import Fault
 from fleet import Fleet
@@ -17,6 +18,7 @@ def test_soak_with_callers_who_leave(fleet: Fleet, trial: MakeTrial, long: bool)
         time.sleep(120 if long else 6)
 
 
+@pytest.mark.alone
 def test_ten_times_too_much(fleet: Fleet, questions: list[Question], trial: MakeTrial, long: bool) -> None:
     """What four workers bear comes while each of them takes ten times as long.
 

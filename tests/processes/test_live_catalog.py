@@ -165,6 +165,7 @@ def mapped_catalogs(pid: int) -> set[str]:
     return {line.split()[4] for line in lines if "/memfd:" in line and "catalog" in line}
 
 
+@pytest.mark.alone  # a second is a promise
 def test_a_second_router_follows_and_writes(
     cluster: Cluster, operations: Operations, asked: list[list[str]]
 ) -> None:

@@ -70,6 +70,7 @@ async def overload(
     return outcomes, answered
 
 
+@pytest.mark.alone
 def test_under_overload_everybody_is_answered_in_time_or_refused(
     overloaded: Cluster, prompts: list[list[int]]
 ) -> None:

@@ -28,6 +28,7 @@ def deploy(checkpoint: Path, catalog_source: Path) -> Deploy:
             "kv_bytes": 64 << 20,
             "log_level": "WARNING",
             "hedge_after": 0.0,
+            "silence": 60.0,  # nobody dies here
         }
         return deployment_of(
             ServeConfig(model_path=str(checkpoint), catalog=str(catalog_source), **(defaults | settings))

@@ -66,6 +66,7 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
 
 
 UNITS = ["tests/unit", "tests/kernels"]
+SECOND_LANE = ["tests/faults", "tests/scaling"]
 GATE = "tests/kernels/test_compile_for_gpus.py"
 TOYS = "tests/unit/gpu_run"
 KERNELS = [
@@ -85,7 +86,7 @@ def with_ours(*, long: bool = False) -> list[str]:
     """How the tests without SGLang are run when nothing is asked for."""
     always, more = ("--always ", "--long ") if long else ("", "")
     unless = f".venv deploy/unless_tested.py {always}"
-    two = "--numprocesses=auto --dist=loadfile"
+    two = "--numprocesses=auto --dist=loadfile --max-worker-restart=0"
     interpreted = f"env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --long {two}"
     left_out = " ".join(f"--ignore={name}" for name in (GATE, TOYS, *KERNELS, *ENGINES))
     return [
@@ -97,7 +98,8 @@ def with_ours(*, long: bool = False) -> list[str]:
         f"{unless}gpu-suite .venv/bin/python -m pytest --long {two} {TOYS}",
         f"{unless}flashinfer-planner deploy/test-planner",
         f"{unless}oldest-transformers deploy/test-oldest",
-        f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in UNITS)}",
+        f".venv {PYTEST} {more}tests {' '.join(f'--ignore={folder}' for folder in (*UNITS, *SECOND_LANE))}",
+        f".venv {PYTEST} {more}{' '.join(SECOND_LANE)}",
     ]
 
 
