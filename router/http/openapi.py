@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -102,8 +103,7 @@ def in_path(path: str) -> list[Json]:
 
 def parameters(query: type[msgspec.Struct]) -> list[Json]:
     """What may stand behind the question mark of the URL."""
-    _, shapes = msgspec.json.schema_components([query], ref_template=_REF)
-    shape = shapes[query.__name__]
+    shape = shapes((query,))[query.__name__]
     required = shape.get("required", [])
     return [
         {"name": name, "in": "query", "required": name in required, "schema": schema}
@@ -124,8 +124,9 @@ def answer(spec: RouteSpec) -> Json:
     return {"description": summary(spec.answer), "content": content}
 
 
-def errors(kinds: Sequence[type[RequestError]]) -> Json:
-    """Responses by status; several errors may share one."""
+@cache
+def errors(kinds: tuple[type[RequestError], ...]) -> Json:
+    """Responses by status; several errors may share one. For reading."""
     grouped: dict[str, list[type[RequestError]]] = {}
     for kind in kinds:
         grouped.setdefault(str(kind.status), []).append(kind)
@@ -161,11 +162,22 @@ def schemas(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     kinds: list[type] = [ErrorBody, EditLine]
     kinds += [spec.body for spec in table if spec.body is not None]
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
-    _, found = msgspec.json.schema_components(kinds, ref_template=_REF)
-    components: Json = dict(found)
+    components = shapes(tuple(kinds))
     narrow_request(components["GenerateRequest"], models, settings)
     narrow_sampling(components["SamplingParams"]["properties"], models, settings)
     return components
+
+
+def shapes(kinds: tuple[type, ...]) -> Json:
+    """The schemas of structs and of all that they hold, by name; the caller may change them."""
+    found: Json = msgspec.json.decode(_shapes(kinds))
+    return found
+
+
+@cache
+def _shapes(kinds: tuple[type, ...]) -> bytes:
+    """As JSON. It is most of an application's making, and the same for all."""
+    return msgspec.json.encode(msgspec.json.schema_components(kinds, ref_template=_REF)[1])
 
 
 def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None:
