@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SPOT_CHECK = 8
+SPOT_CHECK = 12
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def both(make: MakeCheckpoint, case: Case, dtype: str) -> tuple[ModelBackend, Mo
     return load_backend("sglang", folder, dtype), load_backend("transformers", folder, dtype)
 
 
-@pytest.mark.in_turns("case")
+@pytest.mark.in_turns("case", share=4)
 @pytest.mark.parametrize("case", RUNS)
 def test_prompts_and_beams_equal_transformers(
     make_checkpoint: MakeCheckpoint, case: str, record_property: Callable[[str, object], None]

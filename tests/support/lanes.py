@@ -28,7 +28,7 @@ def those_alone_last(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def turn(alone: bool) -> Iterator[None]:
-    """While it is open, no turn of another run is if either is `alone`. Without the variable it waits for nobody."""
+    """While it is open no other is, if either is `alone`. Without the variable nobody waits."""
     if not (path := os.environ.get(VARIABLE)):
         yield
         return

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-MARK = "in_turns(argument): a commit runs the cases of every second value of `argument`; --long runs all"
+MARK = "in_turns(argument, share=2): a commit runs one value of `argument` in `share`; --long runs all"
 
 
 def take_turns(items: list[pytest.Item], turn: int) -> list[pytest.Item]:
@@ -25,7 +25,7 @@ def _has_its_turn(item: pytest.Item, turn: int, values: dict[tuple[str, str], di
         name = mark.args[0]
         if spec is None or name not in spec.params:
             raise pytest.UsageError(f"{item.nodeid} takes turns by {name!r}, which is none of its arguments")
-        places = values[item.nodeid.partition("[")[0], name]
-        if places.setdefault(repr(spec.params[name]), len(places)) % 2 != turn % 2:
+        places, share = values[item.nodeid.partition("[")[0], name], mark.kwargs.get("share", 2)
+        if (places.setdefault(repr(spec.params[name]), len(places)) - turn) % share:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Runs of pytest side by side: a test that is marked `alone` runs beside none, others run beside each other."""
+"""Runs of pytest side by side: a test that is marked `alone` runs beside none, others beside each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def other() -> Iterator[Any]:
-    """`other(alone)` begins a turn of another run, whose `began` says when it has it; they end with the test."""
+    """`other(alone)` asks for a turn of another run and returns what is set once it has it."""
     over, threads = threading.Event(), []
 
     def begin(alone: bool) -> threading.Event:

@@ -13,15 +13,15 @@ from turns import take_turns
 class Case:
     """An item of pytest as far as turns read it."""
 
-    def __init__(self, test: str, marked: str = "", **params: Any) -> None:
+    def __init__(self, test: str, marked: str = "", how: dict[str, int] | None = None, **params: Any) -> None:
         self.nodeid = f"{test}[{'-'.join(map(str, params.values()))}]"
-        self.marked = marked
+        self.marked, self.how = marked, how or {}
         if params:
             self.callspec = SimpleNamespace(params=params)
 
     def iter_markers(self, name: str) -> Iterator[Any]:
         assert name == "in_turns"
-        yield from [SimpleNamespace(args=(self.marked,))] if self.marked else []
+        yield from [SimpleNamespace(args=(self.marked,), kwargs=self.how)] if self.marked else []
 
 
 def run(*cases: Case, turn: int) -> list[str]:
@@ -43,6 +43,15 @@ def test_each_value_has_its_turn_beside_every_other_one(values: list[Any], other
     even, odd = (run(*all_of_them, turn=turn) for turn in (0, 1))
     assert sorted(even + odd) == sorted(case.nodeid for case in all_of_them)
     assert even == [f"t[{value}-{other}]" for other in others for value in values[::2]]
+
+
+@pytest.mark.parametrize("values", [1, 3, 4, 9])
+def test_a_smaller_share_comes_round_as_well(values: int) -> None:
+    """Eight commits that follow each other run each case twice."""
+    some = [Case("t", "value", {"share": 4}, value=value) for value in range(values)]
+    ran = [run(*some, turn=turn) for turn in range(8)]
+    assert ran[0] == [f"t[{value}]" for value in range(0, values, 4)]
+    assert sorted(name for names in ran for name in names) == sorted(2 * [case.nodeid for case in some])
 
 
 def test_what_is_not_marked_runs_always() -> None:

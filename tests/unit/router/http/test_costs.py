@@ -173,7 +173,7 @@ def value(name: str, size: int) -> bytes:
     return VALUES[name](size)
 
 
-@pytest.mark.in_turns("place")
+@pytest.mark.in_turns("place", share=4)
 @pytest.mark.parametrize(("path", "place"), PLACES, ids=[f"{path} {'.'.join(at)}" for path, at in PLACES])
 def test_a_field_costs_what_it_is_long(meter: Meter, path: str, place: tuple[str, ...]) -> None:
     prompt = path == "/generate"
