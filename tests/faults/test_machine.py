@@ -1,7 +1,6 @@
 """A machine that runs out of ports, disk, shared memory or descriptors, and what earlier runs left."""
 
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from census import SHARED_MEMORY, take
 from crowd import Crowd, Question
 from fault_table import FaultTable
 from fleet import Fleet
+from ports import free_port
 from trial import MakeTrial, Trial
 from until import until
 
@@ -25,11 +25,6 @@ WITHOUT_SHARED_MEMORY = [
     'mount -t tmpfs -o size=4k full /dev/shm && head -c 4096 /dev/zero > /dev/shm/full && exec "$@"',
     "-",
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def orphan(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 import pytest
 import zmq
 from cluster import Cluster
+from ports import free_port
 from sameness import assert_identical
 from shared_templates import SharedStarter
 from throw import throw
@@ -54,8 +54,7 @@ class KeyedCluster(Cluster):
 
     def _address(self, name: str) -> str:
         if name not in self.addresses:
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                self.addresses[name] = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+            self.addresses[name] = f"tcp://127.0.0.1:{free_port()}"
         return self.addresses[name]
 
     def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:

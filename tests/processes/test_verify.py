@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from serve import Serve
 from until import until
 
@@ -38,12 +38,6 @@ def cases(folder: Path, deployment: Deployment) -> Path:
     asked = ["--reference", "4", "--width", "8", "--save-cases", str(path), "--url", deployment.url]
     assert main(["verify", str(folder), *asked, "--report", str(folder / "report.json")]) == 0
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def report_of(folder: Path, cases: Path, url: str, *flags: str) -> tuple[int, dict[str, Any]]:

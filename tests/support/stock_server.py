@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from ports import free_port
 
 START_SECONDS = 240.0
 COMMON = {
@@ -43,7 +43,7 @@ class StockServer(AbstractContextManager["StockServer"]):
     def __init__(
         self, model: Path, settings: dict[str, str] | None = None, prefill: bool = True, threads: int = 1
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         flags = {"model-path": str(model), "port": str(self.port), **COMMON, **(PREFILL if prefill else {})}
         flags |= settings or {}
@@ -116,8 +116,3 @@ class StockServer(AbstractContextManager["StockServer"]):
         bind = {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(next(cores)) for _ in range(self._ranks))}
         environ = {**os.environ, **check, "OMP_NUM_THREADS": str(self._threads)}
         return {**environ, **bind} if self._ranks > 1 else environ
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
