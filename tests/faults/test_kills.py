@@ -17,6 +17,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.in_turns("point")
 @pytest.mark.parametrize(("role", "point", "when"), DEATHS, ids=[f"{r}-{p}" for r, p, _ in DEATHS])
 def test_a_killed_worker_costs_no_request(

@@ -90,6 +90,7 @@ def test_nan_ends_that_request_alone(fleet: Fleet, questions: list[Question], tr
         assert it.row.tally.counts[Outcome.REFUSED] < len(it.row.tally.correct)
 
 
+@pytest.mark.alone
 def test_a_worker_of_another_version_is_left_out(fleet: Fleet, trial: MakeTrial) -> None:
     """A rolling restart: the first that is replaced speaks another protocol, and is replaced again."""
     with trial("rolling restart with another protocol version") as it, it.crowd(seed=11):
