@@ -29,7 +29,7 @@ from xgr_runtime.config.types import (
     Workers,
 )
 
-Backend = Literal["auto", "sglang", "transformers"]
+Backend = Literal["auto", "sglang", "transformers", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "split", "colocated"]
 KvTransfer = Literal["auto", "frames"]
@@ -129,7 +129,10 @@ class _Model(_Process, frozen=True, kw_only=True):
     base_model_path: BaseModelPath = ""
     model_backend: Annotated[
         Backend,
-        about("library whose layers run the checkpoint; auto: sglang where it is, on a GPU ours first"),
+        about(
+            "library whose layers run the checkpoint; auto: sglang where it is, on a GPU ours first; "
+            "simulated: none, for tests of scaling"
+        ),
     ] = "auto"
     sglang_any_version: Annotated[bool, about("run SGLang releases that were not tested")] = False
     device: Annotated[Device, about("where the model runs")] = "cpu"

@@ -5,7 +5,7 @@ prefill, decode and the tests share one contract and no backend knows about requ
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,20 @@ class Stage(Protocol):
 
         Called once per layer, in order. The three inputs may be strided views.
         """
+        ...
+
+
+@runtime_checkable
+class PacedStage(Protocol):
+    """A stage that can be told of a layer that nobody computes."""
+
+    @property
+    def shared_tokens(self) -> int:
+        """Of prompts, whose KV the forward reads."""
+        ...
+
+    def passed(self, layer: int) -> None:
+        """As if its attention began."""
         ...
 
 

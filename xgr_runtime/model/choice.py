@@ -36,7 +36,7 @@ def load_backend(
     place: Place | None = None,
     checks: KeptChecks | None = None,
 ) -> ModelBackend:
-    """The checkpoint in folder `model_path`, run by the backend `name` ("auto", "sglang" or "transformers").
+    """The checkpoint in folder `model_path`, run by the backend `name`, see `BACKENDS`.
 
     `dtype` is "float32", "bfloat16" or, on a GPU, "float16"; `device` is "cpu", "cuda" or "cuda:N";
     `any_sglang_version` lets releases run that were not tested; `place` may move the weights; `checks` are
@@ -47,6 +47,10 @@ def load_backend(
     check_dtype(dtype, device)
     if name not in BACKENDS:
         raise ModelError(f"unknown model backend {name!r}: use one of {', '.join(BACKENDS)}")
+    if name == "simulated":
+        from xgr_runtime.model.backends.simulated import load_simulated
+
+        return load_simulated(model_path, dtype, device)
     obstacle = why_not_sglang(any_sglang_version, device)
     if name == "sglang" and obstacle:
         raise ModelError(f"model backend sglang cannot be used: {obstacle}")

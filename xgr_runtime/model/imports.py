@@ -32,6 +32,9 @@ def import_ahead(argv: Sequence[str]) -> None:
     with _no_cuda(), contextlib.suppress(Exception):  # of a library, or of ours that refuses a checkpoint
         cpu_target.target_context.refresh()  # imports how numba makes code, which takes it half a second
         cpu_target.typing_context.refresh()
+        if config.model_backend == "simulated":
+            importlib.import_module("xgr_runtime.model.backends.simulated")
+            return
         sglang = config.model_backend != "transformers" and not why_not_sglang(
             config.sglang_any_version, config.device
         )

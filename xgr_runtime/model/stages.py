@@ -52,14 +52,23 @@ class PrefillStage:
         self._last_rows_of = last_rows_of
         self._backend = backend
 
+    @property
+    def shared_tokens(self) -> int:
+        """See `PacedStage`."""
+        return sum(self._prefix.lengths)
+
+    def passed(self, layer: int) -> None:
+        """See `PacedStage`."""
+        if self._on_layer is not None:
+            self._on_layer(layer)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See `Stage.attend`."""
         pool, plan = self._pool, self._prefix
         for (offset, count, pages), start in zip(self._prompts, plan.lengths, strict=True):
             rows = slice(offset, offset + count)
             pool.write(layer, pages, start, k[rows], v[rows])
-        if self._on_layer is not None:
-            self._on_layer(layer)
+        self.passed(layer)
         if layer == self._last_rows_of:
             q = q[self._last_rows]
             return shared_attention(q, pool.k[layer], pool.v[layer], self._whole, scale, self._backend)[0]
@@ -159,10 +168,19 @@ class CascadeStage:
         self._backend = backend
         self._on_layer = on_layer
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """See `Stage.attend`."""
+    @property
+    def shared_tokens(self) -> int:
+        """See `PacedStage`."""
+        return sum(self._shared.lengths) if isinstance(self._shared, SharedPlan) else 0
+
+    def passed(self, layer: int) -> None:
+        """See `PacedStage`."""
         if self._on_layer is not None:
             self._on_layer(layer)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See `Stage.attend`."""
+        self.passed(layer)
         pool = self._pool
         o, lse2 = shared_attention(q, pool.k[layer], pool.v[layer], self._shared, scale, self._backend)
         return tail_attention_merge(

@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--model-backend",
-        choices=get_args(Backend),
+        choices=[name for name in get_args(Backend) if name != "simulated"],
         default="auto",
         help="library whose layers run the model (default: %(default)s)",
     )
