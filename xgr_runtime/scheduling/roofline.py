@@ -1,8 +1,8 @@
 """What a launch takes by the numbers of a device and a model: a roofline, not a measurement.
 
 A launch takes its fixed time, and then as long as its arithmetic or its reading of memory, whichever is
-longer. Real devices reach a share of both peaks, which a description says (`of_peak`): an assumption until it is
-measured.
+longer. Real devices reach a share of both peaks, which a description says (`of_peak`): an assumption until it
+is measured.
 """
 
 from __future__ import annotations

@@ -1,0 +1,219 @@
+"""How far work grows with workers, where router, wire and schedulers are real and the devices are played.
+
+python tests/scaling/simulated.py [--decode 1,2,4] [--device H200] [--slower 100] [--plot FILE]
+
+Serves a made catalog with so many decode workers, one prefill worker per --decode-per-prefill of them, and
+asks as many requests at a time as keep them busy. Devices and their times are those of a roofline, slowed
+down so that one machine can play many: rates and times below are the device's, not this machine's. Prints
+requests per second, the share of so many times one worker's, and the CPU time of the router for a request,
+which is real; one JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from checkpoints import build
+from serve import Serve
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+VOCAB, FIRST, CODES = 1024, 64, 256  # tokens of the checkpoint that is served, and of a level's codebook
+ITEMS = 20_000
+QWEN3_1_7B = {
+    "layers": 28,
+    "hidden": 2048,
+    "intermediate": 6144,
+    "q_heads": 16,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "vocab": 151936,
+}
+"""The model that is played: sizes of Qwen3-1.7B. What is served has its own, which are tiny."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--decode", type=numbers, default=[1, 2, 4, 8], help="decode workers, a point each")
+    flags.add_argument("--decode-per-prefill", type=float, default=1.0)
+    flags.add_argument("--device", default="H200")
+    flags.add_argument(
+        "--slower", type=float, default=100.0, help="a second of the device takes so many here"
+    )
+    flags.add_argument("--items", type=int, default=64, help="of a history, three tokens each")
+    flags.add_argument("--width", type=int, default=128)
+    flags.add_argument("--in-flight", type=int, default=8, help="requests at a time for each decode worker")
+    flags.add_argument("--seconds", type=float, default=20.0, help="of this machine, for each point")
+    flags.add_argument("--plot", type=Path)
+    args = flags.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="xgr-sim-") as folder:
+        served = Files(Path(folder), args)
+        points = [measure(served, workers, args) for workers in args.decode]
+    single = points[0]["per_second"] / points[0]["decode"]
+    for point in points:
+        point["efficiency"] = point["per_second"] / (single * point["decode"])
+        print(
+            f"{point['decode']:3d} decode, {point['prefill']:3d} prefill: {point['per_second']:8.1f}/s, "
+            f"{point['efficiency']:4.0%} of as many times one's, p50 {point['p50_ms']:.1f} ms, "
+            f"router {point['router_ms']:.2f} ms of CPU a request"
+        )
+    if args.plot:
+        draw(points, args, args.plot)
+    print(json.dumps({"device": args.device, "slower": args.slower, "width": args.width, "points": points}))
+    return 0
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+class Files:
+    """A checkpoint that costs nothing, what is played with it, and a catalog in its tokens."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        self.model, self.catalog = folder / "model", folder / "index.json"
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8}
+        build(
+            "qwen3", 1, vocab_size=VOCAB, num_attention_heads=1, max_position_embeddings=8192, **sizes
+        ).save_pretrained(self.model)
+        spelt = Tokenizer(models.WordLevel({f"t{token}": token for token in range(VOCAB)}, unk_token="t0"))
+        spelt.pre_tokenizer = pre_tokenizers.Whitespace()
+        spelt.save(str(self.model / "tokenizer.json"))
+        played = {"device": args.device, "model": QWEN3_1_7B, "slower": args.slower}
+        (self.model / "simulation.json").write_text(json.dumps(played))
+        codes = np.random.default_rng(0).choice(CODES**3, ITEMS, replace=False)
+        levels = np.stack(np.unravel_index(codes, (CODES,) * 3), axis=1) + FIRST + CODES * np.arange(3)
+        self.catalog.write_text(json.dumps({f"i{row}": sid for row, sid in enumerate(levels.tolist())}))
+        (folder / "catalog.json").write_text(json.dumps({"sid_format": "token_ids"}))
+
+
+def measure(files: Files, decode: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A deployment with so many decode workers, busy for a while."""
+    prefill = max(1, round(decode / args.decode_per_prefill))
+    settings = {
+        "model-path": files.model,
+        "catalog": files.catalog,
+        "model-backend": "simulated",
+        "port": 0,
+        "layout": "split",
+        "prefill-workers": prefill,
+        "decode-workers": decode,
+        "threads": 1,
+        "kv-bytes": 32 << 20,
+        "max-beam-width": args.width,
+        "hedge-after": 0,
+        "max-live": 4096,
+        "silence": 60,
+        "lease": 90,
+    }
+    deployment = Serve([f"--{name}={value}" for name, value in settings.items()], os.environ)
+    try:
+        url = deployment.url()
+        router = deployment.worker("router")
+        load = Load(url, args, decode * args.in_flight)
+        load.run(args.seconds / 2)  # every worker has learned what its launches cost
+        before = sum(router.cpu_times()[:2])
+        answered, seconds, latencies = load.run(args.seconds)
+        cpu = sum(router.cpu_times()[:2]) - before
+    finally:
+        deployment.close()
+    return {
+        "decode": decode,
+        "prefill": prefill,
+        "per_second": args.slower * answered / seconds,
+        "p50_ms": 1e3 * float(np.median(latencies)) / args.slower,
+        "router_ms": 1e3 * cpu / answered,
+    }
+
+
+class Load:
+    """So many callers, one request after the other each."""
+
+    def __init__(self, url: str, args: argparse.Namespace, callers: int) -> None:
+        self.address = urlsplit(url).netloc
+        self.args = args
+        self.callers = callers
+        self.rounds = itertools.count()
+
+    def run(self, seconds: float) -> tuple[int, float, list[float]]:
+        """Answers within so long, how long it was, and what each took. Raises what a caller does."""
+        until, turn = time.monotonic() + seconds, next(self.rounds)
+        latencies: list[float] = []
+        failures: list[BaseException] = []
+
+        def call(number: int) -> None:
+            try:
+                self.ask_on(random.Random(f"{turn}-{number}"), until, latencies.append)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(self.callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return len(latencies), seconds, latencies
+
+    def ask_on(self, draw: random.Random, until: float, took: Callable[[float], None]) -> None:
+        """An answer that comes after the end does not count, as its work began before the start of it."""
+        connection = http.client.HTTPConnection(self.address)
+        while (began := time.monotonic()) < until:
+            history = [f"i{draw.randrange(ITEMS)}" for _ in range(self.args.items)]
+            body = {
+                "history": history,
+                "sampling_params": {"beam_width": self.args.width},
+                "timeout_ms": 600_000,
+            }
+            connection.request("POST", "/generate", json.dumps(body), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            said = answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{answer.status}: {said[:300]!r}")
+            if time.monotonic() < until:
+                took(time.monotonic() - began)
+
+
+def draw(points: Sequence[dict[str, Any]], args: argparse.Namespace, path: Path) -> None:
+    """Requests per second against workers, beside a straight line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    workers = [point["decode"] for point in points]
+    straight = [points[0]["per_second"] / workers[0] * count for count in workers]
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(workers, [point["per_second"] for point in points], marker="o", label="simulated")
+    axes.plot(workers, straight, linestyle="--", color="grey", label="as many times one worker's")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="decode workers",
+        ylabel="requests per second",
+        title=f"simulated {args.device}, Qwen3-1.7B, width {args.width}, {3 * args.items} tokens",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
