@@ -8,7 +8,7 @@ The policy, in five lines:
 - A request that cannot be in time any more is given up at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from decode_worker.phases import TaskPhase
 from xgr_runtime.kv.pages import PageIds, PagePool
 from xgr_runtime.kv.prompt_cache import HeldPrompt, PromptCache, Tokens
 from xgr_runtime.scheduling.cost_model import Work, alone, marginal, worthwhile
-from xgr_runtime.scheduling.queue import UrgencyQueue, Waiter
+from xgr_runtime.scheduling.queue import UrgencyQueue, Waiter, is_batch
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 
@@ -90,6 +90,25 @@ class DecodeScheduler(Generic[T]):
         self._rows_of |= {task.id: rows for task, rows in started}
         return started
 
+    def to_give_up(self, tasks: Sequence[T]) -> T | None:
+        """The batch task of `tasks` that has to make room for an online one that waits; the last that came.
+
+        One at a time: what those who leave hold may be enough.
+        """
+        if self.leaving:
+            return None
+        starved = self._starved(self.ready, self._rows_of, lambda task: self.rows.free >= task.most_beams)
+        starved += self._starved(self.waiting, self._held, lambda task: self.cache.fits(task.tokens))
+        batch = [task for task in tasks if is_batch(task.priority) and task.id in starved]
+        return batch[-1] if batch else None
+
+    def _starved(
+        self, queue: UrgencyQueue[T], holders: Collection[AttemptId], fits: Callable[[T], bool]
+    ) -> list[AttemptId]:
+        """Who holds what the first of a queue waits for, if that is online work; else nobody."""
+        first = next(iter(queue), None)
+        return [] if first is None or is_batch(first.priority) or fits(first) else [*holders]
+
     def slack(self, task: T, now: float) -> float:
         """Seconds that a task can still wait."""
         return task.due - now - (alone(self.cost, task.work_left) if self.cost else 0.0)
@@ -122,7 +141,7 @@ class DecodeScheduler(Generic[T]):
         self.waiting.remove(task)
         self.ready.remove(task)
         if (held := self._held.pop(task.id, None)) is not None:
-            self.cache.end(held)
+            self.cache.end(held, first_to_go=is_batch(task.priority))
         if (rows := self._rows_of.pop(task.id, None)) is not None:
             self.rows.release(rows)
         task.let_go()

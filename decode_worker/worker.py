@@ -19,10 +19,17 @@ from decode_worker.search import Search
 from decode_worker.task import DecodeTask, TaskFactory
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.config import DecodeConfig
-from xgr_runtime.errors import DeadlineExceeded, InvalidLogits, Overloaded, RequestError, WorkerLost
+from xgr_runtime.errors import (
+    DeadlineExceeded,
+    InvalidLogits,
+    Overloaded,
+    Preempted,
+    RequestError,
+    WorkerLost,
+)
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
-from xgr_runtime.scheduling.queue import urgency
+from xgr_runtime.scheduling.queue import is_batch, of_first_class, urgency
 from xgr_runtime.transport import Listener, Poller, told_address
 from xgr_runtime.transport.keyring import Keyring
 from xgr_runtime.wire.arrays import float32s, pack
@@ -139,8 +146,9 @@ class DecodeWorker:
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
         self.turn_taken = False
-        running = sorted(self.running, key=urgency)
-        waiting = [task.search for task in running if task.search and task.phase is TaskPhase.SEARCH]
+        running = [task for task in self.running if task.phase is TaskPhase.SEARCH]
+        first = of_first_class(sorted(running, key=urgency))
+        waiting = [task.search for task in first if task.search]
         if not waiting:
             self.device_turns.forget()
         if not waiting or not self.engine.ready or self.leaves_the_device():
@@ -233,7 +241,7 @@ class DecodeWorker:
     def accept(self, request: DecodeRequest, now: float) -> None:
         """See `Holder`. Raises `Overloaded`, `BadRequest`."""
         held = len(self.tasks) + len(self.conditions)
-        if held >= self.config.max_queued:
+        if held >= self.config.max_queued // (2 if is_batch(request.priority) else 1):
             raise Overloaded(f"decode worker {self.config.name} holds {held} requests")
         if self.inbound.memories.orphaned:
             raise Overloaded(f"decode worker {self.config.name} starts again")
@@ -308,6 +316,9 @@ class DecodeWorker:
 
     def start_searches(self, now: float) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
+        if task := self.scheduler.to_give_up([*self.searching.values(), *self.inbound.arriving.values()]):
+            self.counters["preempted"] += 1
+            self.fail(task.id, Preempted("online work needs the memory"))
         for task, rows in self.scheduler.next_starts(now):
             task.start_search(rows, self.engine.tail_tokens, self.clock())
 

@@ -27,7 +27,7 @@ from xgr_runtime.scheduling.cost_model import (
     tokens_within,
     worthwhile,
 )
-from xgr_runtime.scheduling.queue import UrgencyQueue, urgency
+from xgr_runtime.scheduling.queue import UrgencyQueue, is_batch, urgency
 from xgr_runtime.wire.messages import AttemptId
 
 LEAST_PIECE = 256  # tokens: whoever is urgent can wait for so few
@@ -176,6 +176,12 @@ class PrefillScheduler:
             batch.take(begun.pop())
         return batch.turns
 
+    @property
+    def starved(self) -> bool:
+        """Whether online work waits for pages that batch work may hold."""
+        first = next(iter(self.waiting), None)
+        return first is not None and not is_batch(first.priority) and not self._cache.fits(first.tokens)
+
     def launched(self, turn: Turn) -> None:
         """The turn is in a forward's hands: what its prompt needs next comes behind it."""
         turn.prompt.computed = turn.end
@@ -196,7 +202,7 @@ class PrefillScheduler:
         """Let go of the pages of a prompt, whose remaining tokens are not computed any more."""
         self.begun = [p for p in self.begun if p is not prompt]
         if prompt.held is not None:
-            self._cache.end(prompt.held)
+            self._cache.end(prompt.held, first_to_go=is_batch(prompt.priority))
             prompt.held = None
 
     def slack(self, prompt: Prompt, now: float) -> float:
@@ -244,6 +250,8 @@ class _Batch:
         cost = self.scheduler.costs.cost
         filled = bool(self.turns) and cost is not None and self.seconds >= worthwhile(cost)
         if self.closed or filled or len(self.turns) == self.places:
+            return False
+        if self.turns and is_batch(prompt.priority) != is_batch(self.turns[0].prompt.priority):
             return False
         needs_pieces = prompt.left > self.scheduler._batch_tokens
         return self.room > 0 if needs_pieces else self.scheduler.piece(prompt) <= self.room

@@ -16,12 +16,13 @@ from prefill_worker.requests import prompt_of
 from prefill_worker.scheduler import PrefillScheduler, Prompt, Turn
 from prefill_worker.trials import try_forwards
 from xgr_runtime.config import PrefillConfig
-from xgr_runtime.errors import DeadlineExceeded, RequestError
+from xgr_runtime.errors import DeadlineExceeded, Preempted, RequestError
 from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import PromptPages
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
 from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
+from xgr_runtime.scheduling.queue import is_batch
 from xgr_runtime.trace.timeline import FORWARD, REQUEST
 from xgr_runtime.transport import Listener, Poller
 from xgr_runtime.transport.keyring import Keyring
@@ -83,6 +84,7 @@ class PrefillWorker:
             self.cache, config.batch_tokens, engine.max_prompts, self.costs, config.batch_window_ms / 1000
         )
         self.prompts: dict[AttemptId, Prompt] = {}  # that have pages
+        self.preempted = set[AttemptId]()  # of them, those that the router was asked to end
         self.layer_began = 0.0  # in the forward that runs
         self.stalled = False  # a socket took no more
         self.worked = False  # the last turn ran a batch: pages may have become free meanwhile
@@ -119,6 +121,7 @@ class PrefillWorker:
             self.exchange()
             self.expire(self.clock())
             self.retire()
+            self.make_room()
             turns = self.next_turns()
             self.prefill(turns)
             self.device_turns.give()
@@ -324,6 +327,20 @@ class PrefillWorker:
             self.fail(prompt.id, error)
         self.outbound.expire(now)
         self.desk.dismiss_gone(now)
+
+    def make_room(self) -> None:
+        """Have the router end the batch prompt that came last, if online work waits for pages.
+
+        It cancels what the decode worker has of it, too: that may be what reads the pages. One at a time.
+        """
+        self.preempted &= self.prompts.keys()
+        if self.preempted or not self.scheduler.starved:
+            return
+        last = next((p for p in reversed(self.prompts.values()) if is_batch(p.priority)), None)
+        if last is not None:
+            self.preempted.add(last.id)
+            self.counters["preempted"] += 1
+            self.desk.report(last.id, Preempted("online work needs the memory"))
 
     def retire(self) -> None:
         """Free the pages of hand-overs that are over. Never runs during a forward, which writes to them."""

@@ -10,6 +10,7 @@ from router.listing import PLAIN, Listing
 from xgr_kernels.trie import ScoreMode
 from xgr_runtime.catalog import CatalogView, FilterSpec
 from xgr_runtime.discovery import WorkerAddress
+from xgr_runtime.scheduling.queue import is_batch
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
 from xgr_runtime.wire.messages import Limits, Role, Timing, WorkerHello
@@ -37,6 +38,11 @@ class Job:
     length_penalty: float = 1.0
     listing: Listing = PLAIN  # of the results
     probe: bool = False  # the router's own, to see whether all is well
+
+    @property
+    def batch(self) -> bool:
+        """Whether it fills what online work leaves."""
+        return is_batch(self.priority)
 
     @property
     def beams(self) -> int:

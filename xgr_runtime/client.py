@@ -96,6 +96,7 @@ class Request(TypedDict, total=False):
     diversity: Diverse
     timeout_ms: int
     priority: int
+    priority_class: Literal["online", "batch"]
     model: str
     rid: str
 

@@ -183,6 +183,12 @@ class Overloaded(RequestError):
     status, code, kind, retryable, elsewhere = 503, "overloaded", "overloaded_error", True, True
 
 
+class Preempted(RequestError):
+    """Batch work had to make room for online work: the router tries it again, clients never see it."""
+
+    status, code, kind, retryable, elsewhere = 503, "preempted", "overloaded_error", True, True
+
+
 class NoWorkers(RequestError):
     """HTTP 503 with Retry-After. No compatible pair of workers is ready."""
 

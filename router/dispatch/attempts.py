@@ -15,6 +15,7 @@ from xgr_runtime.errors import (
     DeadlineExceeded,
     InternalError,
     NoWorkers,
+    Preempted,
     WorkerLost,
     request_error,
 )
@@ -137,7 +138,7 @@ class Attempts:
                 self._committed(attempt)
             case Result() if worker is attempt.decode:
                 self._answered(attempt, message)
-            case Failed(stage="prefill") if attempt.committed:
+            case Failed(stage="prefill") if attempt.committed and message.code != Preempted.code:
                 pass  # all KV had arrived: the search goes on without it
             case Failed() if worker in (attempt.prefill, attempt.decode):
                 self._failed(attempt, worker, message)

@@ -53,6 +53,7 @@ class Dispatcher:
         self._numbers = count(1)
         self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
         self._tries: dict[str, Tries] = {}  # of live requests, the oldest first
+        self._batch = 0  # live requests of batch work: they leave room for others
         self._hedging: asyncio.Task[None] | None = None
         self.draining = False
         self.on_version: OnVersion | None = None  # who hears what decode workers say of versions
@@ -65,6 +66,7 @@ class Dispatcher:
         aborted = self._live[job.rid] = asyncio.get_running_loop().create_future()
         tries = Tries(job, next(self._numbers), self._attempts, self._poison, self._config)
         self._tries[job.rid] = tries
+        self._batch += job.batch
         work = asyncio.ensure_future(tries.outcome())
         try:
             await asyncio.wait(
@@ -77,6 +79,7 @@ class Dispatcher:
             raise DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
         finally:
             work.cancel()
+            self._batch -= job.batch
             del self._live[job.rid], self._tries[job.rid]
 
     def abort(self, rid: str) -> bool:
@@ -168,6 +171,8 @@ class Dispatcher:
             raise DuplicateRequest(f"rid {job.rid!r} is in use by a live request", "rid")
         if len(self._live) >= self._config.max_live and not job.probe:
             raise Overloaded(f"{len(self._live)} requests are live, the limit: try again later")
+        if job.batch and self._batch >= self._config.max_live // 2:
+            raise Overloaded(f"{self._batch} requests of batch work are live, the limit: try again later")
         self._poison.check(job, time.monotonic())
 
     def _end_live(self, rid: str, error: RequestError) -> bool:

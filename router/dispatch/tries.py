@@ -12,10 +12,12 @@ from router.dispatch.poison import PoisonRequests
 from router.dispatch.validation import found_in
 from router.job import Job, Outcome
 from xgr_runtime.config import RouterConfig
-from xgr_runtime.errors import CrashedWorkers, NoWorkers, RequestError
+from xgr_runtime.errors import CrashedWorkers, NoWorkers, Preempted, RequestError
 from xgr_runtime.wire.messages import Result, Timing
 
 log = logging.getLogger(__name__)
+
+FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds until batch work that made room is tried again
 
 
 class Tries:
@@ -31,6 +33,7 @@ class Tries:
         self._config = config
         self._running: list[Attempt] = []
         self._made = 0
+        self._preempted = 0  # of them, those that made room for online work
         self._crashes = 0  # workers that died of it, as far as is known
         self._avoid: set[int] = set()  # incarnations that failed it
         self._last: RequestError = NoWorkers("no compatible pair of workers is ready: see /workers")
@@ -47,7 +50,7 @@ class Tries:
                     case Result() as result:
                         return self._answer(attempt, result)
                     case Retry() as retry:
-                        self._failed(attempt, retry)
+                        await self._failed(attempt, retry)
                     case Exception() as error:
                         raise error
         finally:
@@ -57,8 +60,8 @@ class Tries:
     @property
     def only_one(self) -> Attempt | None:
         """The attempt that is waited for, if another beside it is allowed: never if workers died of it."""
-        none_left = self._made == self._config.max_attempts
-        if self.hedged or self._crashes or none_left or len(self._running) != 1:
+        none_left = self._made - self._preempted == self._config.max_attempts
+        if self.hedged or self._crashes or none_left or self._request.job.batch or len(self._running) != 1:
             return None
         return None if self._running[0].outcome else self._running[0]
 
@@ -83,7 +86,7 @@ class Tries:
             problem = f"{self._crashes} workers died while they had this request: it is given up"
             log.error("request %s: %s", self._request.job.rid, problem)
             raise CrashedWorkers(problem)
-        if self._made == self._config.max_attempts:
+        if self._made - self._preempted == self._config.max_attempts:
             raise self._last
         self._made += 1
         try:
@@ -100,7 +103,11 @@ class Tries:
         self._running.remove(attempt)
         self._attempts.end(attempt)
 
-    def _failed(self, attempt: Attempt, retry: Retry) -> None:
+    async def _failed(self, attempt: Attempt, retry: Retry) -> None:
+        if isinstance(retry.error, Preempted):
+            self._preempted += 1
+            await asyncio.sleep(min(FIRST_REST * 2.0 ** min(self._preempted - 1, 20), LONGEST_REST))
+            return
         log.warning("request %s attempt %d: %s", self._request.job.rid, attempt.id.attempt, retry)
         self._last = retry.error
         self._avoid |= {attempt.id.prefill, attempt.id.decode}

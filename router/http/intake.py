@@ -72,6 +72,7 @@ class Intake:
             where=self._where(body.filters, view),
             listing=listing(body),
             priority=body.priority or 0,
+            batch=body.priority_class == "batch",
         )
 
     def condition(self, given: Filters | None) -> str | None:

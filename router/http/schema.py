@@ -207,6 +207,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)] | None,
         Meta(description="Higher goes first, whatever the deadlines; 0 if absent."),
     ] = None
+    priority_class: Annotated[
+        Literal["online", "batch"],
+        Meta(description="batch: fills what online requests leave, and makes room for them."),
+    ] = "online"
     return_logprob: bool | None = None
     logprob_start_len: int | None = None
     top_logprobs_num: int | None = None

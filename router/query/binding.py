@@ -15,6 +15,7 @@ from xgr_runtime.catalog import CatalogView, FilterSpec, resolve_items
 from xgr_runtime.catalog.scoring import shared_end
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.prompts import Rendered
+from xgr_runtime.scheduling.queue import BATCH
 
 Tokens = NDArray[np.int32]
 
@@ -39,7 +40,7 @@ def bind(query: Query, model: Model, view: CatalogView, most_tokens: int) -> Job
         view=view,
         filter=_filter(query, view),
         deadline=query.deadline,
-        priority=query.priority,
+        priority=query.priority - BATCH * query.batch,
         dropped_items=prompt.dropped,
         unknown_history=prompt.unknown,
         listing=query.listing,

@@ -66,4 +66,5 @@ class Query:
     where: str | None = None  # a condition over attributes, as SQL writes it; None: all
     listing: Listing = PLAIN  # which items of the results are listed, and what is said of them
     priority: int = 0  # higher first
+    batch: bool = False  # it fills what others leave
     probe: bool = False  # the router's own, to see whether all is well

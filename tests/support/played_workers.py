@@ -113,9 +113,9 @@ class Stage:
         self.dispatcher = Dispatcher(config, self.catalogs)
 
     def ask(
-        self, rid: str = "r", seconds: float = 5.0, tokens: Sequence[int] = (1, 2, 3)
+        self, rid: str = "r", seconds: float = 5.0, tokens: Sequence[int] = (1, 2, 3), priority: int = 0
     ) -> "asyncio.Task[Outcome]":
-        job = job_of(rid, tokens, time.monotonic() + seconds)
+        job = job_of(rid, tokens, time.monotonic() + seconds, priority)
         return asyncio.create_task(self.dispatcher.generate(job))
 
     @property
@@ -126,8 +126,10 @@ class Stage:
         return not left and not any(w.load or w.in_flight for w in self.dispatcher._workers)
 
 
-def job_of(rid: str = "r", tokens: Sequence[int] = (1, 2, 3), deadline: float = 0.0) -> Job:
-    return Job(rid, np.array(tokens, np.int32), 4, 2, "vocab", VIEW, filter_of(), deadline)
+def job_of(
+    rid: str = "r", tokens: Sequence[int] = (1, 2, 3), deadline: float = 0.0, priority: int = 0
+) -> Job:
+    return Job(rid, np.array(tokens, np.int32), 4, 2, "vocab", VIEW, filter_of(), deadline, priority)
 
 
 def filter_of(allow: Sequence[int] | None = None, deny: Sequence[int] = ()) -> FilterSpec:

@@ -290,3 +290,18 @@ class TieredLife(Life):
 
 TieredLife.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestTieredLife = TieredLife.TestCase
+
+
+def test_what_batch_work_brought_goes_first_and_what_it_found_stays_where_it_was() -> None:
+    cache = cache_of(9)
+    left(cache, ramp(12))
+    batch = begun(cache, np.concatenate([ramp(8), ramp(12, 500)]))
+    cache.keep(batch, 20)
+    cache.end(batch, first_to_go=True)
+    left(cache, ramp(8, 100))
+    assert cache.cached_pages == 8 and batch.cached_tokens == 8
+    cache.end(begun(cache, ramp(8, 50)))  # needs one page more than is free: the last that the batch brought
+    assert cache.cached(np.concatenate([ramp(8), ramp(13, 500)])) == 16
+    cache.end(begun(cache, ramp(16, 200)))
+    assert cache.cached(ramp(13)) == 12 and cache.cached(ramp(9, 100)) == 8
+    assert cache.cached(np.concatenate([ramp(8), ramp(13, 500)])) == 8

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.scheduling.queue import PASSES, UrgencyQueue
+from xgr_runtime.scheduling.queue import BATCH, PASSES, UrgencyQueue, of_first_class
 
 
 @dataclass(eq=False)
@@ -87,3 +87,11 @@ def test_nobody_is_passed_for_ever() -> None:
         passed += len(serve(queue, 4))
     assert passed == PASSES
     assert serve(queue, 5) == [wide]
+
+
+def test_batch_work_comes_last_and_passes_no_online_work() -> None:
+    batch, online, late = Waiter(1, 0.0, 100 - BATCH), Waiter(5, 9.0, -100), Waiter(1, 10.0, -100)
+    assert serve(queue_of(batch, late, online), 9) == [online, late, batch]
+    assert serve(queue_of(batch, late, online), 4) == [late], "what is left is kept for the online one"
+    waiters = [online, late, batch]
+    assert of_first_class(waiters) == [online, late] and of_first_class([batch]) == [batch]

@@ -164,8 +164,12 @@ class PromptCache:
             self._hold(name)
             held.names.append(name)
 
-    def end(self, held: HeldPrompt) -> None:
-        """The request is over: what is cached may stay, the rest is free."""
+    def end(self, held: HeldPrompt, first_to_go: bool = False) -> None:
+        """The request is over: what is cached may stay, the rest is free.
+
+        `first_to_go`: what it brought is dropped before all else; what it found was others' and is no worse.
+        """
+        brought = held.names[held.cached_tokens // self.page_size :]
         shared = {self._pages[name].id for name in held.names}
         self.pool.release(held.pages[[page not in shared for page in held.pages.tolist()]])
         while held.names:  # the last first: so it is older than what it goes on from, and dropped before it
@@ -173,6 +177,9 @@ class PromptCache:
             self._pages[name].holders -= 1
             if not self._pages[name].holders:
                 self._idle[name] = None
+        for name in brought if first_to_go else ():  # the first of them first: the last is the oldest then
+            if name in self._idle:
+                self._idle.move_to_end(name, last=False)
         held.pages = held.pages[:0]
         self._evict(len(self._idle) - self._limit)
 

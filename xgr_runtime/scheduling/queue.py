@@ -1,6 +1,7 @@
 """Who waits for a bounded pool (pages, rows), and in which order it is served.
 
-The policy, in five lines:
+The policy, in six lines:
+- Batch work comes after all online work, shares no launch with it, and passes none of it.
 - Higher priority first; within it, whoever is due first; within that, whoever came first.
 - Whoever does not fit may be passed by those behind who do, so that a wide request holds up no narrow one.
 - It is passed `PASSES` times at most, and only while it has time left to wait: `slack` says how much.
@@ -9,11 +10,12 @@ The policy, in five lines:
 """
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 PASSES = 16
+BATCH = 1_000_000  # by how much the priority of batch work is lower than it says: far beyond all others
 
 
 class Waiter(Protocol):
@@ -34,6 +36,16 @@ R = TypeVar("R")
 def urgency(waiter: Waiter) -> tuple[int, float]:
     """Sorts the most urgent first."""
     return -waiter.priority, waiter.due
+
+
+def is_batch(priority: int) -> bool:
+    """Whether it is that of work that fills what online work leaves."""
+    return priority < -BATCH // 2
+
+
+def of_first_class(waiters: Sequence[W]) -> list[W]:
+    """Those who may share a launch with the first of them, the most urgent; no batch work beside online."""
+    return [waiter for waiter in waiters if is_batch(waiter.priority) == is_batch(waiters[0].priority)]
 
 
 @dataclass(eq=False)
@@ -74,7 +86,8 @@ class UrgencyQueue(Generic[W]):
         served: list[tuple[W, R]] = []
         passed: list[_Place[W]] = []
         for place in list(self._places):
-            if until(place.waiter):
+            batch = is_batch(place.waiter.priority)
+            if until(place.waiter) or (batch and passed and not is_batch(passed[0].waiter.priority)):
                 break
             if (got := take(place.waiter)) is None:
                 passed.append(place)

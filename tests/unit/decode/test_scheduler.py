@@ -12,7 +12,7 @@ from decode_worker.scheduler import DecodeScheduler, share_step
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tokens
 from xgr_runtime.scheduling.cost_model import Work, worthwhile
-from xgr_runtime.scheduling.queue import PASSES
+from xgr_runtime.scheduling.queue import BATCH, PASSES
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 THREE_STEPS = Work(3, 100, 0)
@@ -188,3 +188,39 @@ def test_a_prompt_that_is_here_shares_its_pages_with_the_next() -> None:
     s.end(first)
     s.end(second)
     assert s.cache.used == 0 and s.cache.cached_pages == 2
+
+
+def test_batch_work_makes_room_for_online_work_that_waits() -> None:
+    s = scheduler(pages=4, rows=10)
+    batch = [FakeTask(number, 16, 4, priority=-BATCH) for number in range(2)]
+    online = FakeTask(2, 16, 9)
+    for task in batch:
+        s.waiting.add(task)
+    s.next_grants(0.0)
+    for task in batch:
+        s.ready.add(task)
+    s.next_starts(0.0)
+    assert s.to_give_up(batch) is None, "nobody waits"
+    s.ready.add(FakeTask(3, 16, 9, priority=-BATCH))
+    assert s.to_give_up(batch) is None, "batch work makes no room for its like"
+    s.ready.add(online)
+    assert s.to_give_up([*batch, online]) is batch[1]
+    batch[1].phase = TaskPhase.IN_FLIGHT
+    assert not s.leave(batch[1])
+    assert s.to_give_up([batch[0], online]) is None, "what leaves may be enough"
+    batch[1].phase = TaskPhase.OVER
+    s.landed()
+    assert s.to_give_up([batch[0], online]) is batch[0]
+    s.end(batch[0])
+    assert s.to_give_up([online]) is None and numbers(s.next_starts(0.0)) == [2]
+
+
+def test_batch_work_makes_room_in_pages_too() -> None:
+    s = scheduler(pages=4)
+    batch = FakeTask(0, 48, 1, priority=-BATCH)
+    s.waiting.add(batch)
+    s.next_grants(0.0)
+    s.waiting.add(FakeTask(1, 17, 1))
+    assert s.to_give_up([batch]) is batch
+    s.waiting.add(FakeTask(2, 1, 1, priority=-BATCH))
+    assert not s.next_grants(0.0), "other batch work does not take what there is"

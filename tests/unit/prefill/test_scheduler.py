@@ -11,7 +11,7 @@ from prefill_worker.scheduler import LEAST_PIECE, PrefillScheduler, Prompt, Turn
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
 from xgr_runtime.scheduling.cost_model import CostModel, worthwhile
-from xgr_runtime.scheduling.queue import PASSES
+from xgr_runtime.scheduling.queue import BATCH, PASSES
 from xgr_runtime.wire.messages import AttemptId, StepCost
 
 PAGE = 16
@@ -323,3 +323,23 @@ def test_a_prompt_without_time_to_wait_keeps_free_pages_for_itself() -> None:
     scheduler.add(prompt(1, 64, deadline=0.0))
     scheduler.add(prompt(2, 1))
     assert numbers(scheduler.next_turns(0.0)) == [0]
+
+
+def test_batch_prompts_share_no_forward_with_online_ones() -> None:
+    scheduler = PrefillScheduler(PromptCache(PagePool(100), PAGE), batch_tokens=100)
+    for number, priority in enumerate((-BATCH, 0, -BATCH, -100)):
+        scheduler.add(prompt(number, 10, priority=priority))
+    assert [[id for id, _, _ in forward] for forward in run_all(scheduler)] == [[1, 3], [0, 2]]
+
+
+def test_online_prompts_are_starved_where_batch_ones_hold_the_pages() -> None:
+    scheduler = PrefillScheduler(PromptCache(PagePool(4), PAGE), batch_tokens=100)
+    scheduler.add(prompt(0, 4 * PAGE, priority=-BATCH))
+    assert not scheduler.starved
+    (turn,) = scheduler.next_turns(0.0)
+    scheduler.add(prompt(1, PAGE, priority=-BATCH))
+    assert not scheduler.starved, "batch work waits for its like"
+    scheduler.add(prompt(2, PAGE))
+    assert scheduler.starved
+    scheduler.end(turn.prompt)
+    assert not scheduler.starved

@@ -14,6 +14,7 @@ from router.dispatch.hedge import hedge
 from router.job import Outcome
 from router.workers.breaker import FIRST
 from xgr_runtime.errors import CrashedWorkers, NoWorkers, WorkerLost
+from xgr_runtime.scheduling.queue import BATCH
 from xgr_runtime.wire.messages import (
     Cancel,
     Committed,
@@ -407,3 +408,25 @@ async def test_no_second_try_that_could_not_be_in_time(folder: Path) -> None:
         await asyncio.sleep(0.05)
         assert s.decode[1].inbox.empty() and not any(tries.hedged for tries in s.dispatcher._tries.values())
         answer.cancel()
+
+
+# --- batch work ------------------------------------------------------------------------------------------
+
+
+@play
+async def test_batch_work_that_made_room_is_tried_again_as_often_as_it_takes(folder: Path) -> None:
+    """On the same pair, also after its prompt has arrived; it counts as no attempt that failed."""
+    async with stage(folder, max_attempts=2) as s:
+        answer = s.ask(priority=-BATCH)
+        for number in range(4):
+            request = await s.decode[0].next(DecodeRequest)
+            assert request.priority == -BATCH
+            if number % 2:
+                s.decode[0].send(Committed(request.id))
+                await asyncio.sleep(0.02)
+                s.prefill[0].send(Failed(request.id, "prefill", "preempted", "online work"))
+            else:
+                s.decode[0].send(Failed(request.id, "decode", "preempted", "online work"))
+            await s.decode[0].next(Cancel)
+        await answered(s.decode[0])
+        assert (await answer).attempts == 5 and s.idle
