@@ -6,7 +6,7 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 
-from xgr_runtime.cli import bench, catalog, demo, imports, keys, prompt, serve, trace, verify
+from xgr_runtime.cli import bench, catalog, demo, generate, imports, keys, prompt, serve, trace, verify
 from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process.lifecycle import one_line
@@ -55,6 +55,6 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("xgr", description="Serving runtime for generative recommendation.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, imports, verify, prompt, demo, catalog, bench, keys, trace):
+    for command in (serve, imports, verify, prompt, demo, catalog, generate, bench, keys, trace):
         command.add_parser(subparsers)
     return parser
