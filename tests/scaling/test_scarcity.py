@@ -1,6 +1,5 @@
 """Too little memory for everybody at once: requests wait for their turn, none fails, no answer changes."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,13 +8,12 @@ from statistics import median
 import pytest
 from freed import assert_all_freed
 from sameness import assert_identical
+from scarce import LONGEST, token_bytes
 
 from xgr_runtime.client import Request, XgrClient
 from xgr_runtime.errors import DeadlineExceeded, Overloaded
 from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
-
-LONGEST = 257  # tokens: 64 items of four tokens and the begin token
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +31,6 @@ def scarce(checkpoint: Path, deploy: Callable[..., Deployment], single: list[Ans
     with deploy(**settings) as deployment, XgrClient(deployment.url, timeout=120) as client:
         yield client
         assert len(assert_all_freed(client)) == 2
-
-
-def token_bytes(checkpoint: Path) -> int:
-    """Keys and values of one token in float32."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return 2 * 4 * int(config["num_hidden_layers"] * config["num_key_value_heads"] * head)
 
 
 def test_everybody_waits_and_is_answered(
