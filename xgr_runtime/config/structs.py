@@ -238,6 +238,20 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     ] = []
     decode: Annotated[list[str], about("control addresses of the decode workers, comma-separated")] = []
     workers_file: WorkersFile = ""
+    kubernetes_selector: Annotated[
+        str,
+        about(
+            "labels of the pods that are workers, as kubectl's -l takes them; empty: no pods are asked for"
+        ),
+    ] = ""
+    kubernetes_namespace: Annotated[str, about("whose pods; empty: that of the router's own pod")] = ""
+    kubernetes_api: Annotated[Text, about("address of the cluster's API")] = "https://kubernetes.default.svc"
+    kubernetes_account: Annotated[
+        Text,
+        about(
+            "folder with the service account's token, ca.crt and namespace, read anew as they are replaced"
+        ),
+    ] = "/var/run/secrets/kubernetes.io/serviceaccount"
     host: Annotated[Text, about("interface of the HTTP server")] = "127.0.0.1"
     port: Annotated[Port, about("port of the HTTP server; 0: any free one")] = 30000
     api_key: Annotated[str, about("key that clients must send; empty: none")] = ""
