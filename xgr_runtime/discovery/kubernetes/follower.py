@@ -1,8 +1,8 @@
 """Keeps a list of pods as the cluster's API has it: a list first, then what changes, for ever.
 
-The protocol is that of "Efficient detection of changes" in Kubernetes' API concepts: a list has a version, and a
-watch tells of what came after one. What it tells moves the version on; bookmarks do where nothing happens. A
-server that remembers no more answers 410, and all is listed again. Whatever else goes wrong, the pods stay.
+The protocol is "Efficient detection of changes" in Kubernetes' API concepts: a list has a version, and a watch
+tells of what came after one. What it tells moves the version on; bookmarks do where nothing happens. A server
+that remembers no more answers 410, and all is listed again. Whatever else goes wrong, the pods stay.
 """
 
 import http.client
@@ -68,7 +68,7 @@ class Follower:
     def __init__(
         self, api: Api, namespace: str, selector: str, jitter: Callable[[], float] = random.random
     ) -> None:
-        """`namespace`: empty for that of the account. `jitter`: from 0 to 1; routers shall not ask together."""
+        """`namespace`: empty for that of the account. `jitter`: 0 to 1, as routers shall not ask together."""
         self._api = api
         self._namespace = namespace
         self._selector = selector
