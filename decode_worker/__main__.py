@@ -18,6 +18,7 @@ from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener, told_address
 from xgr_runtime.transport.keyring import read_keyring
 from xgr_runtime.wire.messages import START_SECONDS, Limits
+from xgr_runtime.worker.leaving import Leaving
 
 SWITCH_EVERY = 0.0005  # seconds that a thread which takes in a version keeps the interpreter from the loop
 
@@ -53,7 +54,8 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
     worker.counters[START_SECONDS] = age()
     lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})
-    worker.run(lambda: lifecycle.turn() or worker.finished)
+    leaving = Leaving(config.leave_timeout, config.heartbeat, lambda: worker.load().requests, worker.counters)
+    worker.run(lambda: leaving.over(lifecycle.turn()) or worker.finished)
 
 
 def make_engine(

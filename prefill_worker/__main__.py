@@ -14,6 +14,7 @@ from xgr_runtime.process.lifecycle import Lifecycle, age, main
 from xgr_runtime.transport import check_listener
 from xgr_runtime.transport.keyring import read_keyring
 from xgr_runtime.wire.messages import START_SECONDS
+from xgr_runtime.worker.leaving import Leaving
 
 
 def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
@@ -41,10 +42,12 @@ def body(config: PrefillConfig, lifecycle: Lifecycle) -> None:
     lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})
 
+    leaving = Leaving(config.leave_timeout, config.heartbeat, lambda: worker.load().requests, worker.counters)
+
     def turn() -> bool:
         if model.publication:
             model.publication.keep()
-        return lifecycle.turn()
+        return leaving.over(lifecycle.turn())
 
     worker.run(turn)
 

@@ -10,7 +10,15 @@ from msgspec.structs import replace
 
 from router.job import Flush
 from xgr_runtime.errors import RequestError, WorkerLost
-from xgr_runtime.wire.messages import PROTOCOL, START_SECONDS, Message, OtherProtocol, Role, WorkerHello
+from xgr_runtime.wire.messages import (
+    PROTOCOL,
+    START_SECONDS,
+    STOPPING,
+    Message,
+    OtherProtocol,
+    Role,
+    WorkerHello,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +97,8 @@ class Worker(ABC):
             return f"it is a {self.hello.role} worker, configured as {self.role}"
         if self.hello.model.tp_size != 1:
             return f"its tensor parallelism is {self.hello.model.tp_size}, this release needs 1"
+        if self.hello.load.counters.get(STOPPING):
+            return "it is stopping, and finishes what it has"
         return ""
 
     def meet(self, hello: WorkerHello) -> None:

@@ -1,4 +1,4 @@
-"""A small Kubernetes API of pods: it lists, watches, forgets, refuses, dribbles and hangs up, as real ones do."""
+"""A small Kubernetes API of pods: it lists, watches, forgets, refuses, dribbles and hangs up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Asked:
 
 
 def pod(name: str, role: str, port: int, ip: str = "127.0.0.1", **changed: Any) -> dict[str, Any]:
-    """A pod as the API shows it, with more than anybody reads. `changed`: phase, leaving, key, ports, labels."""
+    """A pod as the API shows it, with more than anybody reads. `changed`: see below."""
     labels = {"app.kubernetes.io/component": role, "app.kubernetes.io/instance": NAMESPACE}
     metadata: dict[str, Any] = {
         "name": name,
@@ -62,7 +62,7 @@ def pod(name: str, role: str, port: int, ip: str = "127.0.0.1", **changed: Any) 
 
 @dataclass
 class KubernetesApi(AbstractContextManager["KubernetesApi"]):
-    """Served on a port of loopback, over TLS with an authority of its own; `folder` is a service account's."""
+    """Served on a port of loopback, over TLS with its own authority; `folder` is a service account's."""
 
     folder: Path
     page: int = 500  # pods of an answer, at most
@@ -260,15 +260,23 @@ def _handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
 
 
 def make_authority(folder: Path) -> None:
-    """`ca.crt`, and a certificate of it for localhost: `server.crt` and `server.key`. By openssl, or a skip."""
+    """`ca.crt`, and a certificate of it for localhost. By openssl, else a skip."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificates of this test, is not on the PATH")
     folder.mkdir(parents=True, exist_ok=True)
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    key: list[str | Path] = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
     _openssl("req", "-x509", *key, "-keyout", folder / "ca.key", "-out", folder / "ca.crt", "-subj", "/CN=a")
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    signed = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key"]
-    own = ["-keyout", folder / "server.key", "-out", folder / "server.crt"]
+    names: list[str | Path] = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    signed: list[str | Path] = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key"]
+    own: list[str | Path] = ["-keyout", folder / "server.key", "-out", folder / "server.crt"]
     _openssl("req", "-x509", *key, *own, *names, *signed)
 
 

@@ -94,6 +94,15 @@ BreakerFailures = Annotated[
 WorkersFile = Annotated[
     str, about("JSON file that names more workers, watched for changes: {prefill: [...], decode: [...]}")
 ]
+ProbeAddress = Annotated[
+    str, about("HOST:PORT where /liveness and /readiness answer over HTTP, without a key; empty: nowhere")
+]
+LeaveTimeout = Annotated[
+    SecondsOrNone,
+    about(
+        "seconds that a worker gets after SIGTERM for what it has, if nobody drained it; 0: it ends at once"
+    ),
+]
 CrashBudget = Annotated[Count, about("workers that one request may cost before it is given up")]
 
 
@@ -166,6 +175,8 @@ class PrefillConfig(_Model, frozen=True, kw_only=True):
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     control_address: Annotated[Text, about("where routers connect (ipc:// or tcp://)")]
+    probe_address: ProbeAddress = ""
+    leave_timeout: LeaveTimeout = 0.0
     batch_tokens: Annotated[Count, about("most prompt tokens of one forward")] = 4096
     batch_window_ms: Annotated[Window, about("longest wait for prompts that fill a forward")] = 2.0
     host_cache_bytes: Annotated[
@@ -185,6 +196,8 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     curve_key: Annotated[str, about("file of this process's secret CURVE key (`xgr keys`)")] = ""
     curve_allow: Annotated[str, about("file of the public keys that it talks to")] = ""
     control_address: Annotated[Text, about("where routers connect (ipc:// or tcp://)")]
+    probe_address: ProbeAddress = ""
+    leave_timeout: LeaveTimeout = 0.0
     data_address: Annotated[Text, about("where this worker takes KV")]
     advertise_data_address: Annotated[str, about("address given to prefill workers, if another")] = ""
     catalog: Annotated[Text, about("catalog file or source")]

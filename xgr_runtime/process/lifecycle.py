@@ -19,12 +19,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgr_runtime.config import C, parse
 from xgr_runtime.errors import ConfigError, Fatal, StartupError
 from xgr_runtime.process.log import FLUSH_SECONDS, configure, stderr
 from xgr_runtime.process.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from xgr_runtime.process.probes import State
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Lifecycle:
     def __init__(self, ready_fd: int = -1, stuck_timeout: float = 0.0) -> None:
         self.stopping = False
         self._watchdog = Watchdog(stuck_timeout, ready_fd)
+        self._stuck_timeout = stuck_timeout
+        self._turned = 0.0  # when the last turn began
         self._is_ready = False
         self._ready_fd = ready_fd
         self._callbacks: list[Callable[[], None]] = []
@@ -52,6 +57,15 @@ class Lifecycle:
         seconds = {part: now - self._told - sum(others.values())} | others
         self._parts |= {name: self._parts.get(name, 0.0) + took for name, took in seconds.items()}
         self._told = now
+
+    @property
+    def state(self) -> "State":
+        """How this process is, in a word."""
+        if not self._is_ready:
+            return "stopping" if self.stopping else "starting"
+        if 0 < self._stuck_timeout < time.monotonic() - self._turned:
+            return "stuck"
+        return "stopping" if self.stopping else "ready"
 
     def listen(self) -> None:
         """Let SIGTERM and SIGINT stop this process. Main thread only."""
@@ -84,6 +98,7 @@ class Lifecycle:
         """
         gc.collect()
         gc.freeze()  # a full collection would go through all that was loaded, some 0.2 s in a worker
+        self._turned = time.monotonic()
         self._is_ready = True
         if self._ready_fd < 0:
             return
@@ -99,6 +114,7 @@ class Lifecycle:
         One that is ready and does not ask for `stuck_timeout` seconds is ended, its stacks on stderr.
         """
         if self._is_ready:
+            self._turned = time.monotonic()
             self._watchdog.feed()
         return self.stopping
 
@@ -157,6 +173,8 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
         lifecycle.listen()
         if config.ready_fd >= 0:
             os.set_inheritable(config.ready_fd, False)
+        if address := getattr(config, "probe_address", ""):
+            _answer_probes(address, lifecycle)
         try:
             body(config, lifecycle)
         finally:
@@ -167,6 +185,13 @@ def _run(config: C, body: Callable[[C, Lifecycle], None], program: str) -> int:
         log.exception("%s failed", program)
         return 1
     return 0
+
+
+def _answer_probes(address: str, lifecycle: Lifecycle) -> None:
+    """Raises `ConfigError`."""
+    from xgr_runtime.process.probes import answer_probes  # its server is needed where one is asked for
+
+    answer_probes(address, lifecycle)
 
 
 def _check_ready_fd(fd: int) -> None:

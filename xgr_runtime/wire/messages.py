@@ -37,6 +37,8 @@ START_SECONDS = "start_seconds"
 """The counter of a worker's load that says how long its start took."""
 LAUNCHES = "launches_learned_from"
 """The counter that says of how many launches its cost knows, besides those that were tried at the start."""
+STOPPING = "stopping"
+"""The counter that is 1 once a worker was told to stop, and only finishes what it has."""
 
 MOST_TEXT = 8192
 """Characters of a reason or an error's message; `brief` cuts longer ones."""
