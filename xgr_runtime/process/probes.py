@@ -1,4 +1,4 @@
-"""A port on which a process says how it is, for whoever starts and watches it: a word over HTTP, nothing else.
+"""A port on which a process says how it is, for whoever starts and watches it: a word over HTTP, no more.
 
 `/liveness` is 200 while the loop takes its turns, `/readiness` while the process does its work: from the
 first turn to the first word of a stop. Both need no key and tell nothing of the deployment.

@@ -1,8 +1,8 @@
 """Keeps a list of pods as the cluster's API has it: a list first, then what changes, for ever.
 
-The protocol is "Efficient detection of changes" in Kubernetes' API concepts: a list has a version, a watch tells
-of what came after one. What it tells moves the version on; bookmarks do where nothing happens. A server that
-remembers no more answers 410, and all is listed again. Whatever else goes wrong, the pods stay.
+The protocol is "Efficient detection of changes" in Kubernetes' API concepts: a list has a version, a watch
+tells of what came after one. What it tells moves the version on; bookmarks do where nothing happens. A server
+that remembers no more answers 410, and all is listed again. Whatever else goes wrong, the pods stay.
 """
 
 import http.client
