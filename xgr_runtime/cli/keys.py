@@ -1,7 +1,8 @@
-"""`xgr keys new | public | api`: makes the keys of links between machines, and those of HTTP clients."""
+"""`xgr keys new | public | kubernetes | api`: makes the keys of links between machines, and of HTTP clients."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ if TYPE_CHECKING:
     import argparse
 
 API_KEY_BYTES = 32
+ROLES = ("router", "prefill", "decode")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `keys` and its three commands; each sets `func`, which returns the exit code or raises."""
+    """Adds `keys` and its commands; each sets `func`, which returns the exit code or raises."""
     parser = subparsers.add_parser("keys", help="make keys for links between machines and for HTTP")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -30,6 +32,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = commands.add_parser("public", help=about, description=about)
     command.add_argument("file", type=Path, nargs="+", help="that `xgr keys new` wrote")
     command.set_defaults(func=public)
+
+    about = "print a Secret with new keys for each role of a cluster's release, for `kubectl apply -f -`"
+    command = commands.add_parser("kubernetes", help=about, description=about)
+    command.add_argument(
+        "--name", default="xgr-links", help="of the Secret, keys.secret of the chart (default: xgr-links)"
+    )
+    command.set_defaults(func=kubernetes)
 
     about = "print a random API key of 256 bits, for XGR_API_KEY or XGR_ADMIN_API_KEY"
     command = commands.add_parser("api", help=about, description=about)
@@ -57,6 +66,30 @@ def public(args: argparse.Namespace) -> int:
     lines = [(name, public_key(secret)) for name, secret in map(read_key, args.file)]
     for name, key in lines:
         print(name, key)
+    return 0
+
+
+def kubernetes(args: argparse.Namespace) -> int:
+    """0 with the Secret on stdout, as JSON. All pods of a role have one key, under the role's name.
+
+    Raises `ConfigError`, also where a terminal would show it.
+    """
+    from xgr_runtime.errors import ConfigError
+    from xgr_runtime.transport import new_key_pair
+
+    if sys.stdout.isatty():
+        raise ConfigError("this prints secret keys: pipe it into `kubectl apply --filename -`")
+    pairs = {role: new_key_pair() for role in ROLES}
+    files = {f"{role}.key": f"{role} {secret}\n" for role, (_, secret) in pairs.items()}
+    allow = "".join(f"{role} {public}\n" for role, (public, _) in pairs.items())
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": args.name},
+        "type": "Opaque",
+        "stringData": files | {"allow": allow},
+    }
+    print(json.dumps(secret))
     return 0
 
 
