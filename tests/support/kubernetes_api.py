@@ -65,9 +65,11 @@ class KubernetesApi(AbstractContextManager["KubernetesApi"]):
     """Served on a port of loopback, over TLS with its own authority; `folder` is a service account's."""
 
     folder: Path
+    authority: Path  # as `make_authority` made it
     page: int = 500  # pods of an answer, at most
     piece: int = 1 << 20  # bytes of a chunk
     pause: float = 0.0  # seconds between chunks
+    silent: bool = False  # watches say nothing at all
     refusal: int = 0  # status of every answer, if not 0
     broken: bytes = b""  # sent as the next line of each watch
     asked: list[Asked] = field(default_factory=list)
@@ -83,7 +85,8 @@ class KubernetesApi(AbstractContextManager["KubernetesApi"]):
         self._watches: list[socket.socket] = []
         self._epoch = 0  # watches of an earlier one end
         self._server: ThreadingHTTPServer | None = None
-        make_authority(self.folder)
+        self.folder.mkdir()
+        shutil.copy(self.authority / "ca.crt", self.folder)
         (self.folder / "token").write_text(f"{self.token}\n")
         (self.folder / "namespace").write_text(NAMESPACE)
 
@@ -160,7 +163,7 @@ class KubernetesApi(AbstractContextManager["KubernetesApi"]):
         server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
         server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.folder / "server.crt", self.folder / "server.key")
+        context.load_cert_chain(self.authority / "server.crt", self.authority / "server.key")
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         self.port, self._server = server.server_address[1], server
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -237,6 +240,8 @@ def _handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
 
         def _watch(self, query: Mapping[str, str]) -> None:
+            while api.silent and api._server is not None:
+                time.sleep(0.01)
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()

@@ -1,4 +1,4 @@
-"""`xgr keys new | public | kubernetes | api`: makes the keys of links between machines, and of HTTP clients."""
+"""`xgr keys new | public | kubernetes | api`: makes keys of links between machines, and of HTTP clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command.add_argument("file", type=Path, nargs="+", help="that `xgr keys new` wrote")
     command.set_defaults(func=public)
 
-    about = "print a Secret with new keys for each role of a cluster's release, for `kubectl apply -f -`"
+    about = "print a Secret with new keys for the roles of a cluster, for `kubectl create --filename -`"
     command = commands.add_parser("kubernetes", help=about, description=about)
     command.add_argument(
         "--name", default="xgr-links", help="of the Secret, keys.secret of the chart (default: xgr-links)"
@@ -78,7 +78,7 @@ def kubernetes(args: argparse.Namespace) -> int:
     from xgr_runtime.transport import new_key_pair
 
     if sys.stdout.isatty():
-        raise ConfigError("this prints secret keys: pipe it into `kubectl apply --filename -`")
+        raise ConfigError("this prints secret keys: pipe it into `kubectl create --filename -`")
     pairs = {role: new_key_pair() for role in ROLES}
     files = {f"{role}.key": f"{role} {secret}\n" for role, (_, secret) in pairs.items()}
     allow = "".join(f"{role} {public}\n" for role, (public, _) in pairs.items())
