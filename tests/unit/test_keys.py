@@ -1,7 +1,9 @@
 """Key files and `xgr keys`: what is written, what is refused, and that no secret is ever shown."""
 
+import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,23 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_peer_without_a_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"decode-1.*--curve-allow"):
         Keyring("a", "", {}).key_of("decode-1")
+
+
+def test_a_clusters_secret_is_shown_to_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["keys", "kubernetes"]) == 2
+    shown = capsys.readouterr()
+    assert "kubectl create" in shown.err and not shown.out
+
+
+def test_a_cluster_has_a_key_per_role_that_all_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "kubernetes", "--name", "links"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["kind"] == "Secret" and made["metadata"] == {"name": "links"}
+    allowed = dict(line.split() for line in made["stringData"].pop("allow").splitlines())
+    assert set(made["stringData"]) == {f"{role}.key" for role in allowed} and len(allowed) == 3
+    for role, public in allowed.items():
+        name, secret = made["stringData"][f"{role}.key"].split()
+        assert name == role and public_key(secret) == public

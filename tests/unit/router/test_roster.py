@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from played_workers import VIEW, PlayedWorker, Stage, play, result_of, stage, until
 from psutil import Process
 
 from router.dispatch.dispatcher import Dispatcher
 from router.http.metrics import RequestMetrics
-from router.workers.following import check_named
+from router.workers.following import check_named, source_of
 from router.workers.roster import LOOK
 from xgr_runtime.catalog import Catalogs
 from xgr_runtime.config import RouterConfig
 from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.errors import BadRequest, ConfigError, DuplicateWorker, NotFound, NoWorkers
-from xgr_runtime.wire.messages import Committed, DecodeRequest, PrefillRequest, Role
+from xgr_runtime.wire.messages import STOPPING, Committed, DecodeRequest, PrefillRequest, Role
 
 
 def joined(s: Stage, folder: Path, role: Role, number: int) -> PlayedWorker:
@@ -321,3 +322,36 @@ def test_somebody_has_to_name_workers() -> None:
         with pytest.raises(ConfigError, match=f"{said} names no worker"):
             check_named(of(**settings))
     check_named(of(workers_file="w"))
+    check_named(of(kubernetes_selector="app=shop"))
+
+
+def test_workers_are_named_by_one_source(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave one out"):
+        source_of(of(workers_file="w", kubernetes_selector="a=b"))
+    with pytest.raises(ConfigError, match="--kubernetes-api"):
+        source_of(of(kubernetes_selector="a=b", kubernetes_api="http://10.0.0.1"))
+    assert source_of(of()) is None
+
+
+@play
+async def test_a_router_begins_without_its_cluster_and_says_why(folder: Path) -> None:
+    settings = {"kubernetes_selector": "app=shop", "kubernetes_account": str(folder / "none")}
+    async with stage(folder, 0, 0, **settings) as s:
+        await until(lambda: f"{folder}/none/" in s.dispatcher.discovery_problem)
+        assert not s.dispatcher.workers()
+
+
+@play
+async def test_a_worker_that_stops_gets_nothing_more_and_keeps_what_it_has(folder: Path) -> None:
+    async with stage(folder, 1, 2) as s:
+        ask = s.ask("r")
+        first, second = s.decode
+        request = await first.next(DecodeRequest)
+        first.hello = replace(first.hello, load=replace(first.hello.load, counters={STOPPING: 1.0}))
+        await until(lambda: not usable(s, first))
+        state = next(one for one in s.dispatcher.workers() if one.address == first.address)
+        assert state.alive and "stopping" in state.problem
+        await answered(s, second, "other")
+        first.send(Committed(request.id))
+        first.send(result_of(request))
+        assert (await ask).attempts == 1
