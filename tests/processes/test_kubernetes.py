@@ -124,9 +124,6 @@ def test_workers_come_go_and_outlive_the_api(
             assert pods.probe("decode-0", "/readiness").text == "ready\n"
             pods.runs("decode-0", leaving=True)
             pods.signal("decode-0", signal.SIGTERM)
-            stopping = pods.probe("decode-0", "/readiness")
-            assert (stopping.status_code, stopping.text) == (503, "stopping\n")
-            assert pods.probe("decode-0", "/liveness").status_code == 200
             assert pods.children["decode-0"].wait(30.0)
             pods.api.remove("decode-0")
             until(lambda: usable(ours) == {"prefill-0", "decode-1"}, "it is gone")

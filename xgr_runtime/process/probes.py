@@ -30,7 +30,7 @@ def answer_probes(address: str, process: Stateful) -> Callable[[], None]:
     """Listen on HOST:PORT, in threads of their own; what ends that. Raises `ConfigError`."""
     host, port = _split(address)
     try:
-        server = _Server((host, port), _handler(process))
+        server = _ProbeServer((host, port), _handler(process))
     except OSError as error:
         raise ConfigError(
             f"--probe-address is {address}: cannot listen there ({error.strerror}): choose another"
@@ -52,7 +52,7 @@ def _split(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-class _Server(ThreadingHTTPServer):
+class _ProbeServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:

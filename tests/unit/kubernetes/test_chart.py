@@ -300,3 +300,13 @@ def test_examples_are_told_of_what_they_are_for() -> None:
     assert len(EXAMPLES) >= 5
     for example in EXAMPLES:
         assert (FOLDER / "examples" / f"{example}.yaml").read_text().startswith("# ")
+
+
+def test_the_documented_values_are_enough(render: Render, tmp_path: Path) -> None:
+    text = (FOLDER.parents[1] / "docs" / "kubernetes.md").read_text()
+    (block,) = re.findall(r"    # values.yaml\n((?:    .+\n)+)", text)
+    values = tmp_path / "values.yaml"
+    values.write_text("".join(line[4:] for line in block.splitlines(keepends=True)))
+    done = render("minimal", f"--values={values}")
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(values.read_text())) == {"image", "model", "catalog", "keys", "apiKeys"}
