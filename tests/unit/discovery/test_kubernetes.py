@@ -163,6 +163,10 @@ def test_a_watch_that_ends_is_taken_up_where_it_was(api: KubernetesApi, source: 
     names(source, P0, D0, D1)
     assert len(api.lists) == 1
     assert api.watches[-1].query["resourceVersion"] == api.pods["d0"]["metadata"]["resourceVersion"]
+    before = len(api.watches)
+    getattr(api, how)()
+    until(lambda: len(api.watches) > before, "it watches again", 10)
+    assert api.watches[-1].query["resourceVersion"] == api.pods["d1"]["metadata"]["resourceVersion"]
 
 
 def test_a_bookmark_moves_the_watch_on(api: KubernetesApi, source: PodSource) -> None:
@@ -249,6 +253,20 @@ def test_an_answer_that_makes_no_sense_is_said_and_listed_again(
     api.broken = b""
     api.put(pod("d1", "decode", 7002))
     names(source, P0, D0, D1)
+
+
+def test_half_an_event_is_none_and_nothing_is_listed_for_it(api: KubernetesApi, source: PodSource) -> None:
+    """The server died in the middle of a line: what it had said before still holds."""
+    names(source, P0, D0)
+    until(lambda: api.watches, "it watches", 10)
+    api.broken = b'{"type": "DELETED", "object": {"metadata": {"name": "d0"'
+    api.end_watches()
+    until(lambda: len(api.watches) > 1, "it watches again", 10)
+    api.end_watches()
+    api.broken = b""
+    api.put(pod("d1", "decode", 7002))
+    names(source, P0, D0, D1)
+    assert len(api.lists) == 1
 
 
 def test_a_line_without_end_is_not_taken_in(
