@@ -53,6 +53,7 @@ def parsed(role: str, workload: Document) -> Any:
     return parse(kind, args, texts)
 
 
+@pytest.mark.in_turns("version")
 @pytest.mark.parametrize("version", ["1.29", "1.35"])
 def test_manifests_are_valid(
     documents: dict[str, list[Document]], validate: Validate, tmp_path: Path, version: str

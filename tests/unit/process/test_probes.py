@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 from until import until
 
 from xgr_runtime.errors import ConfigError
+from xgr_runtime.process import probes
 from xgr_runtime.process.lifecycle import Lifecycle
 from xgr_runtime.process.probes import MOST_AT_ONCE, answer_probes
+
+Said = Callable[[str], tuple[int, str]]
 
 
 @pytest.fixture
@@ -23,7 +26,8 @@ def lifecycle() -> Iterator[Lifecycle]:
 
 
 @pytest.fixture
-def url(lifecycle: Lifecycle) -> Iterator[str]:
+def url(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(probes, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     close = answer_probes(f"127.0.0.1:{port}", lifecycle)
@@ -31,41 +35,53 @@ def url(lifecycle: Lifecycle) -> Iterator[str]:
     close()
 
 
-def said(url: str, path: str) -> tuple[int, str]:
-    answer = httpx.get(url + path, timeout=10.0)
-    return answer.status_code, answer.text
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=10.0, headers={"Connection": "close"}) as client:
+        yield client
 
 
-def test_from_start_to_stop(lifecycle: Lifecycle, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said(url, "/liveness") == (200, "starting\n") and said(url, "/readiness") == (503, "starting\n")
+@pytest.fixture
+def said(http: httpx.Client, url: str) -> Said:
+    """Status and word of a path."""
+
+    def ask(path: str) -> tuple[int, str]:
+        answer = http.get(url + path)
+        return answer.status_code, answer.text
+
+    return ask
+
+
+def test_from_start_to_stop(lifecycle: Lifecycle, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said("/liveness") == (200, "starting\n") and said("/readiness") == (503, "starting\n")
     lifecycle.ready({})
-    assert said(url, "/liveness") == (200, "ready\n") and said(url, "/readiness") == (200, "ready\n")
+    assert said("/liveness") == (200, "ready\n") and said("/readiness") == (200, "ready\n")
     monkeypatch.setattr(lifecycle, "_turned", time.monotonic() - 31.0)
-    assert said(url, "/liveness") == (503, "stuck\n") and said(url, "/readiness") == (503, "stuck\n")
+    assert said("/liveness") == (503, "stuck\n") and said("/readiness") == (503, "stuck\n")
     assert not lifecycle.turn()
-    assert said(url, "/readiness") == (200, "ready\n")
+    assert said("/readiness") == (200, "ready\n")
     lifecycle.stop()
-    assert said(url, "/liveness") == (200, "stopping\n") and said(url, "/readiness") == (503, "stopping\n")
+    assert said("/liveness") == (200, "stopping\n") and said("/readiness") == (503, "stopping\n")
 
 
-def test_a_stop_before_it_is_ready(lifecycle: Lifecycle, url: str) -> None:
+def test_a_stop_before_it_is_ready(lifecycle: Lifecycle, said: Said) -> None:
     lifecycle.stop()
-    assert said(url, "/readiness") == (503, "stopping\n")
+    assert said("/readiness") == (503, "stopping\n")
 
 
-def test_nothing_else_is_there(url: str) -> None:
-    assert said(url, "/") == (404, "") and said(url, "/metrics") == (404, "")
-    assert httpx.post(url + "/liveness").status_code == 501
-    assert httpx.get(url + "/liveness").headers["server"] == "xgr"
+def test_nothing_else_is_there(http: httpx.Client, url: str, said: Said) -> None:
+    assert said("/") == (404, "") and said("/metrics") == (404, "")
+    assert http.post(url + "/liveness").status_code == 501
+    assert http.get(url + "/liveness").headers["server"] == "xgr"
 
 
-def test_idle_connections_hold_nobody_up_for_long(url: str) -> None:
+def test_idle_connections_hold_nobody_up_for_long(url: str, said: Said) -> None:
     where = ("127.0.0.1", int(url.rpartition(":")[2]))
     idle = [socket.create_connection(where) for _ in range(2 * MOST_AT_ONCE)]
 
     def answered() -> bool:
         try:
-            return said(url, "/liveness")[0] == 200
+            return said("/liveness")[0] == 200
         except httpx.HTTPError:
             return False
 
