@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import httpx
 import pytest
 from cluster import Cluster
 from kubernetes_api import KubernetesApi, make_authority, pod
+from ports import free_port
 from sameness import assert_identical
 from until import until
 
@@ -57,8 +57,7 @@ class PodCluster(Cluster):
 
     def _address(self, name: str) -> str:
         if name not in self.addresses:
-            with socket.create_server(("127.0.0.1", 0)) as found:
-                self.addresses[name] = f"tcp://127.0.0.1:{found.getsockname()[1]}"
+            self.addresses[name] = f"tcp://127.0.0.1:{free_port()}"
         return self.addresses[name]
 
     def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:

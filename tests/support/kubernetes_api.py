@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from ports import free_port
 
 NAMESPACE = "shop"
 TOKEN = "first-token"
@@ -75,7 +76,7 @@ class KubernetesApi(AbstractContextManager["KubernetesApi"]):
     asked: list[Asked] = field(default_factory=list)
     token: str = TOKEN
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    port: int = 0
+    port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         self.version = 100

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from ports import free_port
 from until import until
 
 from xgr_runtime.errors import ConfigError
@@ -28,8 +29,7 @@ def lifecycle() -> Iterator[Lifecycle]:
 @pytest.fixture
 def url(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(probes, "PATIENCE", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     close = answer_probes(f"127.0.0.1:{port}", lifecycle)
     yield f"http://127.0.0.1:{port}"
     close()
