@@ -12,9 +12,10 @@ T = TypeVar("T")
 class Aside:
     """One piece of work after the other. `wakeup` can be read once any of them is over."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
+        """`begin`: what the thread does first, such as `step_back`."""
         self.wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """What it returns or raises is in the future by the time that the loop is woken."""

@@ -26,6 +26,7 @@ from xgr_runtime.catalog.sealed import is_sealed
 from xgr_runtime.catalog.verify import summed
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.kv.shared_memory import CannotMap, lives, open_region
+from xgr_runtime.process.priority import step_back
 from xgr_runtime.wire.messages import CatalogHeld, CatalogOffer, CatalogPart, CatalogStep, brief
 from xgr_runtime.worker.control import ControlServer
 
@@ -60,7 +61,7 @@ class CatalogUpdates:
     ) -> None:
         """`fits`: why a version cannot be searched here, or an empty string."""
         first = catalogs.newest
-        self.aside = Aside("catalogs")
+        self.aside = Aside("catalogs", step_back)
         self._like = Like(first.catalog.vocab_size, first.filter_bytes)
         self._catalogs = catalogs
         self._control = control

@@ -61,7 +61,7 @@ def begun(config: RouterConfig, files: Path) -> Beginning:
         chain = begin(store, config.catalog, files)
         found: list[Beginning] = []
         writer = Writer(store, _servable_of(found), Path(config.model_path), config.filter_bytes)
-        view = writer.open(chain, vocabulary_size(files))
+        view = writer.open(chain, vocabulary_size(files), config.catalog)
     except BaseException:
         store.close()
         raise

@@ -29,6 +29,7 @@ from xgr_runtime.errors import (
     StoreError,
     StoreUnavailable,
 )
+from xgr_runtime.process.priority import step_back
 from xgr_runtime.wire.answers import CatalogInfo
 from xgr_runtime.wire.messages import CatalogAsk, CatalogHeld
 
@@ -70,6 +71,7 @@ class Publisher:
         self._catalogs = catalogs
         self._patience = patience
         self._thread = ThreadPoolExecutor(1, "catalog")
+        self._reader = ThreadPoolExecutor(1, "pushed", step_back)
         self._turn = asyncio.Lock()  # whoever has it changes the catalog
         self._changed = time.monotonic()
         self._filters = writer.filters()
@@ -165,7 +167,8 @@ class Publisher:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._thread.shutdown)
+        for thread in (self._reader, self._thread):
+            await asyncio.to_thread(thread.shutdown)
         self._store.close()
 
     # --- one change ---
@@ -191,7 +194,8 @@ class Publisher:
     async def _push(self, file: Path, wait: bool) -> Published:
         began = time.monotonic()
         try:
-            catalog = await asyncio.to_thread(self._writer.read, file)  # it may take long, and others go on
+            # It may take long, and others go on.
+            catalog = await asyncio.get_running_loop().run_in_executor(self._reader, self._writer.read, file)
         except CatalogError as error:
             self.figures.changed("push", "refused")
             raise refusal(error) from None

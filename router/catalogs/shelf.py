@@ -38,6 +38,13 @@ class BaseFile:
     version: str
     memory: BinaryIO
 
+    @classmethod
+    def of(cls, version: str, memory: BinaryIO) -> "BaseFile":
+        """Hashed at once, in the thread that calls: the loop, which offers it, would be held up."""
+        file = cls(version, memory)
+        _ = file.digest
+        return file
+
     @cached_property
     def size(self) -> int:
         return os.fstat(self.memory.fileno()).st_size

@@ -18,6 +18,7 @@ from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.edits import edited
 from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.file import is_built_file
+from xgr_runtime.catalog.load import handed_down
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.store import Chain, Store
 from xgr_runtime.catalog.verify import verify_file
@@ -60,9 +61,10 @@ class Writer:
         self.view: CatalogView
         self.shelf: Shelf
 
-    def open(self, chain: Chain, vocab_size: int | None) -> CatalogView:
-        """Begin with what the store has. Raises CatalogError."""
-        base = BaseFile(chain.base, self._store.sealed(chain.base))
+    def open(self, chain: Chain, vocab_size: int | None, file: str = "") -> CatalogView:
+        """Begin with what the store has; `file`: it may be in memory already. Raises CatalogError."""
+        memory = handed_down(Path(file), chain.base) if file else None
+        base = BaseFile.of(chain.base, memory or self._store.sealed(chain.base))
         self.view, self.shelf = self._replayed(base, chain, vocab_size)
         return self.view
 
@@ -102,7 +104,7 @@ class Writer:
             made = self._caught_up()
             one = self._append(EditBatch(compact=True), (), "", "", True)
             self._store.rebase(one.view.catalog)
-            base = BaseFile(one.view.version, self._store.sealed(one.view.version))
+            base = BaseFile.of(one.view.version, self._store.sealed(one.view.version))
             self.shelf = Shelf(base)
             made.append(one._replace(kind="compact", later=self.shelf))
         return made
@@ -123,7 +125,7 @@ class Writer:
                 self._store.rebase(catalog)  # its file may have been taken away
                 return made, Kept(catalog.version, changed=False)
             self._store.push(catalog, name)
-            base = BaseFile(catalog.version, self._store.sealed(catalog.version))
+            base = BaseFile.of(catalog.version, self._store.sealed(catalog.version))
             view = CatalogView(base.catalog.for_vocabulary(catalog.vocab_size), self._filter_bytes)
             made.append(self._begin(view, Shelf(base), "push"))
         return made, Kept(view.version)
@@ -183,7 +185,7 @@ class Writer:
             except CatalogError:  # it has other batches from somewhere before, or begins at the file
                 chain = self._store.chain(chain.version)
         elif chain.base != base.version:
-            base = BaseFile(chain.base, self._store.sealed(chain.base))
+            base = BaseFile.of(chain.base, self._store.sealed(chain.base))
         return self._replayed(base, chain, self.view.catalog.vocab_size)
 
     def _onward(self, chain: Chain) -> tuple[CatalogView, Shelf]:

@@ -139,6 +139,12 @@ def map_memory(memory: BinaryIO, path: Path) -> tuple[Header, dict[str, NDArray[
     return header, {entry.name: _view(path, mapped, entry, size) for entry in header.arrays}
 
 
+def head_bytes(memory: BinaryIO) -> bytes:
+    """Preamble and header of what `map_memory` has checked."""
+    length = PREAMBLE.unpack(os.pread(memory.fileno(), PREAMBLE.size, 0))[2]
+    return os.pread(memory.fileno(), PREAMBLE.size + length, 0)
+
+
 def map_file(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
     """The header and read-only views into a private copy of the file. Raises CatalogError."""
     with sealed_file(path) as memory:

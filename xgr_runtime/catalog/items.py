@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LONGEST_NUMBER = 18  # digits; longer ids are compared as strings
 _GATHERED = 1 << 15  # texts that are put into order together
+_HASHED = 1 << 12  # ids that are hashed together: other threads wait meanwhile
 
 
 class StringTable(NamedTuple):
@@ -124,8 +125,8 @@ def hash_ids(encoded: Sequence[bytes]) -> NDArray[np.uint64]:
 def hash_table(ids: StringTable) -> NDArray[np.uint64]:
     """`hash_ids` of a table; some ids at a time become objects."""
     hashes = np.empty(len(ids.offsets) - 1, np.uint64)
-    for first in range(0, len(hashes), 1 << 17):
-        last = min(first + (1 << 17), len(hashes))
+    for first in range(0, len(hashes), _HASHED):
+        last = min(first + _HASHED, len(hashes))
         hashes[first:last] = hash_ids(ids.texts(first, last))
     return hashes
 

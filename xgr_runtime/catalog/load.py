@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 from xgr_runtime.catalog.build import build_catalog
-from xgr_runtime.catalog.file import is_built_file, map_memory, sealed_file
+from xgr_runtime.catalog.file import is_built_file, map_memory, read_header, sealed_file
 from xgr_runtime.catalog.snapshot import Catalog
-from xgr_runtime.catalog.verify import summed, verify_memory
+from xgr_runtime.catalog.verify import KeptFindings, summed, verify_memory
 from xgr_runtime.catalog.vocabulary import vocabulary_size
 from xgr_runtime.errors import CatalogError
 
 _log = logging.getLogger(__name__)
 
 
-def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catalog:
-    """The catalog at `path`, verified and within the vocabulary of the checkpoint. Raises CatalogError."""
+def load_catalog(
+    path: str | Path, model_dir: str | Path | None = None, kept: KeptFindings | None = None
+) -> Catalog:
+    """The catalog at `path`, verified and within the vocabulary of the checkpoint. Raises CatalogError.
+
+    kept: see `verify_memory`.
+    """
     path, model_dir = Path(path), None if model_dir is None else Path(model_dir)
     if not is_built_file(path):
         command = f"xgr catalog build {path} --out FILE" + (f" --model-path {model_dir}" if model_dir else "")
@@ -31,11 +36,13 @@ def load_catalog(path: str | Path, model_dir: str | Path | None = None) -> Catal
             # Mapped anew, so that what only the sums needed of it is not resident here from now on.
             catalog = Catalog.mapped(path, *map_memory(memory, path))
         else:
-            catalog = verify_memory(memory, path)
+            catalog = verify_memory(memory, path, kept)
     return _within(catalog, path, model_dir)
 
 
-def seal_catalog(path: str | Path, model_dir: str | Path | None = None) -> tuple[BinaryIO, str]:
+def seal_catalog(
+    path: str | Path, model_dir: str | Path | None = None, kept: KeptFindings | None = None
+) -> tuple[BinaryIO, str]:
     """Sealed memory with the built form of the catalog at `path`, checked as by `load_catalog`; its version.
 
     Raises CatalogError.
@@ -43,10 +50,31 @@ def seal_catalog(path: str | Path, model_dir: str | Path | None = None) -> tuple
     path, model_dir = Path(path), None if model_dir is None else Path(model_dir)
     memory = sealed_file(path) if is_built_file(path) else build_catalog(path, model_dir).seal()
     try:
-        return memory, _within(verify_memory(memory, path), path, model_dir).version
+        return memory, _within(verify_memory(memory, path, kept), path, model_dir).version
     except BaseException:
         memory.close()
         raise
+
+
+def handed_down(path: Path, version: str) -> BinaryIO | None:
+    """The sealed memory itself to which `path` leads, if that has this version and its checksums hold.
+
+    None: take the file anew. The launcher has verified what it hands down.
+    """
+    try:
+        if not (is_built_file(path) and read_header(path).version == version):
+            return None
+        memory = sealed_file(path)
+    except CatalogError:
+        return None
+    try:
+        if _is_that(memory, path):
+            summed(memory, path)
+            return memory
+    except CatalogError:
+        pass
+    memory.close()
+    return None
 
 
 def _is_that(memory: BinaryIO, path: Path) -> bool:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
+import xgr_kernels.trie
 from xgr_runtime.catalog.attributes import column_problem
-from xgr_runtime.catalog.file import REBUILD, check_sums, map_memory, sealed_file
+from xgr_runtime.catalog.file import REBUILD, check_sums, head_bytes, map_memory, sealed_file
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.trie import first_difference
 from xgr_runtime.errors import CatalogError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from xgr_runtime.catalog.content import Content
     from xgr_runtime.catalog.items import StringTable
+
+_DECODED = 1 << 20  # bytes of text that are decoded together
+
+
+class KeptFindings(Protocol):
+    """What was found sound on this machine, by name. All of it may be lost at any time."""
+
+    def read(self, key: str) -> bytes | None: ...
+    def write(self, key: str, content: bytes) -> None: ...
+
+
+class VerifiedBefore:
+    """Of a store's own files: whoever put them there has verified them."""
+
+    def read(self, key: str) -> bytes:
+        return key.encode()
+
+    def write(self, key: str, content: bytes) -> None: ...
 
 
 def verify(catalog: Catalog, name: str = "the catalog") -> None:
@@ -36,11 +56,33 @@ def verify_file(path: Path) -> Catalog:
         return verify_memory(memory, path)
 
 
-def verify_memory(memory: BinaryIO, path: Path) -> Catalog:
-    """`verify_file` for what `sealed_file` gave for `path`. Raises CatalogError."""
+def verify_memory(memory: BinaryIO, path: Path, kept: KeptFindings | None = None) -> Catalog:
+    """`verify_file` for what `sealed_file` gave for `path`. Raises CatalogError.
+
+    kept: of a file that was verified before, with this code, the checksums alone are read.
+    """
     catalog = summed(memory, path)
-    verify(catalog, str(path))
+    key = _key(memory) if kept is not None else ""
+    if kept is None or kept.read(key) is None:
+        verify(catalog, str(path))
+        if kept is not None:
+            kept.write(key, catalog.version.encode())
     return catalog
+
+
+def _key(memory: BinaryIO) -> str:
+    """By what a file's header says, the checksums of all arrays among it, and by the code that checks."""
+    return hashlib.sha256(head_bytes(memory) + _sources()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> bytes:
+    """An edit anywhere in here makes every check a new one."""
+    paths = sorted(Path(__file__).parent.rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in (*paths, Path(xgr_kernels.trie.__file__)):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def summed(memory: BinaryIO, path: Path) -> Catalog:
@@ -101,11 +143,22 @@ def _optional_problem(content: Content) -> str | None:
 def _table_problem(table: StringTable) -> str | None:
     if (np.diff(table.offsets) < 0).any():
         return "have offsets that go backwards"
-    try:
-        str(table.blob.data, "utf-8")
-    except UnicodeDecodeError as error:
-        return f"are not UTF-8 ({error.reason} at byte {error.start})"
-    return "split a character" if _cuts_character(table) else None
+    return _utf8_problem(table.blob) or ("split a character" if _cuts_character(table) else None)
+
+
+def _utf8_problem(blob: NDArray[np.uint8]) -> str | None:
+    """Decodes a piece at a time: gigabytes of text take no second room, and other threads have their turn."""
+    first = 0
+    while first < len(blob):
+        last = min(first + _DECODED, len(blob))
+        while last < len(blob) and last > first + _DECODED - 4 and blob[last] & 0xC0 == 0x80:
+            last -= 1  # a character that begins in this piece ends in the next
+        try:
+            str(blob[first:last].data, "utf-8")
+        except UnicodeDecodeError as error:
+            return f"are not UTF-8 ({error.reason} at byte {first + error.start})"
+        first = last
+    return None
 
 
 def _cuts_character(table: StringTable) -> bool:

@@ -19,9 +19,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from xgr_runtime.cache.records import Records
 from xgr_runtime.catalog import PromptTemplate, load_catalog, seal_catalog
 from xgr_runtime.catalog.sealed import inherited_path
 from xgr_runtime.catalog.store import Store, begin
+from xgr_runtime.catalog.verify import VerifiedBefore
 from xgr_runtime.catalog.watch import SourceWatch
 from xgr_runtime.config import ServeConfig, flag
 from xgr_runtime.config.machine import cores
@@ -38,6 +40,8 @@ from xgr_runtime.tokenizer import read_tokenizer
 
 log = logging.getLogger(__name__)
 
+CHECKED_CATALOGS = "catalogs"  # in the cache folder: which files were verified
+CHECKED_KEPT = 256
 PROBE_EVERY = 0.2  # seconds between looks at /readiness while starting
 # Seconds. FlashInfer compiles its kernels when a model first runs on a machine.
 START_TIMEOUTS = {"cpu": 180.0, "cuda": 900.0}
@@ -103,7 +107,7 @@ class Deployment:
             config = held.enter_context(whole(config))
             check_tools(config)
             self._starter = starter = self._starter or held.enter_context(_own_starter(config, found.count))
-            catalog = held.enter_context(self._sealed_catalog(config.model_path))
+            catalog = held.enter_context(self._sealed_catalog(config))
             compile_first(config, self._stop_request)
             shared = held.enter_context(mps(config, folder.path))
             groups = plan(config, folder.path, inherited_path(catalog), found.count, environ=shared.environ)
@@ -125,30 +129,33 @@ class Deployment:
             self._supervisor.run(self._missing)
 
     @contextlib.contextmanager
-    def _sealed_catalog(self, model_path: str) -> Iterator[BinaryIO]:
+    def _sealed_catalog(self, config: ServeConfig) -> Iterator[BinaryIO]:
         """What all processes map, also later ones, whatever becomes of the file that it was read from.
 
-        Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away.
+        Memory rather than a copy in the run folder: nobody can write to it, and nobody clears it away. A file
+        is verified once per machine, and its checksums are read each time.
         """
-        source = self._source(model_path)
+        kept = Records(Path(config.cache_folder) / CHECKED_CATALOGS, CHECKED_KEPT)
+        source = self._source(config.model_path, kept)
         try:
             watch = SourceWatch(source)
-            memory, version = seal_catalog(source, model_path)
+            known = VerifiedBefore() if config.catalog_store else kept
+            memory, version = seal_catalog(source, config.model_path, known)
         except CatalogError as error:
             setting = f"{flag('catalog')} " if str(error).startswith(str(source)) else ""
             raise CatalogError(f"{setting}{error}") from error
         with memory, watch.looking(version):
             log.info("catalog %s is served as it is now, version %s", source, version)
-            _check_templates(memory, Path(model_path))
+            _check_templates(memory, Path(config.model_path))
             yield memory
 
-    def _source(self, model_path: str) -> Path:
+    def _source(self, model_path: str, kept: Records) -> Path:
         """The catalog that processes start with; edits of a store are for its router to tell."""
         config = self.config
         if not config.catalog_store:
             return Path(config.catalog)
         with Store(Path(config.catalog_store), config.catalog_keep) as store:
-            return begin(store, config.catalog, model_path).file
+            return begin(store, config.catalog, model_path, kept).file
 
     def _run_in_thread(self) -> None:
         try:

@@ -13,19 +13,21 @@ from xgr_runtime.errors import CatalogError, StoreError
 if TYPE_CHECKING:
     from xgr_runtime.catalog.store.records import Chain
     from xgr_runtime.catalog.store.store import Store
+    from xgr_runtime.catalog.verify import KeptFindings
 
 log = logging.getLogger(__name__)
 
 
-def begin(store: Store, file: str, model_dir: str | Path) -> Chain:
+def begin(store: Store, file: str, model_dir: str | Path, kept: KeptFindings | None = None) -> Chain:
     """How the version that is served comes about; an empty store takes `file` in.
 
-    Raises StoreError where there is no first version, CatalogError for one that cannot be served.
+    kept: see `verify_memory`. Raises StoreError where there is no first version, CatalogError for one that
+    cannot be served.
     """
     if store.current is None:
         if not file:
             raise StoreError(f"{store.path} holds no catalog yet: give it the first one with --catalog FILE")
-        catalog = load_catalog(file, model_dir)
+        catalog = load_catalog(file, model_dir, kept)
         with store.writing():
             if store.current is None:  # another process was faster
                 store.push(catalog, Path(file).name)
