@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from xgr_runtime.catalog.added import Added
+
     Int32 = NDArray[np.int32]
     Int64 = NDArray[np.int64]
     Bools = NDArray[np.bool_]
@@ -34,6 +36,7 @@ class LeafPlaces(NamedTuple):
     item_lo: Int32  # [leaves + 1] where each leaf begins in `order`, closing with the number of slots
     leaf_of_row: Int32  # [slots]
     order: Int32 | None = None  # [slots] leaf by leaf, then in collision order; None: 0, 1, 2, ...
+    added: Added | None = None  # what the arrays before are looked up in
 
     @property
     def leaves(self) -> int:
@@ -68,7 +71,8 @@ class LeafPlaces(NamedTuple):
         if self.leaves == self.slots and self.order is None:
             return filter_of_bits(live)
         flags = bits.unpacked(live, self.slots)
-        return filter_of_bits(bits.packed(self._alive(flags)))
+        alive = self._alive(flags) if self.added is None else _alive_with(self.added, flags)
+        return filter_of_bits(bits.packed(alive))
 
     def followed(self, before: LeafFilter, live: NDArray[np.uint64], steps: Sequence[EditStep]) -> LeafFilter:
         """`filter(live)`, from what it was before some batches, of which at least one step is known."""
@@ -110,3 +114,11 @@ class LeafPlaces(NamedTuple):
         np.cumsum(flags, out=before[1:])
         alive[dead] = before[last[dead]] > before[first[dead]]
         return alive
+
+
+def _alive_with(added: Added, flags: Bools) -> Bools:
+    """Which leaves have a slot in `flags` [slots]: those of the base, then what came."""
+    base = LeafPlaces(added.item_lo, added.leaf_of_row, added.order)
+    alive: Bools = np.insert(base._alive(flags[: base.slots]), added.came - np.arange(len(added.came)), False)
+    alive[added.later[flags[base.slots :]]] = True
+    return alive

@@ -8,7 +8,7 @@ by slot, in the file    ids, titles, attributes, columns, popularity: memory-map
 by slot, behind it      the same of later slots, in `Later`: lists that a version copies, of what came alone
 bits over slots         `Later.present` (neither removed nor replaced), `Catalog.visible` (present and not
                         hidden), what conditions leave: they outlive a batch, whose own slots alone are new
-by leaf                 sids, the trie, item_lo, and the order of slots on leaves: made anew where leaves come
+by leaf                 the trie, made anew where leaves come; sids, item_lo, the order of slots: `added.py`
 
 Searches read leaves: `CatalogView.visible`, a filter of the leaves with a visible item, or what a condition
 leaves of these. The router reads slots for lists of items: answers, allow, deny. Histories read the newest
@@ -28,6 +28,7 @@ from xgr_runtime.catalog.items import StringTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from xgr_runtime.catalog.added import Added
     from xgr_runtime.catalog.where import ColumnSegment, LiveRows
 
     Bits = NDArray[np.uint64]
@@ -40,7 +41,7 @@ class Later:
     Nothing in here is changed once it is made: the next version copies what it adds to.
     """
 
-    order: NDArray[np.int32] | None = None  # see `LeafPlaces`
+    added: Added | None = None  # by leaf; None: nothing came
     present: Bits | None = None  # [ceil(slots / 64)]; None: all are
     visible: LiveRows | None = None  # None: all are
     ids: list[bytes] = field(default_factory=list)  # of slots behind those of the file

@@ -69,7 +69,8 @@ class Catalog:
         self.trie = Trie(self.leaves, tokens, lo)
         self.item_lo: Int32 = arrays["item_lo"]
         self.leaf_of_row: Int32 = arrays["leaf_of_row"]
-        self.places = LeafPlaces(self.item_lo, self.leaf_of_row, later.order)
+        order = None if later.added is None else later.added.whole_order()
+        self.places = LeafPlaces(self.item_lo, self.leaf_of_row, order, later.added)
         self.built_slots = len(arrays["hashes"])
         self._ids, self._titles, self._attributes = (
             TextsBySlot(_table(arrays, name), getattr(later, name), self.built_slots) for name in TABLES

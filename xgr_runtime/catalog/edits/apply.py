@@ -15,6 +15,7 @@ import xxhash
 
 from xgr_kernels.trie import filter_of_bits
 from xgr_runtime.catalog import bits
+from xgr_runtime.catalog.added import Added
 from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.edits.changes import Changes, changes_of
 from xgr_runtime.catalog.edits.checks import check_records
@@ -58,36 +59,37 @@ def edited(view: CatalogView, batch: EditBatch) -> CatalogView:
     check_records(catalog, batch)
     changes = changes_of(catalog, batch)
     later = with_batch(catalog, batch, changes)
-    arrays, leaves, came = _leaves(catalog, batch)
-    places = LeafPlaces(arrays["item_lo"], arrays["leaf_of_row"], catalog.places.order)
-    places = stood(places, leaves, catalog.slots, changes.rank, Standing(catalog, later))
-    arrays |= {"item_lo": places.item_lo, "leaf_of_row": places.leaf_of_row}
+    arrays, added, leaves, came = _leaves(catalog, batch)
+    added = stood(added, leaves, changes.rank, Standing(catalog, later)).settled()
+    arrays |= added.arrays()
+    places = LeafPlaces(arrays["item_lo"], arrays["leaf_of_row"], added.whole_order(), added)
     new = np.arange(catalog.slots, places.slots, dtype=np.int32)
     touched = np.unique(np.concatenate([changes.dead, changes.hide, changes.show, new]))
     step = EditStep(touched, came)
     present = _present(catalog, changes)
     visible = _visible(catalog, places, changes, present, step)
-    later = replace(later, order=places.order, present=present, visible=visible)
+    later = replace(later, added=added, present=present, visible=visible)
     version = _next_version(catalog.version, batch, touched, places.leaf_of_row[touched], came)
     return _following(view, version, arrays, later, step)
 
 
-def _leaves(catalog: Catalog, batch: EditBatch) -> tuple[dict[str, NDArray[Any]], Int64, Int32]:
-    """All arrays, of which those by leaf have the new leaves; the leaf of each item that is put [P], by its
-    new number; the leaves, by their old numbers, in front of which new ones were put.
+def _leaves(catalog: Catalog, batch: EditBatch) -> tuple[dict[str, NDArray[Any]], Added, Int64, Int32]:
+    """All arrays, of which the trie has the new leaves; these between the others; the leaf of each item that
+    is put [P], by its new number; the leaves, by their old numbers, in front of which new ones were put.
     """
     arrays, none = dict(catalog.arrays), np.empty(0, np.int32)
+    added = catalog.later.added or Added.nothing(arrays)
     if not batch.put:
-        return arrays, np.empty(0, np.int64), none
+        return arrays, added, np.empty(0, np.int64), none
     sids, which = np.unique(np.array([r.sid for r in batch.put], np.int32), axis=0, return_inverse=True)
     found = find(catalog.trie, sids)
     new = found.level < catalog.depth
     leaves = found.leaf + np.cumsum(new) - new
     if new.any():
-        arrays |= merged(
-            catalog, sids[new], Found(found.level[new], found.leaf[new], [n[new] for n in found.nodes])
-        )
-    return arrays, leaves[which.reshape(-1)], found.leaf[new].astype(np.int32)
+        lacking = Found(found.level[new], found.leaf[new], [n[new] for n in found.nodes])
+        arrays |= merged(catalog, sids[new], lacking)
+        added = added.with_leaves(lacking.leaf, sids[new])
+    return arrays, added, leaves[which.reshape(-1)], found.leaf[new].astype(np.int32)
 
 
 def _present(catalog: Catalog, changes: Changes) -> Bits | None:

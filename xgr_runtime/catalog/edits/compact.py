@@ -54,7 +54,7 @@ def compacted(view: CatalogView) -> CatalogView:
 
 def _present_in_order(catalog: Catalog) -> Int32:
     order = catalog.places.order
-    slots = np.arange(catalog.slots, dtype=np.int32) if order is None else order
+    slots = np.arange(catalog.slots, dtype=np.int32) if order is None else np.asarray(order)
     return slots[catalog.present(slots)]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from xgr_runtime.catalog.attributes import gathered
 from xgr_runtime.catalog.attributes.stored import check_texts
-from xgr_runtime.catalog.edits.leaves import added, inserted
 from xgr_runtime.catalog.items import id_order, pack_optional, pack_strings
 from xgr_runtime.catalog.places import LeafPlaces
 from xgr_runtime.catalog.where import ColumnSegment
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from xgr_runtime.catalog.added import Added
     from xgr_runtime.catalog.attributes import AttributeField
     from xgr_runtime.catalog.edits.batch import EditBatch
     from xgr_runtime.catalog.edits.changes import Changes
@@ -103,50 +103,49 @@ class Standing:
         return self._catalog.item_id(slot)
 
 
-def stood(places: LeafPlaces, leaves: Int64, first: int, ranked: Int32, standing: Standing) -> LeafPlaces:
-    """The places with new slots `first`, `first` + 1, ... on `leaves` [P], and slots `ranked` anew."""
+def stood(added: Added, leaves: Int64, ranked: Int32, standing: Standing) -> Added:
+    """With new slots on `leaves` [P], the first of which has the next number, and slots `ranked` anew."""
     if len(leaves):
-        places = _with_slots(places, leaves, first, standing)
-    if len(ranked):
-        places = _sorted_again(places, np.unique(places.leaf_of_row[ranked]), standing)
-    return places
+        added = _with_slots(added, leaves, standing)
+    return _sorted_again(added, ranked, standing) if len(ranked) else added
 
 
-def _order(places: LeafPlaces) -> Int32:
-    return np.arange(len(places.leaf_of_row), dtype=np.int32) if places.order is None else places.order
+def _with_slots(added: Added, leaves: Int64, standing: Standing) -> Added:
+    first, there = added.slots, _Lists(added)
+    keys = [standing.key(first + number) for number in range(len(leaves))]
+    numbers = sorted(range(len(leaves)), key=lambda number: (int(leaves[number]), keys[number]))
+    at = [there.place(int(leaves[number]), keys[number], standing) for number in numbers]
+    return added.with_slots(leaves, np.array(at, np.int64), np.array(numbers, np.int64))
 
 
-def _with_slots(places: LeafPlaces, leaves: Int64, first: int, standing: Standing) -> LeafPlaces:
-    """`leaf_of_row` and `item_lo` are without the new slots, but `item_lo` has all leaves."""
-    order = _order(places)
-    slots = sorted(range(len(leaves)), key=lambda at: (int(leaves[at]), standing.key(first + at)))
-    at = np.array(
-        [
-            _place(order, places.item_lo, int(leaves[new]), standing.key(first + new), standing)
-            for new in slots
-        ],
-        np.int64,
-    )
-    numbers = np.array(slots, np.int32)
-    return LeafPlaces(
-        added(places.item_lo, leaves[numbers] + 1),
-        np.concatenate([places.leaf_of_row, leaves.astype(np.int32)]),
-        inserted(order, at, np.int32(first) + numbers),
-    )
+class _Lists:
+    """Leaves' slots in collision order, each read once."""
+
+    def __init__(self, added: Added) -> None:
+        arrays = added.arrays()
+        self._places = LeafPlaces(arrays["item_lo"], arrays["leaf_of_row"], added.whole_order())
+        self._read: dict[int, list[int]] = {}
+
+    def begin(self, leaf: int) -> int:
+        """The place of its first slot."""
+        return int(self._places.item_lo[leaf])
+
+    def of(self, leaf: int) -> list[int]:
+        if leaf not in self._read:
+            self._read[leaf] = self._places.on(np.array([leaf]))[0].tolist()
+        return self._read[leaf]
+
+    def place(self, leaf: int, key: tuple[Any, ...], standing: Standing) -> int:
+        """In front of which a slot with that key comes."""
+        return self.begin(leaf) + bisect_left(self.of(leaf), key, key=standing.key)
 
 
-def _place(order: Int32, item_lo: Int32, leaf: int, key: tuple[Any, ...], standing: Standing) -> int:
-    """Where in `order` a slot with that key comes."""
-    first, last = int(item_lo[leaf]), int(item_lo[leaf + 1])
-    return bisect_left(range(last), key, lo=first, key=lambda at: standing.key(int(order[at])))
-
-
-def _sorted_again(places: LeafPlaces, leaves: Int32, standing: Standing) -> LeafPlaces:
-    first, last = places.item_lo[leaves], places.item_lo[leaves + 1]
-    shared = last - first > 1
-    if not shared.any():
-        return places
-    order = _order(places).copy()
-    for low, high in zip(first[shared].tolist(), last[shared].tolist(), strict=True):
-        order[low:high] = sorted(order[low:high].tolist(), key=standing.key)
-    return places._replace(order=order)
+def _sorted_again(added: Added, ranked: Int32, standing: Standing) -> Added:
+    lists = _Lists(added)
+    for leaf in np.unique(added.leaf_of(ranked.astype(np.int64))).tolist():
+        slots = lists.of(leaf)
+        again = sorted(slots, key=standing.key)
+        if again != slots:
+            places = lists.begin(leaf) + np.arange(len(slots))
+            added = added.sorted_anew(places, np.array(again, np.int32))
+    return added

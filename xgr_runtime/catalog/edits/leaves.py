@@ -70,10 +70,10 @@ def _first_not_below(tokens: Int32, low: Int64, high: Int64, wanted: Int32) -> I
 
 
 def merged(catalog: Catalog, sids: Int32, found: Found) -> dict[str, NDArray[Any]]:
-    """The arrays by leaf with the new leaves `sids` [N, depth], sorted and distinct, none of them there."""
+    """Arrays of the trie with the new leaves `sids` [N, depth], sorted and distinct, none of them there."""
     trie, before = catalog.trie, found.leaf
     split = first_difference(sids)
-    arrays: dict[str, NDArray[Any]] = {"sids": inserted(catalog.sids, before, sids)}
+    arrays: dict[str, NDArray[Any]] = {}
     for level, (tokens, lo) in enumerate(zip(trie.tokens, trie.lo, strict=True)):
         makes = (found.level <= level) & (split <= level)
         at = found.nodes[level]
@@ -84,16 +84,7 @@ def merged(catalog: Catalog, sids: Int32, found: Found) -> dict[str, NDArray[Any
             arrays[f"lo.{level}"] = inserted(moved, at[makes], firsts)
         else:
             arrays[f"lo.{level}"] = lo
-    arrays["item_lo"] = inserted(catalog.item_lo, before, catalog.item_lo[before])
-    arrays["leaf_of_row"] = _renumbered(catalog, before)
-    return arrays | tail_arrays(len(arrays["sids"]), catalog.scoring)
-
-
-def _renumbered(catalog: Catalog, before: Int64) -> Int32:
-    """Leaves of slots, after new leaves were put in front of `before` [N], ascending."""
-    built, later = np.split(catalog.leaf_of_row, [catalog.built_slots])  # the former ascend
-    moved = np.searchsorted(before.astype(np.int32), later, side="right").astype(np.int32)
-    return np.concatenate([added(built, _places(built, before)), later + moved])
+    return arrays | tail_arrays(catalog.leaves + len(sids), catalog.scoring)
 
 
 def inserted(array: NDArray[Any], at: NDArray[np.integer], values: NDArray[Any]) -> NDArray[Any]:
