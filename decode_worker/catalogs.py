@@ -168,6 +168,7 @@ class CatalogUpdates:
         view = followed(start, steps, files, self._like)
         if problem := self._fits(view):
             raise CatalogError(problem)
+        view.ready()
         for text in filters:
             with contextlib.suppress(BadRequest):  # a version may lack its columns: requests find that out
                 view.filters.left_by(text)

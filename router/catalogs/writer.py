@@ -205,6 +205,7 @@ class Writer:
         return view, Shelf(base, tuple(ChainStep(*step) for step in chain.batches))
 
     def _begin(self, view: CatalogView, shelf: Shelf, kind: str) -> Made:
+        view.ready()
         self.view, self.shelf = view, shelf
         return Made(view, shelf, kind)
 

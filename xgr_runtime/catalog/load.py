@@ -9,10 +9,12 @@ from typing import BinaryIO
 
 from xgr_runtime.catalog.build import build_catalog
 from xgr_runtime.catalog.file import is_built_file, map_memory, read_header, sealed_file
+from xgr_runtime.catalog.sealed import is_sealed
 from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.catalog.verify import KeptFindings, summed, verify_memory
 from xgr_runtime.catalog.vocabulary import vocabulary_size
 from xgr_runtime.errors import CatalogError
+from xgr_runtime.files import open_ordinary
 
 _log = logging.getLogger(__name__)
 
@@ -62,19 +64,18 @@ def handed_down(path: Path, version: str) -> BinaryIO | None:
     None: take the file anew. The launcher has verified what it hands down.
     """
     try:
-        if not (is_built_file(path) and read_header(path).version == version):
-            return None
+        with open_ordinary(path) as file:
+            if not is_sealed(file) or read_header(path).version != version:
+                return None
         memory = sealed_file(path)
-    except CatalogError:
+    except (CatalogError, OSError, ValueError):
         return None
     try:
-        if _is_that(memory, path):
-            summed(memory, path)
-            return memory
+        summed(memory, path)
+        return memory
     except CatalogError:
-        pass
-    memory.close()
-    return None
+        memory.close()
+        return None
 
 
 def _is_that(memory: BinaryIO, path: Path) -> bool:

@@ -44,6 +44,12 @@ class CatalogView:
         """
         return self.catalog.visible if where is None else self.filters.left_by(where)
 
+    def ready(self) -> None:
+        """Works out what is asked of every version; threads call it, so that no request waits."""
+        _ = self.visible, self.trie, self.catalog.items
+        if self.catalog.scoring.score_mode == "level":
+            _ = self.catalog.codebooks
+
     @property
     def version(self) -> str:
         return self.catalog.version
