@@ -22,8 +22,9 @@ from decode_worker.pulls import Pull
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.catalog.edits import edited
 from xgr_runtime.catalog.edits.batch import EditBatch
+from xgr_runtime.catalog.file import map_memory
 from xgr_runtime.catalog.sealed import is_sealed
-from xgr_runtime.catalog.verify import summed
+from xgr_runtime.catalog.snapshot import Catalog
 from xgr_runtime.errors import BadRequest, CatalogError
 from xgr_runtime.kv.shared_memory import CannotMap, lives, open_region
 from xgr_runtime.process.priority import step_back
@@ -281,7 +282,8 @@ def opened(memory: BinaryIO, step: CatalogStep, like: Like) -> CatalogView:
     path = Path(f"catalog {step.version}")
     if xxhash.xxh3_64_intdigest(np.memmap(memory, np.uint8, "r").data) != step.digest:
         raise CatalogError(f"{path}: its bytes are not those that the router offered")
-    return CatalogView(summed(memory, path).for_vocabulary(like.vocab_size), like.filter_bytes)
+    catalog = Catalog.mapped(path, *map_memory(memory, path))  # whose checksums the router has read
+    return CatalogView(catalog.for_vocabulary(like.vocab_size), like.filter_bytes)
 
 
 def mapped(step: CatalogStep) -> BinaryIO | None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -58,13 +59,17 @@ class Writer:
         self._servable = servable
         self._model_dir = model_dir
         self._filter_bytes = filter_bytes
+        self._files: WeakValueDictionary[str, BaseFile] = WeakValueDictionary()  # that are in memory
         self.view: CatalogView
         self.shelf: Shelf
 
     def open(self, chain: Chain, vocab_size: int | None, file: str = "") -> CatalogView:
         """Begin with what the store has; `file`: it may be in memory already. Raises CatalogError."""
         memory = handed_down(Path(file), chain.base) if file else None
-        base = BaseFile.of(chain.base, memory or self._store.sealed(chain.base))
+        if memory is not None:
+            base = self._files[chain.base] = BaseFile.of(chain.base, memory)
+        else:
+            base = self._file(chain.base)
         self.view, self.shelf = self._replayed(base, chain, vocab_size)
         return self.view
 
@@ -104,8 +109,7 @@ class Writer:
             made = self._caught_up()
             one = self._append(EditBatch(compact=True), (), "", "", True)
             self._store.rebase(one.view.catalog)
-            base = BaseFile.of(one.view.version, self._store.sealed(one.view.version))
-            self.shelf = Shelf(base)
+            self.shelf = Shelf(self._file(one.view.version))
             made.append(one._replace(kind="compact", later=self.shelf))
         return made
 
@@ -125,7 +129,7 @@ class Writer:
                 self._store.rebase(catalog)  # its file may have been taken away
                 return made, Kept(catalog.version, changed=False)
             self._store.push(catalog, name)
-            base = BaseFile.of(catalog.version, self._store.sealed(catalog.version))
+            base = self._file(catalog.version)
             view = CatalogView(base.catalog.for_vocabulary(catalog.vocab_size), self._filter_bytes)
             made.append(self._begin(view, Shelf(base), "push"))
         return made, Kept(view.version)
@@ -185,7 +189,7 @@ class Writer:
             except CatalogError:  # it has other batches from somewhere before, or begins at the file
                 chain = self._store.chain(chain.version)
         elif chain.base != base.version:
-            base = BaseFile.of(chain.base, self._store.sealed(chain.base))
+            base = self._file(chain.base)
         return self._replayed(base, chain, self.view.catalog.vocab_size)
 
     def _onward(self, chain: Chain) -> tuple[CatalogView, Shelf]:
@@ -203,6 +207,13 @@ class Writer:
         for version, data in chain.batches:
             view = applied(view, version, data)
         return view, Shelf(base, tuple(ChainStep(*step) for step in chain.batches))
+
+    def _file(self, version: str) -> BaseFile:
+        """Of the store; what workers may still ask for is in memory already. Raises StoreError."""
+        found = self._files.get(version)
+        if found is None:
+            found = self._files[version] = BaseFile.of(version, self._store.sealed(version))
+        return found
 
     def _begin(self, view: CatalogView, shelf: Shelf, kind: str) -> Made:
         view.ready()

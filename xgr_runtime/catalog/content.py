@@ -81,8 +81,15 @@ class Content:
             **{f"tokens.{level}": array for level, array in enumerate(tokens)},
             **{f"lo.{level}": array for level, array in enumerate(lo)},
             **tail_arrays(len(self.sids), self.scoring),
-            "leaf_of_row": np.repeat(np.arange(len(self.sids), dtype=np.int32), np.diff(self.item_lo)),
+            "leaf_of_row": _leaf_of_row(self.item_lo),
             "hashes": index.hashes,
             "hash_rows": index.rows,
             "hash_starts": index.starts,
         }
+
+
+def _leaf_of_row(item_lo: Int32) -> Int32:
+    """[items], each leaf having one at least. `np.repeat` keeps other threads from the interpreter."""
+    leaf = np.zeros(int(item_lo[-1]), np.int32)
+    leaf[item_lo[1:-1]] = 1
+    return np.cumsum(leaf, dtype=np.int32, out=leaf)

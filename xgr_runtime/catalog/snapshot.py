@@ -246,8 +246,10 @@ class Catalog:
     @cached_property
     def sid_tokens(self) -> NDArray[np.bool_]:
         """Which tokens [largest + 1] stand in SIDs."""
-        seen = np.zeros(max(int(tokens.max()) for tokens in self.trie.tokens) + 1, np.bool_)
-        for tokens in self.trie.tokens:
+        declared = self.scoring.level_tokens  # of which SIDs may have no more than some
+        levels = self.trie.tokens if declared else self.codebooks
+        seen = np.zeros(max(int(tokens.max()) for tokens in levels) + 1, np.bool_)
+        for tokens in levels:
             seen[tokens] = True
         return seen
 
