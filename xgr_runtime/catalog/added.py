@@ -65,7 +65,7 @@ class SparseArray:
         return found
 
 
-class Added(NamedTuple):
+class Insertions(NamedTuple):
     """Base arrays, and what came between their entries. Numbers are those of the version that it is of."""
 
     sids: Int32  # base [leaves, depth]
@@ -80,7 +80,7 @@ class Added(NamedTuple):
     slot: Int32
 
     @classmethod
-    def nothing(cls, arrays: Mapping[str, NDArray[Any]], order: Int32 | None = None) -> Added:
+    def nothing(cls, arrays: Mapping[str, NDArray[Any]], order: Int32 | None = None) -> Insertions:
         """Between these arrays."""
         none, sids = np.empty(0, np.int64), arrays["sids"]
         base = (sids, arrays["item_lo"], arrays["leaf_of_row"], order)
@@ -146,14 +146,14 @@ class Added(NamedTuple):
 
     # What a batch adds.
 
-    def with_leaves(self, before: Int64, sids: Int32) -> Added:
+    def with_leaves(self, before: Int64, sids: Int32) -> Insertions:
         """New leaves `sids` [N, depth] in front of these, ascending."""
         new, moved = before + np.arange(len(before)), _behind(self.came, before)
         came, order = _merged(moved, new)
         all_sids = np.concatenate([self.came_sids, sids])[order]
         return self._replace(came=came, came_sids=all_sids, later=_behind(self.later, before))
 
-    def with_slots(self, leaves: Int64, at: Int64, number: Int64) -> Added:
+    def with_slots(self, leaves: Int64, at: Int64, number: Int64) -> Insertions:
         """New slots on `leaves` [N]; that of `number` [N] comes in front of the place `at`, ascending."""
         places = at + np.arange(len(at))
         put, _ = _merged(_behind(self.put, at), places)
@@ -161,19 +161,19 @@ class Added(NamedTuple):
         slot = np.concatenate([self.slot, (self.slots + number).astype(np.int32)])[order]
         return self._replace(later=np.concatenate([self.later, leaves]), put=put, at=fixed, slot=slot)
 
-    def sorted_anew(self, places: Int64, slots: Int32) -> Added:
+    def sorted_anew(self, places: Int64, slots: Int32) -> Insertions:
         """These slots stand at these places [N], ascending."""
         kept = ~np.isin(self.at, places)
         at, order = _merged(self.at[kept], places)
         return self._replace(at=at, slot=np.concatenate([self.slot[kept], slots])[order])
 
-    def settled(self) -> Added:
+    def settled(self) -> Insertions:
         """As it is, or between arrays made whole where much came."""
         if len(self.at) + len(self.came) <= MOST_APART:
             return self
         arrays = {name: np.asarray(array) for name, array in self.arrays().items()}
         order = self.whole_order()
-        return Added.nothing(arrays, None if order is None else np.asarray(order))
+        return Insertions.nothing(arrays, None if order is None else np.asarray(order))
 
 
 def _behind(numbers: Int64, before: Int64) -> Int64:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.added import Added
+    from xgr_runtime.catalog.added import Insertions
 
     Int32 = NDArray[np.int32]
     Int64 = NDArray[np.int64]
@@ -36,7 +36,7 @@ class LeafPlaces(NamedTuple):
     item_lo: Int32  # [leaves + 1] where each leaf begins in `order`, closing with the number of slots
     leaf_of_row: Int32  # [slots]
     order: Int32 | None = None  # [slots] leaf by leaf, then in collision order; None: 0, 1, 2, ...
-    added: Added | None = None  # what the arrays before are looked up in
+    added: Insertions | None = None  # what the arrays before are looked up in
 
     @property
     def leaves(self) -> int:
@@ -116,7 +116,7 @@ class LeafPlaces(NamedTuple):
         return alive
 
 
-def _alive_with(added: Added, flags: Bools) -> Bools:
+def _alive_with(added: Insertions, flags: Bools) -> Bools:
     """Which leaves have a slot in `flags` [slots]: those of the base, then what came."""
     base = LeafPlaces(added.item_lo, added.leaf_of_row, added.order)
     alive: Bools = np.insert(base._alive(flags[: base.slots]), added.came - np.arange(len(added.came)), False)

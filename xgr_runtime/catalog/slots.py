@@ -28,7 +28,7 @@ from xgr_runtime.catalog.items import StringTable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.added import Added
+    from xgr_runtime.catalog.added import Insertions
     from xgr_runtime.catalog.where import ColumnSegment, LiveRows
 
     Bits = NDArray[np.uint64]
@@ -41,7 +41,7 @@ class Later:
     Nothing in here is changed once it is made: the next version copies what it adds to.
     """
 
-    added: Added | None = None  # by leaf; None: nothing came
+    added: Insertions | None = None  # by leaf; None: nothing came
     present: Bits | None = None  # [ceil(slots / 64)]; None: all are
     visible: LiveRows | None = None  # None: all are
     ids: list[bytes] = field(default_factory=list)  # of slots behind those of the file

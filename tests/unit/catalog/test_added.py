@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xgr_runtime.catalog import added as module
-from xgr_runtime.catalog.added import Added
+from xgr_runtime.catalog.added import Insertions
 
 DEPTH = 2
 
@@ -33,7 +33,7 @@ class Whole:
     def slots(self) -> int:
         return sum(map(len, self.lists))
 
-    def change(self, added: Added, rng: np.random.Generator, number: int) -> Added:
+    def change(self, added: Insertions, rng: np.random.Generator, number: int) -> Insertions:
         """Some leaves with a slot each, some slots on leaves that are there, a leaf in another order."""
         before = np.sort(rng.integers(0, len(self.lists) + 1, rng.integers(0, 4)))
         sids = [(-number, at) for at in range(len(before))]
@@ -66,7 +66,7 @@ def test_it_reads_as_whole_arrays_do(seed: int, most: int, monkeypatch: pytest.M
     monkeypatch.setattr(module, "MOST_APART", most)
     rng = np.random.default_rng(seed)
     whole = Whole(leaves=int(rng.integers(1, 9)), slots=12, rng=rng)
-    added = Added.nothing(whole.arrays())
+    added = Insertions.nothing(whole.arrays())
     assert added.whole_order() is None
     for number in range(1, 12):
         added = whole.change(added, rng, number)

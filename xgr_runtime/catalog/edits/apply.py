@@ -15,7 +15,7 @@ import xxhash
 
 from xgr_kernels.trie import filter_of_bits
 from xgr_runtime.catalog import bits
-from xgr_runtime.catalog.added import Added
+from xgr_runtime.catalog.added import Insertions
 from xgr_runtime.catalog.edits.batch import EditBatch
 from xgr_runtime.catalog.edits.changes import Changes, changes_of
 from xgr_runtime.catalog.edits.checks import check_records
@@ -73,12 +73,12 @@ def edited(view: CatalogView, batch: EditBatch) -> CatalogView:
     return _following(view, version, arrays, later, step)
 
 
-def _leaves(catalog: Catalog, batch: EditBatch) -> tuple[dict[str, NDArray[Any]], Added, Int64, Int32]:
+def _leaves(catalog: Catalog, batch: EditBatch) -> tuple[dict[str, NDArray[Any]], Insertions, Int64, Int32]:
     """All arrays, of which the trie has the new leaves; these between the others; the leaf of each item that
     is put [P], by its new number; the leaves, by their old numbers, in front of which new ones were put.
     """
     arrays, none = dict(catalog.arrays), np.empty(0, np.int32)
-    added = catalog.later.added or Added.nothing(arrays)
+    added = catalog.later.added or Insertions.nothing(arrays)
     if not batch.put:
         return arrays, added, np.empty(0, np.int64), none
     sids, which = np.unique(np.array([r.sid for r in batch.put], np.int32), axis=0, return_inverse=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from xgr_runtime.catalog.added import Added
+    from xgr_runtime.catalog.added import Insertions
     from xgr_runtime.catalog.attributes import AttributeField
     from xgr_runtime.catalog.edits.batch import EditBatch
     from xgr_runtime.catalog.edits.changes import Changes
@@ -103,14 +103,14 @@ class Standing:
         return self._catalog.item_id(slot)
 
 
-def stood(added: Added, leaves: Int64, ranked: Int32, standing: Standing) -> Added:
+def stood(added: Insertions, leaves: Int64, ranked: Int32, standing: Standing) -> Insertions:
     """With new slots on `leaves` [P], the first of which has the next number, and slots `ranked` anew."""
     if len(leaves):
         added = _with_slots(added, leaves, standing)
     return _sorted_again(added, ranked, standing) if len(ranked) else added
 
 
-def _with_slots(added: Added, leaves: Int64, standing: Standing) -> Added:
+def _with_slots(added: Insertions, leaves: Int64, standing: Standing) -> Insertions:
     first, there = added.slots, _Lists(added)
     keys = [standing.key(first + number) for number in range(len(leaves))]
     numbers = sorted(range(len(leaves)), key=lambda number: (int(leaves[number]), keys[number]))
@@ -121,7 +121,7 @@ def _with_slots(added: Added, leaves: Int64, standing: Standing) -> Added:
 class _Lists:
     """Leaves' slots in collision order, each read once."""
 
-    def __init__(self, added: Added) -> None:
+    def __init__(self, added: Insertions) -> None:
         arrays = added.arrays()
         self._places = LeafPlaces(arrays["item_lo"], arrays["leaf_of_row"], added.whole_order())
         self._read: dict[int, list[int]] = {}
@@ -140,7 +140,7 @@ class _Lists:
         return self.begin(leaf) + bisect_left(self.of(leaf), key, key=standing.key)
 
 
-def _sorted_again(added: Added, ranked: Int32, standing: Standing) -> Added:
+def _sorted_again(added: Insertions, ranked: Int32, standing: Standing) -> Insertions:
     lists = _Lists(added)
     for leaf in np.unique(added.leaf_of(ranked.astype(np.int64))).tolist():
         slots = lists.of(leaf)
