@@ -63,6 +63,7 @@ class CatalogUpdates:
         """`fits`: why a version cannot be searched here, or an empty string."""
         first = catalogs.newest
         self.aside = Aside("catalogs", step_back)
+        self.aside.submit(first.ready)
         self._like = Like(first.catalog.vocab_size, first.filter_bytes)
         self._catalogs = catalogs
         self._control = control

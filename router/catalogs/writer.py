@@ -71,6 +71,7 @@ class Writer:
         else:
             base = self._file(chain.base)
         self.view, self.shelf = self._replayed(base, chain, vocab_size)
+        self.view.ready()
         return self.view
 
     def edit(

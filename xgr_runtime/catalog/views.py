@@ -45,10 +45,8 @@ class CatalogView:
         return self.catalog.visible if where is None else self.filters.left_by(where)
 
     def ready(self) -> None:
-        """Works out what is asked of every version; threads call it, so that no request waits."""
-        _ = self.visible, self.trie, self.catalog.items
-        if self.catalog.scoring.score_mode == "level":
-            _ = self.catalog.codebooks
+        """Works out what requests and edits ask of every version; threads call it, so that neither waits."""
+        _ = self.visible, self.trie, self.catalog.items, self.catalog.codebooks, self.catalog.sid_tokens
 
     @property
     def version(self) -> str:
