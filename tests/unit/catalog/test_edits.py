@@ -120,6 +120,7 @@ def assert_compacts(view: CatalogView, oracle: Oracle) -> None:
     for name, array in rebuilt.arrays.items():
         assert np.array_equal(compact.catalog.arrays[name], array), name
         assert compact.catalog.arrays[name].dtype == array.dtype
+        assert isinstance(compact.catalog.arrays[name], np.ndarray), name  # a file is written of it
     kept = [text for text in (condition.sql for condition in CONDITIONS) if text in compact.filters]
     misses = compact.filters.misses
     oracle.apply(EditBatch(compact=True))

@@ -36,7 +36,7 @@ def compacted(view: CatalogView) -> CatalogView:
     hidden = np.zeros(0, np.bool_) if catalog.visible is None else ~catalog.visible.holds(slots)
     popularity, parts = catalog.popularity(slots), catalog.rows_by_column.segments
     content = Content(
-        catalog.sids if len(first) == catalog.leaves else catalog.sids[leaves[first]],
+        np.asarray(catalog.sids) if len(first) == catalog.leaves else catalog.sids[leaves[first]],
         np.append(first, np.int32(len(slots))),
         ids,
         _optional(titles),
