@@ -253,7 +253,7 @@ def test_nobody_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_rows_are_as_they_were(tmp_path: Path) -> None:
-    row = journal.Row(3, {"a": msgspec.Raw(b'{"x":[1]}')}, ["é"], [-0.1], [[1]], "v")
+    row = journal.LineAnswer(3, {"a": msgspec.Raw(b'{"x":[1]}')}, ["é"], [-0.1], [[1]], "v")
     with journal.Journal(tmp_path / "o.jsonl", [1]) as written_to:
         written_to.add(row)
         assert written_to.row(3) == row

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from xgr_runtime.cli.deployment import DeploymentError
-from xgr_runtime.cli.generate.journal import Row
+from xgr_runtime.cli.generate.journal import LineAnswer
 from xgr_runtime.client import failure, headers, may_use_proxy
 from xgr_runtime.errors import MissingKey, NotFound, WrongKey, XgrError
 from xgr_runtime.wire.answers import Answer, ErrorBody
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from xgr_runtime.cli.generate.journal import Journal
     from xgr_runtime.cli.generate.lines import Line, Lines
-    from xgr_runtime.cli.generate.progress import Progress
+    from xgr_runtime.cli.generate.progress import LineProgress
 
 TIMEOUT_MS = 3_600_000  # the longest deadline that a request may have
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0  # seconds between two tries at a line
@@ -33,7 +33,7 @@ _errors = msgspec.json.Decoder(ErrorBody)
 class Asker:
     """A run of requests over one connection pool."""
 
-    def __init__(self, args: argparse.Namespace, journal: Journal, progress: Progress) -> None:
+    def __init__(self, args: argparse.Namespace, journal: Journal, progress: LineProgress) -> None:
         self._args = args
         self._journal = journal
         self._progress = progress
@@ -63,7 +63,7 @@ class Asker:
             self._journal.add(row)
             self._progress.one(bool(row.error))
 
-    async def _row(self, http: httpx.AsyncClient, line: Line) -> Row:
+    async def _row(self, http: httpx.AsyncClient, line: Line) -> LineAnswer:
         content, pause = self._content(line.body), FIRST_PAUSE
         while True:
             try:
@@ -80,7 +80,7 @@ class Asker:
                     raise DeploymentError(f"{self._args.url} refused: {problem}")
                 if not _retryable(response):
                     self._heard = time.monotonic()
-                    return Row(line.number, line.kept, [], [], [], "", problem)
+                    return LineAnswer(line.number, line.kept, [], [], [], "", problem)
                 after = _seconds(response.headers.get("retry-after", ""))
             self._check_patience(problem)
             self._progress.waits(problem)
@@ -107,14 +107,14 @@ class Asker:
             )
 
 
-def row_of(line: Line, answer: Answer) -> Row:
+def row_of(line: Line, answer: Answer) -> LineAnswer:
     """Items of all results in their order, each with what its SID scored."""
     items, scores, sids = [], [], []
     for result in answer.meta_info.beam_results:
         items += result.items
         scores += [result.meta_info.sequence_score] * len(result.items)
         sids += [result.output_ids] * len(result.items)
-    return Row(line.number, line.kept, items, scores, sids, answer.meta_info.catalog_version)
+    return LineAnswer(line.number, line.kept, items, scores, sids, answer.meta_info.catalog_version)
 
 
 def _retryable(response: httpx.Response) -> bool:

@@ -79,13 +79,13 @@ def generate(args: argparse.Namespace) -> int:
 def _ask(args: argparse.Namespace, lines: Lines, journal: Journal) -> None:
     """All lines without an answer. Raises DeploymentError, KeyboardInterrupt."""
     from xgr_runtime.cli.generate.asking import Asker
-    from xgr_runtime.cli.generate.progress import Progress
+    from xgr_runtime.cli.generate.progress import LineProgress
 
     if len(journal.done) == lines.total:
         return
     with asking(args, timeout=10) as client:
         client.http.get("/readiness")  # whatever it says: somebody is there
-    with Progress(lines.total, len(journal.done)) as progress:
+    with LineProgress(lines.total, len(journal.done)) as progress:
         asker = Asker(args, journal, progress)
         asyncio.run(asker.run(lines))
 

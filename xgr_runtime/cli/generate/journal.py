@@ -25,7 +25,7 @@ FORMAT = "xgr generate 1"
 SYNC_EVERY = 2.0  # seconds
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class LineAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The answer to one line, or its error. `items` are ranked; scores and sids are those of each."""
 
     line: int
@@ -42,7 +42,7 @@ class _Head(msgspec.Struct, frozen=True):
     run: str
 
 
-_rows = msgspec.json.Decoder(Row)
+_rows = msgspec.json.Decoder(LineAnswer)
 _heads = msgspec.json.Decoder(_Head)
 
 
@@ -70,7 +70,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: LineAnswer) -> None:
         """The first row of a line counts, and there is no other."""
         assert row.line not in self.done, "each line is asked once at a time"
         self.done[row.line] = self._end
@@ -82,7 +82,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def row(self, line: int) -> Row:
+    def row(self, line: int) -> LineAnswer:
         """That of a line which is done."""
         self._file.seek(self.done[line])
         return _rows.decode(self._file.readline())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from xgr_runtime.cli.generate.journal import Journal, Row
+    from xgr_runtime.cli.generate.journal import Journal, LineAnswer
     from xgr_runtime.cli.generate.lines import Lines
 
 GROUP = 10_000  # rows of one group of a Parquet file
@@ -26,7 +26,7 @@ def write(out: Path, journal: Journal, lines: Lines) -> int:
         return _parquet(stream, rows, sorted(lines.keep)) if out.suffix == ".parquet" else _json(stream, rows)
 
 
-def _json(stream: BinaryIO, rows: Iterator[Row]) -> int:
+def _json(stream: BinaryIO, rows: Iterator[LineAnswer]) -> int:
     failed = 0
     for row in rows:
         fields = msgspec.structs.asdict(row)
@@ -38,7 +38,7 @@ def _json(stream: BinaryIO, rows: Iterator[Row]) -> int:
     return failed
 
 
-def _parquet(stream: BinaryIO, rows: Iterator[Row], keep: list[str]) -> int:
+def _parquet(stream: BinaryIO, rows: Iterator[LineAnswer], keep: list[str]) -> int:
     """Kept fields are texts: strings as they are, anything else as its JSON; null where a line has none."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 SAY_EVERY = 30.0  # seconds, where no terminal shows a bar
 
 
-class Progress(contextlib.AbstractContextManager["Progress"]):
+class LineProgress(contextlib.AbstractContextManager["LineProgress"]):
     """Lines done of so many, with an estimate of what is left."""
 
     def __init__(self, total: int, done: int) -> None:
@@ -25,7 +25,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if done:
             self._console.print(f"{done} of {total} lines have an answer already")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LineProgress:
         self._bar.start()
         return self
 
