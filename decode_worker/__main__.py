@@ -41,7 +41,6 @@ def body(config: DecodeConfig, lifecycle: Lifecycle) -> None:
         prompt_limit(model, config.max_prompt_tokens, emitted_tokens - 1),
         config.max_beam_width,
         plain_scores=kernels == "cuda",
-        one_trie=kernels == "cuda",
     )
     worker = DecodeWorker(config, engine, catalogs, model.backend.identity, limits, keys=keys)
     beams = (max_rows, config.max_beam_width, emitted_tokens)
@@ -92,6 +91,7 @@ def make_engine(
             max_rows,
             config.max_beam_width,
             attention.each,
+            filter_bytes=config.filter_bytes,
         )
     except ValueError as error:  # widths or tokens that selection on a GPU cannot tell apart
         raise ConfigError(f"{error}: lower --max-beam-width, or use --device cpu") from None

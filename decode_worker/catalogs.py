@@ -7,11 +7,11 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ import xxhash
 
 from decode_worker.aside import Aside
 from decode_worker.pulls import Pull
+from xgr_kernels.trie import LeafFilter
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.catalog.edits import edited
 from xgr_runtime.catalog.edits.batch import EditBatch
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 QUICK_BYTES = 1 << 16  # of batches that are applied at once
 QUICK_FILTERS = 1 << 20  # items, times the conditions that then go over to the next version
 MOST_OFFERS = 1024  # that wait
+PLACE_EVERY = 0.001  # seconds between looks at a version on its way to where searches read it
 
 
 class BrokenChain(CatalogError):
@@ -49,6 +51,14 @@ class Like(NamedTuple):
     filter_bytes: int
 
 
+class Readers(Protocol):
+    """Of versions: see `DecodeEngine`, which is one."""
+
+    def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool: ...
+
+    def keep(self, views: Sequence[CatalogView]) -> None: ...
+
+
 class CatalogUpdates:
     """Offers, one after the other, in the order in which they came."""
 
@@ -58,9 +68,10 @@ class CatalogUpdates:
         control: ControlServer,
         fits: Callable[[CatalogView], str],
         counters: MutableMapping[str, float],
+        readers: Readers,
         maps_memory: bool = True,
     ) -> None:
-        """`fits`: why a version cannot be searched here, or an empty string."""
+        """`fits`: why a version cannot be searched here, or an empty string. readers: the engine."""
         first = catalogs.newest
         self.aside = Aside("catalogs", step_back)
         self.aside.submit(first.ready)
@@ -69,6 +80,7 @@ class CatalogUpdates:
         self._control = control
         self._fits = fits
         self._counters = counters
+        self._readers = readers
         self._maps_memory = maps_memory
         self._offers: deque[CatalogOffer] = deque()
         self._work: Future[CatalogView] | None = None  # for the first of them
@@ -76,6 +88,8 @@ class CatalogUpdates:
         self._pull: Pull | None = None
         self._asks = 0
         self._used: frozenset[str] = frozenset()
+        self._read: list[CatalogView] = [first]  # what searches may read, as the engine was told last
+        self._placing = False  # a version that is made, and not yet where searches read it
 
     # --- what routers say ---
 
@@ -109,6 +123,7 @@ class CatalogUpdates:
         """Go on with what is there."""
         self.aside.woken()
         self._keep_used()  # before a newer version takes their place
+        self._keep_read()
         self._forget_gone()
         while self._offers and self._go_on(self._offers[0], now):
             self._offers.popleft()
@@ -121,8 +136,17 @@ class CatalogUpdates:
             self._used = used
             self._catalogs.keep(used)
 
+    def _keep_read(self) -> None:
+        """Versions that are gone make room where searches read them."""
+        views = self._catalogs.views
+        if views != self._read:
+            self._read = views
+            self._readers.keep(views)
+
     def due(self, now: float) -> float | None:
         """Seconds until the next turn is of use if nothing comes; None: whenever something comes."""
+        if self._placing:
+            return PLACE_EVERY
         pulling = self._offers and self._pull is not None and self._work is None
         return self._pull.due(now) if pulling and self._pull is not None else None
 
@@ -142,9 +166,28 @@ class CatalogUpdates:
             self._work = self._begin(offer, held)
         if not self._work.done():
             return False
+        self._placing = not self._is_placed(offer, self._work)
+        if self._placing:
+            return False
         work, self._work = self._work, None
         self._finish(offer, work)
         return True
+
+    def _is_placed(self, offer: CatalogOffer, work: Future[CatalogView]) -> bool:
+        """Whether searches can read the version, or never will."""
+        if work.exception() is not None:
+            return True
+        view, ready = work.result(), []
+        for text in [None, *offer.filters]:
+            with contextlib.suppress(BadRequest):
+                live = view.visible if text is None else view.filters.left_by(text).leaves
+                ready += [] if live is None or not len(live.bits) else [live]
+        try:
+            return self._readers.place(view, ready)
+        except CatalogError as error:
+            self._work = Future()
+            self._work.set_exception(error)
+            return True
 
     def _begin(self, offer: CatalogOffer, held: CatalogView | None) -> Future[CatalogView]:
         start = held if held is not None else self._catalogs.get(offer.parent)

@@ -47,6 +47,7 @@ class Question:
         NDArray[np.int64] | None
     ] = ()  # [depth] what a level's softmax is over; none: as usual
     penalty: Penalty | None = None
+    shared_bits: bool = False  # the bits of `filter` are a version's or a condition's: others read them too
 
     def __post_init__(self) -> None:
         assert (self.score_mode == "level") == bool(self.codebooks), "a level's softmax is over its codebook"
@@ -83,19 +84,23 @@ class Question:
         ]
         return [whole, *later]
 
+    def passes_over(self, level: int) -> bool:
+        """Whether more of the level's nodes may have a live leaf than are kept."""
+        return self.width < min(self.trie.nodes[level], self.live_leaves)
+
     @property
     def live_leaves(self) -> int:
         """Leaves that the filter lets live."""
         return self.filter.live(self.trie.leaves)
 
 
-def last_kept(scores: Floats, width: int, most: int) -> float:
+def last_kept(scores: Floats, width: int, passes_over: bool) -> float:
     """What no child that a level passed over scores above; `NOTHING_ABOVE` if it passed over none.
 
-    scores [n], descending: of the children kept, at most `width`. most: nodes of the level with a live leaf.
+    scores [n], descending: of the children kept, at most `width`. passes_over: see `Question.passes_over`.
     A token adds a log-probability, at most 0, to a score. So what this bounds are all leaves below as well.
     """
-    return float(scores[-1]) if width < most and len(scores) == width else NOTHING_ABOVE
+    return float(scores[-1]) if passes_over and len(scores) == width else NOTHING_ABOVE
 
 
 def tail_tokens_of(depth: int) -> int:
@@ -121,7 +126,7 @@ class Search:
         self.invalid = False
         self.phase = TaskPhase.SEARCH  # what its engine says
         self.forward_seconds = 0.0
-        self.ceiling: float | None = NOTHING_ABOVE  # of leaves that its beams do not lead to; None: not known
+        self.ceiling = NOTHING_ABOVE  # of leaves that its beams do not lead to
         self.scores: Floats = np.zeros(1, np.float32)
         unknown = [question.last_token] if hidden is None else []
         self.tokens: Ints = np.array(unknown, np.int32)
@@ -193,18 +198,20 @@ class Search:
                 anc[:, self.level - 1] = self.rows[parents]
         else:
             anc = np.zeros((len(tokens), self.anc.shape[1]), np.int64)
-        if self.ceiling is not None:
-            question = self.question
-            most = min(question.trie.nodes[self.level], question.live_leaves)
-            self.ceiling = max(self.ceiling, last_kept(scores, question.width, most))
+        question = self.question
+        passed = last_kept(scores, question.width, question.passes_over(self.level))
+        self.ceiling = max(self.ceiling, passed)
         self.anc, self.scores, self.tokens, self.lo, self.hi = anc, scores, tokens, lo, hi
         self.level += 1
 
-    def finish(self, scores: Floats, leaves: Ints, invalid: bool) -> None:
-        """Take the end of a search whose levels ran elsewhere: scores and leaves [n], best first."""
+    def finish(self, scores: Floats, leaves: Ints, invalid: bool, ceiling: float) -> None:
+        """Take the end of a search whose levels ran elsewhere: scores and leaves [n], best first.
+
+        ceiling: the highest last score of a level that passed over some; -inf: none did.
+        """
         self.level, self.invalid = self.question.depth, invalid
         self.scores, self.lo = scores, leaves
-        self.ceiling = None
+        self.ceiling = max(self.ceiling, ceiling)
 
     def answer(self) -> tuple[Ints, Floats]:
         """Leaves and scores [n], best first; empty when nothing was alive."""

@@ -132,6 +132,7 @@ class TaskFactory:
 
     def task_of(self, request: DecodeRequest, tokens: Tokens, lease: Lease, now: float) -> DecodeTask:
         model, levels = self.model, lease.view.levels(request.score_mode)
+        filter, shared = filter_of(request, lease.view)
         question = Question(
             len(tokens),
             int(tokens[-1]),
@@ -139,10 +140,11 @@ class TaskFactory:
             request.results,
             request.score_mode,
             levels.trie,
-            filter_of(request, lease.view),
+            filter,
             levels.silent,
             codebooks_of(request, lease.view),
             penalty_of(request, tokens, model.vocab, lease.view),
+            shared,
         )
         receiver = Receiver(
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
@@ -173,9 +175,9 @@ def penalty_of(request: DecodeRequest, tokens: Tokens, vocab: int, view: Catalog
     return Penalty(request.repetition_penalty, distinct, again)
 
 
-def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
+def filter_of(request: DecodeRequest, view: CatalogView) -> tuple[LeafFilter, bool]:
     """The request's live leaves: those with a visible item that its expression leaves, and the numbers that
-    the router sent.
+    the router sent; and whether its bits are those that other requests read as well.
 
     Raises `BadRequest`.
     """
@@ -183,6 +185,7 @@ def filter_of(request: DecodeRequest, view: CatalogView) -> LeafFilter:
         allow = None if request.allow is None else int32s(request.allow)
         deny = int32s(request.deny)
         within = view.filters.left_by(request.where).leaves if request.where else view.visible
-        return leaf_filter(view.leaves, allow, deny, within)
+        found = leaf_filter(view.leaves, allow, deny, within)
+        return found, within is not None and found.bits is within.bits
     except ValueError as error:
         raise BadRequest(f"filter: {error}", "filters") from None

@@ -76,7 +76,6 @@ class DecodeWorker:
         self.catalogs = catalogs
         first = catalogs.newest.catalog
         self.emitted_tokens = first.emitted_tokens  # of every version that can be searched here
-        self.one_trie = first.sids if limits.one_trie else None  # whose SIDs those are
         self.identity = identity
         self.factory = TaskFactory(catalogs, identity, limits)
         self.limits = limits
@@ -99,7 +98,12 @@ class DecodeWorker:
         self.inbound = Inbound(config, identity, engine.pool, self.scheduler, self.desk, clock, keys)
         self.conditions = Conditions(catalogs)
         self.updates = CatalogUpdates(
-            catalogs, self.desk.control, self.cannot_search, self.counters, config.kv_transfer == "auto"
+            catalogs,
+            self.desk.control,
+            self.cannot_search,
+            self.counters,
+            engine,
+            config.kv_transfer == "auto",
         )
         self.desk.versions = self.updates.take
         self.poller = Poller()
@@ -365,10 +369,11 @@ class DecodeWorker:
                 f"its items have {view.catalog.emitted_tokens} tokens, this worker was started for "
                 f"{self.emitted_tokens}: restart the deployment with it"
             )
-        if self.one_trie is not None and view.catalog.sids is not self.one_trie:
+        scoring = view.catalog.scoring
+        if self.limits.plain_scores and (scoring.score_mode == "level" or scoring.repetition_penalty != 1):
             return (
-                "it has other SIDs than the catalog that this worker was started with, and searches on a GPU "
-                "keep theirs: restart the worker, or use --device cpu"
+                "its scoring has score_mode level or a repetition_penalty, which searches on a GPU lack: "
+                "leave them out of it, or restart the deployment with --device cpu"
             )
         return ""
 

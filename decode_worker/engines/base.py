@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from decode_worker.search import Search
-from xgr_kernels.trie import Trie
+from xgr_kernels.trie import LeafFilter, Trie
+from xgr_runtime.catalog import CatalogView
 from xgr_runtime.model.memory.kv_pool import KvPool
 from xgr_runtime.scheduling.cost_model import CostModel, Tried
 
@@ -56,6 +57,19 @@ class DecodeEngine(Protocol):
 
     def collect(self) -> list[Search]:
         """The searches that are over and were not collected before. Never waits. Raises DeviceLost."""
+        ...
+
+    def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool:
+        """Whether searches can read a version now, and these filters of it: call again until they can.
+
+        It waits, and returns False, while there is no room until another version is let go, and while a
+        version is on its way; that one is given up if another is asked for. Never blocks for long. Raises
+        CatalogError for a version that there can be no room for, DeviceLost.
+        """
+        ...
+
+    def keep(self, views: Sequence[CatalogView]) -> None:
+        """No version but these is read from now on, neither by what runs nor by what was prepared."""
         ...
 
     def warm_up(self, trie: Trie) -> None:

@@ -16,7 +16,8 @@ from decode_worker.engines.cohort import choose_cohort
 from decode_worker.engines.cohort_steps import COHORTS, Cohort, CohortSteps
 from decode_worker.phases import TaskPhase
 from decode_worker.search import PLAIN_MODES, Question, Search
-from xgr_kernels.trie import Trie, no_filter
+from xgr_kernels.trie import LeafFilter, Trie, no_filter
+from xgr_runtime.catalog import CatalogView
 from xgr_runtime.model.device.device import losing_the_device
 from xgr_runtime.scheduling.cost_model import CostModel, Tried, together
 
@@ -85,6 +86,19 @@ class CohortEngine:
             over += self._search_exactly()
         return over
 
+    def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool:
+        """See `DecodeEngine`. The trie goes to the device piece by piece, filters at once."""
+        with losing_the_device():
+            if not self.steps.catalogs.place(view.trie):
+                return False
+            for leaves in ready:
+                self.steps.bits.of(leaves)
+        return True
+
+    def keep(self, views: Sequence[CatalogView]) -> None:
+        """See `DecodeEngine`."""
+        self.steps.catalogs.keep([view.trie for view in views])
+
     def warm_up(self, trie: Trie) -> None:
         """Capture every step, and run one small search in each score mode."""
         self.device.settle()  # memory was filled, and weights were loaded, outside of the queue
@@ -139,7 +153,7 @@ class CohortEngine:
             if answer.overflow:
                 self._overflown.append(search)
             else:
-                search.finish(answer.scores, answer.leaves, answer.invalid)
+                search.finish(answer.scores, answer.leaves, answer.invalid, answer.ceiling)
                 search.phase = TaskPhase.OVER
                 over.append(search)
         self.counters["steps"] += len(cohort.steps)

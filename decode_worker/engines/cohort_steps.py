@@ -13,18 +13,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from decode_worker.engines.catalog_slots import BitsPlace, CatalogSlots, SharedBits
 from decode_worker.engines.cohort import MAX_REQUESTS, ROW_BUCKETS, Step, StepVectors, plan_steps
 from decode_worker.engines.level_heads import LevelHead
 from decode_worker.search import Floats, Ints, Question, Search, tail_tokens_of
 from xgr_kernels.attention.paged import PagedAttention, quickest
 from xgr_kernels.beam_select.cuda import (
     COLUMNS,
+    NO_FILTER,
     BeamState,
     DeviceFilters,
-    DeviceTrie,
     FilterColumns,
     Selector,
     Tuning,
+    grown,
     logit_rows,
     request_row,
     splits_for,
@@ -48,6 +50,7 @@ class Cohort:
     place: int  # which of the read-back buffers and filter places is theirs
     finished: Event
     filters: list[FilterColumns] = field(default_factory=list)
+    shared: list[BitsPlace] = field(default_factory=list)  # that its filters read
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -68,6 +71,7 @@ class CohortAnswer(NamedTuple):
 
     scores: Floats  # [n] best first
     leaves: Ints  # [n]
+    ceiling: float  # the highest score that bounds what a level passed over; -inf: none did
     invalid: bool
     overflow: bool  # no answer: its candidates did not fit
 
@@ -108,8 +112,12 @@ class CohortSteps:
         make_attentions: MakeAttentions,
         max_requests: int = MAX_REQUESTS,
         tuning: Tuning | None = None,
+        filter_bytes: int = 64 << 20,
     ) -> None:
-        """`tuning` are sizes of the selection's launches, which change no answer.
+        """`trie`: of the first version, of all levels that a search may descend; later ones have as many.
+
+        `tuning` are sizes of the selection's launches, which change no answer. `filter_bytes`: that bitmaps
+        of versions and conditions may take on the device.
 
         Raises ValueError for widths or tokens that selection cannot tell apart.
         """
@@ -124,8 +132,9 @@ class CohortSteps:
         self.tail_tokens = tail_tokens = tail_tokens_of(self._levels)
         self._make_attentions = make_attentions
         where, identity = device.where, model.identity
-        self._trie = DeviceTrie(trie, where)
-        self._filters = DeviceFilters(COHORTS * max_requests, trie.leaves, where)
+        self.catalogs = CatalogSlots(device, trie)
+        self.bits = SharedBits(device, filter_bytes)
+        self._filters = DeviceFilters(COHORTS * max_requests, grown(trie.leaves), where)
         self._selector = Selector(
             rows=max_rows,
             requests=max_requests,
@@ -147,7 +156,7 @@ class CohortSteps:
         self._first = device.staging(COHORTS, max_requests, identity.hidden, dtype=DTYPES[identity.dtype])
         self._roots = device.staging(COHORTS, max_requests, 4 + tail_tokens, dtype=torch.int32)
         self._beams_out = device.staging(COHORTS, max_rows, 4 + tail_tokens, dtype=torch.int32)
-        self._outcome = device.staging(COHORTS, 3, max_requests, dtype=torch.int32)
+        self._outcome = device.staging(COHORTS, 4, max_requests, dtype=torch.int32)
         self._rows = torch.arange(max_rows, device=where)
         self._graphs: dict[int, Graphs] = {}
         self._first_select: dict[LevelHead, Work] = {}
@@ -169,9 +178,8 @@ class CohortSteps:
         """
         with self.device.alongside():
             first = cohort.place * self.max_requests
-            cohort.filters = [
-                self._filters.put(first + b, question.filter) for b, question in enumerate(cohort.questions)
-            ]
+            for b, question in enumerate(cohort.questions):
+                cohort.filters.append(self._filters.put(first + b, question.filter, self._shared(cohort, b)))
         self._fill_beams(cohort)
         planned: set[PagedAttention] = set()
         for step in cohort.steps:
@@ -182,6 +190,15 @@ class CohortSteps:
             if attention not in planned:
                 self._plan(attention, cohort, step)
                 planned.add(attention)
+
+    def _shared(self, cohort: Cohort, b: int) -> FilterColumns:
+        """Where the bits of request b lie already, if others read them as well."""
+        question = cohort.questions[b]
+        if not question.shared_bits or not len(question.filter.bits):
+            return NO_FILTER
+        place = self.bits.of(question.filter)
+        cohort.shared.append(place)
+        return place.columns
 
     # --- what a cohort queues ---
 
@@ -229,12 +246,21 @@ class CohortSteps:
         self._selector.begin()
 
     def _head(self, cohort: Cohort, level: int) -> LevelHead:
-        """The level's tokens are enough where no score is relative to others; a NaN of others is not seen."""
-        legal = all(question.normaliser(level) == "legal" for question in cohort.questions)
-        return self._level_heads.get(level, self._whole_head) if legal else self._whole_head
+        """The level's tokens are enough where no score is relative to others; a NaN of others is not seen.
+
+        A later version may have tokens beyond those of the first one's level, and then reads all.
+        """
+        head = self._level_heads.get(level, self._whole_head)
+        enough = all(question.normaliser(level) == "legal" for question in cohort.questions)
+        enough = enough and all(
+            head.first_token <= low and end <= head.first_token + head.head.vocab
+            for low, end in (self.catalogs.of(question.trie).tokens[level] for question in cohort.questions)
+        )
+        return head if enough else self._whole_head
 
     def _fill_inputs(self, cohort: Cohort, step: Step) -> None:
         """What the step's kernels read of its requests and rows."""
+        head = self._head(cohort, step.level)
         vectors = StepVectors.of(step, cohort.questions, self.max_rows, self.tail_tokens)
         table = [
             request_row(
@@ -244,10 +270,11 @@ class CohortSteps:
                 width=question.width,
                 level=step.level,
                 legal=question.normaliser(step.level) == "legal",
-                trie=self._trie,
+                trie=self.catalogs.of(question.trie).placed,
                 leaves=cohort.filters[b],
                 out_rows=int(step.out_offsets[b + 1] - step.out_offsets[b]),
-                first_token=self._head(cohort, step.level).first_token,
+                first_token=head.first_token,
+                passes_over=question.passes_over(step.level),
             )
             for b, question in enumerate(cohort.questions)
         ]
@@ -346,11 +373,14 @@ class CohortSteps:
     def answers(self, cohort: Cohort) -> list[CohortAnswer]:
         """What a finished cohort left in host memory, search by search."""
         beams = self._beams_out[cohort.place].numpy()
-        counts, invalid, overflow = self._outcome[cohort.place].numpy()
+        outcome = self._outcome[cohort.place].numpy()
+        counts, invalid, overflow, _ = outcome
+        ceilings = outcome[3].view(np.float32)
         begins = cohort.steps[-1].out_offsets
         answers = []
         for b in range(len(cohort.searches)):
             mine = beams[begins[b] : begins[b] + counts[b]]
             scores, leaves = mine[:, 1].copy().view(np.float32), mine[:, 2].copy()
-            answers.append(CohortAnswer(scores, leaves, bool(invalid[b]), bool(overflow[b])))
+            flags = bool(invalid[b]), bool(overflow[b])
+            answers.append(CohortAnswer(scores, leaves, float(ceilings[b]), *flags))
         return answers

@@ -16,7 +16,8 @@ from decode_worker.trials import try_searches
 from xgr_kernels.attention import flash
 from xgr_kernels.attention.shared.api import SharedPlan
 from xgr_kernels.beam_select.api import BeamBatch, Selection, beam_select, warm_up
-from xgr_kernels.trie import Trie, no_filter
+from xgr_kernels.trie import LeafFilter, Trie, no_filter
+from xgr_runtime.catalog import CatalogView
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.memory.kv_pool import KvPool, TailKv
 from xgr_runtime.model.stages import CascadeStage
@@ -82,6 +83,13 @@ class CpuDecodeEngine:
         """See `DecodeEngine`."""
         over, self._over = self._over, []
         return over
+
+    def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool:
+        """See `DecodeEngine`. Searches read a version where it is."""
+        return True
+
+    def keep(self, views: Sequence[CatalogView]) -> None:
+        """See `DecodeEngine`."""
 
     def warm_up(self, trie: Trie) -> None:
         """Compile the kernels and run one small search, so that no request pays for first-use costs."""

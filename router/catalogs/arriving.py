@@ -77,11 +77,6 @@ class Arriving:
             w for w in self._workers() if not w.problem and not w.leaving and self._spreading.holds(w, newest)
         ]
 
-    @property
-    def one_trie(self) -> bool:
-        """Whether one of them searches only the SIDs that it was started with."""
-        return any(w.hello and w.hello.limits.one_trie for w in self.usable())
-
     def advance(self) -> None:
         """Use the newest version that all usable workers hold."""
         now = time.monotonic()

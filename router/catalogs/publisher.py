@@ -107,15 +107,11 @@ class Publisher:
         digest: str = "",
     ) -> Published:
         """See `Publishing`."""
-        work = partial(self._writer.edit, make, key, expected, not self.arriving.one_trie, digest)
+        work = partial(self._writer.edit, make, key, expected, digest)
         return await self._lasting(self._change("edit", work, wait, time.monotonic()))
 
     async def push(self, file: Path, wait: bool) -> Published:
         """See `Publishing`."""
-        if self.arriving.one_trie:
-            raise BadRequest(
-                "workers on a GPU keep the catalog that they were started with: restart the deployment"
-            )
         return await self._lasting(self._push(file, wait))
 
     async def rollback(self, version: str | None, wait: bool) -> Published:
@@ -308,7 +304,7 @@ class Publisher:
     async def _compact_if_long(self) -> None:
         """One that cannot be compacted is tried again once something else has changed."""
         began, version = time.monotonic(), self.arriving.newest_kept
-        if len(self.arriving) or version == self._not_compacted or self.arriving.one_trie:
+        if len(self.arriving) or version == self._not_compacted:
             return
         if not is_long(self.spreading.shelf, self._catalogs.newest, began - self._changed >= QUIET):
             return

@@ -79,7 +79,6 @@ class Writer:
         make: Callable[[CatalogView], Prepared],
         key: str,
         expected: str,
-        may_change_trie: bool,
         digest: str = "",
     ) -> tuple[list[Made], Kept]:
         """What others wrote meanwhile and what this made, both to be spread; and what is answered.
@@ -101,14 +100,14 @@ class Writer:
                 if key:
                     self._store.remember(key, digest, nothing.version, _encode(nothing))
                 return made, nothing
-            made.append(self._append(batch, tuple(unknown), key, digest, may_change_trie))
+            made.append(self._append(batch, tuple(unknown), key, digest))
         return made, Kept(made[-1].view.version, tuple(unknown))
 
     def compact(self) -> list[Made]:
         """Lay the newest version out as a built file. Raises CatalogError."""
         with self._store.writing():
             made = self._caught_up()
-            one = self._append(EditBatch(compact=True), (), "", "", True)
+            one = self._append(EditBatch(compact=True), (), "", "")
             self._store.rebase(one.view.catalog)
             self.shelf = Shelf(self._file(one.view.version))
             made.append(one._replace(kind="compact", later=self.shelf))
@@ -221,14 +220,7 @@ class Writer:
         self.view, self.shelf = view, shelf
         return Made(view, shelf, kind)
 
-    def _append(
-        self, batch: EditBatch, unknown: tuple[str, ...], key: str, digest: str, may_change_trie: bool
-    ) -> Made:
-        if not may_change_trie and (batch.put or batch.compact):
-            raise CatalogError(
-                "workers on a GPU keep the SIDs that they were started with: hide, show, remove and rank "
-                "items, or restart the deployment with another catalog"
-            )
+    def _append(self, batch: EditBatch, unknown: tuple[str, ...], key: str, digest: str) -> Made:
         before, data = self.view, _encode(batch)
         view = edited(before, batch)
         if view.catalog.basis != before.catalog.basis:  # a SID brings a token that none had

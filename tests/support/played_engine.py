@@ -32,6 +32,12 @@ class PlayedEngine:
         self.between: Callable[[], None] = lambda: None
         self.broken: list[Any] = []
 
+    def place(self, view: Any, ready: Any) -> bool:
+        return True
+
+    def keep(self, views: Any) -> None:
+        pass
+
     def choose(self, waiting: list[Any]) -> list[Any]:
         return waiting
 

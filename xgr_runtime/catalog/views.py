@@ -105,6 +105,11 @@ class Catalogs:
         """All that are held, the newest last."""
         return list(self._views)
 
+    @property
+    def views(self) -> list[CatalogView]:
+        """All that are held, the newest last."""
+        return list(self._views.values())
+
     def get(self, version: str) -> CatalogView | None:
         """The version, if it is held."""
         return self._views.get(version)

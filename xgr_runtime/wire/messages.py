@@ -130,14 +130,12 @@ class ModelIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The largest request a worker can ever serve; zero where the limit is not this worker's.
 
-    `plain_scores`: no score mode `level` and no repetition penalty. `one_trie`: no version of the catalog
-    with other SIDs than the first.
+    `plain_scores`: no score mode `level` and no repetition penalty.
     """
 
     max_prompt_tokens: Count
     max_beam_width: Count = 0
     plain_scores: bool = False
-    one_trie: bool = False
 
 
 class StepCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,27 +13,35 @@ from xgr_kernels.beam_select import cuda_kernels as kernels
 from xgr_kernels.beam_select.cuda_memory import (
     COLUMNS,
     MOST_TOKENS,
+    NO_FILTER,
     BeamState,
     DeviceFilters,
     DeviceTrie,
     FilterColumns,
+    PlacedTrie,
     aligned,
+    grown,
     logit_rows,
     request_row,
+    words_of,
 )
 
 __all__ = [
     "COLUMNS",
+    "NO_FILTER",
     "BeamState",
     "DeviceFilters",
     "DeviceTrie",
     "FilterColumns",
+    "PlacedTrie",
     "Selector",
     "Tuning",
     "aligned",
+    "grown",
     "logit_rows",
     "request_row",
     "splits_for",
+    "words_of",
 ]
 
 MOST_ROWS: int = kernels.MOST_ROWS.value  # of one request
@@ -103,9 +111,14 @@ class Selector:
 
         self.table = zeros(requests, COLUMNS, dtype=torch.int64)
         self.owner = zeros(rows) - 1
-        # What the host wants to know of a step, in one copy: beams; 1 if invalid; 1 if storage overflowed.
-        self.outcome = zeros(3, requests)
-        self.count, self.invalid, self.overflow = self.outcome
+        # What the host wants to know, in one copy: beams of the last step; 1 if invalid; 1 if storage
+        # overflowed; of all steps the highest score that bounds children which were passed over.
+        self.outcome = zeros(4, requests)
+        self.count, self.invalid, self.overflow, _ = self.outcome
+        self.ceiling = self.outcome.view(torch.float32)[3]  # float32, -inf: nothing was passed over
+        self._fresh = torch.zeros_like(self.outcome)
+        self._fresh.view(torch.float32)[3].fill_(-torch.inf)
+        self.begin()
         self.children = zeros(rows)  # of each row, with those that a filter takes
         self.lse = zeros(rows, dtype=torch.float32)  # of the rows that are not dead
         self._top = zeros(rows, MOST_SPLITS, dtype=torch.float32)
@@ -124,8 +137,8 @@ class Selector:
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
     def begin(self) -> None:
-        """Forgets which requests were invalid or overflowed."""
-        self.outcome[1:].zero_()
+        """Forgets which requests were invalid or overflowed, and what was passed over."""
+        self.outcome[1:].copy_(self._fresh[1:])
 
     def select(self, logits: Tensor, now: BeamState, next: BeamState, *, splits: int) -> None:
         """The best children of each request's beams, from `now` to `next`, which is another state.
@@ -206,7 +219,7 @@ class Selector:
         constants = self._constants["emit"]
         kernels.emit[(self.requests, constants["CAPACITY"] // constants["LANES"])](
             self.table, now.packed, next.packed, self._stored, self._keys, self._nodes,
-            self.count, self.overflow, now.packed.stride(0), **constants,
+            self.count, self.overflow, self.ceiling, now.packed.stride(0), **constants,
         )  # fmt: skip
 
 

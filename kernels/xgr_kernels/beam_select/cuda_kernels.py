@@ -31,7 +31,8 @@ RANK = tl.constexpr(11)  # address of the ranks of BITS, uint32 per 512 leaves
 DENY = tl.constexpr(12)  # address of sorted leaves, int32
 DENIED = tl.constexpr(13)  # how many
 FIRST_TOKEN = tl.constexpr(14)  # whose logits are column 0
-COLUMNS = tl.constexpr(15)
+PASSES_OVER = tl.constexpr(15)  # 1 if the level may have more live nodes than WIDTH
+COLUMNS = tl.constexpr(16)
 
 # Columns of a beam, int32
 TOKEN = tl.constexpr(0)
@@ -560,13 +561,18 @@ def emit(
     p_nodes: tl.tensor,
     p_count: tl.tensor,
     p_overflow: tl.tensor,
+    p_ceiling: tl.tensor,
     o_beam: int,
     T: tl.constexpr,
     CAPACITY: tl.constexpr,
     LANES: tl.constexpr,
     OTHERS: tl.constexpr,
 ) -> None:
-    """Grid (requests, CAPACITY / LANES). Ranks the stored by counting; writes the best, then dead rows."""
+    """Grid (requests, CAPACITY / LANES). Ranks the stored by counting; writes the best, then dead rows.
+
+    Where WIDTH are kept and there were more, the last one's score bounds what is passed over: its program
+    alone raises the request's ceiling, float32, to it.
+    """
     request = tl.program_id(0)
     stored = tl.load(p_stored + request)
     if stored > CAPACITY:
@@ -598,6 +604,10 @@ def emit(
     tl.store(p_out + SCORE, bits, mask=chosen)
     tl.store(p_out + FIRST_LEAF, first, mask=chosen)
     tl.store(p_out + END_LEAF, end, mask=chosen)
+    last = chosen & (rank == width - 1) & (_column(p_table, request, PASSES_OVER) != 0)
+    before = tl.load(p_ceiling + request + rank * 0, mask=last, other=-INF)
+    higher = tl.maximum(before, bits.to(tl.float32, bitcast=True))
+    tl.store(p_ceiling + request + rank * 0, higher, mask=last)
 
     row = _column(p_table, request, ROW_BEGIN).to(tl.int32) + parent
     level = _column(p_table, request, LEVEL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +15,10 @@ from small_catalogs import example
 from decode_worker.catalogs import CatalogUpdates, is_quick
 from decode_worker.conditions import AT_ONCE, Conditions
 from decode_worker.pulls import PATIENCE, Pull
+from xgr_kernels.trie import LeafFilter
 from xgr_runtime.catalog import Catalogs, CatalogView
 from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
+from xgr_runtime.errors import CatalogError
 from xgr_runtime.kv.shared_memory import this_process
 from xgr_runtime.wire.messages import (
     PART_BYTES,
@@ -61,17 +64,43 @@ class PlayedControl:
         return True
 
 
+class PlayedReaders:
+    """Where searches read versions: there is room, or not, and one takes some turns to come there."""
+
+    def __init__(self) -> None:
+        self.room, self.turns = True, 0
+        self.placed: list[str] = []
+        self.ready: list[int] = []  # bitmaps beside each
+        self.kept: list[str] = []
+        self.problem = ""
+
+    def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool:
+        if self.problem:
+            raise CatalogError(self.problem)
+        self.turns -= 1
+        if not self.room or self.turns > 0:
+            return False
+        self.placed.append(view.version)
+        self.ready.append(len(ready))
+        return True
+
+    def keep(self, views: Sequence[CatalogView]) -> None:
+        self.kept = [view.version for view in views]
+
+
 class Scene:
     def __init__(self, maps_memory: bool = False) -> None:
         self.catalogs = Catalogs(CatalogView(FIRST.for_vocabulary(50)))
         self.control = PlayedControl()
         self.counters: dict[str, float] = defaultdict(float)
         self.problem = ""
+        self.readers = PlayedReaders()
         self.updates = CatalogUpdates(
             self.catalogs,
             self.control,  # type: ignore[arg-type]
             lambda _: self.problem,
             self.counters,
+            self.readers,
             maps_memory,
         )
         self.now = 100.0

@@ -149,13 +149,16 @@ def test_a_settled_answer_is_that_of_every_wider_search(mode: ScoreMode) -> None
 
 def test_the_last_one_kept_counts_where_something_was_passed_over() -> None:
     scores = np.array([-1.0, -2.0, -2.0], np.float32)
-    assert last_kept(scores, width=3, most=4) == -2.0
-    assert last_kept(scores, width=3, most=3) == NOTHING_ABOVE
-    assert last_kept(scores, width=4, most=9) == NOTHING_ABOVE  # the others have no finite logit
-    assert last_kept(scores[:0], width=1, most=2) == NOTHING_ABOVE
+    assert last_kept(scores, width=3, passes_over=True) == -2.0
+    assert last_kept(scores, width=3, passes_over=False) == NOTHING_ABOVE
+    assert last_kept(scores, width=4, passes_over=True) == NOTHING_ABOVE  # the others have no finite logit
+    assert last_kept(scores[:0], width=1, passes_over=True) == NOTHING_ABOVE
 
 
-def test_where_levels_ran_is_not_known_what_they_passed_over() -> None:
-    search = game(1).search(2)
-    search.finish(np.array([-1.0], np.float32), np.array([0], np.int32), invalid=False)
-    assert search.ceiling is None
+@pytest.mark.parametrize(("told", "ceiling"), [(-2.5, -2.5), (-np.inf, NOTHING_ABOVE)])
+def test_where_levels_ran_is_said_what_they_passed_over(told: float, ceiling: float) -> None:
+    played = game(1)
+    question = Question(3, 0, 2, 2, "vocab", played.trie, played.alive)
+    search = Search(question, np.zeros(1, np.int32), np.zeros(2, np.int32), np.zeros(1, np.float32), 1)
+    search.finish(np.array([-1.0], np.float32), np.array([0], np.int32), False, told)
+    assert search.ceiling == ceiling

@@ -356,10 +356,10 @@ def test_preparing_writes_nothing_that_a_cohort_in_flight_reads(backend: ModelBa
     device.passed[-1] = False
     (cohort,) = prompts.gpu._flying
     slots = [steps._slot(cohort, step) for step in cohort.steps]
-    filters = slice(cohort.place * REQUESTS, (cohort.place + 1) * REQUESTS)
+    filters = [steps._filters.memory(cohort.place * REQUESTS + b) for b in range(REQUESTS)]
     read = [
         *(steps._inputs._staging[slot][0] for slot in slots),
-        *(steps._first[cohort.place], steps._roots[cohort.place], steps._filters.memory[filters]),
+        *(steps._first[cohort.place], steps._roots[cohort.place], *filters),
         *(steps._inputs._values, steps._now.packed, steps._hidden, steps._logits, steps._selector.table),
         *(steps._beams_out, steps._outcome, prompts.gpu.pool.k, prompts.gpu.pool.v),
     ]

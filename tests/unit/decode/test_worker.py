@@ -597,7 +597,7 @@ def test_in_place_the_owner_waits_for_the_answer(worker: DecodeWorker, heard: He
     assert task.id in ids(worker), "all KV is there: the search goes on"
     worker.start_searches(0.0)
     assert task.search is not None
-    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid=False)
+    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), False, -np.inf)
     worker.answer(task)
     assert isinstance(heard[-1], Ack) and not worker.tasks and worker.load().leases == 0
 
@@ -665,7 +665,7 @@ def ended(worker: DecodeWorker, task: DecodeTask, invalid: bool = False) -> None
     """Its search is over."""
     worker.start_searches(worker.clock())
     assert task.search is not None
-    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid)
+    task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), invalid, -np.inf)
     worker.answer(task)
 
 

@@ -246,7 +246,7 @@ class PrefillWorkersSayAnything(RuleBasedStateMachine):
     def finish_searches(self) -> None:
         for task in list(self.worker.running):
             assert task.search is not None
-            task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), False)
+            task.search.finish(np.zeros(1, np.float32), np.zeros(1, np.int32), False, -np.inf)
             self.worker.answer(task)
 
     @invariant()

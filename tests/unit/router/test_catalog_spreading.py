@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from played_workers import LOAD, MODEL
 from small_catalogs import example
 
@@ -62,9 +61,9 @@ class Logged(logging.Handler):
 class PlayedWorker(Worker):
     """Takes every offer in at once, unless it is `slow`, or has a `problem_to_tell`."""
 
-    def __init__(self, name: str, catalogs: list[str], one_trie: bool = False) -> None:
+    def __init__(self, name: str, catalogs: list[str]) -> None:
         super().__init__(f"ipc://{name}", "decode", lambda *_: None, lambda *_: None)
-        limits = Limits(64, 64, one_trie=one_trie)
+        limits = Limits(64, 64)
         self.hello = WorkerHello(PROTOCOL, "decode", name, 7, MODEL, "", catalogs, limits, LOAD)
         self.alive = True
         self.slow = False
@@ -217,18 +216,6 @@ async def test_a_broken_chain_costs_the_whole_file_once(tmp_path: Path) -> None:
         offer = s.workers[1].offers[-1]
         assert not offer.parent and offer.steps[0].whole and len(offer.steps) == 2
         assert not s.publisher.lag(s.workers[1]) and s.publisher.spreading.broken_chains == 1
-
-
-@scene
-async def test_workers_that_keep_their_trie_are_asked_first(tmp_path: Path) -> None:
-    async with Scene(tmp_path) as s:
-        limits = Limits(64, 64, one_trie=True)
-        s.workers[0].hello = replace(s.workers[0].hello, limits=limits)  # type: ignore[type-var]
-        first = s.store.current
-        with pytest.raises(BadRequest, match="workers on a GPU keep the SIDs"):
-            await s.edit(put=(ItemRecord("more", (1, 2, 3)),))
-        assert s.store.current == first
-        await s.edit(hide=("item-3",))
 
 
 @scene

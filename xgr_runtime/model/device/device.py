@@ -5,6 +5,7 @@ is done when the call returns and capturing changes nothing: the same engines ru
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -81,6 +82,13 @@ class Device(Protocol):
         """Copies inside overlap with what is queued; launches queued afterwards wait for them."""
         ...
 
+    def apart(self) -> AbstractContextManager[object]:
+        """Copies inside overlap with what is queued, and no launch waits for them: an event tells their end.
+
+        Memory that is taken inside belongs to these copies: free it only when nothing reads it any more.
+        """
+        ...
+
     def capture(self, work: Work) -> Work:
         """`work` as one launch: it may be run now, reads and writes the same memory every time, and must
         not look at any value. Call it inside `running`."""
@@ -96,15 +104,20 @@ class Device(Protocol):
         """Device memory that this process holds, caches of the allocator included; 0 where nobody counts."""
         ...
 
+    def free_bytes(self) -> float:
+        """Device memory that nobody holds; infinite where nobody counts."""
+        ...
+
 
 class CudaDevice:
-    """A GPU of this process: one stream for launches, one for copies, one memory pool for all graphs."""
+    """A GPU of this process: a stream for launches, two for copies, one memory pool for all graphs."""
 
     def __init__(self, index: int) -> None:
         self.where = torch.device("cuda", index)
         torch.cuda.set_device(self.where)
         self._stream = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
+        self._apart = torch.cuda.Stream(self.where)  # type: ignore[no-untyped-call]
         self._graphs = torch.cuda.graph_pool_handle()
 
     def settle(self) -> None:
@@ -118,6 +131,9 @@ class CudaDevice:
         with torch.cuda.stream(self._copies):
             yield
         self._stream.wait_stream(self._copies)
+
+    def apart(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._apart)
 
     def capture(self, work: Work) -> Work:
         work()  # libraries choose and compile their kernels now: none of that may happen inside a capture
@@ -139,6 +155,10 @@ class CudaDevice:
 
     def reserved_bytes(self) -> int:
         return torch.cuda.memory_reserved(self.where)
+
+    def free_bytes(self) -> float:
+        free, _ = torch.cuda.mem_get_info(self.where)
+        return float(free)
 
 
 @contextmanager
@@ -183,6 +203,9 @@ class HostDevice:
     def alongside(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def apart(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def capture(self, work: Work) -> Work:
         return work
 
@@ -194,6 +217,9 @@ class HostDevice:
 
     def reserved_bytes(self) -> int:
         return 0
+
+    def free_bytes(self) -> float:
+        return math.inf
 
 
 class PassedEvent:
