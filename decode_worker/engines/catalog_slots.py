@@ -65,7 +65,7 @@ class Slot:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._memory = torch.empty(0, dtype=torch.int32)
+        self._memory = torch.zeros(0, dtype=torch.int32)
         self._left: deque[tuple[int, int, Int32]] = deque()  # level or -1, place and values of what lacks
         self.trie: Trie | None = None
         self.tokens: list[tuple[int, int]] = []  # of each level the smallest, and one behind the largest
@@ -92,7 +92,7 @@ class Slot:
         self.trie = None
         needed = words_of(trie)
         if needed > self.words:
-            self._memory = torch.empty(0, dtype=torch.int32)  # before there is memory for more
+            self._memory = torch.zeros(0, dtype=torch.int32)  # before there is memory for more
             self._memory = _taken(self._device, grown(needed))
         self.placed = PlacedTrie(trie, self._memory)
         self._left = deque(

@@ -311,6 +311,10 @@ class Cohort:
         self.want = build_batch(rng, [replace(ask, level=0) for ask in asks])
         self.want.scores[:] = 0
         self.anc = np.zeros((len(asks), self.T), np.int32)
+        self.ceiling = np.full(slots, -np.inf, np.float32)
+
+    def passes_over(self, ask: Ask, level: int) -> bool:
+        return ask.width < min(len(ask.trie.tokens[level]), ask.leaves.live(ask.trie.leaves))
 
     def step(self, level: int, poison: tuple[int, int] | None = None) -> None:
         """Selects a level and compares it, row by row; the padding rows hold NaN."""
@@ -331,6 +335,7 @@ class Cohort:
                 legal=ask.mode == "legal",
                 trie=self.tries[b],
                 leaves=self.filters.put(b, ask.leaves),
+                passes_over=self.passes_over(ask, level),
             )
         self.selector.table.copy_(torch.from_numpy(table))
         self.selector.owner.copy_(torch.from_numpy(owner))
@@ -369,6 +374,9 @@ class Cohort:
             columns = (want.token[of], want.score[of].view(np.int32), want.lo[of], want.hi[of])
             expected[place] = np.concatenate([np.stack(columns, 1), inherited], 1)
             anc.append(inherited)
+            if self.passes_over(self.asks[b], level) and of.stop - of.start == self.asks[b].width:
+                self.ceiling[b] = max(self.ceiling[b], want.score[of][-1])
+        np.testing.assert_array_equal(self.selector.ceiling.cpu().numpy(), self.ceiling)
         np.testing.assert_array_equal(self.next.packed.cpu().numpy(), expected)
         self.anc = np.concatenate(anc)
         self.want = replace(
@@ -398,6 +406,7 @@ def test_steps_of_a_cohort() -> None:
     for level in range(4):
         cohort.step(level)
     assert cohort.selector.invalid.sum() == cohort.selector.overflow.sum() == 0
+    assert np.isfinite(cohort.ceiling).tolist() == [True, False, True, False, False]
 
 
 def test_invalid_stays_until_the_next_cohort() -> None:
@@ -410,10 +419,11 @@ def test_invalid_stays_until_the_next_cohort() -> None:
     assert cohort.selector.invalid.sum() == 0
 
 
-def test_filter_slots_are_reused() -> None:
+def test_filter_slots_are_reused_and_become_larger() -> None:
     rng = np.random.default_rng(4)
     trie = random_trie(rng, 600, 2, 64)
     cohort = Cohort(rng, [Ask(trie, 0, 12, leaves=random_filter(rng, trie.leaves, "bits+deny"))], slots=1)
+    cohort.filters = DeviceFilters(1, 100, DEVICE)
     cohort.step(0)
     for kind in ("deny", "none", "bits"):
         again = Cohort(rng, [Ask(trie, 0, 12, leaves=random_filter(rng, trie.leaves, kind))], slots=1)
@@ -451,7 +461,7 @@ def test_refuses_what_keys_cannot_tell_apart() -> None:
 
 def test_refuses_filters_that_deny_too_many() -> None:
     filters = DeviceFilters(1, 64, DEVICE)
-    with pytest.raises(ValueError, match="300 denied"):
+    with pytest.raises(ValueError, match="denies 300"):
         filters.put(0, no_filter()._replace(deny=np.arange(300, dtype=np.int32)))
 
 

@@ -1,6 +1,7 @@
 """The engine of a GPU, run on a CPU: cohorts of searches end as the CPU's engine ends them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import CpuDecodeEngine
 from decode_worker.phases import TaskPhase
-from decode_worker.search import Question, Search, tail_tokens_of
+from decode_worker.search import NOTHING_ABOVE, Question, Search, tail_tokens_of
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cpu import CpuPrefillEngine
-from xgr_kernels.beam_select.cuda import Tuning
+from xgr_kernels.beam_select import cuda_kernels as kernels
+from xgr_kernels.beam_select.cuda import Tuning, launch_constants
 from xgr_kernels.trie import LeafFilter, ScoreMode, Trie, leaf_filter, no_filter
-from xgr_runtime.catalog import Catalog, Forced, Scoring
+from xgr_runtime.catalog import Catalog, CatalogView, Forced, Scoring
+from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.trie import Levels
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
@@ -39,10 +42,14 @@ def backend(make_checkpoint: MakeCheckpoint) -> ModelBackend:
 
 
 @pytest.fixture(scope="module")
-def trie(backend: ModelBackend) -> Trie:
+def view() -> CatalogView:
     sids = np.random.default_rng(5).integers(3, 12, (300, DEPTH))
-    catalog = build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32))
-    return catalog.trie
+    return CatalogView(build_from_arrays([str(i) for i in range(300)], sids.astype(np.int32)))
+
+
+@pytest.fixture(scope="module")
+def trie(view: CatalogView) -> Trie:
+    return view.trie
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +98,20 @@ class Prompts:
         mode: ScoreMode = "vocab",
         filter: LeafFilter | None = None,
         levels: Levels | None = None,
+        shared_bits: bool = False,
     ) -> Search:
         prompt, trie = self.tokens[i], levels.trie if levels else self.trie
         silent = levels.silent if levels else frozenset[int]()
         question = Question(
-            len(prompt), int(prompt[-1]), width, width, mode, trie, filter or no_filter(), silent
+            len(prompt),
+            int(prompt[-1]),
+            width,
+            width,
+            mode,
+            trie,
+            filter or no_filter(),
+            silent,
+            shared_bits=shared_bits,
         )
         rows = np.arange(width, dtype=np.int32)
         return Search(question, self.pages[i], rows, self.hidden[i] if given else None, self.tail_tokens)
@@ -120,6 +136,8 @@ def assert_same(searches: list[Search], expected: list[Search]) -> None:
         (leaves, scores), (others, wanted) = a.answer(), b.answer()
         assert leaves.tolist() == others.tolist() and a.invalid == b.invalid
         np.testing.assert_allclose(scores, wanted, rtol=0, atol=TOLERANCE)
+        if not a.invalid:
+            np.testing.assert_allclose(a.ceiling, b.ceiling, rtol=1e-6, atol=TOLERANCE)
 
 
 def test_a_cohort_ends_as_its_searches_alone(prompts: Prompts) -> None:
@@ -130,6 +148,7 @@ def test_a_cohort_ends_as_its_searches_alone(prompts: Prompts) -> None:
     ]
     prompts.run(*searches)
     assert_same(searches, prompts.expected(*searches))
+    assert {search.ceiling > NOTHING_ABOVE for search in searches} == {True}
 
 
 def test_cohorts_follow_each_other_without_a_trace(prompts: Prompts) -> None:
@@ -346,6 +365,91 @@ def test_two_cohorts_fly_and_end_in_order(backend: ModelBackend, trie: Trie) -> 
     assert prompts.gpu.collect() == flown and prompts.gpu.ready
     assert {search.phase for search in flown} == {TaskPhase.OVER}
     assert_same(flown, prompts.expected(*flown))
+
+
+class Versions:
+    """The catalog of these tests, with a SID more and an item hidden, and another catalog that is pushed."""
+
+    def __init__(self, view: CatalogView) -> None:
+        self.first = view
+        batch = EditBatch(put=(ItemRecord("more", (5, 5, 90, 6)),), hide=("7",))
+        self.edited = edited(view, batch)
+        sids = np.random.default_rng(6).integers(3, 80, (500, DEPTH)).astype(np.int32)
+        self.pushed = CatalogView(build_from_arrays([f"new {i}" for i in range(500)], sids))
+
+    @staticmethod
+    def place(engine: CohortEngine, view: CatalogView) -> None:
+        ready = [] if view.visible is None else [view.visible]
+        assert any(engine.place(view, ready) for _ in range(3))
+
+
+def on(view: CatalogView, mode: ScoreMode = "vocab") -> dict[str, Any]:
+    """How a search reads a version."""
+    return {
+        "levels": view.levels(mode),
+        "mode": mode,
+        "filter": view.visible,
+        "shared_bits": view.visible is not None,
+    }
+
+
+def test_versions_come_and_go_while_cohorts_fly(backend: ModelBackend, view: CatalogView) -> None:
+    device, versions = SlowDevice(), Versions(view)
+    prompts = Prompts(backend, versions.first.trie, device)
+    engine, steps = prompts.gpu, prompts.gpu.steps
+    flying = prompts.search(0, 6)
+    engine.launch([flying])
+    device.passed[-1] = False
+    versions.place(engine, versions.edited)
+    both = [prompts.search(1, 6), prompts.search(2, 5, **on(versions.edited))]
+    engine.launch(both)
+    device.passed[:] = [True] * len(device.passed)
+    assert engine.collect() == [flying, *both]
+    assert_same([flying, *both], prompts.expected(flying, *both))
+    assert steps.bits.copied == 1, "when the version came, not for the search"
+
+    engine.keep([versions.edited])
+    versions.place(engine, versions.pushed)
+    assert len(steps.catalogs.slots) == 2, "in the memory of the first"
+    last = [
+        prompts.search(3, 5, **on(versions.pushed, "legal")),
+        prompts.search(0, 4, **on(versions.edited, "legal")),
+    ]
+    prompts.run(*last)
+    assert_same(last, prompts.expected(*last))
+
+
+class Told:
+    """A kernel that says what it is given, and does nothing."""
+
+    def __init__(self, name: str, said: list[object]) -> None:
+        self._name, self._said = name, said
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        given = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in args]
+        self._said.append((self._name, grid, given, constants))
+
+
+def test_launches_are_given_the_same_before_and_after_a_swap(
+    backend: ModelBackend, view: CatalogView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a graph that was captured with the first version reads the others as well."""
+    versions, said = Versions(view), list[object]()
+    for name in launch_constants(Tuning(), 1, 1):
+        monkeypatch.setattr(kernels, name, Told(name, said))
+    prompts = Prompts(backend, versions.first.trie)
+    found, tables = [], []
+    for version in (versions.first, versions.edited, versions.pushed):
+        versions.place(prompts.gpu, version)
+        said.clear()
+        prompts.run(prompts.search(0, 6, **on(version)), prompts.search(1, 3, **on(version)))
+        found.append([*said])
+        tables.append(prompts.gpu.steps._selector.table.clone())
+    assert len(found[0]) == DEPTH * 9 and found[0] == found[1] == found[2]
+    assert not torch.equal(tables[0], tables[1]) and not torch.equal(tables[1], tables[2])
 
 
 def test_preparing_writes_nothing_that_a_cohort_in_flight_reads(backend: ModelBackend, trie: Trie) -> None:
