@@ -18,6 +18,7 @@ from decode_worker.search import Floats, Question, Search
 from prefill_worker.engines.base import Part
 from prefill_worker.engines.cuda import MAX_PROMPTS, TOKEN_BUCKETS, BucketEngine
 from xgr_kernels.trie import ScoreMode, no_filter
+from xgr_runtime.catalog import CatalogView
 from xgr_runtime.kv.pages import PageIds, PagePool, pages_for
 from xgr_runtime.model.device_attention import DeviceAttention, MakeAttention, MakeAttentions
 from xgr_runtime.model.memory.kv_memory import private_memory
@@ -103,11 +104,25 @@ class Engines:
         return Part(tokens, self.allocate(len(tokens)))
 
     def search(
-        self, part: Part, hidden: Floats | None, width: int, results: int, mode: ScoreMode = "vocab"
+        self,
+        part: Part,
+        hidden: Floats | None,
+        width: int,
+        results: int,
+        mode: ScoreMode = "vocab",
+        view: CatalogView | None = None,
     ) -> Search:
-        """The search behind a prompt that is in its pages."""
+        """The search behind a prompt that is in its pages, of a version or of the catalog as it was made."""
+        visible = None if view is None else view.visible
         question = Question(
-            len(part.tokens), int(part.tokens[-1]), width, results, mode, self.made.trie, no_filter()
+            len(part.tokens),
+            int(part.tokens[-1]),
+            width,
+            results,
+            mode,
+            self.made.trie if view is None else view.trie,
+            visible or no_filter(),
+            shared_bits=visible is not None,
         )
         return Search(question, part.pages, np.arange(width, dtype=np.int32), hidden, DEPTH - 2)
 

@@ -45,6 +45,7 @@ SERVED = (
     Cell("load[1.7B-W50+128+512-L2465-colocated]", 100),  # FlashRec's
     Cell("in_turns[1.7B-W256-L1000-B8]", 40),  # NVIDIA's
     Cell("in_turns[1.7B-W256-L5000-B8]", 40),
+    Cell("swaps[1.7B-W256-L2048-B4]", 40),
 )
 RARE = (Cell("compile[rare]", 180), Cell("paged[", 0.7))
 LEFT_OUT = ("answers[split",)
