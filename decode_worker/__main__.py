@@ -66,7 +66,7 @@ def make_engine(
         return CpuDecodeEngine(
             model.backend, model.pool, tail_tokens_of(catalog.emitted_tokens), max_rows, kernels
         )
-    if catalog.scoring.score_mode == "level" or catalog.scoring.repetition_penalty != 1:
+    if not catalog.scoring.plain:
         raise ConfigError(
             "the catalog's scoring has score_mode level or a repetition_penalty, which searches on a GPU "
             "lack: use --device cpu, or leave them out of catalog.json"

@@ -369,8 +369,7 @@ class DecodeWorker:
                 f"its items have {view.catalog.emitted_tokens} tokens, this worker was started for "
                 f"{self.emitted_tokens}: restart the deployment with it"
             )
-        scoring = view.catalog.scoring
-        if self.limits.plain_scores and (scoring.score_mode == "level" or scoring.repetition_penalty != 1):
+        if self.limits.plain_scores and not view.catalog.scoring.plain:
             return (
                 "its scoring has score_mode level or a repetition_penalty, which searches on a GPU lack: "
                 "leave them out of it, or restart the deployment with --device cpu"

@@ -17,7 +17,7 @@ from router.catalogs.shelf import Shelf
 from router.catalogs.spreading import Spreading
 from router.catalogs.writer import Kept, Made, Writer
 from router.workers.worker import Worker
-from xgr_runtime.catalog import Catalogs, CatalogView
+from xgr_runtime.catalog import Catalogs, CatalogView, Scoring
 from xgr_runtime.catalog.store import Store
 from xgr_runtime.errors import (
     BadRequest,
@@ -192,11 +192,20 @@ class Publisher:
         try:
             # It may take long, and others go on.
             catalog = await asyncio.get_running_loop().run_in_executor(self._reader, self._writer.read, file)
+            self._check_scores(catalog.scoring, file.name)
         except CatalogError as error:
             self.figures.changed("push", "refused")
             raise refusal(error) from None
         work = partial(self._writer.push, catalog, file.name)
         return await self._change("push", work, wait, began)
+
+    def _check_scores(self, scoring: Scoring, name: str) -> None:
+        """Raises CatalogError for defaults that a worker in use lacks."""
+        if not scoring.plain and any(w.hello and w.hello.limits.plain_scores for w in self.arriving.usable()):
+            raise CatalogError(
+                f"{name}: its scoring has score_mode level or a repetition_penalty, which searches on a GPU "
+                "lack: leave them out of catalog.json and build it again"
+            )
 
     async def _change(
         self, kind: str, work: Callable[[], tuple[list[Made], Kept]], wait: bool, began: float

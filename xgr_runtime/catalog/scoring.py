@@ -48,6 +48,11 @@ class Scoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renormalize: bool = False  # after a penalty: what it leaves are log-probabilities again
 
     @property
+    def plain(self) -> bool:
+        """Whether its defaults are what a search on a GPU has: no level's softmax and no penalty."""
+        return self.score_mode != "level" and self.repetition_penalty == 1
+
+    @property
     def prompt_head(self) -> tuple[int, ...]:
         """Tokens at the end of every prompt: those of the head before any that is scored."""
         return tuple(forced.token for forced in self.head[: len(self.head) - len(self.emitted_head)])

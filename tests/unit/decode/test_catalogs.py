@@ -12,7 +12,7 @@ import pytest
 import xxhash
 from small_catalogs import example
 
-from decode_worker.catalogs import CatalogUpdates, is_quick
+from decode_worker.catalogs import PLACE_EVERY, CatalogUpdates, is_quick
 from decode_worker.conditions import AT_ONCE, Conditions
 from decode_worker.pulls import PATIENCE, Pull
 from xgr_kernels.trie import LeafFilter
@@ -171,6 +171,50 @@ def test_new_items_come_in_aside_and_what_follows_waits_for_them() -> None:
     if answers[0].version != second.version:
         answers.append(s.held())
     assert answers[-1] == CatalogHeld(second.version, 2) and s.catalogs.newest.version == second.version
+
+
+def test_a_version_is_held_once_searches_can_read_it() -> None:
+    s = Scene()
+    (of_one_leaf,) = FIRST.items_of_leaves([0])
+    view, hide, _ = step(s.catalogs.newest, EditBatch(hide=tuple(of_one_leaf)))
+    s.readers.turns = 4
+    s.offer(CatalogOffer(A, 5, FIRST.version, [hide], []))
+    assert s.updates.due(s.now) == PLACE_EVERY
+    for _ in range(2):
+        assert s.turn() == [] and s.catalogs.versions == [FIRST.version]
+    assert len(s.turn()) == 2 and s.catalogs.newest.version == view.version
+    assert (s.readers.placed, s.readers.ready) == ([view.version], [1]), "with what is visible of it"
+    assert s.updates.due(s.now) is None
+
+
+def test_an_offer_waits_for_room_and_versions_that_are_let_go_make_it() -> None:
+    s = Scene()
+    first, put, _ = step(s.catalogs.newest, EditBatch(put=(ItemRecord("more", (1, 2, 3)),)))
+    lease = s.catalogs.lease(FIRST.version)
+    s.readers.room = False
+    s.offer(CatalogOffer(A, 1, FIRST.version, [put], [first.version]))
+    end = time.monotonic() + 10.0
+    while s.updates.due(s.now) is None and time.monotonic() < end:
+        s.turn()
+    assert s.turn() == [] and s.catalogs.versions == [FIRST.version], "no request of it fails meanwhile"
+    s.readers.room = True
+    assert s.held() == CatalogHeld(first.version, 1)
+    s.control.uses_of = {A: [first.version], B: [first.version]}
+    s.turn()
+    s.turn()
+    assert s.readers.kept == [FIRST.version, first.version], "the first is read"
+    lease.end()
+    s.turn()
+    assert s.readers.kept == [first.version]
+
+
+def test_want_of_memory_for_a_version_is_said() -> None:
+    s = Scene()
+    s.readers.problem = "the device has no 9 MiB left"
+    view, hide, _ = step(s.catalogs.newest, EditBatch(hide=("item-3",)))
+    s.offer(CatalogOffer(A, 5, FIRST.version, [hide], []))
+    assert s.held() == CatalogHeld(view.version, 5, s.readers.problem)
+    assert s.catalogs.versions == [FIRST.version] and s.updates.due(s.now) is None
 
 
 def test_a_file_comes_in_parts_and_goes_on_with_another_router() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_catalogs import build_from_arrays
+from msgspec.structs import replace
 from played_workers import LOAD, MODEL
 from small_catalogs import example
 
@@ -20,7 +22,7 @@ from router.catalogs.publishing import Prepared
 from router.catalogs.shelf import BaseFile, ChainStep, Shelf
 from router.catalogs.writer import Writer
 from router.workers.worker import Worker
-from xgr_runtime.catalog import Catalog, Catalogs, CatalogView
+from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, Scoring
 from xgr_runtime.catalog.edits import EditBatch, ItemRecord, edited
 from xgr_runtime.catalog.store import Store
 from xgr_runtime.errors import BadRequest, CatalogError, DeadlineExceeded, Draining, NotFound, OtherVersion
@@ -216,6 +218,22 @@ async def test_a_broken_chain_costs_the_whole_file_once(tmp_path: Path) -> None:
         offer = s.workers[1].offers[-1]
         assert not offer.parent and offer.steps[0].whole and len(offer.steps) == 2
         assert not s.publisher.lag(s.workers[1]) and s.publisher.spreading.broken_chains == 1
+
+
+@scene
+async def test_scores_that_a_gpu_lacks_are_not_pushed_to_it(tmp_path: Path) -> None:
+    async with Scene(tmp_path) as s:
+        first, file = s.store.current, tmp_path / "next.xgr"
+        sids = [[10 + i, 20, 30] for i in range(3)]
+        build_from_arrays(["a", "b", "c"], sids, scoring=Scoring(repetition_penalty=1.5)).save(file)
+        hello = s.workers[0].hello
+        s.workers[0].hello = replace(hello, limits=Limits(64, 64, plain_scores=True))  # type: ignore[type-var]
+        with pytest.raises(BadRequest, match=r"next\.xgr: its scoring has .* lack: leave them out"):
+            await s.publisher.push(file, True)
+        assert s.store.current == first == s.catalogs.newest.version
+        s.workers[0].hello = hello
+        await s.publisher.push(file, True)
+        assert s.catalogs.newest.catalog.items == 3
 
 
 @scene
