@@ -51,7 +51,7 @@ class Like(NamedTuple):
     filter_bytes: int
 
 
-class Readers(Protocol):
+class VersionReader(Protocol):
     """Of versions: see `DecodeEngine`, which is one."""
 
     def place(self, view: CatalogView, ready: Sequence[LeafFilter]) -> bool: ...
@@ -68,10 +68,10 @@ class CatalogUpdates:
         control: ControlServer,
         fits: Callable[[CatalogView], str],
         counters: MutableMapping[str, float],
-        readers: Readers,
+        reader: VersionReader,
         maps_memory: bool = True,
     ) -> None:
-        """`fits`: why a version cannot be searched here, or an empty string. readers: the engine."""
+        """`fits`: why a version cannot be searched here, or an empty string. reader: the engine."""
         first = catalogs.newest
         self.aside = Aside("catalogs", step_back)
         self.aside.submit(first.ready)
@@ -80,7 +80,7 @@ class CatalogUpdates:
         self._control = control
         self._fits = fits
         self._counters = counters
-        self._readers = readers
+        self._reader = reader
         self._maps_memory = maps_memory
         self._offers: deque[CatalogOffer] = deque()
         self._work: Future[CatalogView] | None = None  # for the first of them
@@ -90,6 +90,7 @@ class CatalogUpdates:
         self._used: frozenset[str] = frozenset()
         self._read: list[CatalogView] = [first]  # what searches may read, as the engine was told last
         self._placing = False  # a version that is made, and not yet where searches read it
+        self._ready: list[LeafFilter] = []  # bitmaps that come with it
 
     # --- what routers say ---
 
@@ -141,7 +142,7 @@ class CatalogUpdates:
         views = self._catalogs.views
         if views != self._read:
             self._read = views
-            self._readers.keep(views)
+            self._reader.keep(views)
 
     def due(self, now: float) -> float | None:
         """Seconds until the next turn is of use if nothing comes; None: whenever something comes."""
@@ -177,13 +178,11 @@ class CatalogUpdates:
         """Whether searches can read the version, or never will."""
         if work.exception() is not None:
             return True
-        view, ready = work.result(), []
-        for text in [None, *offer.filters]:
-            with contextlib.suppress(BadRequest):
-                live = view.visible if text is None else view.filters.left_by(text).leaves
-                ready += [] if live is None or not len(live.bits) else [live]
+        view = work.result()
+        if not self._placing:
+            self._ready = bitmaps(view, offer.filters)
         try:
-            return self._readers.place(view, ready)
+            return self._reader.place(view, self._ready)
         except CatalogError as error:
             self._work = Future()
             self._work.set_exception(error)
@@ -328,6 +327,15 @@ def opened(memory: BinaryIO, step: CatalogStep, like: Like) -> CatalogView:
         raise CatalogError(f"{path}: its bytes are not those that the router offered")
     catalog = Catalog.mapped(path, *map_memory(memory, path))  # whose checksums the router has read
     return CatalogView(catalog.for_vocabulary(like.vocab_size), like.filter_bytes)
+
+
+def bitmaps(view: CatalogView, filters: Sequence[str]) -> list[LeafFilter]:
+    """What is visible of a version, unless all is, and what each of these conditions leaves that it knows."""
+    found = [] if view.visible is None else [view.visible]
+    for text in filters:
+        with contextlib.suppress(BadRequest):
+            found.append(view.filters.left_by(text).leaves)
+    return found
 
 
 def mapped(step: CatalogStep) -> BinaryIO | None:

@@ -28,7 +28,7 @@ PIECE = 1 << 18
 """Numbers that are copied at once, a MiB: they keep a turn of the worker's loop for a fraction of a ms."""
 
 
-class Pieces:
+class StagedCopies:
     """The way into device memory: two pinned pieces, of which one is filled while the other is copied."""
 
     def __init__(self, device: Device, piece: int = PIECE) -> None:
@@ -104,12 +104,12 @@ class Slot:
         self.tokens = [(1 << 31, 0)] * trie.depth
         self.trie = trie
 
-    def go_on(self, pieces: Pieces) -> bool:
+    def go_on(self, copies: StagedCopies) -> bool:
         """Send what there is room for; whether all of it is on its way."""
         while self._left:
             level, at, values = self._left[0]
-            piece = values[: pieces.piece]
-            if not pieces.send(self._memory, at, piece):
+            piece = values[: copies.piece]
+            if not copies.send(self._memory, at, piece):
                 return False
             if level >= 0:
                 low, end = self.tokens[level]
@@ -126,12 +126,12 @@ class CatalogSlots:
     def __init__(self, device: Device, first: Trie, most: int = SLOTS, piece: int = PIECE) -> None:
         """Waits until `first` is there."""
         self._device = device
-        self._pieces = Pieces(device, piece)
+        self._copies = StagedCopies(device, piece)
         self._most = most
         self._filling: Slot | None = None
         self.slots: list[Slot] = []
         while not self.place(first):
-            self._pieces.wait()
+            self._copies.wait()
 
     def of(self, trie: Trie) -> Slot:
         """Where a trie is that was placed and is kept."""
@@ -146,7 +146,7 @@ class CatalogSlots:
         if slot is None:
             slot = self._begun(trie)
         if slot is self._filling and slot is not None:
-            if not slot.go_on(self._pieces) or not self._pieces.there:
+            if not slot.go_on(self._copies) or not self._copies.there:
                 return False
             self._filling = None
         return slot is not None
@@ -196,7 +196,7 @@ class SharedBits:
 
     def __init__(self, device: Device, most_bytes: int, piece: int = PIECE) -> None:
         self._device = device
-        self._pieces = Pieces(device, piece)
+        self._copies = StagedCopies(device, piece)
         self._most_bytes = most_bytes
         self._kept: OrderedDict[int, tuple[weakref.ref[NDArray[np.uint64]], BitsPlace]] = OrderedDict()
         self.held_bytes = 0
@@ -218,12 +218,12 @@ class SharedBits:
         memory = _taken(self._device, sum(map(len, parts)))
         at = 0
         for values in parts:
-            for first in range(0, len(values), self._pieces.piece):
-                piece = values[first : first + self._pieces.piece]
-                while not self._pieces.send(memory, at + first, piece):
-                    self._pieces.wait()
+            for first in range(0, len(values), self._copies.piece):
+                piece = values[first : first + self._copies.piece]
+                while not self._copies.send(memory, at + first, piece):
+                    self._copies.wait()
             at += len(values)
-        self._pieces.wait()
+        self._copies.wait()
         self.copied += 1
         return BitsPlace(memory, FilterColumns(memory.data_ptr(), memory[len(parts[0]) :].data_ptr()))
 

@@ -32,6 +32,7 @@ from xgr_kernels.beam_select.cuda import (
     splits_for,
 )
 from xgr_kernels.trie import Trie
+from xgr_runtime.errors import CatalogError
 from xgr_runtime.model.base import DTYPES, ModelBackend
 from xgr_runtime.model.device.buckets import bucket_for, buckets_up_to
 from xgr_runtime.model.device.device import Device, Event, Inputs, Work
@@ -192,11 +193,14 @@ class CohortSteps:
                 planned.add(attention)
 
     def _shared(self, cohort: Cohort, b: int) -> FilterColumns:
-        """Where the bits of request b lie already, if others read them as well."""
+        """Where the bits of request b lie already, if others read them too and there is memory for them."""
         question = cohort.questions[b]
         if not question.shared_bits or not len(question.filter.bits):
             return NO_FILTER
-        place = self.bits.of(question.filter)
+        try:
+            place = self.bits.of(question.filter)
+        except CatalogError:
+            return NO_FILTER
         cohort.shared.append(place)
         return place.columns
 
