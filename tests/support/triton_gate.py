@@ -147,7 +147,7 @@ def beam_select() -> Iterator[Case]:
 
     sizes = ["V", "share", "splits", "o_logits", "o_beam"]
     types = dict.fromkeys(sizes, "i32") | dict.fromkeys(["p_table", "p_threshold", "p_keys"], "*i64")
-    types |= dict.fromkeys(["p_logits", "p_top", "p_total", "p_lse", "p_maxima"], "*fp32")
+    types |= dict.fromkeys(["p_logits", "p_top", "p_total", "p_lse", "p_maxima", "p_ceiling"], "*fp32")
     seen: set[str] = set()
     for requests, max_width, T in [(64, 128, 0), (8, 512, 2), (1, 4096, 6)]:
         for name, constants in cuda.launch_constants(
