@@ -22,7 +22,11 @@ pytestmark = pytest.mark.times
 SWAPS, ROUNDS = 8, 15
 
 
-@pytest.mark.cases("model, W, L, B", full=[("1.7B", 256, 2048, 4)], toy=[("toy", 2, 20, 1)])
+@pytest.mark.cases(
+    "model, W, L, B",
+    full=[pytest.param("1.7B", 256, 2048, 4, id="1.7B-W256-L2048-B4")],
+    toy=[pytest.param("toy", 2, 20, 1, id="toy-W2-L20-B1")],
+)
 def test_swaps(lab: Lab, figures: Figures, model: str, W: int, L: int, B: int) -> None:
     """Each version has a SID more, and an item hidden, and comes while a cohort reads the one before."""
     made = make_to_measure(lab, model)
