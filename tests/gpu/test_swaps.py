@@ -61,7 +61,7 @@ def test_swaps(lab: Lab, figures: Figures, model: str, W: int, L: int, B: int) -
         engine.keep([after])
     figures.time("a version on its way to the device, cohorts running", statistics.median(came))
     ratio = statistics.median(disturbed) / statistics.median(undisturbed)
-    figures.time("a cohort while a version comes", statistics.median(disturbed), undisturbed=ratio)
+    figures.time("a cohort while a version comes", statistics.median(disturbed), over_undisturbed=ratio)
     if not lab.toy:
         figures.goal("a cohort while a version comes over an undisturbed one", ratio, 1.3)
 
