@@ -102,8 +102,8 @@ def on_device(
         column[:R] = torch.from_numpy(np.array(values))
     out_begin = np.arange(B + 1) * width
     tries, filters = cuda_batch.fill_table(selector, batch, offsets, out_begin)
-    memory = [x for trie in tries.values() for x in (*trie.tokens, *trie.lo)]
-    return selector, now, next_, [*memory, filters.memory], out_begin
+    memory = [trie._memory[at : at + len(x)] for trie in tries.values() for at, x in trie.parts]
+    return selector, now, next_, [*memory, *(filters.memory(slot) for slot in range(B))], out_begin
 
 
 def rows(seed: int) -> list[str]:
