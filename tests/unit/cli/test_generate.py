@@ -157,7 +157,7 @@ def test_what_may_succeed_later_is_asked_again_and_what_may_not_is_an_error(
     rows = rows_of(out)
     assert [row["error"] for row in rows] == [None] * 4 + ["it is invalid_value"] + [None] * 3
     assert rows[4]["items"] == [] and played.counts == {f"i{row}": 1 if row == 4 else 3 for row in range(8)}
-    assert "8 lines, 1 of them with an error" in capsys.readouterr().err
+    assert "8 lines, 1 of them with an error; line 9: it is invalid_value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,8 @@ def _ask(args: argparse.Namespace, lines: Lines, journal: Journal) -> None:
 def _finish(out: Path, lines: Lines, journal: Journal) -> int:
     from xgr_runtime.cli.generate.output import write
 
-    failed = write(out, journal, lines)
+    errors = write(out, journal, lines)
     journal.remove()
-    print(f"{out}: {lines.total} lines, {failed} of them with an error", file=sys.stderr)
-    return 1 if failed else os.EX_OK
+    said = f"{out}: {lines.total} lines, {errors.count} of them with an error"
+    print(f"{said}; {errors.first}" if errors.count else said, file=sys.stderr)
+    return 1 if errors.count else os.EX_OK

@@ -19,26 +19,42 @@ if TYPE_CHECKING:
 GROUP = 10_000  # rows of one group of a Parquet file
 
 
-def write(out: Path, journal: Journal, lines: Lines) -> int:
-    """All rows under that name, or nothing; how many of them are errors. Raises ConfigError."""
-    rows = (journal.row(number) for number in lines.numbers())
+class Errors:
+    """Rows that are errors: how many, and what the first says."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def see(self, row: LineAnswer) -> LineAnswer:
+        """The row, which is counted if it is one."""
+        if row.error:
+            self.first = self.first or f"line {row.line}: {row.error}"
+            self.count += 1
+        return row
+
+
+def write(out: Path, journal: Journal, lines: Lines) -> Errors:
+    """All rows under that name, or nothing. Raises ConfigError."""
+    errors = Errors()
+    rows = (errors.see(journal.row(number)) for number in lines.numbers())
     with writing_whole(out) as stream:
-        return _parquet(stream, rows, sorted(lines.keep)) if out.suffix == ".parquet" else _json(stream, rows)
+        if out.suffix == ".parquet":
+            _parquet(stream, rows, sorted(lines.keep))
+        else:
+            _json(stream, rows)
+    return errors
 
 
-def _json(stream: BinaryIO, rows: Iterator[LineAnswer]) -> int:
-    failed = 0
+def _json(stream: BinaryIO, rows: Iterator[LineAnswer]) -> None:
     for row in rows:
         fields = msgspec.structs.asdict(row)
         kept = fields.pop("kept")
         if not row.error:
             del fields["error"]
         stream.write(msgspec.json.encode({"line": fields.pop("line"), **kept, **fields}) + b"\n")
-        failed += bool(row.error)
-    return failed
 
 
-def _parquet(stream: BinaryIO, rows: Iterator[LineAnswer], keep: list[str]) -> int:
+def _parquet(stream: BinaryIO, rows: Iterator[LineAnswer], keep: list[str]) -> None:
     """Kept fields are texts: strings as they are, anything else as its JSON; null where a line has none."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -54,19 +70,16 @@ def _parquet(stream: BinaryIO, rows: Iterator[LineAnswer], keep: list[str]) -> i
             ("error", pa.string()),
         ]
     )
-    failed = 0
     with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
         group: list[dict[str, object]] = []
         for row in rows:
             fields = msgspec.structs.asdict(row)
             kept = {name: _text(value) for name, value in fields.pop("kept").items()}
             group.append({**fields, **kept, "error": row.error or None})
-            failed += bool(row.error)
             if len(group) == GROUP:
                 writer.write_table(pa.Table.from_pylist(group, schema))
                 group = []
         writer.write_table(pa.Table.from_pylist(group, schema))
-    return failed
 
 
 def _text(value: msgspec.Raw) -> str | None:
