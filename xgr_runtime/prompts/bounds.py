@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from xgr_runtime.errors import XgrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 SECONDS = 0.03  # of this thread's time, for one rendering
 MOST_STEPS = 500_000
@@ -93,38 +93,37 @@ class Budget(threading.local):
 
     def _weigh(self, value: Any) -> None:
         """A list may hold another one many times over."""
-        inner, parts, characters = [value], 0, 0
-        for _ in range(MOST_LISTS):
-            outer, inner = inner, []
-            for one in outer:
+        parts = characters = 0
+        for level in _levels(value):
+            for one in level:
                 self.step()
                 if isinstance(one, str):
                     characters += len(one)
-                elif isinstance(one, Mapping):
-                    parts += 2 * len(one)
-                    inner += one.keys()
-                    inner += one.values()
-                elif isinstance(one, (list, tuple, set, frozenset)):
-                    parts += len(one)
-                    inner += one
+                elif isinstance(one, (Mapping, list, tuple, set, frozenset)):
+                    parts += len(one) * (2 if isinstance(one, Mapping) else 1)
                 if parts > MOST_PARTS or characters > MOST_CHARACTERS:
                     refuse("its lists grow too long")
-            if not inner:
-                return
-        refuse(f"its lists hold each other more than {MOST_LISTS} deep")
 
 
 def check_nesting(value: Any) -> None:
     """Of what a request brings for a template. Raises TooMuch."""
-    inner = [value]
+    for _ in _levels(value):
+        pass
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The value, what it holds, what that holds; whoever bounds a level bounds the next. Raises TooMuch."""
+    level = [value]
     for _ in range(MOST_LISTS):
-        outer, inner = inner, []
+        yield level
+        outer, level = level, []
         for one in outer:
             if isinstance(one, Mapping):
-                inner += one.values()
-            elif isinstance(one, (list, tuple)):
-                inner += one
-        if not inner:
+                level += one.keys()
+                level += one.values()
+            elif isinstance(one, (list, tuple, set, frozenset)):
+                level += one
+        if not level:
             return
     refuse(f"its lists and objects hold each other more than {MOST_LISTS} deep")
 
