@@ -8,7 +8,7 @@ The policy, in five lines:
 - A request that cannot be in time any more is given up at once.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -90,24 +90,20 @@ class DecodeScheduler(Generic[T]):
         self._rows_of |= {task.id: rows for task, rows in started}
         return started
 
-    def to_give_up(self, tasks: Sequence[T]) -> T | None:
+    def to_give_up(self, tasks: Iterable[T]) -> T | None:
         """The batch task of `tasks` that has to make room for an online one that waits; the last that came.
 
         One at a time: what those who leave hold may be enough.
         """
-        if self.leaving:
+        holders: list[Mapping[AttemptId, object]] = []
+        if self.ready.starves(lambda task: self.rows.free >= task.most_beams):
+            holders.append(self._rows_of)
+        if self.waiting.starves(lambda task: self.cache.fits(task.tokens)):
+            holders.append(self._held)
+        if self.leaving or not holders:
             return None
-        starved = self._starved(self.ready, self._rows_of, lambda task: self.rows.free >= task.most_beams)
-        starved += self._starved(self.waiting, self._held, lambda task: self.cache.fits(task.tokens))
-        batch = [task for task in tasks if is_batch(task.priority) and task.id in starved]
+        batch = [task for task in tasks if is_batch(task.priority) and any(task.id in h for h in holders)]
         return batch[-1] if batch else None
-
-    def _starved(
-        self, queue: UrgencyQueue[T], holders: Collection[AttemptId], fits: Callable[[T], bool]
-    ) -> list[AttemptId]:
-        """Who holds what the first of a queue waits for, if that is online work; else nobody."""
-        first = next(iter(queue), None)
-        return [] if first is None or is_batch(first.priority) or fits(first) else [*holders]
 
     def slack(self, task: T, now: float) -> float:
         """Seconds that a task can still wait."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -320,7 +321,7 @@ class DecodeWorker:
 
     def start_searches(self, now: float) -> None:
         """Let tasks whose KV is here, and for which rows are free, take part in the next step."""
-        if task := self.scheduler.to_give_up([*self.searching.values(), *self.inbound.arriving.values()]):
+        if task := self.scheduler.to_give_up(chain(self.searching.values(), self.inbound.arriving.values())):
             self.counters["preempted"] += 1
             self.fail(task.id, Preempted("online work needs the memory"))
         for task, rows in self.scheduler.next_starts(now):

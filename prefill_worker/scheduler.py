@@ -179,8 +179,7 @@ class PrefillScheduler:
     @property
     def starved(self) -> bool:
         """Whether online work waits for pages that batch work may hold."""
-        first = next(iter(self.waiting), None)
-        return first is not None and not is_batch(first.priority) and not self._cache.fits(first.tokens)
+        return self.waiting.starves(lambda prompt: self._cache.fits(prompt.tokens))
 
     def launched(self, turn: Turn) -> None:
         """The turn is in a forward's hands: what its prompt needs next comes behind it."""

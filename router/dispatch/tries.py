@@ -60,10 +60,20 @@ class Tries:
     @property
     def only_one(self) -> Attempt | None:
         """The attempt that is waited for, if another beside it is allowed: never if workers died of it."""
-        none_left = self._made - self._preempted == self._config.max_attempts
-        if self.hedged or self._crashes or none_left or self._request.job.batch or len(self._running) != 1:
+        if (
+            self.hedged
+            or self._crashes
+            or self._none_left
+            or self._request.job.batch
+            or len(self._running) != 1
+        ):
             return None
         return None if self._running[0].outcome else self._running[0]
+
+    @property
+    def _none_left(self) -> bool:
+        """Whether no further attempt may be made: those that made room do not count."""
+        return self._made - self._preempted == self._config.max_attempts
 
     def hedge(self, stuck: int) -> bool:
         """Try it on another pair too, without that incarnation; False if there is none in time."""
@@ -86,7 +96,7 @@ class Tries:
             problem = f"{self._crashes} workers died while they had this request: it is given up"
             log.error("request %s: %s", self._request.job.rid, problem)
             raise CrashedWorkers(problem)
-        if self._made - self._preempted == self._config.max_attempts:
+        if self._none_left:
             raise self._last
         self._made += 1
         try:

@@ -73,6 +73,11 @@ class UrgencyQueue(Generic[W]):
         """Whoever is not in the queue changes nothing."""
         self._places = [place for place in self._places if place.waiter is not waiter]
 
+    def starves(self, fits: Callable[[W], bool]) -> bool:
+        """Whether online work is the first to be served and does not fit: batch work may be in its way."""
+        first = next(iter(self), None)
+        return first is not None and not is_batch(first.priority) and not fits(first)
+
     def serve(
         self,
         take: Callable[[W], R | None],
