@@ -19,6 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 SLOW = 10  # times
+SLOWEST = 0.5  # seconds: a forward that a busy machine held up must not end a worker by the fleet's silence
 BOLT = "bolt"  # the file that whoever is struck renames to its own name and this suffix
 STRUCK = ".struck"
 PREFILL_POINTS = ("queued", "run", "layer", "sent")
@@ -29,9 +30,10 @@ class Fault(msgspec.Struct, frozen=True):
     """What goes wrong, until the file is removed.
 
     strike: the worker sends itself `signal` at `point` (one of those above), or with none its thread hangs
-    there; of all workers that could, the first does, once. slow: forwards take `SLOW` times as long. refuse:
-    a decode worker gives every request up after GRANT. nan, poison: prompts that begin with `tokens` get NaN,
-    or kill their prefill worker with `signal`. protocol: the worker, when it starts, speaks another version.
+    there; of all workers that could, the first does, once. slow: forwards take `SLOW` times as long, at most
+    `SLOWEST` longer. refuse: a decode worker gives every request up after GRANT. nan, poison: prompts that
+    begin with `tokens` get NaN, or kill their prefill worker with `signal`. protocol: the worker, when it
+    starts, speaks another version.
     """
 
     kind: Literal["strike", "slow", "refuse", "nan", "poison", "protocol"]
@@ -129,7 +131,7 @@ class Faults:
             started = time.monotonic()
             result = original(*args, **kwargs)
             if faults.file.read("slow"):
-                time.sleep((SLOW - 1) * (time.monotonic() - started))
+                time.sleep(min((SLOW - 1) * (time.monotonic() - started), SLOWEST))
             return result
 
         faults = self
