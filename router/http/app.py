@@ -12,14 +12,16 @@ from starlette.routing import Route
 from router.catalogs.publishing import Publishing
 from router.http.catalog import CatalogRoutes
 from router.http.control import Control
-from router.http.docs import docs_page
 from router.http.generate import Generate
 from router.http.intake import Intake
+from router.http.items import ItemRoutes
 from router.http.metrics import RequestMetrics
 from router.http.openapi import openapi
+from router.http.pages import DOCS, OVERVIEW, page
 from router.http.routes import Handler, RouteSpec, described, route_table
 from router.http.server.edge import Edge, http_exception
 from router.http.server.inbound import Bodies
+from router.http.server.recent import Recent
 from router.http.settings import HttpSettings
 from router.http.workers import WorkerRoutes
 from router.job import Dispatch
@@ -44,13 +46,17 @@ def make_app(
     if figures is not None:
         metrics.registry.register(figures)
     intake, bodies = Intake(settings, publishing.filters if publishing else None), Bodies(settings)
+    recent = Recent()
     generate = Generate(dispatch, models, intake, bodies)
-    control, workers = Control(dispatch, models, intake, metrics, bodies), WorkerRoutes(dispatch, bodies)
+    control = Control(dispatch, models, intake, metrics, bodies, recent)
+    workers, items = WorkerRoutes(dispatch, bodies), ItemRoutes(models)
     catalog = CatalogRoutes(dispatch, models, bodies, publishing, store)
-    table = route_table(generate, control, workers, catalog)
+    table = route_table(generate, control, workers, catalog, items)
     app = Starlette(
         routes=served(with_description(table, models, settings)),
-        middleware=[Middleware(Edge, settings=settings, metrics=metrics, timeline=dispatch.timeline)],
+        middleware=[
+            Middleware(Edge, settings=settings, metrics=metrics, recent=recent, timeline=dispatch.timeline)
+        ],
         exception_handlers={HTTPException: http_exception},
     )
     app.router.redirect_slashes = False
@@ -85,6 +91,6 @@ def with_description(table: list[RouteSpec], models: Models, settings: HttpSetti
     async def description(request: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    whole = described(table, description, docs_page())
+    whole = described(table, description, page(DOCS), page(OVERVIEW))
     document = msgspec.json.encode(openapi(whole, models, settings))
     return whole

@@ -15,9 +15,10 @@ from router.http.generate import checked_rid
 from router.http.intake import Intake, probe
 from router.http.metrics import CONTENT_TYPE, RequestMetrics
 from router.http.probe import Probe
-from router.http.schema import AbortRequest, TraceQuery
+from router.http.schema import AbortRequest, RequestsQuery, TraceQuery
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import decode, from_query
+from router.http.server.recent import Recent
 from router.job import Dispatch, WorkerState
 from router.query.binding import bind
 from router.query.models import Model, Models
@@ -27,6 +28,7 @@ from xgr_runtime.errors import Draining, NotFound, NoWorkers, Overloaded
 from xgr_runtime.trace.chrome import chrome_trace
 from xgr_runtime.wire.answers import (
     Aborted,
+    EndedRequests,
     Flushed,
     ModelCard,
     ModelInfo,
@@ -43,7 +45,13 @@ class Control:
     """One method per route."""
 
     def __init__(
-        self, dispatch: Dispatch, models: Models, intake: Intake, metrics: RequestMetrics, bodies: Bodies
+        self,
+        dispatch: Dispatch,
+        models: Models,
+        intake: Intake,
+        metrics: RequestMetrics,
+        bodies: Bodies,
+        recent: Recent,
     ) -> None:
         self.dispatch = dispatch
         self.models = models
@@ -51,6 +59,7 @@ class Control:
         self.settings = intake.settings
         self.metrics = metrics
         self.bodies = bodies
+        self.recent = recent
         self.probe = Probe(self._small_request)
         self.started = int(time.time())
         self._under_way: set[str] = set()
@@ -146,6 +155,10 @@ class Control:
             # It may be long.
             body = await asyncio.to_thread(lambda: msgspec.json.encode(chrome_trace(*traced)))
         return Response(body, media_type="application/json")
+
+    async def requests(self, request: Request) -> Response:
+        query = from_query(RequestsQuery, request.query_params)
+        return as_json(EndedRequests(self.recent.last(query.last)))
 
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.render(), headers={"content-type": CONTENT_TYPE})

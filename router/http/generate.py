@@ -14,9 +14,10 @@ from router.http.intake import Intake
 from router.http.long_body import decode_long, outline
 from router.http.readers import Readers
 from router.http.schema import GenerateRequest, Histories, Items
-from router.http.server.edge import AccessRecord, record_of
+from router.http.server.edge import record_of
 from router.http.server.inbound import Bodies, while_connected
 from router.http.server.problems import Body, decode
+from router.http.server.recent import AccessRecord
 from router.job import Dispatch, Job, Outcome
 from router.query.binding import bind, texts_of
 from router.query.models import Model, Models
@@ -132,6 +133,8 @@ class Generate:
         started = time.monotonic()
         answered = answer(asked.job, outcome, asked.model.tokenizer, record.arrival)
         record.results = len(answered.meta_info.beam_results)
+        record.attempts, record.cached_tokens = outcome.attempts, outcome.cached_tokens
+        record.timing = outcome.timing
         record.wanted = asked.job.results if asked.job.listing.most_items is None else record.results
         body = _ENCODER.encode(answered)
         self.dispatch.timeline.add(REQUEST, "compose", started, rid=record.rid, results=record.results)

@@ -20,7 +20,16 @@ from router.http.catalog_schema import (
 )
 from router.http.control import Control
 from router.http.generate import Generate
-from router.http.schema import AbortRequest, AddWorker, GenerateRequest, TraceQuery, WorkersQuery
+from router.http.items import ItemRoutes
+from router.http.schema import (
+    AbortRequest,
+    AddWorker,
+    GenerateRequest,
+    ItemsQuery,
+    RequestsQuery,
+    TraceQuery,
+    WorkersQuery,
+)
 from router.http.server.inbound import BYTES, LINES
 from router.http.server.keys import PUBLIC_PATHS, for_operators
 from router.http.workers import WorkerRoutes
@@ -112,7 +121,7 @@ _CHANGE: Errors = (FixedCatalog, StoreUnavailable, RequestTimeout)
 
 
 def route_table(
-    generate: Generate, control: Control, workers: WorkerRoutes, catalog: CatalogRoutes
+    generate: Generate, control: Control, workers: WorkerRoutes, catalog: CatalogRoutes, items: ItemRoutes
 ) -> list[RouteSpec]:
     """All routes but the two that describe them."""
     return [
@@ -139,6 +148,14 @@ def route_table(
             control.flush_cache,
             answers.Flushed,
             errors=(WrongMediaType,),
+        ),
+        get(
+            "/items",
+            "Find items by words of their titles",
+            items.find,
+            answers.ItemList,
+            query=ItemsQuery,
+            errors=(BadRequest,),
         ),
         *_state_routes(control),
         *_worker_routes(workers),
@@ -181,6 +198,14 @@ def _state_routes(control: Control) -> list[RouteSpec]:
             control.trace,
             "application/json",
             query=TraceQuery,
+            errors=(BadRequest,),
+        ),
+        get(
+            "/requests",
+            "The requests that ended last, and where their time went",
+            control.requests,
+            answers.EndedRequests,
+            query=RequestsQuery,
             errors=(BadRequest,),
         ),
         get("/metrics", "Metrics for Prometheus", control.scrape, "text/plain"),
@@ -290,10 +315,11 @@ def _filter_routes(catalog: CatalogRoutes) -> list[RouteSpec]:
     ]
 
 
-def described(table: list[RouteSpec], openapi: Handler, docs: Handler) -> list[RouteSpec]:
-    """The whole table, with the routes that serve its description."""
+def described(table: list[RouteSpec], openapi: Handler, docs: Handler, overview: Handler) -> list[RouteSpec]:
+    """The whole table, with the routes that serve its description, and the page."""
     return [
         *table,
         RouteSpec("GET", "/openapi.json", "This description", openapi, "application/json"),
         RouteSpec("GET", "/docs", "This description, to read", docs, "text/html"),
+        RouteSpec("GET", "/", "The deployment, to see and to try", overview, "text/html"),
     ]

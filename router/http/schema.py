@@ -279,6 +279,23 @@ class TraceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 10.0
 
 
+class ItemsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which items are looked for."""
+
+    title: Annotated[
+        str, Meta(min_length=1, max_length=200, description="Words that titles hold, whatever their case.")
+    ]
+    limit: Annotated[int, Meta(ge=1, le=100, description="Items at most.")] = 20
+
+
+class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many of the requests that ended are told."""
+
+    last: Annotated[
+        int, Meta(ge=1, le=200, description="Requests at most; none older than that is kept.")
+    ] = 50
+
+
 # Value that changes nothing, besides null. Fields that are in neither table may hold anything: they only
 # concern sampled text, of which there is none.
 NEUTRAL_SAMPLING: dict[str, tuple[object, ...]] = {

@@ -215,6 +215,46 @@ class ServerInfo(msgspec.Struct, frozen=True):
     live_requests: int
 
 
+class FoundItem(msgspec.Struct, frozen=True):
+    """An item that a search for titles found. `title` is None where it has none."""
+
+    item: str
+    title: str | None
+    sid: list[int]
+
+
+class ItemList(msgspec.Struct, frozen=True):
+    """The answer of GET /items, the most popular first. Not `whole`: there may be more of them."""
+
+    items: list[FoundItem]
+    whole: bool
+    catalog_version: str
+
+
+class EndedRequest(msgspec.Struct, frozen=True):
+    """A request to /generate that is over. `timing` is None where it got no answer, as `status` says why.
+
+    `ended` is Unix time. `seconds` are from its arrival to its end.
+    """
+
+    rid: str
+    ended: float
+    seconds: float
+    status: int
+    prompt_tokens: int
+    beam_width: int
+    results: int
+    attempts: int = 0
+    cached_tokens: int = 0
+    timing: Timing | None = None
+
+
+class EndedRequests(msgspec.Struct, frozen=True):
+    """The answer of GET /requests, the last to end first."""
+
+    requests: list[EndedRequest]
+
+
 class CatalogVersion(msgspec.Struct, frozen=True):
     """A version that the router or a worker holds. `items`: zero where only workers hold it."""
 

@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import time
-import uuid
-from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +14,7 @@ from router.http.server.browsers import Browsers
 from router.http.server.inbound import ClientGone
 from router.http.server.keys import Keys
 from router.http.server.problems import cut, error_response
+from router.http.server.recent import AccessRecord, Recent
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
     BadRequest,
@@ -33,31 +32,19 @@ LOGGED_PATH = SHOWN_PATH = 200  # characters
 _RECORD = "xgr.record"
 
 
-@dataclass
-class AccessRecord:
-    """What one HTTP request leaves in log and metrics; handlers fill in what they learn."""
-
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    arrival: float = field(default_factory=time.monotonic)
-    rid: str = ""
-    prompt_tokens: int = 0
-    width: int = 0
-    wanted: int = 0
-    results: int = 0
-    status: int = 0
-
-    @property
-    def request_id(self) -> str:
-        return self.rid or self.id
-
-
 class Edge:
     """Outermost ASGI layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, settings: HttpSettings, metrics: RequestMetrics, timeline: Timeline
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        metrics: RequestMetrics,
+        recent: Recent,
+        timeline: Timeline,
     ) -> None:
         self.app = app
+        self.recent = recent
         self.timeline = timeline
         self.settings = settings
         self.browsers = Browsers(settings)
@@ -121,6 +108,7 @@ class Edge:
                 prompt_tokens=record.prompt_tokens,
                 beam_width=record.width,
             )
+            self.recent.add(record, seconds)
         # Probes and scrapes come every few seconds: only failures are worth a line, and waiting is none.
         quiet = scope["method"] == "GET" and (record.status < 400 or scope["path"] == "/readiness")
         log.log(

@@ -9,11 +9,10 @@ from router.http.settings import HttpSettings
 from xgr_runtime.errors import MissingKey, WrongKey
 
 PROBE_PATHS = frozenset({"/health", "/health_generate", "/liveness", "/readiness", "/metrics"})
-PUBLIC_PATHS = PROBE_PATHS | {
-    "/docs"
-}  # a page that tells nothing of the deployment, and asks for a key itself
+# Pages tell nothing of the deployment, and ask for a key themselves.
+PUBLIC_PATHS = PROBE_PATHS | {"/", "/docs"}
 DOOR_PATHS = PROBE_PATHS - {"/health_generate"}  # answered at once, also where all connections are taken
-ADMIN_PATHS = frozenset({"/catalog", "/filters", "/flush_cache", "/trace", "/workers"})
+ADMIN_PATHS = frozenset({"/catalog", "/filters", "/flush_cache", "/requests", "/trace", "/workers"})
 """Routes that change the deployment, or show what it consists of and what others ask of it; all below too."""
 
 

@@ -68,7 +68,7 @@ VALUES: dict[str, Fill] = {
     "keys": lambda size: b"{" + b",".join(b'"%d":"1"' % i for i in range(size // 12)) + b"}",
     "one key": lambda size: b"{" + b",".join([b'"a":"1"'] * (size // 8)) + b"}",
 }
-TABLE = route_table(Mock(), Mock(), Mock(), Mock())
+TABLE = route_table(*[Mock()] * 5)
 
 
 def fields(kind: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -22,7 +22,7 @@ ROUTES = {
     ("delete", "/workers/{name}"),
     *(("get", path) for path in ("/liveness", "/readiness", "/health", "/health_generate", "/workers")),
     *(("get", path) for path in ("/model_info", "/server_info", "/v1/models", "/metrics", "/trace")),
-    *(("get", path) for path in ("/docs", "/openapi.json")),
+    *(("get", path) for path in ("/", "/docs", "/openapi.json", "/items", "/requests")),
     *(("get", path) for path in ("/catalog", "/catalog/history", "/filters", "/filters/{name}")),
     *(("put", path) for path in ("/catalog", "/filters/{name}")),
     *(("post", path) for path in ("/catalog/items", "/catalog/rollback")),
@@ -80,11 +80,11 @@ def test_statuses_of_generate(document: dict[str, Any]) -> None:
     assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
 
 
-def test_only_probes_and_the_page_are_public(document: dict[str, Any]) -> None:
+def test_only_probes_and_pages_are_public(document: dict[str, Any]) -> None:
     public = {
         path for path, methods in document["paths"].items() if not next(iter(methods.values()))["security"]
     }
-    assert public == {"/health", "/health_generate", "/liveness", "/readiness", "/metrics", "/docs"}
+    assert public == {"/health", "/health_generate", "/liveness", "/readiness", "/metrics", "/docs", "/"}
     assert {scheme["scheme"] for scheme in document["components"]["securitySchemes"].values()} == {"bearer"}
 
 
@@ -97,7 +97,7 @@ def test_routes_of_the_operator_say_so(document: dict[str, Any]) -> None:
     }
     catalog = {"/catalog", "/catalog/history", "/catalog/items", "/catalog/rollback"}
     filters = {"/filters", "/filters/{name}"}
-    assert admin == catalog | filters | {"/flush_cache", "/trace", "/workers", "/workers/{name}"}
+    assert admin == catalog | filters | {"/flush_cache", "/requests", "/trace", "/workers", "/workers/{name}"}
 
 
 def test_bounds_are_the_deployments(document: dict[str, Any]) -> None:

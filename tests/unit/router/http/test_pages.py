@@ -1,4 +1,4 @@
-"""The page of routes: it comes whole from the server, loads its description alone, and draws all of it."""
+"""Pages: each comes whole, and loads nothing but answers of its server; the page of routes draws them all."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 KEY = "client-k3y"
 
 
-def page_of(server: Server, **headers: str) -> httpx.Response:
-    return server.get("/docs", headers={name.replace("_", "-"): value for name, value in headers.items()})
+both = pytest.mark.parametrize("path", ["/docs", "/"])
+
+
+def page_of(server: Server, path: str = "/docs", **headers: str) -> httpx.Response:
+    return server.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def element(page: str, name: str) -> str:
@@ -30,18 +33,25 @@ def element(page: str, name: str) -> str:
     return str(text)
 
 
-def test_it_loads_nothing_but_the_description(server: Server) -> None:
-    page = page_of(server)
+@both
+def test_they_load_nothing_of_others(server: Server, path: str) -> None:
+    page = page_of(server, path)
     assert page.headers["content-type"].startswith("text/html")
-    assert not re.search(r"//\w|\bsrc\b|<link|<iframe|<object|<embed|<img|\bimport\b|url\(", page.text)
+    text = page.text.replace("http://www.w3.org/2000/svg", "")  # a name, which nobody asks for
+    assert not re.search(r"//\w|\bsrc\b|<link|<iframe|<object|<embed|<img|\bimport\b|url\(", text)
+
+
+def test_the_routes_load_nothing_but_the_description(server: Server) -> None:
+    page = page_of(server)
     assert set(re.findall(r'href="([^"]*)"|fetch\(([^,)]*)', page.text)) == {
         ("openapi.json", ""),
         ("", '"openapi.json"'),
     }
 
 
-def test_its_policy_allows_its_own_script_and_style_alone(server: Server) -> None:
-    page = page_of(server)
+@both
+def test_a_policy_allows_its_own_script_and_style_alone(server: Server, path: str) -> None:
+    page = page_of(server, path)
     policy = dict(part.split(maxsplit=1) for part in page.headers["content-security-policy"].split(";"))
     digests = {
         f"{name}-src": f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -55,32 +65,36 @@ def test_its_policy_allows_its_own_script_and_style_alone(server: Server) -> Non
     assert page.headers["x-content-type-options"] == "nosniff"
 
 
-def test_it_is_kept_and_asked_for_again(server: Server) -> None:
-    page = page_of(server)
+@both
+def test_they_are_kept_and_asked_for_again(server: Server, path: str) -> None:
+    page = page_of(server, path)
     tag = page.headers["etag"]
     assert page.headers["cache-control"] == "no-cache"
     for known in (tag, f"W/{tag}", f'"other", {tag}'):
-        same = page_of(server, if_none_match=known)
+        same = page_of(server, path, if_none_match=known)
         assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
         assert same.headers["content-security-policy"] == page.headers["content-security-policy"]
-    assert page_of(server, if_none_match='"other"').content == page.content
+    assert page_of(server, path, if_none_match='"other"').content == page.content
 
 
-def test_its_head_is_that_of_the_page(server: Server) -> None:
-    page = page_of(server)
+@both
+def test_the_head_is_that_of_the_page(server: Server, path: str) -> None:
+    page = page_of(server, path)
     with serving(server.app) as live:
-        head = b"HEAD /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        head = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         status, headers, body = live.ask(head)
     assert (status, body, headers["etag"]) == (200, b"", page.headers["etag"])
     assert int(headers["content-length"]) == len(page.content)
 
 
-def test_without_a_key_the_page_is_the_same_and_the_description_closed(server: Server) -> None:
-    before = page_of(server).content
+@both
+def test_without_a_key_the_pages_are_the_same_and_all_else_is_closed(server: Server, path: str) -> None:
+    before = page_of(server, path).content
     server.set(api_key=KEY)
-    assert page_of(server).content == before  # so it tells nothing of the deployment
-    assert server.get("/openapi.json").status_code == 401
-    assert page_of(server, authorization="Bearer wrong").status_code == 200
+    assert page_of(server, path).content == before  # so they tell nothing of the deployment
+    for closed in ("/openapi.json", "/workers", "/requests", "/items?title=x", "/server_info"):
+        assert server.get(closed).status_code == 401
+    assert page_of(server, path, authorization="Bearer wrong").status_code == 200
 
 
 BROWSER = """

@@ -1,4 +1,7 @@
-"""/docs: a page that draws /openapi.json in the browser, and that its policy lets load nothing else."""
+"""Pages for the browser, each one file that its policy lets load nothing else.
+
+/docs draws /openapi.json; / shows the deployment and lets one try it.
+"""
 
 import hashlib
 import re
@@ -9,12 +12,12 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-_FILE = Path(__file__).with_name("docs.html")
+DOCS, OVERVIEW = (Path(__file__).with_name(name) for name in ("docs.html", "overview.html"))
 
 
-def docs_page() -> Callable[[Request], Awaitable[Response]]:
+def page(file: Path) -> Callable[[Request], Awaitable[Response]]:
     """What serves the page, which is read here, once."""
-    page = _FILE.read_bytes()
+    page = file.read_bytes()
     tag = f'"{hashlib.sha256(page).hexdigest()}"'
     headers = {
         "content-security-policy": policy(page),
