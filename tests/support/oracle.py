@@ -27,6 +27,9 @@ class Oracle:
     def __init__(self, model: Path) -> None:
         from transformers import AutoModelForCausalLM  # seconds, which most tests need not spend
 
+        # Its products are small: a second thread waits for the first, and takes the core from the processes
+        # under test.
+        torch.set_num_threads(1)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def beams(self, prompt: Sequence[int], items: Items, width: int, mode: ScoreMode = "vocab") -> Ranked:
