@@ -15,6 +15,7 @@ import interpret_triton  # noqa: F401  before what imports transformers, and so 
 import lanes
 import pytest
 import turns
+from hypothesis import settings
 from instruments import TestData, find_data, real_data
 from items import Items, read_items
 from oracle import Oracle
@@ -34,6 +35,10 @@ if (_cache := cache_folder()) is not None:
 # tests/gpu is a suite of its own.
 SGLANG = importlib.util.find_spec("sglang") is not None
 collect_ignore = ["gpu"] if SGLANG else ["gpu", "sglang"]
+
+# How long an example takes says how busy the machine is, not what is wrong.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Of the files that run side by side, those that take longest: see `pytest_collection_modifyitems`.
 LONGEST = (
