@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,14 +44,11 @@ def brief(deployment: Deployment, catalog_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def bench(brief: list[str]) -> Bench:
-    """Runs it against the deployment, briefly."""
-    return lambda *flags, **environment: finish(start(*brief, *flags, **environment))
-
-
-@pytest.fixture
-def refused(brief: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """The same in this process: what ends before anything is sent is not worth a start."""
+def bench(
+    brief: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    """Runs it against the deployment, briefly, and in this process: a start costs more than the run."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def run(*flags: str, **environment: str) -> Done:
         for name, value in {"XGR_API_KEY": "", **environment}.items():
@@ -59,4 +57,11 @@ def refused(brief: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: p
         out, err = capsys.readouterr()
         return Done(code, out, err)
 
-    return run
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def bench_process(brief: list[str]) -> Bench:
+    """The same as a process of its own."""
+    return lambda *flags, **environment: finish(start(*brief, *flags, **environment))

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from lying_deployment import Bench, Deployment
 
 
-def test_reports_every_point_and_ends_well(bench: Bench, deployment: Deployment, tmp_path: Path) -> None:
+def test_reports_every_point_and_ends_well(
+    bench_process: Bench, deployment: Deployment, tmp_path: Path
+) -> None:
     plot = tmp_path / "plot.png"
-    done = bench("--rates", "20,40", "--plot", str(plot))
+    done = bench_process("--rates", "20,40", "--plot", str(plot))
     assert done.code == 0, done.err
     assert [point["offered"] for point in done.line["points"]] == [20.0, 40.0]
     for point in done.line["points"]:
@@ -130,15 +132,15 @@ def test_an_interrupted_run_reports_what_there_is(
     assert 10 <= point["answered"] <= len(deployment.bodies)
 
 
-def test_needs_a_load(refused: Bench) -> None:
+def test_needs_a_load(bench: Bench) -> None:
     for flags in ([], ["--rate", "2", "--in-flight", "2"], ["--rate", "fast"], ["--rate", "0"]):
-        done = refused(*flags)
+        done = bench(*flags)
         assert (done.code, done.out) == (2, "")
         assert "--rate" in done.err
 
 
-def test_says_that_nothing_listens(refused: Bench) -> None:
-    done = refused("--rate", "2", "--url", "http://127.0.0.1:1")
+def test_says_that_nothing_listens(bench: Bench) -> None:
+    done = bench("--rate", "2", "--url", "http://127.0.0.1:1")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         "xgr bench: error: nothing answers at http://127.0.0.1:1: start `xgr serve`, or give its --url\n"
@@ -146,9 +148,9 @@ def test_says_that_nothing_listens(refused: Bench) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "wrong"], ids=["missing", "wrong"])
-def test_says_that_it_needs_a_key(refused: Bench, deployment: Deployment, key: str) -> None:
+def test_says_that_it_needs_a_key(bench: Bench, deployment: Deployment, key: str) -> None:
     deployment.key = KEY
-    done = refused("--rate", "2", XGR_API_KEY=key)
+    done = bench("--rate", "2", XGR_API_KEY=key)
     assert done.code == 2
     assert "set XGR_API_KEY" in done.err
 
@@ -158,9 +160,9 @@ def test_sends_the_key(bench: Bench, deployment: Deployment) -> None:
     assert bench("--rate", "20", XGR_API_KEY=KEY).code == 0
 
 
-def test_refuses_another_catalog(refused: Bench, deployment: Deployment) -> None:
+def test_refuses_another_catalog(bench: Bench, deployment: Deployment) -> None:
     deployment.version = "another"
-    done = refused("--rate", "2")
+    done = bench("--rate", "2")
     assert done.code == 2
     assert "serves catalog another" in done.err
 
@@ -179,16 +181,18 @@ def test_refuses_another_catalog(refused: Bench, deployment: Deployment) -> None
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_says_which_setting_cannot_be(refused: Bench, flags: list[str], message: str) -> None:
-    done = refused("--rate", "2", *flags)
+def test_says_which_setting_cannot_be(bench: Bench, flags: list[str], message: str) -> None:
+    done = bench("--rate", "2", *flags)
     assert (done.code, done.out) == (2, "")
     assert message in done.err and done.err.count("\n") == 1
 
 
-def test_names_the_extra_that_is_missing(bench: Bench, tmp_path: Path) -> None:
+def test_names_the_extra_that_is_missing(bench_process: Bench, tmp_path: Path) -> None:
     import os
 
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('No module named aiohttp')")
-    done = bench("--rate", "2", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = bench_process(
+        "--rate", "2", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
     assert done.code == 2
     assert "pip install 'xgr-runtime[bench]'" in done.err
