@@ -356,6 +356,7 @@ def of_kits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Cat
     return lambda kit, lora=False: of(kit, lora)
 
 
+@pytest.mark.in_turns("kit", share=4)
 @pytest.mark.parametrize(
     ("kit", "name", "users"),
     [

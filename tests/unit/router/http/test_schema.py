@@ -50,6 +50,7 @@ def changing(server: Server, tmp_path: Path) -> Iterator[PlainPublisher]:
         yield publisher
 
 
+@pytest.mark.in_turns("mode")
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
 def test_routes_keep_to_their_description(
     server: Server, subtests: pytest.Subtests, mode: GenerationMode, changing: PlainPublisher
