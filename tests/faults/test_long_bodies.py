@@ -48,14 +48,19 @@ def send(url: str, body: bytes, hang_up: bool) -> None:
             client.recv(1)
 
 
-@pytest.mark.in_turns("callers")
-@pytest.mark.parametrize("callers", ["stay", "hang up"])
-def test_long_bodies(fleet: Fleet, trial: MakeTrial, callers: str) -> None:
+KINDS = [*BODIES]
+CASES = [(callers, KINDS[half::2]) for callers in ("stay", "hang up") for half in range(2)]
+
+
+@pytest.mark.in_turns("kinds", share=4)
+@pytest.mark.parametrize(("callers", "kinds"), CASES, ids=[f"{c}-{k[0]}..{k[-1]}" for c, k in CASES])
+def test_long_bodies(fleet: Fleet, trial: MakeTrial, callers: str, kinds: list[str]) -> None:
     router = fleet.process("router")
     assert router is not None
     before = router.memory_info().rss
-    with trial(f"{AT_ONCE} bodies of 8 MB at a time, callers {callers}") as it, it.crowd(seed=26, callers=2):
-        for body in BODIES.values():
+    case = f"{AT_ONCE} bodies of 8 MB at a time, callers {callers}: {', '.join(kinds)}"
+    with trial(case) as it, it.crowd(seed=26, callers=2):
+        for body in map(BODIES.__getitem__, kinds):
             threads = [
                 threading.Thread(target=send, args=(fleet.url, body, callers == "hang up"))
                 for _ in range(AT_ONCE)
