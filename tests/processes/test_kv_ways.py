@@ -18,13 +18,13 @@ from kv_proxy import KvProxy
 from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical
+from shared_templates import deployment_of
 from until import until
 from ways import Served
 
 from xgr_runtime.client import XgrClient
 from xgr_runtime.config import ServeConfig
 from xgr_runtime.errors import NoWorkers, RequestError, WorkerLost
-from xgr_runtime.launcher.deployment import Deployment
 from xgr_runtime.wire.answers import Answer
 
 WIDTH = 64
@@ -300,7 +300,7 @@ def test_a_restarted_owner_takes_its_reader_along(
         layout="colocated",
         log_level="ERROR",
     )
-    with Deployment(config) as deployment, XgrClient(deployment.url) as client:
+    with deployment_of(config) as deployment, XgrClient(deployment.url) as client:
         assert_identical(ask(client, long_prompts[0]), undisturbed[0])
         first = {name: deployment.pid(name) for name in ("prefill-0", "decode-0")}
         assert first["prefill-0"] is not None

@@ -109,17 +109,20 @@ def test_a_killed_launcher_takes_everything_with_it(
         assert len(run_folders(folder)) == 1
 
 
-def test_killed_workers_come_back(checkpoint: Path, catalog_source: Path, folder: Path) -> None:
-    """As new processes; the fault suite kills those that are forked."""
+@pytest.mark.in_turns("module")
+@pytest.mark.parametrize("module", ["prefill_worker", "decode_worker"])
+def test_a_killed_worker_comes_back(
+    checkpoint: Path, catalog_source: Path, folder: Path, module: str
+) -> None:
+    """As a new process; the fault suite kills those that are forked."""
     with serving(checkpoint, catalog_source, folder, "--start-method", "spawn") as server:
         client = XgrClient(server.url())
         before = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
-        for module in ("prefill_worker", "decode_worker"):
-            server.worker(module).kill()
-            until(lambda: not client.ready(), "the loss is noticed", every=0.01)
-            until(client.ready, "a new one is ready")
-            after = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
-            assert after.meta_info.beam_results == before.meta_info.beam_results
+        server.worker(module).kill()
+        until(lambda: not client.ready(), "the loss is noticed", every=0.01)
+        until(client.ready, "a new one is ready")
+        after = client.generate(input_ids=[1, 5, 6, 7], beam_width=8)
+        assert after.meta_info.beam_results == before.meta_info.beam_results
         assert_all_freed(client)
 
 
