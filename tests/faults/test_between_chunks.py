@@ -63,7 +63,7 @@ def test_without_a_surviving_pair_the_answer_is_an_error_at_once(
         assert lost.value.param == victim.split("-")[0], "the error names the stage"
         with pytest.raises(NoWorkers):
             ask(client, prompts[0])
-        assert time.monotonic() - killed < 5, "nobody waits for the 30 s deadline"
+        assert time.monotonic() - killed < 20, "nobody waits for the 30 s deadline"
         proxy.release()
         assert not client.ready()
         assert len(cluster.settled()) == 1
@@ -81,7 +81,7 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
             proxies=True,
             chunk_bytes=CHUNK_BYTES,
             cache_bytes=0,
-            heartbeat=1.0,  # nobody counts as quiet, and is tried elsewhere, before the deadline;
+            heartbeat=2.5,  # nobody counts as quiet, and is tried elsewhere, before the deadline;
             hedge_after=0.0,  # nor as slow
         ) as cluster,
         cluster.client() as client,
@@ -90,8 +90,8 @@ def test_a_stopped_prefill_worker_that_wakes_up_spoils_nothing(
         undisturbed = [ask(client, prompt) for prompt in prompts]
         proxy = cluster.proxies[0]
         proxy.hold_after(10)
-        late = pool.submit(client.generate, input_ids=prompts[1], beam_width=WIDTH, timeout_ms=1_500)
-        assert proxy.held.wait(10) and proxy.held_chunk is not None
+        late = pool.submit(client.generate, input_ids=prompts[1], beam_width=WIDTH, timeout_ms=6_000)
+        assert proxy.held.wait(30) and proxy.held_chunk is not None
         victim = cluster.incarnations[proxy.held_chunk.id.prefill]
         cluster.signal(victim, signal.SIGSTOP)
         assert isinstance(late.exception(30), DeadlineExceeded)

@@ -17,6 +17,7 @@ from until import until
 # A prefill worker that has sent everything is needed no more.
 PHASES = [("prefill", p) for p in PREFILL_POINTS if p != "sent"] + [("decode", p) for p in DECODE_POINTS]
 SHORT_MS = 450  # less than it takes the router to try another pair beside
+TRIES = 8  # of a deadline, until it passes where it should
 RID = "caught"
 
 End = Callable[[Fleet, HTTPConnection], None]
@@ -63,23 +64,41 @@ def test_a_request_that_ends_in_any_phase_leaves_nothing(
 
 
 def caught(it: Trial, question: Question, role: str, point: str, end: End) -> Record:
-    """Stop the worker that comes to `point` with this request, end the request, wake the worker."""
+    """Stop the worker that comes to `point` with this request, end the request, wake the worker.
+
+    On a busy machine a deadline may pass on the way to that point: then it is asked again.
+    """
+    for _ in range(TRIES):
+        if (record := caught_once(it, question, role, point, end)) is not None:
+            it.row.tally.records.append(record)
+            return record
+    raise AssertionError(f"{TRIES} times no request came to {point} within {SHORT_MS} ms")
+
+
+def caught_once(it: Trial, question: Question, role: str, point: str, end: End) -> Record | None:
+    """None where its deadline passed before it came to `point`."""
     fleet, asked = it.fleet, time.monotonic()
     fleet.arm(role, point, SIGSTOP)
     caller = HTTPConnection(fleet.url.removeprefix("http://"), timeout=30)
     timeout_ms = SHORT_MS if end is run_out_of_time else 20_000
     caller.request("POST", "/generate", question.body(timeout_ms, RID), {"content-type": "application/json"})
-    victim = fleet.struck()
+    try:
+        victim = fleet.struck(10 * SHORT_MS / 1000 if end is run_out_of_time else 30.0)
+    except AssertionError:
+        if end is not run_out_of_time:
+            raise
+        fleet.mend()
+        fleet.wake()
+        caller.close()
+        return None
     end(fleet, caller)
     with fleet.client() as client:
-        until(lambda: not live_requests(client), "the router has let go", 10)
+        until(lambda: not live_requests(client), "the router has let go")
     fleet.mend()
     fleet.signal(victim, SIGCONT)
     outcome, code = (Outcome.LEFT, "") if end is hang_up else read(caller, question)
     caller.close()
-    record = Record(asked, time.monotonic(), outcome, code)
-    it.row.tally.records.append(record)
-    return record
+    return Record(asked, time.monotonic(), outcome, code)
 
 
 def read(caller: HTTPConnection, question: Question) -> tuple[Outcome, str]:

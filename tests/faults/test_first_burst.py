@@ -47,7 +47,8 @@ def test_most_of_the_first_burst_is_refused_at_once(
     longest = min(LONGEST, int(config["max_position_embeddings"]) - 16)
     whole = make_prompts(int(config["vocab_size"]), PROMPTS, 8 * longest, seed=31)
     prompts = [prompt[:longest] for prompt in whole]
-    responses = asyncio.run(burst(fresh.url, [body(p, WIDTH, int(SECONDS * 1000)) for p in prompts]))
+    bodies = [body(p, WIDTH, int(SECONDS * 1000)) for p in prompts]
+    responses, behind = asyncio.run(burst(fresh.url, bodies))
     row = Row("first burst of a fresh deployment", Tally())
     table.rows.append(row)
     with fresh.client() as client:
@@ -58,7 +59,8 @@ def test_most_of_the_first_burst_is_refused_at_once(
     row.finished = True
     assert not row.tally.bad, row.tally.bad[:5]
     assert set(row.tally.refusals) <= {"overloaded", "deadline_exceeded"}
-    late = [r for r in refused(row.tally) if r.ended - r.asked > 0.9 * SECONDS]
+    at_best = max(0.9 * SECONDS, 1.5 * behind)
+    late = [r for r in refused(row.tally) if r.ended - r.asked > at_best]
     at_once = len(refused(row.tally)) - len(late)
     print(f"{len(row.tally.correct)} answered, {at_once} refused at once, {len(late)} late")
     assert row.tally.correct and len(late) <= BURST / 8
@@ -69,8 +71,11 @@ def refused(tally: Tally) -> list[Record]:
     return [record for record in tally.records if record.outcome is Outcome.REFUSED]
 
 
-async def burst(url: str, bodies: Sequence[bytes]) -> list[Answered]:
-    """All at once; each with the number of its body."""
+async def burst(url: str, bodies: Sequence[bytes]) -> tuple[list[Answered], float]:
+    """All at once, each with the number of its body; and the seconds of nonsense behind them.
+
+    On a busy machine it takes seconds until all of them have been read, and no refusal comes sooner.
+    """
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=5 * SECONDS) as client:
 
@@ -80,4 +85,13 @@ async def burst(url: str, bodies: Sequence[bytes]) -> list[Answered]:
             response = await client.post("/generate", content=bodies[number], headers=kind)
             return number, response, Record(asked, time.monotonic(), Outcome.LEFT)
 
-        return await asyncio.gather(*(ask(number % len(bodies)) for number in range(BURST)))
+        async def nonsense() -> float:
+            asked = time.monotonic()
+            kind = {"content-type": "application/json"}
+            response = await client.post("/generate", content=b"{}", headers=kind)
+            assert response.status_code == 400
+            return time.monotonic() - asked
+
+        asked = asyncio.gather(*(ask(number % len(bodies)) for number in range(BURST)))
+        behind = asyncio.create_task(nonsense())
+        return await asked, await behind

@@ -37,8 +37,8 @@ def test_ten_times_too_much(fleet: Fleet, questions: list[Question], trial: Make
             time.sleep(seconds)
         fleet.mend()
         tally = it.row.tally
-        assert len(tally.records) > bearable * seconds / 2, "they came"
-        assert tally.refusals and len(tally.correct) > bearable / 10 * seconds / 2, tally.counts
+        assert len(tally.records) > bearable * seconds / 4, "they came"
+        assert tally.refusals and len(tally.correct) >= 3, tally.counts
 
 
 def test_chaos(fleet: Fleet, trial: MakeTrial, long: bool) -> None:

@@ -46,7 +46,7 @@ def test_a_full_machine_and_an_impatient_operator(
     port = free_port()
     wrapper = WITHOUT_SHARED_MEMORY if allowed(WITHOUT_SHARED_MEMORY) else []
     files = (checkpoint, catalog_source)
-    fleet = Fleet(*files, 1, 1, port=port, wrapper=wrapper, said=Path("/dev/full"))
+    fleet = Fleet(*files, 1, 1, port=port, wrapper=wrapper, said=Path("/dev/full"), drain_timeout=120.0)
     left = orphan(fleet.folder)
     with fleet:
         assert not left.exists(), "the folder of a dead launcher is removed"
@@ -63,8 +63,8 @@ def test_a_full_machine_and_an_impatient_operator(
                 fleet.launcher.send_signal(SIGTERM)
                 time.sleep(0.1)
                 fleet.launcher.send_signal(SIGTERM)
-                fleet.end(5)
-                assert not psutil.wait_procs(family, timeout=5)[1]
+                fleet.end(60)  # half of what it may take to drain
+                assert not psutil.wait_procs(family, timeout=30)[1]
                 assert fleet.run_folder is None
                 fleet.start()
                 it.wait_answered()

@@ -29,7 +29,7 @@ def test_refusing_after_the_grant(fleet: Fleet, trial: MakeTrial) -> None:
 
 def suffer(it: Trial, victim: str, fault: Fault) -> None:
     """Load while the fault lasts, and nobody notices."""
-    with it.crowd(seed=7, callers=12):
+    with it.crowd(seed=7, callers=3):
         until(lambda: it.row.tally.correct, "an answer")
         it.fleet.break_(victim, fault)
         it.fault()
@@ -42,11 +42,11 @@ def suffer(it: Trial, victim: str, fault: Fault) -> None:
 @pytest.mark.parametrize(("role", "point"), [("prefill", "layer"), ("decode", "beams")])
 def test_a_stuck_thread_behind_live_sockets(fleet: Fleet, trial: MakeTrial, role: str, point: str) -> None:
     """ZeroMQ goes on answering its own heartbeats; ours stop."""
-    with trial(f"{role} worker's thread stuck") as it, it.crowd(seed=8):
+    with trial(f"{role} worker's thread stuck") as it, it.crowd(seed=8, callers=3):
         until(lambda: it.row.tally.correct, "an answer")
         victim = fleet.strike(role, point)
         it.fault()
-        until(lambda: victim not in fleet.incarnations(), "it counts as lost", 20)
+        until(lambda: victim not in fleet.incarnations(), "it counts as lost")
         it.wait_answered()
         fleet.mend()
 
@@ -58,17 +58,17 @@ def test_a_partition_in_one_direction(
     fleet: Fleet, trial: MakeTrial, victim: str, direction: Direction
 ) -> None:
     way = {"in": "to", "out": "from"}[direction]
-    with trial(f"partition: nothing arrives {way} {victim.split('-')[0]}") as it, it.crowd(seed=9):
+    with trial(f"partition: nothing arrives {way} {victim.split('-')[0]}") as it, it.crowd(seed=9, callers=3):
         until(lambda: it.row.tally.correct, "an answer")
         fleet.hold(victim, direction)
         it.fault()
         if direction == "out":
-            until(lambda: victim not in fleet.incarnations(), "it counts as lost", 20)
+            until(lambda: victim not in fleet.incarnations(), "it counts as lost")
         else:
             time.sleep(SECONDS)
         it.wait_answered()
         fleet.mend()
-        until(lambda: victim in fleet.incarnations(), "it is back", 20)
+        until(lambda: victim in fleet.incarnations(), "it is back")
 
 
 def marked(questions: list[Question]) -> Question:

@@ -20,7 +20,7 @@ def test_without_one_side_requests_are_refused_until_it_is_back(
             for name in victims:
                 fleet.signal(name, SIGKILL)
             it.fault(victims)
-            until(lambda: not client.ready(), "/readiness says so", 5)
-            until(lambda: it.row.tally.refusals["no_workers"], "a refusal", 5)
+            until(lambda: not client.ready(), "/readiness says so", 30)
+            until(lambda: it.row.tally.refusals["no_workers"], "a refusal", 30)
             it.wait_answered(120)
             assert client.ready()

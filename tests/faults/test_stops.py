@@ -18,7 +18,7 @@ STOPS = [
 def test_a_stopped_worker_is_done_without(
     fleet: Fleet, trial: MakeTrial, role: str, point: str, case: str
 ) -> None:
-    with trial(case) as it, it.crowd(seed=2):
+    with trial(case) as it, it.crowd(seed=2, callers=3):
         victim = fleet.strike(role, point, SIGSTOP)
         it.fault()
         until(lambda: victim not in fleet.incarnations(), "the stopped worker counts as lost")

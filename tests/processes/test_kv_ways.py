@@ -28,7 +28,7 @@ from xgr_runtime.errors import NoWorkers, RequestError, WorkerLost
 from xgr_runtime.wire.answers import Answer
 
 WIDTH = 64
-LEASE = 1.0  # seconds
+LEASE = 3.0  # seconds: a busy machine may hold a worker up for one
 BY_LAYER = 4096  # chunk bytes: small layers would be told together, and a proxy holds between two chunks
 MOVED = {"frames": "kv_bytes_as_frames", "pull": "kv_bytes_pulled", "in-place": "kv_bytes_in_place"}
 

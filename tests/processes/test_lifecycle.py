@@ -43,7 +43,7 @@ def serving(checkpoint: Path, catalog: Path, folder: Path, *flags: str) -> Itera
 
 
 def assert_nothing_left(family: list[psutil.Process], folder: Path, shm: set[Path]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"still running: {alive}"
     assert not run_folders(folder), "sockets or folders left"
     assert shared_memory() <= shm, "segments left"
@@ -102,7 +102,7 @@ def test_a_killed_launcher_takes_everything_with_it(
         server.url()
         family = server.family()
         server.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
     assert run_folders(folder)
     with run_folder(folder):  # what a killed launcher could not remove, the next one does

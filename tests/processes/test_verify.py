@@ -143,7 +143,7 @@ def test_a_pass_goes_on_to_serve_where_the_settings_say(folder: Path, served: Se
     lines = "".join(served.lines)
     assert lines.index("verified") < lines.index("ready at")
     with XgrClient(url) as client:
-        until(client.ready, "ready", 10.0)
+        until(client.ready, "ready")
         history = json.loads((folder / "cases.jsonl").read_text().splitlines()[0])["history"]
         assert len(client.generate(history=history, beam_width=8).meta_info.beam_results) == 8
     served.process.send_signal(signal.SIGTERM)

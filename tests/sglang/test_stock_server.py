@@ -15,6 +15,7 @@ from items import Items
 from oracle import Oracle
 from references import Reference, check_all
 from sameness import assert_identical
+from shared_templates import deployment_of
 from stock_server import StockServer
 from until import until
 
@@ -45,8 +46,9 @@ def deployment(server: StockServer, checkpoint: Path, catalog_source: Path) -> I
         log_level="WARNING",
         prefill_workers=0,
         sglang_prefill=[server.url],
+        threads=1,  # as the clusters here, whose template it shares
     )
-    with Deployment(config) as running:
+    with deployment_of(config) as running:
         yield running
 
 
@@ -159,7 +161,7 @@ def test_a_server_that_hangs_counts_as_lost(
     server: StockServer, checkpoint: Path, catalog_source: Path, fifty: list[Reference]
 ) -> None:
     """Its HTTP process lives on: the answer to the heartbeat comes from the scheduler, which does not."""
-    cluster = Cluster(checkpoint, catalog_source, 0, 1, sglang=[server.url], silence=2.0)
+    cluster = Cluster(checkpoint, catalog_source, 0, 1, sglang=[server.url], silence=6.0)
     with cluster, cluster.client() as client, ThreadPoolExecutor(1) as pool:
         undisturbed = ask(client, fifty[0])
         scheduler = server.scheduler()

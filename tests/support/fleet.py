@@ -22,8 +22,9 @@ from until import PATIENCE, until
 from xgr_runtime.client import XgrClient
 
 ROOT = Path(__file__).resolve().parents[2]
-# Shorter than by default, so that a stopped process is soon noticed; long for a machine without spare time.
-TIMES = {"heartbeat": 0.2, "silence": 2.0, "lease": 3.0, "drain_timeout": 5.0}
+# Shorter than by default, so that a stopped process is soon noticed; long for a machine without spare time,
+# on which one that lives may come late by seconds.
+TIMES = {"heartbeat": 0.2, "silence": 6.0, "lease": 9.0, "drain_timeout": 5.0}
 
 
 class Fleet(AbstractContextManager["Fleet"]):

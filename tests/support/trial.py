@@ -11,9 +11,9 @@ from typing import Any
 from census import Census, leaks
 from crowd import Crowd, Outcome, Question, Tally
 from fault_table import FaultTable, Row
-from fleet import Fleet
+from fleet import TIMES, Fleet
 
-SURVIVORS_ANSWER = 3.0  # seconds after a kill
+SURVIVORS_ANSWER = TIMES["silence"]  # seconds after a kill: nobody waits until the dead are missed
 
 MakeTrial = Callable[..., "Trial"]
 """Begins a case: its name, and the codes of errors that it may cause."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import zmq
 from faulty_worker import Fault, FaultFile
-from fleet import Fleet
+from fleet import TIMES, Fleet
 from throw import throw
 
-LONGEST = 5.0  # seconds that a worker is stopped, slow or cut off
+LONGEST = 1.5 * TIMES["silence"]  # seconds that a worker is stopped, slow or cut off
 PAUSE = 2.0  # most seconds between two acts
 
 
