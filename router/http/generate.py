@@ -86,6 +86,12 @@ class Generate:
         Raises `BadRequest`, `UnknownModel`, `DeadlineExceeded`, `NoWorkers`, `ClientGone`.
         """
         head = await self._head(request, record, body)
+        return await self.work_out(request, record, body, head, leases)
+
+    async def work_out(
+        self, request: Request, record: AccessRecord, body: Body, head: BodyHead, leases: ExitStack
+    ) -> Asked:
+        """See `_understand`; a head that holds the whole body needs no `body`."""
         model = self.models.named(head.model)
         view = leases.enter_context(model.catalogs.lease()).view
         if head.whole is not None and self._is_short(head.whole, view):

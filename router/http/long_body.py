@@ -30,7 +30,7 @@ from router.http.schema import (
     TokenId,
     Variables,
 )
-from router.http.server.problems import Body, decode, field_error
+from router.http.server.problems import Body, decode, decode_part, part_error
 from router.query.prompts import check_length
 from xgr_runtime.errors import BadRequest
 
@@ -146,7 +146,7 @@ def _filters(raw: msgspec.Raw) -> _FilterShell | None:
     try:
         return _FILTERS.decode(raw)
     except msgspec.ValidationError as error:
-        raise _named(error, "filters") from None
+        raise part_error(error, "filters") from None
 
 
 def _history(raw: msgspec.Raw) -> list[int | str] | dict[str, list[int | str]] | None:
@@ -155,18 +155,18 @@ def _history(raw: msgspec.Raw) -> list[int | str] | dict[str, list[int | str]] |
     if first == b"[":
         return _items(raw, "history", MOST_HISTORY)
     if first != b"{":
-        return _whole(_NO_HISTORY, raw, "history")
+        return decode_part(_NO_HISTORY, raw, "history")
     commas, names = (_count(raw, mark) for mark in (b",", b":"))
     _check_names(names, "history")
     if commas > MOST_HISTORY + names:
         raise BadRequest(f"history: expected lists of <= {MOST_HISTORY} items in all", "history")
-    lists = _whole(_LISTS, raw, "history")
+    lists = decode_part(_LISTS, raw, "history")
     return {name: _items(items, "history[...]", MOST_HISTORY, _LIST) or [] for name, items in lists.items()}
 
 
 def _variables(raw: msgspec.Raw) -> dict[str, str] | None:
     _check_names(_count(raw, b":"), "variables")
-    return _whole(_VARIABLES, raw, "variables")
+    return decode_part(_VARIABLES, raw, "variables")
 
 
 def _messages(raw: msgspec.Raw) -> list[Message] | None:
@@ -175,7 +175,7 @@ def _messages(raw: msgspec.Raw) -> list[Message] | None:
             f"messages consist of more than {MOST_PARTS} texts, lists and maps: send fewer, or longer ones",
             "messages",
         )
-    return _whole(_MESSAGES, raw, "messages")
+    return decode_part(_MESSAGES, raw, "messages")
 
 
 def _count(raw: msgspec.Raw, marks: bytes) -> int:
@@ -188,16 +188,6 @@ def _check_names(count: int, field: str) -> None:
     """Raises `BadRequest` where a map of texts, or of lists of them, has too many entries."""
     if count > MOST_NAMED:
         raise BadRequest(f"{field}: expected `object` of length <= {MOST_NAMED}", field)
-
-
-def _whole(decoder: msgspec.json.Decoder[E], raw: msgspec.Raw, name: str) -> E:
-    """A part of the body that is decoded at once. Raises `BadRequest` naming what is wrong."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _named(error, name) from None
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
 
 
 def _items(
@@ -235,7 +225,7 @@ class _LongList:
         return entries
 
     def _no_list(self, decoder: msgspec.json.Decoder[list[E] | None]) -> list[E] | None:
-        return _whole(decoder, msgspec.Raw(self._raw), self._name)
+        return decode_part(decoder, msgspec.Raw(self._raw), self._name)
 
     def _piece(self, decoder: msgspec.json.Decoder[list[E] | None], first: int, last: int) -> list[E]:
         """Entries [first, last), at most `PIECE`."""
@@ -255,7 +245,7 @@ class _LongList:
 
     def _wrong(self, entry: int, error: msgspec.DecodeError) -> BadRequest:
         if isinstance(error, msgspec.ValidationError):
-            return _named(error, f"{self._name}[{entry}]", inside=False)
+            return part_error(error, f"{self._name}[{entry}]", inside=False)
         begins = self._between(entry, entry + 1)[1:].lstrip()[:1]
         if begins in (b"[", b"{"):  # cut off at a comma inside of it
             wrong = f"{self._name}[{entry}]: expected an id, got a list or object"
@@ -280,9 +270,3 @@ def _outside_strings(raw: bytes) -> NDArray[np.uint8]:
         raw = raw.replace(rb"\\", b"__").replace(rb"\"", b"__")
     data = np.frombuffer(raw, np.uint8)
     return data * ~np.logical_xor.accumulate(data == _QUOTE)
-
-
-def _named(error: msgspec.ValidationError, name: str, inside: bool = True) -> BadRequest:
-    """The error of a part that was decoded alone, at its place in the body, or `inside` of that."""
-    what, _, path = str(error).partition(" - at `$")
-    return field_error(f"{what} - at `$.{name}{path if inside and path else '`'}")

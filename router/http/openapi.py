@@ -28,7 +28,7 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
-    json_body(paths["/generate"]["post"])["example"] = example(models, settings)
+    one_prompt(json_body(paths["/generate"]["post"]), models, settings)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -74,6 +74,13 @@ def json_body(operation: Json) -> Json:
     """Of the body that an operation takes."""
     found: Json = operation["requestBody"]["content"]["application/json"]
     return found
+
+
+def one_prompt(body: Json, models: Models, settings: HttpSettings) -> None:
+    """That a body of /generate has one form of prompt, and an example. One that is null counts as absent."""
+    forms = [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()]
+    body["schema"] = {"allOf": [body["schema"]], "oneOf": forms}
+    body["example"] = example(models, settings)
 
 
 def example(models: Models, settings: HttpSettings) -> Json:
@@ -181,15 +188,12 @@ def _shapes(kinds: tuple[type, ...]) -> bytes:
 
 
 def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None:
-    """Models and prompts as this deployment takes them; a prompt form that is null counts as absent."""
+    """Models and prompts as this deployment takes them."""
     properties = schema["properties"]
     narrow(properties, NEUTRAL_REQUEST)
     branch(properties["model"], "string")["enum"] = models.names
     templates = {name for model in models for name in model.catalogs.newest.catalog.templates.named}
     branch(properties["template"], "string")["enum"] = sorted(templates)
-    schema["oneOf"] = [
-        {"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()
-    ]
     narrow_message(branch(properties["messages"], "array")["items"])
     branch(properties["text"], "string")["minLength"] = 1
     ids = branch(properties["input_ids"], "array")

@@ -21,6 +21,8 @@ from router.http.catalog_schema import (
 from router.http.control import Control
 from router.http.generate import Generate
 from router.http.items import ItemRoutes
+from router.http.openai.routes import OpenAi
+from router.http.openai.schema import ChatCompletion, ChatRequest, Completion, CompletionRequest
 from router.http.schema import (
     AbortRequest,
     AddWorker,
@@ -134,6 +136,7 @@ def route_table(
             (*_BODY, UnknownModel, DuplicateRequest, *_WORK),
             streams=True,
         ),
+        *_openai_routes(OpenAi(generate)),
         post(
             "/abort_request",
             "Cancel a live request",
@@ -161,6 +164,31 @@ def route_table(
         *_worker_routes(workers),
         *_catalog_routes(catalog),
         *_filter_routes(catalog),
+    ]
+
+
+def _openai_routes(openai: OpenAi) -> list[RouteSpec]:
+    """The same work in OpenAI's dialect."""
+    errors = (*_BODY, UnknownModel, DuplicateRequest, *_WORK)
+    return [
+        post(
+            "/v1/completions",
+            "Rank items, as OpenAI's clients ask",
+            openai.completions,
+            Completion,
+            CompletionRequest,
+            errors,
+            streams=True,
+        ),
+        post(
+            "/v1/chat/completions",
+            "Rank items after messages, as OpenAI's clients ask",
+            openai.chat,
+            ChatCompletion,
+            ChatRequest,
+            errors,
+            streams=True,
+        ),
     ]
 
 

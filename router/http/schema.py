@@ -350,11 +350,11 @@ def refuse_sampling(body: GenerateRequest, depth: int, emitted: int) -> None:
 
     `emitted`: tokens of a search, which has forced ones besides a SID's.
     """
-    _refuse(body, NEUTRAL_REQUEST, "")
+    refuse_others(body, NEUTRAL_REQUEST)
     params = body.sampling_params
     if params is None:
         return
-    _refuse(params, NEUTRAL_SAMPLING, "sampling_params.")
+    refuse_others(params, NEUTRAL_SAMPLING, "sampling_params.")
     if params.max_new_tokens not in (None, depth, emitted):
         raise BadRequest(
             f"max_new_tokens is {params.max_new_tokens}, every item of this catalog has {depth} tokens: "
@@ -369,7 +369,8 @@ def refuse_sampling(body: GenerateRequest, depth: int, emitted: int) -> None:
         )
 
 
-def _refuse(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str) -> None:
+def refuse_others(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str = "") -> None:
+    """Raises `BadRequest` naming the first field with another value than null and what `neutral` has."""
     for name, accepted in neutral.items():
         value = _read(getattr(struct, name))
         if value is not None and value not in accepted:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai as openai_errors
 import pytest
 from items import Items
+from openai import OpenAI
 from sameness import assert_identical
 from shared_templates import deployment_of
 from tokenizers import Tokenizer
@@ -26,7 +29,8 @@ TEMPLATES = {
 }
 
 
-def served(folder: Path, model: Path, templates: dict[str, Any], **files: str) -> Iterator[XgrClient]:
+@contextmanager
+def served(folder: Path, model: Path, templates: dict[str, Any], **files: str) -> Iterator[str]:
     """A deployment of the catalog in `folder`, whose templates and their files are written here."""
     (folder / "catalog.json").write_text(json.dumps({"templates": templates}))
     for name, text in files.items():
@@ -40,17 +44,22 @@ def served(folder: Path, model: Path, templates: dict[str, Any], **files: str) -
         kv_bytes=64 << 20,
         log_level="WARNING",
     )
-    with deployment_of(config) as running, XgrClient(running.url, timeout=60.0) as client:
-        yield client
+    with deployment_of(config) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")
-def templated(
-    checkpoint: Path, catalog_source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[XgrClient]:
+def url(checkpoint: Path, catalog_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("templated")
     shutil.copy(catalog_source, folder)
-    yield from served(folder, checkpoint, TEMPLATES, talk=CHAT)
+    with served(folder, checkpoint, TEMPLATES, talk=CHAT) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def templated(url: str) -> Iterator[XgrClient]:
+    with XgrClient(url, timeout=60.0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,46 @@ def test_templates_and_messages_give_the_answers_of_their_tokens(
         by_messages = templated.generate(messages=talk, template="talk", beam_width=20)
         assert by_messages.meta_info.prompt_tokens == len(alone)
         assert_identical(by_messages, templated.generate(input_ids=alone, beam_width=20))
+
+
+@pytest.fixture
+def openai(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openais_client_gets_the_same(
+    openai: OpenAI, templated: XgrClient, items: Items, tokenizer: Tokenizer, users: list[list[str]]
+) -> None:
+    prompts = [spelt(items, tokenizer, history) for history in users[:3]]
+    (model,) = openai.models.list()
+    asked: dict[str, Any] = {"model": model.id, "temperature": 0, "max_tokens": 8, "n": 5}
+    own = {"sampling_params": {"beam_width": 20}}
+    answer = openai.completions.create(prompt=prompts, extra_body={"xgr": own}, **asked)
+    right = [templated.generate(text=prompt, beam_width=20, n=5).meta_info for prompt in prompts]
+    results = [result for meta in right for result in meta.beam_results]
+    assert [said(choice) for choice in answer.choices] == [result.items for result in results]
+    assert answer.usage and answer.usage.prompt_tokens == sum(meta.prompt_tokens for meta in right)
+
+    message: Any = {"role": "user", "content": prompts[0]}
+    talk = {"template": "talk", "sampling_params": {"beam_width": 20}}
+    chat = openai.chat.completions.create(messages=[message], extra_body={"xgr": talk}, **asked)
+    right_chat = templated.generate(messages=[message], template="talk", beam_width=20, n=5)
+    best = [choice.message.content for choice in chat.choices]
+    assert best[0] == right_chat.text and len(best) == 5
+    pieces = openai.chat.completions.create(
+        messages=[message], extra_body={"xgr": talk}, stream=True, **asked
+    )
+    assert [choice.delta.content for piece in pieces for choice in piece.choices] == best
+    with pytest.raises(openai_errors.BadRequestError, match="no_such") as refused:
+        openai.completions.create(prompt="x", extra_body={"xgr": {"no_such": 1}}, **asked)
+    assert refused.value.code and refused.value.param
+
+
+def said(choice: Any) -> list[str]:
+    """The items of a choice."""
+    found: list[str] = choice.xgr["items"]
+    return found
 
 
 def test_the_default_template_counts_what_it_leaves_out(

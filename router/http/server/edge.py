@@ -29,6 +29,7 @@ from xgr_runtime.trace.timeline import REQUEST, Timeline
 log = logging.getLogger("router.http")
 
 LOGGED_PATH = SHOWN_PATH = 200  # characters
+RANKING = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})  # routes that are measured
 _RECORD = "xgr.record"
 
 
@@ -94,7 +95,7 @@ class Edge:
 
     def _record(self, record: AccessRecord, scope: Scope) -> None:
         seconds = time.monotonic() - record.arrival
-        if scope["path"] == "/generate":
+        if scope["path"] in RANKING:
             self.metrics.observe(
                 record.status, seconds, record.prompt_tokens, underfilled=record.results < record.wanted
             )

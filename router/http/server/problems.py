@@ -53,6 +53,18 @@ def decode_distinct(decoder: msgspec.json.Decoder[T], body: Body) -> T:
     return found
 
 
+def decode_part(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, name: str) -> T:
+    """A part of a body, the field `name`, decoded at once. Raises `BadRequest` naming what is wrong."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise part_error(error, name) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {_complaint(error, bytes(raw))}") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+
+
 def from_query(kind: type[S], given: Mapping[str, str]) -> S:
     """What stands behind the question mark of a URL, as `kind`. Raises `BadRequest` naming the field."""
     try:
@@ -74,6 +86,12 @@ def field_error(text: str) -> BadRequest:
             return BadRequest(f"{param} {problem}", param)
     subject = path or "the body"
     return BadRequest(f"{subject}: {what[:1].lower()}{what[1:]}", _INDEX.sub("", path) or None)
+
+
+def part_error(error: msgspec.ValidationError, name: str, inside: bool = True) -> BadRequest:
+    """The error of a part that was decoded alone, at its place in the body, or `inside` of that."""
+    what, _, path = str(error).partition(" - at `$")
+    return field_error(f"{what} - at `$.{name}{path if inside and path else '`'}")
 
 
 def cut(text: str, head: int = SHOWN, tail: int = 0) -> str:

@@ -347,7 +347,7 @@ def test_wrong_method(server: Server, method: str, path: str, allow: str) -> Non
     assert allow in response.headers["allow"].split(", ")
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/generate/", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/nothing", "/generate/", "/v1/embeddings"])
 def test_no_such_route(server: Server, path: str) -> None:
     check(server.get(path), 404, None, "not_found")
 

@@ -34,9 +34,11 @@ SETTINGS = settings(
 )
 FEW = settings(SETTINGS, max_examples=15)
 # What a schema cannot say: that 1.0 is no integer, which items and columns there are, that n is at most
-# beam_width, what is a catalog's file.
+# beam_width, what is a catalog's file,
 CHANGING = ("PUT /catalog", "POST /catalog/items", "POST /catalog/rollback", "PUT /filters/{name}")
-MORE_RULES = {label: [positive_data_acceptance] for label in ("POST /generate", *CHANGING)}
+# that /v1/completions has one prompt, or one in `xgr`.
+RANKING = ("POST /generate", "POST /v1/completions", "POST /v1/chat/completions")
+MORE_RULES = {label: [positive_data_acceptance] for label in (*RANKING, *CHANGING)}
 
 
 @pytest.fixture
@@ -73,12 +75,14 @@ def test_routes_keep_to_their_description(
             check()
     if mode.is_negative:
         assert set(statuses) == {
-            "POST /generate",
+            *RANKING,
             "POST /abort_request",
             "POST /workers",
             "GET /workers",
             "GET /trace",
             "GET /catalog/history",
+            "GET /items",
+            "GET /requests",
             *CHANGING,
         }
         assert all(seen[400] for seen in statuses.values())
