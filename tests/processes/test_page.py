@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'test'")
+driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'browser'")
 expect = driver.expect
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, such as Debian's package chromium")
 

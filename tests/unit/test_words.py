@@ -34,4 +34,4 @@ def test_no_function_outside_of_kernels_is_over_60_lines() -> None:
 
 def test_the_runtime_has_rooms() -> None:
     loose = {file.stem for file in (ROOT / "xgr_runtime").glob("*.py")} - {"__init__"}
-    assert loose == {"client", "errors", "files"}
+    assert loose == {"errors", "files"}

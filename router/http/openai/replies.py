@@ -11,12 +11,12 @@ from router.http.answers import sid_text
 from router.http.openai.schema import (
     ChatChoice,
     ChatCompletion,
-    ChatMessage,
     ChatRequest,
     Choice,
     Completion,
     CompletionRequest,
     PromptDetails,
+    SaidMessage,
     SamplingFields,
     StreamOptions,
     Usage,
@@ -51,7 +51,7 @@ def completion_reply(answered: Sequence[Answered], given: CompletionRequest) -> 
 
 def chat_reply(answered: Sequence[Answered], given: ChatRequest) -> list[ChatCompletion]:
     """The only one, or the pieces of a stream."""
-    messages = [(ChatMessage(text), result) for text, result in _results(answered)]
+    messages = [(SaidMessage(text), result) for text, result in _results(answered)]
     streamed = bool(given.stream)
     choices = [
         ChatChoice(at, result, UNSET if streamed else said, said if streamed else UNSET)

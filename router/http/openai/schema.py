@@ -119,7 +119,7 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=False):
     logprobs: None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class SaidMessage(msgspec.Struct, frozen=True):
     """What the assistant says: one SID."""
 
     content: str
@@ -131,8 +131,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
     index: int
     xgr: BeamResult
-    message: ChatMessage | msgspec.UnsetType = UNSET
-    delta: ChatMessage | msgspec.UnsetType = UNSET
+    message: SaidMessage | msgspec.UnsetType = UNSET
+    delta: SaidMessage | msgspec.UnsetType = UNSET
     finish_reason: FinishReason = "stop"
     logprobs: None = None
 
