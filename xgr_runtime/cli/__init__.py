@@ -6,11 +6,38 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 
-from xgr_runtime.cli import bench, catalog, demo, generate, imports, keys, prompt, serve, trace, verify
+from xgr_runtime.cli import (
+    ask,
+    bench,
+    catalog,
+    completion,
+    demo,
+    generate,
+    imports,
+    keys,
+    prompt,
+    serve,
+    trace,
+    verify,
+)
 from xgr_runtime.config import check_environ
 from xgr_runtime.errors import StartupError, XgrError
 from xgr_runtime.process.lifecycle import one_line
 
+COMMANDS = (
+    serve,
+    imports,
+    verify,
+    prompt,
+    demo,
+    ask,
+    catalog,
+    generate,
+    bench,
+    keys,
+    trace,
+    completion,
+)
 NOBODY_READS = 141  # what a shell says of a program that ended by SIGPIPE
 
 
@@ -18,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: the command's own; for an error one line on stderr and 2 (nothing was started) or 1."""
     try:
         try:
-            return _run(_parser().parse_args(argv))
+            parser = _parser()
+            if "_ARGCOMPLETE" in os.environ:  # set by what `xgr completion` prints
+                completion.complete(parser)
+            return _run(parser.parse_args(argv))
         finally:
             sys.stdout.flush()  # at the end of Python nobody could catch what it raises
     except BrokenPipeError:
@@ -55,6 +85,6 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("xgr", description="Serving runtime for generative recommendation.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (serve, imports, verify, prompt, demo, catalog, generate, bench, keys, trace):
+    for command in COMMANDS:
         command.add_parser(subparsers)
     return parser

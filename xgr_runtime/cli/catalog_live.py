@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xgr_runtime.cli.deployment import add_deployment_flags, asking
+from xgr_runtime.cli.tables import new_table, show
 from xgr_runtime.errors import CatalogError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds, for what is answered at once
 LONG_PATIENCE = 1800.0  # for what workers take in first
 SHOWN = 10  # unknown ids that are named
-WIDTH = 120  # where no terminal says it
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -137,7 +137,7 @@ def status(args: argparse.Namespace) -> int:
     """Raises `DeploymentError`."""
     with asking(args, PATIENCE) as client:
         info = client.catalog()
-    _print(_versions(info))
+    show(_versions(info))
     for line in state_lines(info):
         print(line)
     return 0
@@ -160,29 +160,29 @@ def state_lines(info: CatalogInfo) -> list[str]:
 def _versions(info: CatalogInfo) -> Table:
     from rich.text import Text
 
-    table = _table("version", "new requests", "requests", "items", "decode workers")
+    shown = new_table("version", "new requests", "requests", "items", "decode workers")
     for one in info.versions:
         cells = (one.version, "yes" if one.newest else "", str(one.leases), str(one.items or ""))
-        table.add_row(*map(Text, cells), Text(", ".join(one.workers)))
-    return table
+        shown.add_row(*map(Text, cells), Text(", ".join(one.workers)))
+    return shown
 
 
 def history(args: argparse.Namespace) -> int:
     """Raises `DeploymentError`."""
     with asking(args, PATIENCE) as client:
         entries = client.catalog_history(args.most)
-    _print(_changes(entries))
+    show(_changes(entries))
     return 0
 
 
 def _changes(entries: list[HistoryEntry]) -> Table:
     from rich.text import Text
 
-    table = _table("", "when", "what", "version", "kept", "")
+    shown = new_table("", "when", "what", "version", "kept", "")
     for one in entries:
         cells = (str(one.number), _when(one.at), one.kind, one.version, "yes" if one.kept else "no", one.note)
-        table.add_row(*map(Text, cells))
-    return table
+        shown.add_row(*map(Text, cells))
+    return shown
 
 
 def set_filter(args: argparse.Namespace) -> int:
@@ -205,33 +205,18 @@ def list_filters(args: argparse.Namespace) -> int:
     """Raises `DeploymentError`."""
     with asking(args, PATIENCE) as client:
         found = client.filters()
-    _print(_filters(found))
+    show(_filters(found))
     return 0
 
 
 def _filters(found: list[NamedFilter]) -> Table:
     from rich.text import Text
 
-    table = _table("name", "since", "where")
+    shown = new_table("name", "since", "where")
     for one in found:
-        table.add_row(*map(Text, (one.name, _when(one.changed), one.where)))
-    return table
+        shown.add_row(*map(Text, (one.name, _when(one.changed), one.where)))
+    return shown
 
 
 def _when(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
