@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.http.metrics import RequestMetrics
 from router.http.server.browsers import Browsers
+from router.http.server.codings import packing
 from router.http.server.inbound import ClientGone
 from router.http.server.keys import Keys
 from router.http.server.problems import cut, error_response
@@ -67,10 +69,12 @@ class Edge:
             self._record(record, scope)
 
     async def _serve(self, record: AccessRecord, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = packing(Headers(scope=scope).get("accept-encoding", ""), send)
+
         async def noting_status(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-            await send(message)
+            await answer(message)
 
         try:
             self.browsers.check(scope)

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive
 
+from router.http.server.codings import Unpacker, unpacker
 from router.http.settings import HttpSettings
 from xgr_runtime.errors import (
     BadRequest,
@@ -50,37 +50,43 @@ class Bodies:
         `BodyTooLarge`, `BadRequest`, `RequestTimeout`, `Overloaded`.
         """
         check_media_type(request.headers.get("content-type"))
-        check_encoding(request.headers)
+        unpacked = unpacker(request.headers)
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self.limit:
             raise self._too_large()
         body = bytearray()
         try:
-            await self._gather(request, body)
+            await self._gather(request, unpacked, body)
             if not body:
                 raise BadRequest("the body is empty: send a JSON object")
             yield body
         finally:
             self.room += len(body)
 
-    async def _gather(self, request: Request, body: bytearray) -> None:
+    async def _gather(self, request: Request, unpacked: Unpacker, body: bytearray) -> None:
         """In one piece from the start: a list of the smallest chunks would take twenty times their bytes."""
         try:
             async with asyncio.timeout(self.seconds):
-                async for part in request.stream():
-                    if len(body) + len(part) > self.limit:
-                        raise self._too_large()
-                    if len(part) > self.room:
-                        raise Overloaded("the bodies of other requests fill the memory for them: try again")
-                    self.room -= len(part)
-                    body += part
-                    if len(body) > LARGE:
-                        # A part per round of the loop, whoever sends, so that others are served.
-                        async with self._turn:
-                            await asyncio.sleep(0)
+                async for sent in request.stream():
+                    for part in unpacked.unpack(sent):
+                        self._take(part, body)
+                        if len(body) > LARGE:
+                            # A part per round of the loop, whoever sends, so that others are served.
+                            async with self._turn:
+                                await asyncio.sleep(0)
         except TimeoutError:
             seconds = f"{self.seconds:g} s"
             raise RequestTimeout(f"the body did not arrive within {seconds}: send it at once") from None
+        if body:
+            unpacked.finish()
+
+    def _take(self, part: bytes, body: bytearray) -> None:
+        if len(body) + len(part) > self.limit:
+            raise self._too_large()
+        if len(part) > self.room:
+            raise Overloaded("the bodies of other requests fill the memory for them: try again")
+        self.room -= len(part)
+        body += part
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(
@@ -122,17 +128,6 @@ def has_body(request: Request) -> bool:
     """Whether the request announces one."""
     length = request.headers.get("content-length", "0")
     return length.strip("0") != "" or "transfer-encoding" in request.headers
-
-
-def check_encoding(headers: Headers) -> None:
-    """Raises `WrongMediaType` for a body that would have to be unpacked."""
-    packed = _codings(headers, "content-encoding") | _codings(headers, "transfer-encoding") - {"chunked"}
-    if packed := packed - {"", "identity"}:
-        raise WrongMediaType(f"the body is encoded as {min(packed)[:80]!r}: send it as it is")
-
-
-def _codings(headers: Headers, name: str) -> set[str]:
-    return {part.strip().lower() for value in headers.getlist(name) for part in value.split(",")}
 
 
 async def while_connected(request: Request, work: Awaitable[T], deadline: float, grace: float = GRACE) -> T:

@@ -5,8 +5,8 @@ from typing import BinaryIO
 
 from starlette.requests import Request
 
-from router.http.server.inbound import check_encoding
-from xgr_runtime.errors import BadRequest, BodyTooLarge, RequestTimeout
+from router.http.server.codings import is_packed
+from xgr_runtime.errors import BadRequest, BodyTooLarge, RequestTimeout, WrongMediaType
 
 AT_ONCE = 1 << 20  # bytes that are gathered before a thread writes them
 
@@ -17,7 +17,8 @@ async def take_in(request: Request, stream: BinaryIO, most: int, silence: float)
     Raises `BodyTooLarge` beyond `most` bytes, `RequestTimeout` where nothing comes for `silence` seconds,
     `BadRequest` for an empty one, OSError where it cannot be written.
     """
-    check_encoding(request.headers)
+    if is_packed(request.headers):
+        raise WrongMediaType("the body is packed, and this route takes files: send it as it is")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > most:
         raise _too_large(most)

@@ -45,7 +45,7 @@ class Asker:
         limits = httpx.Limits(max_connections=self._args.in_flight)
         async with httpx.AsyncClient(
             base_url=self._args.url,
-            headers=headers(self._args.api_key),
+            headers=headers(self._args.api_key, self._args.url),
             timeout=TIMEOUT_MS / 1000 + 60,
             limits=limits,
             trust_env=may_use_proxy(self._args.url),

@@ -383,7 +383,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], int, str]] = {
     "bad-name": ({"content": "whole", "params": {"name": "../x"}}, 400, "name: expected `str` matching"),
     "bad-wait": ({"content": "whole", "params": {"wait": "perhaps"}}, 400, "wait: expected `bool`"),
     "unknown-option": ({"content": "whole", "params": {"force": "1"}}, 400, "force is not a field"),
-    "packed": ({"content": "whole", "headers": {"content-encoding": "gzip"}}, 415, "encoded as 'gzip'"),
+    "packed": ({"content": "whole", "headers": {"content-encoding": "gzip"}}, 415, "the body is packed"),
     "no-path": ({"json": {}}, 400, "path is missing"),
     "not-there": ({"json": {"path": "nothing.xgr"}}, 400, r"path: 'nothing.xgr' is not in the store"),
     "outside": ({"json": {"path": "../other.xgr"}}, 400, "path: .* is outside of the store's folder"),

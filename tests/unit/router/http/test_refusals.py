@@ -294,8 +294,7 @@ ENCODINGS = [
     ("identity", 200),
     ("", 200),
     ("Identity, identity", 200),
-    ("gzip", 415),
-    ("identity, br", 415),
+    ("gzip, br", 415),
     ("x-unknown", 415),
     ("zstd" * 500, 415),
 ]
@@ -308,7 +307,8 @@ def test_a_body_is_sent_as_it_is(server: Server, name: str, coding: str, status:
     response = server.send("POST", "/generate", content=b'{"input_ids": [1]}', headers=headers)
     assert response.status_code == status
     if status == 415:
-        assert "encoded as" in check(response, 415, None, "wrong_media_type")
+        said = check(response, 415, None, "wrong_media_type")
+        assert ("encoded as" if name == "content-encoding" else "transferred as") in said
 
 
 def test_chunked_is_no_encoding_of_a_body(server: Server) -> None:
