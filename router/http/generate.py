@@ -1,7 +1,9 @@
 """POST /generate: one request in, its ranked items out, as JSON or as one server-sent event."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.http.answers import answer
+from router.http.batches import all_of, batch_in
 from router.http.intake import Intake
 from router.http.long_body import decode_long, outline
 from router.http.readers import Readers
@@ -70,8 +73,18 @@ class Generate:
         if self.dispatch.draining:
             raise Draining("the deployment is stopping and takes no new requests")
         with ExitStack() as leases:
+            refused: BadRequest | None = None
+            batch: list[GenerateRequest] = []
             async with self.bodies.read(request) as body:
-                asked = await self._understand(request, record, body, leases)
+                try:
+                    asked = await self._understand(request, record, body, leases)
+                except BadRequest as error:
+                    refused = error.with_traceback(None)  # its frames hold the body
+                if refused is not None and not (batch := batch_in(body, refused)):
+                    raise refused
+            if batch:
+                several = await self.understand_all(request, record, batch, leases)
+                return self._respond_to_all(record, several, await self.serve_all(request, record, several))
             note_job(record, asked.job)
             self.dispatch.timeline.add(REQUEST, "intake", record.arrival, rid=record.rid)
             work = self.dispatch.generate(asked.job)
@@ -133,6 +146,43 @@ class Generate:
         query = self.intake.query(body, record.rid, record.arrival, view, limits)
         job = bind(query, model, view, self.intake.max_prompt_tokens(limits))
         return Asked(job, model, body.stream)
+
+    async def understand_all(
+        self, request: Request, record: AccessRecord, bodies: Sequence[GenerateRequest], leases: ExitStack
+    ) -> list[Asked]:
+        """What requests ask that came in one body; each has an id of its own. Raises as `_understand`."""
+        asked: list[Asked] = []
+        for at, body in enumerate(bodies):
+            note_rid(record, body)
+            head = BodyHead(body.model, body.timeout_ms, body)
+            one = await self.work_out(request, record, b"", head, leases)
+            note_job(record, one.job)
+            own = one.job.rid if body.rid or not at else f"{one.job.rid}-{at}"
+            asked.append(one._replace(job=replace(one.job, rid=own)))
+        return asked
+
+    async def serve_all(
+        self, request: Request, record: AccessRecord, asked: Sequence[Asked]
+    ) -> list[Outcome]:
+        """Of each the outcome, or the first error is raised."""
+        work = all_of([self.dispatch.generate(one.job) for one in asked])
+        outcomes = await while_connected(request, work, min(one.job.deadline for one in asked))
+        record.wanted = sum(one.job.results for one in asked)
+        record.attempts, record.timing = outcomes[0].attempts, outcomes[0].timing
+        record.cached_tokens = sum(outcome.cached_tokens for outcome in outcomes)
+        record.prompt_tokens = sum(len(one.job.tokens) for one in asked)
+        return outcomes
+
+    def _respond_to_all(
+        self, record: AccessRecord, asked: Sequence[Asked], outcomes: Sequence[Outcome]
+    ) -> Response:
+        """A list of answers."""
+        answers = [
+            answer(one.job, outcome, one.model.tokenizer, record.arrival)
+            for one, outcome in zip(asked, outcomes, strict=True)
+        ]
+        record.results = sum(len(one.meta_info.beam_results) for one in answers)
+        return Response(_ENCODER.encode(answers), media_type="application/json")
 
     def respond(self, record: AccessRecord, asked: Asked, outcome: Outcome) -> Response:
         """The answer, as one event where the client asked for a stream."""

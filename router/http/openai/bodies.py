@@ -1,11 +1,10 @@
 """From OpenAI's bodies to those of /generate, one for each prompt."""
 
-import msgspec
 from msgspec.structs import replace
 
-from router.http.openai.schema import MOST_PROMPTS, ChatRequest, CompletionRequest, SamplingFields
-from router.http.schema import ALL_TOKENS, GenerateRequest, SamplingParams, TokenId, refuse_others
-from router.http.server.problems import decode_part
+from router.http.batches import prompts_of
+from router.http.openai.schema import ChatRequest, CompletionRequest, SamplingFields
+from router.http.schema import ALL_TOKENS, GenerateRequest, SamplingParams, refuse_others
 from xgr_runtime.errors import BadRequest
 
 # Values that change nothing, besides null, of fields that /generate has not.
@@ -21,18 +20,13 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "store": (False,),
 }
 _PASSED = ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "stop", "logit_bias")
-_TEXT = msgspec.json.Decoder(str | None)
-_PARTS = msgspec.json.Decoder(list[msgspec.Raw])
-_TEXTS = msgspec.json.Decoder(list[str])
-_TOKENS = msgspec.json.Decoder(list[TokenId])
-_TOKEN_LISTS = msgspec.json.Decoder(list[list[TokenId]])
 _SCORES = ("length_penalty", "repetition_penalty", "ignore_eos")
 
 
 def of_completion(given: CompletionRequest, width: int) -> list[GenerateRequest]:
     """One for each prompt; `width` where none is asked. Raises `BadRequest` naming the field."""
     plain = _plain(given, width)
-    prompts = _prompts(given.prompt)
+    prompts = prompts_of(given.prompt, "prompt")
     if not prompts:
         return [_with_history(plain, "prompt")]
     _refuse_two(plain, "prompt")
@@ -50,26 +44,6 @@ def of_chat(given: ChatRequest, width: int) -> list[GenerateRequest]:
     _refuse_two(plain, "messages")
     arguments = given.chat_template_kwargs or plain.chat_template_kwargs
     return [replace(plain, messages=given.messages, chat_template_kwargs=arguments)]
-
-
-def _prompts(given: msgspec.Raw) -> list[str] | list[list[int]]:
-    """Those of `prompt`, of which only the kind that it begins with is decoded."""
-    raw = bytes(given)
-    if not raw.startswith(b"["):
-        text = decode_part(_TEXT, given, "prompt")
-        return [] if text is None else [text]
-    first = raw[1:].lstrip()[:1]
-    if first == b"]":
-        raise BadRequest("prompt is an empty list: send text, token ids, or a list of either", "prompt")
-    if first not in (b'"', b"["):
-        return [decode_part(_TOKENS, given, "prompt")]
-    parts = decode_part(_PARTS, given, "prompt")
-    if len(parts) > MOST_PROMPTS:
-        what = f"prompt has {len(parts)} prompts, the limit is {MOST_PROMPTS}: send several requests"
-        raise BadRequest(what, "prompt")
-    if first == b'"':
-        return decode_part(_TEXTS, given, "prompt")
-    return decode_part(_TOKEN_LISTS, given, "prompt")
 
 
 def _plain(given: SamplingFields, width: int) -> GenerateRequest:

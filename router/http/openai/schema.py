@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta
 
+from router.http.batches import MOST_PROMPTS
 from router.http.schema import (
     Count,
     GenerateRequest,
@@ -19,7 +20,6 @@ from router.http.schema import (
 )
 from xgr_runtime.wire.answers import BeamResult, MetaInfo
 
-MOST_PROMPTS = 64
 Extension = Annotated[
     GenerateRequest | None,
     Meta(description="Fields of /generate, such as `history`, `filters` and `sampling_params.beam_width`."),
