@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import msgspec
 import pytest
 import zmq
 from cluster import Cluster
-from ports import free_port
+from keyed_cluster import KeyedCluster
 from sameness import assert_identical
 from shared_templates import SharedStarter
 from throw import throw
@@ -25,47 +23,8 @@ from xgr_runtime.launcher.child import Child
 from xgr_runtime.launcher.program import Program
 from xgr_runtime.launcher.topology import ROUTER, WORKERS
 from xgr_runtime.transport import new_key_pair
-from xgr_runtime.transport.keyring import read_key, write_key
 from xgr_runtime.wire.answers import Answer, WorkerStatus
 from xgr_runtime.wire.messages import PROTOCOL, FlushCache, Hello, Role
-
-NAMES = ("prefill-0", "decode-0", "router")
-
-
-class KeyedCluster(Cluster):
-    """One worker of each kind and a router, each with a key, on tcp ports; KV comes in frames."""
-
-    def __init__(self, model: Path, catalog: Path) -> None:
-        super().__init__(model, catalog, kv_transfer="frames", log_level="WARNING")
-        self.keys = Path(tempfile.mkdtemp(prefix="xgr-test-"))
-        self.addresses: dict[str, str] = {}
-        self.public = {}
-        for name in NAMES:
-            self.public[name], secret = new_key_pair()
-            write_key(self.keys, name, secret)
-        (self.keys / "allow").write_text("".join(f"{name} {key}\n" for name, key in self.public.items()))
-
-    def secrets(self) -> list[str]:
-        return [read_key(self.keys / f"{name}.key")[1] for name in NAMES]
-
-    def close(self) -> None:
-        super().close()
-        shutil.rmtree(self.keys)
-
-    def _address(self, name: str) -> str:
-        if name not in self.addresses:
-            self.addresses[name] = f"tcp://127.0.0.1:{free_port()}"
-        return self.addresses[name]
-
-    def _spawn(self, name: str, module: str, kind: Any, own: Mapping[str, Any]) -> Child:
-        more: dict[str, Any] = {
-            "curve_key": str(self.keys / f"{name}.key"),
-            "curve_allow": str(self.keys / "allow"),
-        }
-        if module == "router":
-            more["prefill"] = [f"{self._address('prefill-0')}#prefill-0"]
-            more["decode"] = [f"{self._address('decode-0')}#decode-0"]
-        return super()._spawn(name, module, kind, dict(own) | more)
 
 
 @pytest.fixture(scope="module")
