@@ -30,6 +30,7 @@ from xgr_runtime.errors import (
 )
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache
+from xgr_runtime.scheduling.cost_model import Tried
 from xgr_runtime.scheduling.queue import is_batch, of_first_class, urgency
 from xgr_runtime.transport import Listener, Poller, told_address
 from xgr_runtime.transport.keyring import Keyring
@@ -119,11 +120,17 @@ class DecodeWorker:
         """Pay all first-use costs before the first request."""
         self.engine.warm_up(self.catalogs.newest.trie)
 
-    def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
-        """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`."""
+    def learn_costs(
+        self, cache: Path | None, how: Sequence[str], tried: Sequence[Tried] | None = None
+    ) -> None:
+        """Try some searches, where that is cheap, and recall what others took. `how`: see `KnownCosts.of`.
+
+        `tried`: searches that were tried before, in the place of those.
+        """
         self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, cache, how)
-        with turn_for_trials(self.device_turns):
-            tried = self.engine.try_searches(self.catalogs.newest.trie)
+        if tried is None:
+            with turn_for_trials(self.device_turns):
+                tried = self.engine.try_searches(self.catalogs.newest.trie)
         self.known_costs.begin(tried)
 
     def run(self, stopping: Callable[[], bool]) -> None:

@@ -21,7 +21,7 @@ from xgr_runtime.handover.outbound import Outbound
 from xgr_runtime.handover.protocol import PromptPages
 from xgr_runtime.kv.pages import PagePool
 from xgr_runtime.kv.prompt_cache import PromptCache, Tier
-from xgr_runtime.scheduling.cost_model import CostModel, prompt_work, together
+from xgr_runtime.scheduling.cost_model import CostModel, Tried, prompt_work, together
 from xgr_runtime.scheduling.queue import is_batch
 from xgr_runtime.trace.timeline import FORWARD, REQUEST
 from xgr_runtime.transport import Listener, Poller
@@ -107,11 +107,17 @@ class PrefillWorker:
             keys=keys,
         )
 
-    def learn_costs(self, cache: Path | None, how: Sequence[str]) -> None:
-        """Try some forwards, and recall what others took. `how`: see `KnownCosts.of`."""
+    def learn_costs(
+        self, cache: Path | None, how: Sequence[str], tried: Sequence[Tried] | None = None
+    ) -> None:
+        """Try some forwards, and recall what others took. `how`: see `KnownCosts.of`.
+
+        `tried`: forwards that were tried before, in the place of those.
+        """
         self.known_costs = KnownCosts.of(self.costs, self.config, self.identity, cache, how)
-        with turn_for_trials(self.device_turns):
-            tried = try_forwards(self.engine, min(self.config.batch_tokens, self.max_prompt_tokens))
+        if tried is None:
+            with turn_for_trials(self.device_turns):
+                tried = try_forwards(self.engine, min(self.config.batch_tokens, self.max_prompt_tokens))
         self.known_costs.begin(tried)
 
     def run(self, stopping: Callable[[], bool]) -> None:

@@ -10,10 +10,12 @@ import interpret_triton  # noqa: F401, before the kernels
 from planned_attention import PlannedAttention
 
 from decode_worker import __main__ as decode
+from decode_worker import start as decode_start
 from decode_worker.engines.base import DecodeEngine
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import CohortSteps
 from prefill_worker import __main__ as prefill
+from prefill_worker import start as prefill_start
 from prefill_worker.engines.cuda import BucketEngine
 from xgr_kernels.beam_select.cuda import Tuning
 from xgr_kernels.trie import Trie
@@ -65,7 +67,7 @@ def prefill_engine(config: PrefillConfig, model: LoadedModel, kernels: str) -> B
 
 if __name__ == "__main__":
     if sys.argv.pop(1) == "decode":
-        decode.make_engine = decode_engine
+        decode_start.make_engine = decode_engine
         sys.exit(main(DecodeConfig, decode.body, "decode_worker"))
-    prefill.make_engine = prefill_engine
+    prefill_start.make_engine = prefill_engine
     sys.exit(main(PrefillConfig, prefill.body, "prefill_worker"))

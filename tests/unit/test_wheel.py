@@ -10,6 +10,7 @@ from hatchling.builders.wheel import WheelBuilder
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "xgr_runtime": ROOT / "xgr_runtime",
+    "any_worker": ROOT / "any_worker",
     "prefill_worker": ROOT / "prefill_worker",
     "decode_worker": ROOT / "decode_worker",
     "router": ROOT / "router",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("xgr_runtime", "router", "prefill_worker", "decode_worker", "kernels/xgr_kernels")
+PACKAGES = ("xgr_runtime", "router", "any_worker", "prefill_worker", "decode_worker", "kernels/xgr_kernels")
 
 
 def nodes() -> Iterator[tuple[str, ast.AST]]:

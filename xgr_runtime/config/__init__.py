@@ -13,6 +13,7 @@ from xgr_runtime.config.parsing import (
 )
 from xgr_runtime.config.structs import (
     SECRETS,
+    AnyConfig,
     Backend,
     DecodeConfig,
     Dtype,
@@ -26,6 +27,7 @@ from xgr_runtime.config.structs import (
 
 __all__ = [
     "SECRETS",
+    "AnyConfig",
     "Backend",
     "C",
     "DecodeConfig",

@@ -111,14 +111,15 @@ def check_threads(threads: int) -> None:
         )
 
 
-def check_workers(prefill: int, decode: int) -> None:
+def check_workers(prefill: int, decode: int, standby: int = 0) -> None:
     """Raises `ConfigError` for more processes than this machine can start."""
     there = cores().count
     most = max(FEW_WORKERS, WORKERS_PER_CORE * there)
-    if prefill + decode > most:
+    if prefill + decode + standby > most:
+        settings = "--prefill-workers, --decode-workers and --standby"
         raise ConfigError(
-            f"--prefill-workers and --decode-workers are {prefill + decode}, this machine with its {there} "
-            f"cores bears at most {most}: lower them"
+            f"{settings} are {prefill + decode + standby}, this machine with its {there} cores bears "
+            f"at most {most}: lower them"
         )
 
 

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from xgr_runtime.config.structs import (
     SECRETS,
+    AnyConfig,
     DecodeConfig,
     PrefillConfig,
     RouterConfig,
@@ -44,7 +45,7 @@ def add_flags(parser: argparse._ActionsContainer, kind: type[_Process]) -> None:
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
     hints = _hints(kind)
     for field in msgspec.structs.fields(kind):
-        if field.name == "ready_fd":  # between launcher and child, nobody else's business
+        if field.name in ("ready_fd", "orders_fd"):  # between launcher and child, nobody else's business
             parser.add_argument(flag(field.name), help=argparse.SUPPRESS)
             continue
         text = _description(hints[field.name])
@@ -103,7 +104,7 @@ def _unknown(file: Mapping[str, Any], known: Sequence[str]) -> str:
 
 def check_environ(environ: Mapping[str, str]) -> None:
     """Raises `ConfigError` for variables that look like ours and are a setting of no process."""
-    kinds = (PrefillConfig, DecodeConfig, RouterConfig, ServeConfig)
+    kinds = (PrefillConfig, DecodeConfig, AnyConfig, RouterConfig, ServeConfig)
     check_variables(environ, {name for kind in kinds for name in kind.__struct_fields__})
 
 

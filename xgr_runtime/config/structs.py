@@ -212,6 +212,29 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
     turns_file: Annotated[str, about("file by which the processes of a GPU take turns; empty: none")] = ""
 
 
+class AnyConfig(DecodeConfig, frozen=True, kw_only=True):
+    """A warmed worker that waits for a place: that of a prefill or of a decode worker."""
+
+    name: Annotated[Name, about("this worker's name in logs until it has a place")] = "standby-0"
+    control_address: Annotated[str, about("nowhere: its place says it")] = ""
+    data_address: Annotated[str, about("nowhere: its place says it")] = ""
+    roles: Annotated[
+        Literal["any", "prefill", "decode"], about("what it is warmed for; any: for both, over one memory")
+    ] = "any"
+    orders_fd: Annotated[
+        Annotated[int, Meta(ge=-1, le=1 << 30)], about("descriptor that says which place to take; -1: none")
+    ] = -1
+    batch_tokens: Annotated[Count, about("most prompt tokens of one forward")] = 4096
+    batch_window_ms: Annotated[Window, about("longest wait for prompts that fill a forward")] = 2.0
+    host_cache_bytes: Annotated[
+        Bytes, about("bytes of main memory for prompt KV that a GPU has no room for")
+    ] = 0
+    chunk_bytes: Annotated[
+        Annotated[int, Meta(ge=4096, le=4 << 20)], about("largest KV chunk on the wire")
+    ] = 1 << 20
+    publish_memory: Annotated[str, about("file that tells a decode worker where prompt KV lies")] = ""
+
+
 class KernelsConfig(_Process, frozen=True, kw_only=True):
     """What compiles kernels before workers start."""
 
@@ -308,6 +331,13 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
     ] = []
     decode_workers: Annotated[Annotated[int, Meta(ge=1, le=256)], about("decode processes")] = 1
+    standby: Annotated[
+        Workers,
+        about(
+            "warmed processes that wait, each to take over from a worker that is lost; with --layout "
+            "colocated pairs of them"
+        ),
+    ] = 0
     workers_file: WorkersFile = ""
     layout: Annotated[
         Layout,

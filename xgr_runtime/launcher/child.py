@@ -17,14 +17,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from xgr_runtime.config import flag
 from xgr_runtime.errors import StartupError
 from xgr_runtime.launcher.memory_kills import MemoryKills
 from xgr_runtime.launcher.program import Program, Start, spawn
 from xgr_runtime.process.lifecycle import STARTUP_FAILED
 from xgr_runtime.process.log import stderr
+from xgr_runtime.process.orders import Order, order_line
+from xgr_runtime.process.watchdog import BEAT
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ class Child:
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._info: dict[str, Any] | None = None
         self._received = b""
+        self._orders = -1  # where a child that waits hears which place to take
 
     @property
     def name(self) -> str:
@@ -99,13 +104,35 @@ class Child:
     def _begin(self) -> None:
         self._ready_fd, theirs = os.pipe()
         os.set_blocking(self._ready_fd, False)
+        program, inherits, given = self.program, self._inherits, [theirs]
         try:
-            self._process = self._start(self.program, theirs, self._inherits)
+            if program.waits:
+                hears, self._orders = os.pipe()
+                given.append(hears)
+                program = replace(program, argv=[*program.argv, f"{flag('orders_fd')}={hears}"])
+                inherits = (*inherits, hears)
+            self._process = self._start(program, theirs, inherits)
         except BaseException:
             os.close(self._ready_fd)
+            self._stop_ordering()
             raise
         finally:
-            os.close(theirs)
+            for descriptor in given:
+                os.close(descriptor)
+
+    def become(self, program: Program) -> None:
+        """Let this child, which is ready and waits, take the place of `program`; it is ready anew then.
+
+        Raises OSError when it is gone.
+        """
+        os.write(self._orders, order_line(Order(program.module, list(program.argv))))
+        self.program, self._info, self._received = program, None, b""
+        self._stop_ordering()
+
+    def _stop_ordering(self) -> None:
+        if self._orders >= 0:
+            os.close(self._orders)
+            self._orders = -1
 
     def check_ready(self) -> dict[str, Any] | None:
         """What the child said when it became ready, or None. Raises `ChildFailed` once it never will."""
@@ -174,6 +201,7 @@ class Child:
         if self._ready_fd >= 0:
             os.close(self._ready_fd)
             self._ready_fd = -1
+        self._stop_ordering()
         self._kills.forget(self.pid)
 
     def ending(self) -> str:
@@ -210,7 +238,7 @@ class Child:
         return not part or b"\n" in self._received
 
     def _parse_ready(self) -> dict[str, Any]:
-        line, end, _ = self._received.partition(b"\n")
+        line, end, _ = self._received.lstrip(BEAT).partition(b"\n")  # beats from while it waited
         if not end:  # closed without a word: it is dying, or it broke the rule
             self.wait(1.0)
             raise self._failure()

@@ -23,6 +23,7 @@ class Program:
     # On top of ours; for what `ps` and a log of this object must not show.
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     template: str = ""  # the name of the one that it may be forked from
+    waits: bool = False  # for an order to take another's place: see `xgr_runtime.process.orders`
 
 
 class Process(Protocol):

@@ -85,10 +85,19 @@ def parts_of_start(parts: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class StartGroup:
-    """Children that start together once the group before is ready, and stop together before it stops."""
+    """Children that start together once the group before is ready, and stop together before it stops.
+
+    With `places` they are a reserve: they start when all serves, and once all of them are ready they take one
+    of the places together, in its order, where a child that was ready is lost there.
+    """
 
     programs: Sequence[Program]
     grace: float  # seconds between SIGTERM and SIGKILL
+    places: Sequence[Sequence[Program]] = ()
+
+    def place_of(self, name: str) -> Sequence[Program]:
+        """The place that the child `name` is part of, empty where there is none."""
+        return next((place for place in self.places if name in [program.name for program in place]), ())
 
 
 class StopRequest:
@@ -175,6 +184,8 @@ class Supervisor:
                 continue
             reason = missing(self._info)
             complete = not reason
+            if complete:
+                self._start_reserves()
             if reason and time.monotonic() >= deadline:
                 raise StartupError(f"not serving after {self.start_timeout:g} s: {reason}")
 
@@ -183,7 +194,7 @@ class Supervisor:
         while not self._starter.settled() and time.monotonic() < deadline:
             if not self._pause():
                 return False
-        for group in self.groups:
+        for group in [group for group in self.groups if not group.places]:
             for program in group.programs:
                 self._start(program.name)
             names = [program.name for program in group.programs]
@@ -221,7 +232,8 @@ class Supervisor:
         if now > self._looked + STUCK_ROOM / 2:  # we were stopped ourselves, and perhaps they with us
             self._beats = dict.fromkeys(self._beats, now)
         self._looked = now
-        for name, state in list(self._states.items()):
+        for name in list(self._states):
+            state = self._states[name]  # of now: who is lost may take others along
             if may_restart(state, now):
                 self._restart(name)
             elif overdue(state, now, self.start_timeout):
@@ -268,24 +280,75 @@ class Supervisor:
     def _restart(self, name: str) -> None:
         self.restarts += 1
         self._do_chore(at_once=True)
+        self._try_start(name)
+
+    def _try_start(self, name: str) -> None:
         try:
             self._start(name)
         except StartupError as error:  # no process or no memory left just now
             log.error("%s", error)
             self._move(name, Phase.WAITING)
 
+    def _start_reserves(self) -> None:
+        for program in [program for group in self.groups if group.places for program in group.programs]:
+            self._try_start(program.name)
+
     def _bury(self, name: str, ending: str) -> None:
-        """Collect a child that ended, or is given up, and plan its restart."""
-        child = self._children.pop(name)
-        child.kill()
-        child.close()
-        self._move(name, Phase.WAITING)
+        """Collect a child that ended, or is given up; another takes its place, or it is started again."""
+        was_ready = self._states[name].phase is Phase.READY
+        self._collect(name)
+        if was_ready and self._replace(name, ending):
+            return
+        self._bury_mates(name)
         failures = self._states[name].failures
         log.error("%s %s; restart in %.1f s", name, ending, backoff(failures))
         if failures >= LOOP_FAILURES:
             log.error(
                 "%s is in a crash loop: %d failures in a row, nothing but a fix will help", name, failures
             )
+
+    def _collect(self, name: str) -> None:
+        child = self._children.pop(name)
+        child.kill()
+        child.close()
+        self._move(name, Phase.WAITING)
+
+    def _bury_mates(self, name: str) -> None:
+        """A reserve of several is one: who is left of it would read the memory of the dead."""
+        for group in [group for group in self.groups if group.places]:
+            if name in (names := [program.name for program in group.programs]):
+                for mate in [mate for mate in names if mate in self._children]:
+                    self._collect(mate)
+
+    def _replace(self, name: str, ending: str) -> bool:
+        """Put a reserve that is ready into the place of a child that is gone; False where there is none."""
+        for group in self.groups:
+            place = group.place_of(name)
+            if place and all(self._waits(program.name) for program in group.programs):
+                names = ", ".join(program.name for program in group.programs)
+                log.error("%s %s; %s takes over", name, ending, names)
+                self._take_over(group, place)
+                return True
+        return False
+
+    def _waits(self, name: str) -> bool:
+        """Whether this child of a reserve is there for a place."""
+        ready = self._states.get(name, State(Phase.WAITING, 0.0)).phase is Phase.READY
+        return ready and self._children[name].poll() is None
+
+    def _take_over(self, group: StartGroup, place: Sequence[Program]) -> None:
+        """Whoever else is left of the place goes: its memory is not that of the newcomers."""
+        for program in [program for program in place if program.name in self._children]:
+            self._collect(program.name)
+        for waiting, program in zip(group.programs, place, strict=True):
+            child = self._children.pop(waiting.name)
+            self._move(waiting.name, Phase.WAITING)
+            self._children[program.name] = child
+            self._move(program.name, Phase.STARTING)
+            try:
+                child.become(program)
+            except OSError:  # it died just now, and is buried with the next look
+                log.warning("%s is gone, too", waiting.name)
 
     def _move(self, name: str, phase: Phase) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from xgr_runtime.checkpoint import find_adapter, read_config, weight_files
 from xgr_runtime.config import (
     SECRETS,
+    AnyConfig,
     DecodeConfig,
     ImportsConfig,
     PrefillConfig,
@@ -34,15 +35,17 @@ from xgr_runtime.transport.addresses import check_host_names, check_url, is_loop
 
 log = logging.getLogger(__name__)
 
-ROUTER, PREFILL, DECODE = "router", "prefill_worker", "decode_worker"  # modules that run as processes
+# Modules that run as processes.
+ROUTER, PREFILL, DECODE, ANY = "router", "prefill_worker", "decode_worker", "any_worker"
 IMPORTS = "xgr_runtime.model.imports"  # which knows what a model needs
 WORKERS = "workers"  # the template of both kinds
+STANDBY_GRACE = 2.0  # seconds; one that waits has nothing to finish
 WORKER_GRACE = 10.0  # seconds; workers stop after the forward that is under way
 MEMORY_FILE = "memory.json"  # see `xgr_runtime.kv.published`
 TURNS_FILE = "gpu.turns"  # see `xgr_runtime.worker.device_turns`
 ROUTER_GRACE = 5.0  # seconds on top of --drain-timeout
 
-C = TypeVar("C", PrefillConfig, DecodeConfig, RouterConfig, ImportsConfig)
+C = TypeVar("C", PrefillConfig, DecodeConfig, AnyConfig, RouterConfig, ImportsConfig)
 
 
 def check(config: ServeConfig) -> None:
@@ -55,6 +58,7 @@ def check(config: ServeConfig) -> None:
     if config.workers_file:
         FileList(Path(config.workers_file)).look()
     _forks(config)
+    _check_standby(config)
     _check_machine(config)
     check_port(config.host, config.port)
     _check_checkpoint(Path(config.model_path), config.base_model_path)
@@ -68,6 +72,15 @@ def check(config: ServeConfig) -> None:
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
 
 
+def _check_standby(config: ServeConfig) -> None:
+    """Raises `ConfigError` where no process could stand in for both kinds of workers."""
+    if config.standby and config.model_backend == "sglang":
+        raise ConfigError(
+            "--standby needs layers that take prompts and beams in one process, for which SGLang's were not "
+            "tried: use --model-backend transformers, or leave --standby out"
+        )
+
+
 def _check_checkpoint(folder: Path, base: str) -> None:
     """Raises `ModelError`."""
     if find_adapter(folder, base) is None:
@@ -78,14 +91,15 @@ def _check_checkpoint(folder: Path, base: str) -> None:
 def _check_machine(config: ServeConfig) -> None:
     """Raises `ConfigError` for more processes, threads or memory than this machine has."""
     workers = config.prefill_workers + config.decode_workers
-    check_workers(config.prefill_workers, config.decode_workers)
+    check_workers(config.prefill_workers, config.decode_workers, config.standby)
     check_threads(config.threads)
-    pools = 1 if config.layout == "colocated" else workers
+    pools = (1 if config.layout == "colocated" else workers) + config.standby
+    workers += config.standby
     if config.device == "cpu":
         check_memory(
             pools * config.kv_bytes, "--kv-bytes", config.kv_bytes, f"prompt KV of {workers} workers"
         )
-    tiers = config.prefill_workers * config.host_cache_bytes
+    tiers = (config.prefill_workers + config.standby) * config.host_cache_bytes
     check_memory(tiers, "--host-cache-bytes", config.host_cache_bytes, "KV of all prefill workers")
 
 
@@ -142,12 +156,36 @@ def plan(
         prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
         decode=[worker.control_address for worker in decode],
     )
-    workers = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
-    workers += [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
-    return [
-        StartGroup(workers, WORKER_GRACE),
-        StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
+    prompts = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
+    beams = [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
+    common |= {"catalog": catalog}
+    waiting = [
+        [Program(c.name, ANY, to_argv(c), own, WORKERS, waits=True) for c in reserve]
+        for reserve in _reserves(config, folder, layout, devices, common)
     ]
+    places = [[*prompts, *beams]] if layout == "colocated" else [[worker] for worker in [*prompts, *beams]]
+    return [
+        StartGroup([*prompts, *beams], WORKER_GRACE),
+        StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
+        *(StartGroup(programs, STANDBY_GRACE, places) for programs in waiting),
+    ]
+
+
+def _reserves(
+    config: ServeConfig, folder: Path, layout: str, devices: Iterator[str], common: Mapping[str, Any]
+) -> Iterator[list[AnyConfig]]:
+    """Who waits: one for any place, or two that share memory for two that share theirs."""
+    for name in _names("standby", config.standby):
+        device = next(devices)
+        if layout != "colocated":
+            roles = "any" if config.prefill_workers else "decode"
+            yield [_derive(AnyConfig, config, name=name, device=device, roles=roles, **common)]
+            continue
+        memory = str(folder / f"{name}.{MEMORY_FILE}")
+        yield [
+            _derive(AnyConfig, config, name=f"{name}-{role}", device=device, roles=role, **own, **common)
+            for role, own in (("prefill", {"publish_memory": memory}), ("decode", {"memory_of": memory}))
+        ]
 
 
 def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
@@ -156,7 +194,7 @@ def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
         return {}
     layout = layout_of(config)
     _, environ = _threads(config, cores, _take_turns(config, layout))
-    modules = [PREFILL] * bool(config.prefill_workers) + [DECODE]
+    modules = [PREFILL] * bool(config.prefill_workers) + [DECODE] + [ANY] * bool(config.standby)
     argv = to_argv(_derive(ImportsConfig, config, shared_weights=layout == "colocated"))
     ours = [
         (WORKERS, Imports([*(f"{name}.__main__" for name in modules), IMPORTS], argv), environ),

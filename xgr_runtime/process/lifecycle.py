@@ -90,9 +90,10 @@ class Lifecycle:
             callback()
 
     def ready(self, info: Mapping[str, Any]) -> None:
-        """Tell the launcher, once, that this process now does its work; `info` is plain JSON.
+        """Tell the launcher that this process now does its work; `info` is plain JSON.
 
-        It also hears under "start" what took how long.
+        It also hears under "start" what took how long, since the process began, or since it was ready last:
+        one that waited for its work says so when it waits, and again when it has it.
 
         From now on the body must take turns: see `turn`.
         """
@@ -103,10 +104,11 @@ class Lifecycle:
         if self._ready_fd < 0:
             return
         line = (json.dumps({**info, "start": self._parts}) + "\n").encode()
+        self._parts, self._told = {}, time.monotonic()
+        os.set_blocking(self._ready_fd, True)
         with contextlib.suppress(BrokenPipeError):  # the launcher died: its death signal is on the way
             os.write(self._ready_fd, line)
         os.set_blocking(self._ready_fd, False)  # beats that nobody reads are not waited for
-        self._ready_fd = -1
 
     def turn(self) -> bool:
         """Whether the body shall end. It asks in every turn of its loop, and shows so that it is not stuck.

@@ -74,7 +74,7 @@ class Begun(BaseException):
 
 def body(config: TemplateConfig, lifecycle: Lifecycle) -> None:
     """Import, then fork whoever is asked for, until the launcher closes the link. Raises `Begun`."""
-    _show_arguments(["xgr", "template"])
+    show_arguments(["xgr", "template"])
     with socket.socket(fileno=config.link_fd) as link:
         link.set_inheritable(False)
         _import(msgspec.json.decode(link.recv(MOST_BYTES), type=Imports))
@@ -192,7 +192,7 @@ def run(request: Fork, descriptors: Sequence[int]) -> int:
         numpy.random.seed()  # as Python does by itself; else all would draw the same numbers
     os.environ.update(request.environ)
     arguments = [*request.argv, f"{flag('ready_fd')}={ready}"]
-    _show_arguments([sys.executable, "-P", "-m", request.module, *arguments])
+    show_arguments([sys.executable, "-P", "-m", request.module, *arguments])
     sys.argv = [request.module, *arguments]
     runpy.run_module(request.module, run_name="__main__", alter_sys=True)
     return 0
@@ -212,7 +212,7 @@ def place(ready: int, inherited: Sequence[int], numbers: Sequence[int]) -> int:
     return free[0]
 
 
-def _show_arguments(arguments: Sequence[str]) -> None:
+def show_arguments(arguments: Sequence[str]) -> None:
     """Let `ps` and others see these, in the place of those that this process was started with. On Linux."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()

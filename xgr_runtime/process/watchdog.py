@@ -10,6 +10,7 @@ import os
 import signal
 import time
 
+BEAT = b"."
 BEATS = 20  # within the timeout; more turns than that are not told
 
 
@@ -36,7 +37,7 @@ class Watchdog:
         signal.setitimer(signal.ITIMER_REAL, self._timeout)
         if self._beat_fd >= 0:
             with contextlib.suppress(OSError):  # the pipe is full, or nobody holds its other end
-                os.write(self._beat_fd, b".")
+                os.write(self._beat_fd, BEAT)
 
     def disarm(self) -> None:
         """There are no more turns to make."""

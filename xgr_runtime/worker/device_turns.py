@@ -233,6 +233,18 @@ def turn_for_trials(turns: Turns, clock: Callable[[], float] = time.monotonic) -
         turns.forget()
 
 
+@contextlib.contextmanager
+def trial_turn(path: str, side: int, device: str) -> Iterator[None]:
+    """`turn_for_trials` of one who takes no other turns yet. Raises `ConfigError`, as `turns_of`."""
+    turns = turns_of(path, side, device)
+    try:
+        with turn_for_trials(turns):
+            yield
+    finally:
+        if isinstance(turns, FileTurns):
+            turns.close()
+
+
 def _wakeup_of(path: Path, side: int) -> Path:
     return path.with_name(f"{path.name}.wakeup{side}")
 
