@@ -35,6 +35,7 @@ class Place:
 
     def take(self, order: Order) -> None:
         """Be that worker until it ends. Raises `ConfigError` for a role that this one is not warmed for."""
+        self.lifecycle.waited()
         if order.module == "prefill_worker" and self.warm.prefill is not None:
             self._as_prefill(parse(PrefillConfig, order.argv, {}))
         elif order.module == "decode_worker" and self.warm.decode is not None:
@@ -74,7 +75,9 @@ class Place:
 
 
 def published(path: str, model: LoadedModel) -> Publication | None:
-    """What readers of this memory look for at `path`, from now on. Raises `ConfigError`."""
+    """What readers of this memory look for at `path`, and nowhere else from now on. Raises `ConfigError`."""
+    if model.publication:
+        model.publication.withdraw()
     shared = model.pool.memory.shared
     if not path or shared is None:
         return None

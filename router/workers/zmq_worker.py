@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -23,6 +24,8 @@ from xgr_runtime.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+AWAY_BEAT = 0.1  # seconds
 
 
 class WorkerLink(Worker):
@@ -142,13 +145,20 @@ class WorkerLink(Worker):
             await self._link.disconnected()
             self.lost("its connection broke")
 
+    def _pause(self) -> float:
+        """Seconds until the next heartbeat; short for one that was just lost, as another may have its place."""
+        if self.incompatible:
+            return self._silence
+        just_lost = not self.alive and time.monotonic() - self.away_since < self._silence
+        return min(self._heartbeat, AWAY_BEAT) if just_lost else self._heartbeat
+
     async def _beats(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._link.send(self._hello())
             self._unanswered += 1
             slept = loop.time()
-            pause = self._silence if self.incompatible else self._heartbeat
+            pause = self._pause()
             await asyncio.sleep(pause)
             now = loop.time()
             if now - slept > pause + self._silence / 2:

@@ -199,7 +199,10 @@ def main() -> None:
     module = sys.argv.pop(1)
     name = next(arg.removeprefix("--name=") for arg in sys.argv if arg.startswith("--name="))
     faults = Faults(FaultFile(Path(os.environ["FAULTS"]) / name))
-    faults.prefill() if module == "prefill_worker" else faults.decode()
+    if module != "decode_worker":
+        faults.prefill()
+    if module != "prefill_worker":
+        faults.decode()
     if faults.file.read("protocol"):
         faults.another_protocol()
     runpy.run_module(module, run_name="__main__", alter_sys=True)

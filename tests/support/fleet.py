@@ -154,6 +154,15 @@ class Fleet(AbstractContextManager["Fleet"]):
 
         until(complete, f"all of {self.workers} usable", seconds, every=0.05)
 
+    def standby_ready(self, names: Sequence[str], times: int = 1, seconds: float = PATIENCE) -> None:
+        """Wait until each of these has waited for a place that many times."""
+
+        def said() -> bool:
+            lines = list(self.lines)
+            return all(sum(f" {name} is ready " in line for line in lines) >= times for name in names)
+
+        until(said, f"{', '.join(names)} ready {times} times", seconds, every=0.05)
+
     # --- faults ---
 
     def break_(self, name: str, fault: Fault) -> None:

@@ -67,6 +67,10 @@ class Publication:
                 publish(self._path, self._published)
                 log.warning("%s was removed: published there again", self._path)
 
+    def withdraw(self) -> None:
+        """Nobody shall find it there any more."""
+        self._path.unlink(missing_ok=True)
+
 
 def publish(path: Path, published: PublishedMemory) -> None:
     """Put it there for others of this user, whole or not at all. Raises `ConfigError`."""

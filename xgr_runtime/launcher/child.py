@@ -184,14 +184,19 @@ class Child:
         """SIGTERM: finish what is under way, then end."""
         self._process.terminate()
 
+    def strike(self) -> None:
+        """`kill` that does not wait for the end."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """SIGKILL to the child and whatever it started; returns when the child is gone.
 
         The kernel may keep one for as long as its disk or its driver does not answer: it is not waited for.
         """
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self.strike()
             if not self.wait(UNKILLABLE):
                 log.error("%s (pid %d) cannot be killed: its disk or its driver hangs", self.name, self.pid)
 

@@ -235,7 +235,8 @@ class Supervisor:
         for name in list(self._states):
             state = self._states[name]  # of now: who is lost may take others along
             if may_restart(state, now):
-                self._restart(name)
+                if not self._is_needed_more(name):
+                    self._restart(name)
             elif overdue(state, now, self.start_timeout):
                 self._bury(name, f"was not ready after {self.start_timeout:g} s")
             elif state.phase is not Phase.WAITING:
@@ -313,6 +314,20 @@ class Supervisor:
         child.close()
         self._move(name, Phase.WAITING)
 
+    def _is_needed_more(self, name: str) -> bool:
+        """Whether a place that a reserve is for starts just now: the machine is for that one first.
+
+        So who took a place is ready in it before others publish their memory where it did while it waited.
+        """
+        for group in self.groups:
+            if name in [program.name for program in group.programs]:
+                return any(
+                    self._states[program.name].phase is Phase.STARTING
+                    for place in group.places
+                    for program in place
+                )
+        return False
+
     def _bury_mates(self, name: str) -> None:
         """A reserve of several is one: who is left of it would read the memory of the dead."""
         for group in [group for group in self.groups if group.places]:
@@ -326,7 +341,7 @@ class Supervisor:
             place = group.place_of(name)
             if place and all(self._waits(program.name) for program in group.programs):
                 names = ", ".join(program.name for program in group.programs)
-                log.error("%s %s; %s takes over", name, ending, names)
+                log.error("%s %s; taken over by %s", name, ending, names)
                 self._take_over(group, place)
                 return True
         return False
@@ -338,8 +353,9 @@ class Supervisor:
 
     def _take_over(self, group: StartGroup, place: Sequence[Program]) -> None:
         """Whoever else is left of the place goes: its memory is not that of the newcomers."""
-        for program in [program for program in place if program.name in self._children]:
-            self._collect(program.name)
+        left = [self._children.pop(program.name) for program in place if program.name in self._children]
+        for child in left:
+            child.strike()
         for waiting, program in zip(group.programs, place, strict=True):
             child = self._children.pop(waiting.name)
             self._move(waiting.name, Phase.WAITING)
@@ -349,6 +365,9 @@ class Supervisor:
                 child.become(program)
             except OSError:  # it died just now, and is buried with the next look
                 log.warning("%s is gone, too", waiting.name)
+        for child in left:  # last, as the end of a large process takes a while
+            child.kill()
+            child.close()
 
     def _move(self, name: str, phase: Phase) -> None:
         now = time.monotonic()

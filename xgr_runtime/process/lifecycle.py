@@ -58,6 +58,10 @@ class Lifecycle:
         self._parts |= {name: self._parts.get(name, 0.0) + took for name, took in seconds.items()}
         self._told = now
 
+    def waited(self) -> None:
+        """What has passed up to now was no part of a start."""
+        self._told = time.monotonic()
+
     @property
     def state(self) -> "State":
         """How this process is, in a word."""
@@ -104,7 +108,7 @@ class Lifecycle:
         if self._ready_fd < 0:
             return
         line = (json.dumps({**info, "start": self._parts}) + "\n").encode()
-        self._parts, self._told = {}, time.monotonic()
+        self._parts = {}
         os.set_blocking(self._ready_fd, True)
         with contextlib.suppress(BrokenPipeError):  # the launcher died: its death signal is on the way
             os.write(self._ready_fd, line)
