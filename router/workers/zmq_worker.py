@@ -146,7 +146,7 @@ class WorkerLink(Worker):
             self.lost("its connection broke")
 
     def _pause(self) -> float:
-        """Seconds until the next heartbeat; short for one that was just lost, as another may have its place."""
+        """Seconds until the next heartbeat; short for one just lost, as another may have its place."""
         if self.incompatible:
             return self._silence
         just_lost = not self.alive and time.monotonic() - self.away_since < self._silence

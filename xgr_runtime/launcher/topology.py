@@ -124,26 +124,16 @@ def plan(
     common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
     memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
-        _derive(
-            PrefillConfig,
-            config,
-            name=name,
-            control_address=_socket(folder, name),
-            device=next(devices),
-            publish_memory=memory,
-            **common,
-        )
+        _derive(PrefillConfig, config, **_at(folder, name, devices), publish_memory=memory, **common)
         for name in _names("prefill", config.prefill_workers)
     ]
     decode = [
         _derive(
             DecodeConfig,
             config,
-            name=name,
-            control_address=_socket(folder, name),
+            **_at(folder, name, devices),
             data_address=_socket(folder, f"{name}.data"),
             catalog=catalog,
-            device=next(devices),
             memory_of=memory,
             **common,
         )
@@ -156,18 +146,20 @@ def plan(
         prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
         decode=[worker.control_address for worker in decode],
     )
-    prompts = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
-    beams = [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
-    common |= {"catalog": catalog}
-    waiting = [
-        [Program(c.name, ANY, to_argv(c), own, WORKERS, waits=True) for c in reserve]
-        for reserve in _reserves(config, folder, layout, devices, common)
-    ]
-    places = [[*prompts, *beams]] if layout == "colocated" else [[worker] for worker in [*prompts, *beams]]
+    workers = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
+    workers += [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
+    places = [workers] if layout == "colocated" else [[worker] for worker in workers]
     return [
-        StartGroup([*prompts, *beams], WORKER_GRACE),
+        StartGroup(workers, WORKER_GRACE),
         StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
-        *(StartGroup(programs, STANDBY_GRACE, places) for programs in waiting),
+        *(
+            StartGroup(
+                [Program(c.name, ANY, to_argv(c), own, WORKERS, waits=True) for c in reserve],
+                STANDBY_GRACE,
+                places,
+            )
+            for reserve in _reserves(config, folder, layout, devices, common | {"catalog": catalog})
+        ),
     ]
 
 
@@ -296,6 +288,11 @@ def _router(config: RouterConfig) -> Program:
 
 def _names(role: str, count: int) -> list[str]:
     return [f"{role}-{number}" for number in range(count)]
+
+
+def _at(folder: Path, name: str, devices: Iterator[str]) -> dict[str, str]:
+    """Where a worker is: its socket for routers, and its device."""
+    return {"name": name, "control_address": _socket(folder, name), "device": next(devices)}
 
 
 def _socket(folder: Path, name: str) -> str:

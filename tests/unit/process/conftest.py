@@ -4,13 +4,16 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from supervised import Running
 from until import until
 
 from xgr_runtime.launcher.child import Child
 from xgr_runtime.launcher.program import Program, spawn
+from xgr_runtime.launcher.supervisor import StartGroup
 from xgr_runtime.launcher.template import Template
 from xgr_runtime.process.template import Imports
 
@@ -19,14 +22,17 @@ BODY = """
     import msgspec
     from xgr_runtime.errors import ModelError
     from xgr_runtime.process.lifecycle import main
+    from xgr_runtime.process.orders import Orders
 
     class Config(msgspec.Struct, frozen=True, kw_only=True):
         log_level: str = "INFO"
         ready_fd: int = -1
+        orders_fd: int = -1
         stuck_timeout: float = 0.0
         name: str = "tiny"
         act: str = "serve"
         marks: str = ""
+        gate: str = ""
         api_key: str = ""
 
     def mark(config, text):
@@ -48,8 +54,17 @@ BODY = """
             lifecycle.on_stop(lambda: None)
         if config.marks:
             mark(config, f"start {config.name}")
+        if config.act == "waiting":
+            while config.gate and not os.path.exists(config.gate):
+                time.sleep(0.01)
+            lifecycle.ready({"waits": True})
+            order = Orders(config.orders_fd).next(lifecycle.turn)
+            if order is None:
+                return
+            lifecycle.waited()
+            config = msgspec.structs.replace(config, act="serve", name=order.argv[0])
         if config.act != "silent":
-            lifecycle.ready({"pid": os.getpid(), "key": config.api_key})
+            lifecycle.ready({"pid": os.getpid(), "key": config.api_key, "name": config.name})
         while config.act in ("deaf", "silent") or not lifecycle.turn():
             if config.act == "brief":
                 return
@@ -107,7 +122,8 @@ def tiny(tmp_path: Path) -> Tiny:
 
     def program(name: str = "tiny", environ: dict[str, str] | None = None, **flags: object) -> Program:
         argv = [f"--{key.replace('_', '-')}={value}" for key, value in {"name": name, **flags}.items()]
-        return Program(name, "tiny_process", argv, {"PYTHONPATH": first_on_path(tmp_path), **(environ or {})})
+        whole = {"PYTHONPATH": first_on_path(tmp_path), **(environ or {})}
+        return Program(name, "tiny_process", argv, whole, waits=flags.get("act") == "waiting")
 
     return program
 
@@ -158,3 +174,17 @@ def nothing_left() -> Iterator[None]:
     yield
     assert set(own.children(recursive=True)) <= children
     until(lambda: own.num_fds() <= descriptors, "its descriptors are closed", 20)
+
+
+@pytest.fixture
+def supervise() -> Iterator[Callable[..., Running]]:
+    running = []
+
+    def run(*groups: StartGroup, **options: Any) -> Running:
+        running.append(Running(list(groups), **options))
+        assert running[-1].started.wait(60.0)
+        return running[-1]
+
+    yield run
+    for one in running:
+        one.end()

@@ -5,11 +5,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from supervised import Running
 from until import until
 
 from xgr_runtime.errors import StartupError
@@ -61,56 +61,6 @@ def test_what_is_due(phase: Phase) -> None:
     state = State(phase, 10.0, 2)
     assert [may_restart(state, now) for now in (10.3, 10.5)] == [False, phase is Phase.WAITING]
     assert [overdue(state, now, 5.0) for now in (14.9, 15.0)] == [False, phase is Phase.STARTING]
-
-
-class Running:
-    """A supervisor in a thread of its own, and how it ended."""
-
-    def __init__(
-        self,
-        groups: list[StartGroup],
-        start_timeout: float = 30.0,
-        stuck_timeout: float = 0.0,
-        chore: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.stop = StopRequest()
-        self.supervisor = Supervisor(groups, start_timeout, self.stop, stuck_timeout, chore=chore)
-        self.started = threading.Event()
-        self.error: BaseException | None = None
-        self.infos: dict[str, dict[str, Any]] = {}
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.supervisor.run(self._missing)
-        except StartupError as error:
-            self.error = error
-        self.started.set()
-
-    def _missing(self, infos: Any) -> str:
-        self.infos = infos
-        self.started.set()
-        return ""
-
-    def end(self) -> None:
-        self.stop.ask()
-        self.thread.join(60.0)
-        assert not self.thread.is_alive()
-
-
-@pytest.fixture
-def supervise() -> Iterator[Callable[..., Running]]:
-    running = []
-
-    def run(*groups: StartGroup, **options: Any) -> Running:
-        running.append(Running(list(groups), **options))
-        assert running[-1].started.wait(60.0)
-        return running[-1]
-
-    yield run
-    for one in running:
-        one.end()
 
 
 Supervise = Callable[..., Running]
