@@ -15,6 +15,7 @@ from xgr_runtime.process.lifecycle import Lifecycle
 from xgr_runtime.scheduling.cost_model import Tried
 
 C = TypeVar("C", PrefillConfig, DecodeConfig)
+P = TypeVar("P", PrefillConfig, DecodeConfig, AnyConfig)
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,19 @@ class Warm:
 
 
 def warm(config: AnyConfig, lifecycle: Lifecycle) -> Warm:
-    """Load and warm up what `config.roles` asks for; both roles share the weights and the memory for KV.
+    """Load and warm up what `config.role` asks for; both roles share the weights and the memory for KV.
 
     Raises `StartupError`.
     """
     prefill, decode = None, None
     prompts: Sequence[Tried] = []
     searches: Sequence[Tried] = []
-    if config.roles != "decode":
+    if config.role != "decode":
         own = as_role(PrefillConfig, config)
         prefill = prefill_worker.start.load_parts(own, lifecycle)
         prefill.warm_up(own, lifecycle)
         prompts = prefill.try_ahead(own)
-    if config.roles != "prefill":
+    if config.role != "prefill":
         mine = as_role(DecodeConfig, config)
         decode = decode_worker.start.load_parts(mine, lifecycle, prefill.model if prefill else None)
         decode.warm_up(mine, lifecycle)
@@ -54,6 +55,6 @@ def as_role(kind: type[C], config: AnyConfig) -> C:
     return kind(**values)
 
 
-def at_place(config: C, own: AnyConfig) -> C:
+def at_place(config: P, own: AnyConfig) -> P:
     """The settings of a place for one who is on another device than the worker that had it."""
     return replace(config, device=own.device, ready_fd=own.ready_fd)

@@ -53,7 +53,7 @@ class PrefillMemories:
             reason = "as asked for" if not self._pull else "it offers no memory"
             log.info("KV of %s comes as frames: %s", hello.worker, reason)
         elif hello.incarnation not in self._mapped:
-            self._map(hello, hello.memory)
+            self._know(hello, hello.memory)
         return ""
 
     def source_of(self, message: Open) -> MappedPrompt | None:
@@ -96,6 +96,14 @@ class PrefillMemories:
             return False
         shared = self._pool.memory.shared
         return shared is None or not isinstance(shared.kv, HostRegion)
+
+    def _know(self, hello: LinkHello, memory: SharedKv) -> None:
+        """A process that took beams for a while has the same memory under another incarnation."""
+        for incarnation, pool in list(self._mapped.items()):
+            if pool.memory.shared == memory:
+                self._mapped[hello.incarnation] = self._mapped.pop(incarnation)
+                return
+        self._map(hello, memory)
 
     def _map(self, hello: LinkHello, memory: SharedKv) -> None:
         if len(self._mapped) >= MOST_MEMORIES:

@@ -4,7 +4,7 @@ The two are apart because a standby does the first long before it knows the seco
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,9 @@ def serve(
     worker: DecodeWorker,
     start_seconds: float,
     tried: Sequence[Tried] | None = None,
+    over: Callable[[], bool] = bool,
 ) -> None:
-    """Say that it is ready, and run until it shall end.
+    """Say that it is ready, and run until it shall end, or is `over`.
 
     `start_seconds`: what a start takes, from nothing. `tried`: see `DecodeWorker.learn_costs`.
     """
@@ -98,7 +99,7 @@ def serve(
     lifecycle.passed("warm-up")
     lifecycle.ready({"incarnation": worker.desk.incarnation})
     leaving = Leaving(config.leave_timeout, config.heartbeat, lambda: worker.load().requests, worker.counters)
-    worker.run(lambda: leaving.over(lifecycle.turn()) or worker.finished)
+    worker.run(lambda: leaving.over(lifecycle.turn()) or worker.finished or over())
 
 
 def make_engine(

@@ -128,6 +128,8 @@ class DecodeWorker:
         `tried`: searches that were tried before, in the place of those.
         """
         self.known_costs = KnownCosts.of(self.engine.costs, self.config, self.identity, cache, how)
+        if self.engine.costs.seen:
+            return  # from searches of requests, when this process took beams before
         if tried is None:
             with turn_for_trials(self.device_turns):
                 tried = self.engine.try_searches(self.catalogs.newest.trie)
@@ -154,6 +156,12 @@ class DecodeWorker:
         self.known_costs.keep()
         self.conditions.close()
         self.updates.close()
+
+    def close(self) -> None:
+        """Listen no more, behind `run`: another worker of this process may listen there."""
+        self.desk.control.listener.withdraw()
+        self.inbound.data.listener.withdraw()
+        self.device_turns.close()
 
     def launch(self) -> None:
         """Hand the engine what may run next: a step of all searches, or a cohort of some."""
@@ -397,6 +405,7 @@ class DecodeWorker:
             load=self.load(),
             turns=self.config.turns_file,
             memory=self.inbound.memories.read_in_place,
+            change=self.desk.change,
         )
 
     def load(self) -> Load:

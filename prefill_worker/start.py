@@ -3,7 +3,7 @@
 The two are apart because a standby does the first long before it knows the second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefill_worker.engines.base import PrefillEngine
@@ -79,8 +79,9 @@ def serve(
     start_seconds: float,
     publication: Publication | None,
     tried: Sequence[Tried] | None = None,
+    over: Callable[[], bool] = bool,
 ) -> None:
-    """Say that it is ready, and run until it shall end.
+    """Say that it is ready, and run until it shall end, or is `over`.
 
     `start_seconds`: what a start takes, from nothing. `publication` of the memory that others read is kept
     up. `tried`: see `PrefillWorker.learn_costs`.
@@ -96,7 +97,7 @@ def serve(
     def turn() -> bool:
         if publication:
             publication.keep()
-        return leaving.over(lifecycle.turn())
+        return leaving.over(lifecycle.turn()) or over()
 
     worker.run(turn)
 

@@ -135,6 +135,12 @@ class PrefillWorker:
             self.known_costs.keep_now_and_then(self.clock())
         self.known_costs.keep()
 
+    def close(self) -> None:
+        """Listen and send no more, behind `run`: another worker of this process may listen there."""
+        self.desk.control.listener.withdraw()
+        self.outbound.close()
+        self.device_turns.close()
+
     def next_turns(self) -> list[Turn]:
         """What runs now; nothing while another worker has the device.
 
@@ -383,6 +389,7 @@ class PrefillWorker:
             load=self.load(),
             turns=self.config.turns_file,
             memory=self.memory.id if self.memory else 0,
+            change=self.desk.change,
         )
 
     def load(self) -> Load:

@@ -99,7 +99,7 @@ class WorkerState:
     """One worker as the router sees it; `hello` is None until it first answered."""
 
     address: str
-    role: Role  # as configured
+    role: Role  # as configured, or as it said last where it can take either
     alive: bool
     usable: bool
     problem: str  # why it is not usable, else empty
@@ -108,6 +108,8 @@ class WorkerState:
     away: float = 0.0  # seconds since it was lost, or since we look for it
     start_seconds: float = 0.0  # that its last start took; zero: not known
     leaving: bool = False  # it is removed, and finishes what it has
+    flexible: bool = False  # it can take either role
+    changing: bool = False  # it finishes what it has, and takes the other role
 
 
 class Traced(NamedTuple):

@@ -44,7 +44,9 @@ class WorkerRoutes:
 def worker_status(state: WorkerState) -> WorkerStatus:
     """A worker as /workers reports it."""
     s, hello = state, state.hello
-    plain = WorkerStatus(s.address, s.alive, s.usable, s.problem, s.in_flight, s.role, s.leaving)
+    plain = WorkerStatus(
+        *(s.address, s.alive, s.usable, s.problem, s.in_flight, s.role, s.leaving, s.flexible, s.changing)
+    )
     if hello is None:
         return plain
     return msgspec.structs.replace(

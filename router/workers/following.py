@@ -66,7 +66,8 @@ class Following:
         """Whoever wrote an empty list may have lost its own source. Raises `ConfigError`."""
         here = [WorkerAddress(w.role, w.address) for w in self._roster if not w.leaving]
         before = {worker.role for worker in here}
-        after = {worker.role for worker in [*here, *new] if worker not in gone}
+        going = {worker.address for worker in gone}  # their roles may be others by now
+        after = {worker.role for worker in here if worker.address not in going} | {w.role for w in new}
         for role in sorted(before - after):
             raise ConfigError(
                 f"{self._source} would leave no {role} worker: name one, or remove the last by "

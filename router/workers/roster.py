@@ -80,7 +80,7 @@ class Roster:
     def check_role(self, named: WorkerAddress) -> None:
         """Raises `DuplicateWorker` where that address is a worker of another role."""
         worker = self._members.get(named.address)
-        if worker is not None and worker.role != named.role:
+        if worker is not None and worker.role != named.role and not worker.flexible:
             raise DuplicateWorker(
                 f"{named.address} is there as {worker.role} worker: remove it first", "role"
             )
@@ -96,7 +96,7 @@ class Roster:
         is there in another role.
         """
         worker = self._members.get(named.address) or self._join(named)
-        if worker.role != named.role:
+        if worker.role != named.role and not worker.flexible:
             raise ConfigError(f"{named.address} is a {worker.role} worker of this router: remove it first")
         if worker.leaving:
             worker.leaving = False
@@ -116,7 +116,7 @@ class Roster:
     def discard(self, named: WorkerAddress) -> None:
         """Drain it, if it is there."""
         worker = self._members.get(named.address)
-        if worker is not None and worker.role == named.role:
+        if worker is not None and (worker.role == named.role or worker.flexible):
             self.drain(worker)
 
     def drain(self, worker: Worker) -> None:
@@ -208,6 +208,8 @@ class Roster:
             away,
             w.start_seconds,
             w.leaving,
+            w.flexible,
+            w.changing,
         )
 
     def limits(self) -> Limits | None:
@@ -237,7 +239,7 @@ class Roster:
             c.silence,
             *self._told,
             self._keys,
-            (lambda: self.versions_in_use()) if role == "decode" else list,
+            lambda: self.versions_in_use(),
         )
 
 

@@ -79,6 +79,16 @@ class Worker(ABC):
         """Let it introduce itself now, and wait until it has. Raises `WorkerLost`."""
 
     @property
+    def flexible(self) -> bool:
+        """Whether it takes prompts or beams as it is told: its role is what it said last."""
+        return self.hello is not None and self.hello.change != "no"
+
+    @property
+    def changing(self) -> bool:
+        """Whether it is about to take the other role."""
+        return self.hello is not None and self.hello.change == "under way"
+
+    @property
     def incarnation(self) -> int:
         return self.hello.incarnation if self.hello else 0
 
@@ -97,6 +107,8 @@ class Worker(ABC):
             return f"it is a {self.hello.role} worker, configured as {self.role}"
         if self.hello.model.tp_size != 1:
             return f"its tensor parallelism is {self.hello.model.tp_size}, this release needs 1"
+        if self.changing:
+            return "it takes the other role, and finishes what it has"
         if self.hello.load.counters.get(STOPPING):
             return "it is stopping, and finishes what it has"
         return ""
@@ -110,6 +122,8 @@ class Worker(ABC):
             self.lost("it was restarted")
         newcomer = not self.alive
         self.hello, self.alive, self.incompatible = hello, True, False
+        if self.flexible:
+            self.role = hello.role
         if newcomer:
             problem = f", unusable: {self.problem}" if self.problem else ""
             log.info("%s worker %s connected%s", self.role, hello.worker, problem)

@@ -29,6 +29,7 @@ from xgr_runtime.config.types import (
     Workers,
 )
 
+Role = Literal["prefill", "decode"]
 Backend = Literal["auto", "sglang", "transformers", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "split", "colocated"]
@@ -213,14 +214,16 @@ class DecodeConfig(_Model, frozen=True, kw_only=True):
 
 
 class AnyConfig(DecodeConfig, frozen=True, kw_only=True):
-    """A warmed worker that waits for a place: that of a prefill or of a decode worker."""
+    """A worker that can take prompts or beams, as a router says, or waits for the place of another."""
 
-    name: Annotated[Name, about("this worker's name in logs until it has a place")] = "standby-0"
-    control_address: Annotated[str, about("nowhere: its place says it")] = ""
-    data_address: Annotated[str, about("nowhere: its place says it")] = ""
-    roles: Annotated[
-        Literal["any", "prefill", "decode"], about("what it is warmed for; any: for both, over one memory")
+    name: Annotated[Name, about("this worker's name in logs and metrics")] = "any-0"
+    control_address: Annotated[str, about("where routers connect (ipc:// or tcp://)")] = ""
+    data_address: Annotated[str, about("where this worker takes KV while it takes beams")] = ""
+    role: Annotated[
+        Literal["any", "prefill", "decode"],
+        about("what it is warmed for; any: for both, over one memory, to change as a router says"),
     ] = "any"
+    first_role: Annotated[Role, about("which role it takes first")] = "prefill"
     orders_fd: Annotated[
         Annotated[int, Meta(ge=-1, le=1 << 30)], about("descriptor that says which place to take; -1: none")
     ] = -1
@@ -306,6 +309,9 @@ class RouterConfig(_Process, frozen=True, kw_only=True):
     hedge_after: HedgeAfter = 3.0
     breaker_failures: BreakerFailures = 3
     crash_budget: CrashBudget = 2
+    plan_roles: Annotated[
+        bool, about("tell workers that can take either role which to take; in one router of a fleet alone")
+    ] = False
     drain_timeout: Annotated[Seconds, about("seconds that live requests get after SIGTERM")] = 30.0
     heartbeat: Annotated[Beat, about("seconds between heartbeats")] = 0.5
     silence: Annotated[Seconds, about("seconds without a heartbeat after which a worker counts as lost")] = (
@@ -331,6 +337,9 @@ class ServeConfig(_Model, frozen=True, kw_only=True):
         about("URLs of SGLang servers that take prompts beside or instead of them, comma-separated"),
     ] = []
     decode_workers: Annotated[Annotated[int, Meta(ge=1, le=256)], about("decode processes")] = 1
+    any_workers: Annotated[
+        Workers, about("processes that take prompts or beams as load asks, beside those that do not change")
+    ] = 0
     standby: Annotated[
         Workers,
         about(

@@ -98,6 +98,11 @@ class DecodeLinks:
             elif now - link.used >= IDLE:
                 self._close(self._links.pop(address))
 
+    def close(self) -> None:
+        """Close all."""
+        while self._links:
+            self._close(self._links.popitem()[1])
+
     @property
     def bad_messages(self) -> int:
         return self._closed_bad_messages + sum(link.link.bad_messages for link in self._links.values())

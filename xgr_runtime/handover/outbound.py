@@ -77,6 +77,10 @@ class Outbound:
         """Messages of decode workers that could not be read."""
         return self._links.bad_messages
 
+    def close(self) -> None:
+        """Close all links, once there are no transfers."""
+        self._links.close()
+
     def connect(self, data_address: str) -> None:
         """Begin to connect to a decode worker that will be needed.
 

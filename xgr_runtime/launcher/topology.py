@@ -170,12 +170,12 @@ def _reserves(
     for name in _names("standby", config.standby):
         device = next(devices)
         if layout != "colocated":
-            roles = "any" if config.prefill_workers else "decode"
-            yield [_derive(AnyConfig, config, name=name, device=device, roles=roles, **common)]
+            role = "any" if config.prefill_workers else "decode"
+            yield [_derive(AnyConfig, config, name=name, device=device, role=role, **common)]
             continue
         memory = str(folder / f"{name}.{MEMORY_FILE}")
         yield [
-            _derive(AnyConfig, config, name=f"{name}-{role}", device=device, roles=role, **own, **common)
+            _derive(AnyConfig, config, name=f"{name}-{role}", device=device, role=role, **own, **common)
             for role, own in (("prefill", {"publish_memory": memory}), ("decode", {"memory_of": memory}))
         ]
 

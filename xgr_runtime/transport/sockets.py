@@ -7,7 +7,7 @@ Whatever a frame holds, receiving gives a message or counts a bad one; it raises
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -29,6 +29,7 @@ Frame = bytes | memoryview
 CONTROL_MAX_BYTES = 64 << 20  # an allow list of 16 million leaves
 DATA_MAX_BYTES = (4 << 20) + (64 << 10)  # the largest chunk and its header
 DATA_HIGH_WATER = 256  # messages of KV that a link holds, should a peer not keep to its credits
+WITHDRAWN = 2.0  # seconds until a listener counts as closed, whatever libzmq says
 A_TURN = 256  # messages that one turn of a loop takes from one socket, so that no peer can hold it up
 
 _HIGH_WATER = 4096  # messages; bytes are bounded by admission
@@ -160,6 +161,19 @@ class Listener(_Socket[In]):
         """See `_Socket`. Whoever listens does this often, so here it is seen that others can still come."""
         self._upkeep.look()
         return super().receive_some(most)
+
+    def withdraw(self, seconds: float = WITHDRAWN) -> None:
+        """Close it, and return once nobody listens there any more, so that another may at once.
+
+        libzmq ends a listener beside us, and removes the file of an `ipc://` socket as it does so.
+        """
+        monitor = self.socket.get_monitor_socket(zmq.EVENT_CLOSED)
+        with suppress(zmq.ZMQError):  # somebody else has removed it
+            self.socket.unbind(self.address)
+            monitor.poll(int(seconds * 1000))
+        self.socket.disable_monitor()
+        monitor.close(linger=0)
+        self.close()
 
     def take_bad_peers(self) -> set[bytes]:
         """Who sent something that could not be read since this was last asked."""

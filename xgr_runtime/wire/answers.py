@@ -129,8 +129,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     usable: bool
     problem: str  # why it is not usable, else empty
     in_flight: int  # attempts of the router that answers
-    role: Role  # as configured
+    role: Role  # as configured, or of one that can take either, as it said last
     leaving: bool = False  # it was removed, and finishes what it has
+    flexible: bool = False  # it can take either role
+    changing: bool = False  # it finishes what it has, and takes the other role then
     worker: str | None = None
     incarnation: str | None = None  # hexadecimal: JSON numbers do not hold 64 bits everywhere
     model: ModelIdentity | None = None

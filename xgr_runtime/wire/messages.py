@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from xgr_kernels.trie import ScoreMode
 
-PROTOCOL = 9
+PROTOCOL = 10
 
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
@@ -73,6 +73,8 @@ Versions = Annotated[list[Name], Meta(max_length=MOST_VERSIONS)]
 """Of a catalog, the newest last."""
 
 Role = Literal["prefill", "decode"]
+RoleChange = Literal["no", "can", "under way"]
+"""Whether a worker can take the other role, and whether it does so now: it finishes what it has before."""
 Way = Literal["frames", "pull", "in place"]
 """How prompt KV gets to a decode worker: as frames of the link; copied by the decode worker out of the
 prefill worker's memory; or not at all, because beams attend to it where it is."""
@@ -212,6 +214,7 @@ class WorkerHello(Message, frozen=True, tag="worker_hello"):
     turns: Name = ""  # workers that name the same take turns on one device: only one of them runs at a time
     memory: Number = 0  # prefill: where prompts lie; decode: what it reads in place, and no other; 0: none
     number: Number = 0  # of the `Hello` that it answers
+    change: RoleChange = "no"
 
 
 class PrefillRequest(Message, frozen=True, tag="prefill"):
@@ -445,8 +448,16 @@ class CatalogHeld(Message, frozen=True, tag="catalog_held"):
     broken: bool = False  # the steps led elsewhere, or begin with what it does not hold
 
 
-ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk
-ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk | CatalogOffer | CatalogPart
+class TakeRole(Message, frozen=True, tag="take_role"):
+    """Router to a worker that can: finish what is here, then be a worker of this role, as another run."""
+
+    router: Number  # incarnation
+    worker: Number  # incarnation
+    role: Role
+
+
+ToPrefill = Hello | PrefillRequest | Cancel | FlushCache | TraceAsk | TakeRole
+ToDecode = Hello | DecodeRequest | Cancel | FlushCache | TraceAsk | CatalogOffer | CatalogPart | TakeRole
 ToRouter = WorkerHello | Committed | Result | Failed | CacheFlushed | Spans | CatalogAsk | CatalogHeld
 
 

@@ -25,6 +25,8 @@ from xgr_runtime.wire.messages import (
     Message,
     PrefillRequest,
     Role,
+    RoleChange,
+    TakeRole,
     WorkerHello,
     brief,
 )
@@ -78,11 +80,20 @@ class Desk(Generic[R]):
         self.control = ControlServer(listener, holder.introduce, silence, self.timeline)
         self.versions: Callable[[CatalogOffer | CatalogPart, float], None] | None = None
         """Who takes versions of the catalog, in decode workers."""
+        self.flexible = False  # whether this process can take the other role
+        self.wanted: Role | None = None  # the role that it was told to take
         self._holder: Holder[R] = holder
         self._role = role
         self._requests: type[R] = requests
         self._listened = -math.inf
         self._inbox: list[Message] = []  # that came in and were not handled yet
+
+    @property
+    def change(self) -> RoleChange:
+        """What routers are told of it."""
+        if self.wanted is not None:
+            return "under way"
+        return "can" if self.flexible else "no"
 
     def deaf(self, now: float) -> bool:
         """Whether nobody was listened to for as long as a launch may take."""
@@ -141,6 +152,8 @@ class Desk(Generic[R]):
         elif isinstance(message, FlushCache):
             pages = self._holder.cache.flush()
             self.control.send(message.router, CacheFlushed(message.number, pages))
+        elif isinstance(message, TakeRole) and self.flexible and message.worker == self.incarnation:
+            self.wanted = message.role if message.role != self._role else self.wanted
         else:
             self.counters["stale_messages"] += 1
 

@@ -58,6 +58,10 @@ class Turns(Protocol):
         """There is nothing to launch any more: wait no longer."""
         ...
 
+    def close(self) -> None:
+        """Take part no more."""
+        ...
+
 
 class NoTurns:
     """Launch at will."""
@@ -77,6 +81,9 @@ class NoTurns:
         pass
 
     def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -241,8 +248,7 @@ def trial_turn(path: str, side: int, device: str) -> Iterator[None]:
         with turn_for_trials(turns):
             yield
     finally:
-        if isinstance(turns, FileTurns):
-            turns.close()
+        turns.close()
 
 
 def _wakeup_of(path: Path, side: int) -> Path:

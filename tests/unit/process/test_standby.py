@@ -134,7 +134,7 @@ def test_a_standby_is_warmed_for_any_place_of_workers_with_memory_of_their_own()
         assert group.places == [[program] for program in workers.programs]
         (waiting,) = group.programs
         config = parse(AnyConfig, [*waiting.argv, "--orders-fd=9"], {})
-        assert waiting.waits and waiting.module == "any_worker" and config.roles == "any"
+        assert waiting.waits and waiting.module == "any_worker" and config.role == "any"
         assert (config.catalog, config.threads, config.control_address) == ("cat", 2, "")
 
 
@@ -143,7 +143,7 @@ def test_a_pair_waits_for_a_pair_that_shares_memory() -> None:
     workers, _, reserve = plan(serve, Path("/run/x"), "cat", cores=8)
     assert reserve.places == [list(workers.programs)]
     prefill, decode = [parse(AnyConfig, program.argv, {}) for program in reserve.programs]
-    assert (prefill.roles, decode.roles) == ("prefill", "decode")
+    assert (prefill.role, decode.role) == ("prefill", "decode")
     assert prefill.publish_memory == decode.memory_of != ""
     theirs = parse(PrefillConfig, workers.programs[0].argv, {})
     assert prefill.publish_memory != theirs.publish_memory
