@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from router.admission.backlog import Backlog, Rank, Share
 from router.admission.margins import Margin
+from router.admission.offered import Offered
 from router.admission.pairing import Candidate, Pair, pairs_by_finish
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
 from xgr_runtime.scheduling.cost_model import Work, alone, prompt_work, search_work, shared
@@ -116,6 +117,7 @@ class Admission:
         self.own_margin = Margin()
         self.wait_margin = Margin()
         self.tried_at = -math.inf  # the last trial
+        self.offered = Offered()
 
     def admit(
         self,
@@ -219,7 +221,13 @@ class Admission:
                 late = max(late, backlog.would_be_late(rank, seconds, now, margin))
         return late
 
+    def waiting(self, device: int | str) -> float:
+        """Seconds of work that are promised there, and not done."""
+        backlog = self.backlogs.get(device)
+        return sum(share.seconds for share in backlog.shares) if backlog else 0.0
+
     def _book(self, promise: Promise, now: float) -> Promise:
+        self.offered.add(promise.prefill.share.seconds, promise.decode.share.seconds, now)
         for worker, share in promise.parts:
             self.backlogs.setdefault(worker.device, Backlog()).add(share, now)
         return promise

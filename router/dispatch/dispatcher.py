@@ -13,6 +13,7 @@ from router.dispatch.tries import Tries
 from router.job import Flush, Job, Outcome, Traced, WorkerState
 from router.workers.following import Following
 from router.workers.returns import seconds_to_a_pair, seconds_to_start
+from router.workers.role_changes import RoleChanges
 from router.workers.roster import Roster
 from router.workers.tracing import Tracer
 from router.workers.worker import Worker
@@ -55,6 +56,8 @@ class Dispatcher:
         self._tries: dict[str, Tries] = {}  # of live requests, the oldest first
         self._batch = 0  # live requests of batch work: they leave room for others
         self._hedging: asyncio.Task[None] | None = None
+        self._changes = RoleChanges(self._workers, self._attempts.admission, router)
+        self._planning: asyncio.Task[None] | None = None  # of roles
         self.draining = False
         self.on_version: OnVersion | None = None  # who hears what decode workers say of versions
 
@@ -137,11 +140,14 @@ class Dispatcher:
         """Inside a running loop. Raises `ConfigError` for what the settings name."""
         self._following.start()
         self._hedging = asyncio.create_task(self._hedge())
+        if self._config.plan_roles:
+            self._planning = asyncio.create_task(self._changes.run())
 
     async def stop(self) -> None:
-        if self._hedging is not None:
-            self._hedging.cancel()
-            await asyncio.gather(self._hedging, return_exceptions=True)
+        tasks = [task for task in (self._hedging, self._planning) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._following.stop()
         await self._workers.stop()
 

@@ -111,15 +111,14 @@ def check_threads(threads: int) -> None:
         )
 
 
-def check_workers(prefill: int, decode: int, standby: int = 0) -> None:
+def check_workers(prefill: int, decode: int, either: int = 0, standby: int = 0) -> None:
     """Raises `ConfigError` for more processes than this machine can start."""
     there = cores().count
     most = max(FEW_WORKERS, WORKERS_PER_CORE * there)
-    if prefill + decode + standby > most:
-        settings = "--prefill-workers, --decode-workers and --standby"
+    if (asked := prefill + decode + either + standby) > most:
+        settings = "--prefill-workers, --decode-workers, --any-workers and --standby"
         raise ConfigError(
-            f"{settings} are {prefill + decode + standby}, this machine with its {there} cores bears "
-            f"at most {most}: lower them"
+            f"{settings} are {asked}, this machine with its {there} cores bears at most {most}: lower them"
         )
 
 

@@ -188,6 +188,8 @@ class Deployment:
         workers = f"{config.prefill_workers} prefill, {config.decode_workers} decode"
         if layout_of(config) == "colocated":
             workers += " that reads its memory"
+        workers += f", {config.any_workers} of either role" if config.any_workers else ""
+        workers += f", {config.standby} standby" if config.standby else ""
         if config.sglang_prefill:
             workers += f", prompts also to {', '.join(config.sglang_prefill)}"
         parts = _slowest(infos)

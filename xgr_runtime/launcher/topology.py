@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, repeat
 from pathlib import Path
 from types import MappingProxyType
@@ -58,7 +58,7 @@ def check(config: ServeConfig) -> None:
     if config.workers_file:
         FileList(Path(config.workers_file)).look()
     _forks(config)
-    _check_standby(config)
+    _check_roles(config)
     _check_machine(config)
     check_port(config.host, config.port)
     _check_checkpoint(Path(config.model_path), config.base_model_path)
@@ -72,12 +72,14 @@ def check(config: ServeConfig) -> None:
         log.warning("--host %s is open to other machines and no --api-key is set", config.host)
 
 
-def _check_standby(config: ServeConfig) -> None:
-    """Raises `ConfigError` where no process could stand in for both kinds of workers."""
-    if config.standby and config.model_backend == "sglang":
+def _check_roles(config: ServeConfig) -> None:
+    """Raises `ConfigError` where no process could have both roles."""
+    for setting, count in (("--standby", config.standby), ("--any-workers", config.any_workers)):
+        if not count or config.model_backend != "sglang":
+            continue
         raise ConfigError(
-            "--standby needs layers that take prompts and beams in one process, for which SGLang's were not "
-            "tried: use --model-backend transformers, or leave --standby out"
+            f"{setting} needs layers that take prompts and beams in one process, for which SGLang's were not "
+            f"tried: use --model-backend transformers, or leave {setting} out"
         )
 
 
@@ -90,8 +92,8 @@ def _check_checkpoint(folder: Path, base: str) -> None:
 
 def _check_machine(config: ServeConfig) -> None:
     """Raises `ConfigError` for more processes, threads or memory than this machine has."""
-    workers = config.prefill_workers + config.decode_workers
-    check_workers(config.prefill_workers, config.decode_workers, config.standby)
+    workers = config.prefill_workers + config.decode_workers + config.any_workers
+    check_workers(config.prefill_workers, config.decode_workers, config.any_workers, config.standby)
     check_threads(config.threads)
     pools = (1 if config.layout == "colocated" else workers) + config.standby
     workers += config.standby
@@ -99,7 +101,7 @@ def _check_machine(config: ServeConfig) -> None:
         check_memory(
             pools * config.kv_bytes, "--kv-bytes", config.kv_bytes, f"prompt KV of {workers} workers"
         )
-    tiers = (config.prefill_workers + config.standby) * config.host_cache_bytes
+    tiers = (config.prefill_workers + config.any_workers + config.standby) * config.host_cache_bytes
     check_memory(tiers, "--host-cache-bytes", config.host_cache_bytes, "KV of all prefill workers")
 
 
@@ -139,27 +141,41 @@ def plan(
         )
         for name in _names("decode", config.decode_workers)
     ]
-    router = _derive(
-        RouterConfig,
-        config,
-        catalog=catalog,
-        prefill=[*(worker.control_address for worker in prefill), *config.sglang_prefill],
-        decode=[worker.control_address for worker in decode],
-    )
+    either = _either(config, folder, devices, common | {"catalog": catalog})
     workers = [Program(c.name, PREFILL, to_argv(c), own, WORKERS) for c in prefill]
     workers += [Program(c.name, DECODE, to_argv(c), own, WORKERS) for c in decode]
+    workers += [Program(c.name, ANY, to_argv(c), own, WORKERS) for c in either]
     places = [workers] if layout == "colocated" else [[worker] for worker in workers]
+    reserves = _reserves(config, folder, layout, devices, common | {"catalog": catalog})
+    router = _router(config, catalog, [*prefill, *decode, *either])
     return [
         StartGroup(workers, WORKER_GRACE),
-        StartGroup([_router(router)], config.drain_timeout + ROUTER_GRACE),
+        StartGroup([router], config.drain_timeout + ROUTER_GRACE),
         *(
             StartGroup(
                 [Program(c.name, ANY, to_argv(c), own, WORKERS, waits=True) for c in reserve],
                 STANDBY_GRACE,
                 places,
             )
-            for reserve in _reserves(config, folder, layout, devices, common | {"catalog": catalog})
+            for reserve in reserves
         ),
+    ]
+
+
+def _either(
+    config: ServeConfig, folder: Path, devices: Iterator[str], common: Mapping[str, Any]
+) -> list[AnyConfig]:
+    """Workers that change roles: one begins with prompts, the next with beams."""
+    return [
+        _derive(
+            AnyConfig,
+            config,
+            **_at(folder, name, devices),
+            data_address=_socket(folder, f"{name}.data"),
+            first_role="decode" if number % 2 else "prefill",
+            **common,
+        )
+        for number, name in enumerate(_names("any", config.any_workers))
     ]
 
 
@@ -170,7 +186,7 @@ def _reserves(
     for name in _names("standby", config.standby):
         device = next(devices)
         if layout != "colocated":
-            role = "any" if config.prefill_workers else "decode"
+            role = "any" if config.prefill_workers or config.any_workers else "decode"
             yield [_derive(AnyConfig, config, name=name, device=device, role=role, **common)]
             continue
         memory = str(folder / f"{name}.{MEMORY_FILE}")
@@ -186,7 +202,8 @@ def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
         return {}
     layout = layout_of(config)
     _, environ = _threads(config, cores, _take_turns(config, layout))
-    modules = [PREFILL] * bool(config.prefill_workers) + [DECODE] + [ANY] * bool(config.standby)
+    modules = [PREFILL] * bool(config.prefill_workers) + [DECODE]
+    modules += [ANY] * bool(config.standby or config.any_workers)
     argv = to_argv(_derive(ImportsConfig, config, shared_weights=layout == "colocated"))
     ours = [
         (WORKERS, Imports([*(f"{name}.__main__" for name in modules), IMPORTS], argv), environ),
@@ -205,7 +222,7 @@ def _forks(config: ServeConfig) -> bool:
 
 def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", "colocated"]:
     """Whether the decode worker reads the prefill worker's memory in place. Raises `ConfigError`."""
-    pair = (config.prefill_workers, config.decode_workers) == (1, 1) and not config.sglang_prefill
+    pair = _is_pair(config)
     if config.layout == "auto":
         one_gpu = config.device.startswith("cuda:") or (
             config.device == "cuda" and (count_gpus() if gpus is None else gpus) == 1
@@ -217,7 +234,7 @@ def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", 
         if not pair:
             raise ConfigError(
                 "--layout colocated is one prefill and one decode worker: set --prefill-workers and "
-                "--decode-workers to 1, or use --layout split"
+                "--decode-workers to 1 and --any-workers to 0, or use --layout split"
             )
         if config.kv_transfer == "frames":
             raise ConfigError(
@@ -228,8 +245,15 @@ def layout_of(config: ServeConfig, gpus: int | None = None) -> Literal["split", 
 
 def _take_turns(config: ServeConfig, layout: str) -> bool:
     """Whether there are two workers that share one GPU or the cores of this machine, each with all of it."""
-    pair = (config.prefill_workers, config.decode_workers) == (1, 1) and not config.sglang_prefill
-    return config.sharing == "turns" and pair and (config.device == "cpu" or layout == "colocated")
+    return (
+        config.sharing == "turns" and _is_pair(config) and (config.device == "cpu" or layout == "colocated")
+    )
+
+
+def _is_pair(config: ServeConfig) -> bool:
+    """Whether there is one prefill and one decode worker, and nothing else that takes prompts or beams."""
+    others = config.sglang_prefill or config.any_workers
+    return (config.prefill_workers, config.decode_workers) == (1, 1) and not others
 
 
 def count_gpus(devices: Path = Path("/dev")) -> int:
@@ -270,6 +294,7 @@ def _threads(config: ServeConfig, cores: int, turns: bool) -> tuple[int, dict[st
     They read it as they are loaded, so a template has to have it.
     """
     sharing = config.prefill_workers + len(config.sglang_prefill) + config.decode_workers
+    sharing += config.any_workers
     threads = config.threads or (cores if turns else max(1, cores // sharing))
     environ = {"OMP_NUM_THREADS": str(threads)}
     if threads * sharing > cores:
@@ -279,11 +304,26 @@ def _threads(config: ServeConfig, cores: int, turns: bool) -> tuple[int, dict[st
     return threads, environ
 
 
-def _router(config: RouterConfig) -> Program:
+def _router(serve: ServeConfig, catalog: str, workers: Sequence[PrefillConfig | DecodeConfig]) -> Program:
     """Keys travel in the environment: everybody on the machine can read a process's arguments."""
+    prompts = [worker for worker in workers if _begins_with_prompts(worker)]
+    config = _derive(
+        RouterConfig,
+        serve,
+        catalog=catalog,
+        prefill=[*(worker.control_address for worker in prompts), *serve.sglang_prefill],
+        decode=[worker.control_address for worker in workers if worker not in prompts],
+        plan_roles=serve.any_workers > 0,
+    )
     argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in SECRETS))]
     environ = {variable(key): value for key in SECRETS if (value := getattr(config, key))}
     return Program(ROUTER, "router", argv, environ, ROUTER)
+
+
+def _begins_with_prompts(worker: PrefillConfig | DecodeConfig) -> bool:
+    if isinstance(worker, AnyConfig):
+        return worker.first_role == "prefill"
+    return isinstance(worker, PrefillConfig)
 
 
 def _names(role: str, count: int) -> list[str]:
