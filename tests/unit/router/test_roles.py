@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,16 @@ def test_a_wish_has_to_last() -> None:
     assert told == [None] * 4
     thought, role = think(thought, *burst, 2 * SETTLE + 0.1, False)
     assert role == "decode"
+
+
+def test_a_load_that_turns_to_and_fro_changes_roles_no_more_often_than_the_rest() -> None:
+    prompts, beams = Side(2, 1, 2.0), Side(2, 1, 0.2)
+    thought, made = Thought(), list[float]()
+    for second in range(200):
+        turned = second // int(SETTLE + 2) % 2
+        thought, role = think(thought, *((beams, prompts) if turned else (prompts, beams)), second, False)
+        made += [second] if role else []
+    assert len(made) >= 3 and all(later - one >= REST for one, later in pairwise(made))
 
 
 def test_a_side_that_has_nobody_is_given_one_soon_after_the_change_before() -> None:

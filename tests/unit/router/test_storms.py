@@ -59,6 +59,8 @@ def puppets() -> Iterator[None]:
         patch.setattr(
             roster.Roster, "_worker", lambda self, address, role: Shifting(address, role, *self._told)
         )
+        # No time passes: who leaves is looked at in every turn of the loop.
+        patch.setattr(roster, "LOOK", 0.0)
         yield
 
 
@@ -108,7 +110,9 @@ class Storm(RuleBasedStateMachine):
     @rule(number=CHOICE)
     def remove(self, number: int) -> None:
         worker = self.pick(number)
+        held = {attempt for attempt in self.t.live if worker in (attempt.prefill, attempt.decode)}
         assert self.act(lambda: self.t.dispatcher.remove_worker(worker.address)).leaving
+        assert held <= set(self.t.live), "what it has it finishes"
 
     @rule(number=CHOICE)
     def die(self, number: int) -> None:
@@ -202,7 +206,7 @@ class Storm(RuleBasedStateMachine):
         attempts = t.dispatcher._attempts
         assert not (attempts._live or attempts._alone or attempts.admission.backlogs or t.dispatcher._tries)
         assert not any(worker.load or worker.in_flight for worker in t.workers)
-        await asyncio.sleep(3 * roster.LOOK)
+        await t.settle()
         assert not [worker.address for worker in t.workers if worker.leaving]
         assert not t.dispatcher.roster._drains
         await t.dispatcher.stop()
