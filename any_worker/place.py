@@ -1,5 +1,6 @@
 """How a warmed worker takes a place, its own or that of another: name, addresses and role."""
 
+import gc
 import logging
 import sys
 from collections.abc import Callable
@@ -67,6 +68,9 @@ class Place:
                 role = self._be_prefill(as_role(PrefillConfig, config), flexible=True)
             else:
                 role = self._be_decode(as_role(DecodeConfig, config), flexible=True)
+            # What the last role had mapped of others goes with its objects, which `Lifecycle.ready` froze.
+            gc.unfreeze()
+            gc.collect()
 
     def _be_prefill(self, config: PrefillConfig, flexible: bool = False) -> Role | None:
         """The role that it was told to take next, None where it shall end."""

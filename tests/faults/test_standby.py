@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from signal import SIGKILL
 
 import pytest
-from census import Census, take
+from census import Census, take, with_room
 from crowd import Question, make_prompts, undisturbed
 from fault_table import FaultTable
 from fleet import Fleet
@@ -35,12 +34,7 @@ class Waited:
         """Once the next one waits: what the deployment holds at rest."""
         self.times += 1
         self.fleet.standby_ready(self.waiting, self.times)
-        census = take(self.fleet)
-        return replace(
-            census,
-            descriptors={name: count + MORE_DESCRIPTORS for name, count in census.descriptors.items()},
-            segments={name: count + MORE_SEGMENTS for name, count in census.segments.items()},
-        )
+        return with_room(take(self.fleet), MORE_DESCRIPTORS, MORE_SEGMENTS)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,15 @@ class Census:
     processes: int
     run_folders: int
     shared_files: frozenset[Path]
+
+
+def with_room(census: Census, descriptors: int, segments: int) -> Census:
+    """The same, where each process may have so many more, as not all pairs have worked together yet."""
+    return replace(
+        census,
+        descriptors={name: count + descriptors for name, count in census.descriptors.items()},
+        segments={name: count + segments for name, count in census.segments.items()},
+    )
 
 
 def take(fleet: Fleet) -> Census:

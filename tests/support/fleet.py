@@ -46,6 +46,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         **settings: Any,
     ) -> None:
         self.workers = [f"prefill-{i}" for i in range(prefill)] + [f"decode-{i}" for i in range(decode)]
+        self.workers += [f"any-{i}" for i in range(settings.get("any_workers", 0))]
         self.remote = remote
         self.lines: list[str] = []
         self.cold_start = 0.0  # seconds
