@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
+from until import until
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.transport import A_TURN, AsyncLink, Link, Listener, OutOfSockets, Poller, Received
@@ -356,3 +358,26 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigError, match="somebody else's"):
         check_address(f"ipc://{tmp_path}/s")
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_a_listener_that_is_withdrawn_makes_room_at_once(kind: str, tmp_path: Path) -> None:
+    """Whoever was connected finds the next one there by itself, also after several."""
+    tmp_path.chmod(0o700)
+    listener: Listener[Any] = Listener(
+        f"ipc://{tmp_path}/s" if kind == "ipc" else "tcp://127.0.0.1:*", ToPrefill
+    )
+    link: Link[Any] = Link(listener.address, ToRouter)
+
+    def heard(number: int) -> bool:
+        link.send(Hello(PROTOCOL, number, "r"))  # lost if it is still on its way to the one before
+        return any(received.message.router == number for received in listener.receive_some())
+
+    for number in range(5):
+        until(partial(heard, number), f"heard of {number}", 30)
+        listener.withdraw()
+        listener = Listener(listener.address, ToPrefill)
+    time.sleep(0.1)  # nothing of the ones before takes the file away
+    until(partial(heard, 5), "heard of the last", 30)
+    link.close()
+    listener.close()
