@@ -27,7 +27,7 @@ from xgr_runtime.worker.leaving import Leaving
 
 log = logging.getLogger(__name__)
 
-CHANGE_SECONDS = 60.0  # that requests get before a change of roles; what is left is tried on another pair
+CHANGE_SECONDS = 4000.0  # that a change waits for requests, none of which has more than an hour
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,15 @@ class Place:
 
 def _change_of(worker: PrefillWorker | DecodeWorker) -> Callable[[], bool]:
     """Whether it was told to take the other role, and has finished what it had."""
-    held = partial(_requests_of, worker)
+    held = partial(_held_by, worker)
     leaving = Leaving(CHANGE_SECONDS, worker.config.heartbeat, held, worker.counters)
     return lambda: leaving.over(worker.desk.wanted is not None)
 
 
-def _requests_of(worker: PrefillWorker | DecodeWorker) -> int:
-    return worker.load().requests
+def _held_by(worker: PrefillWorker | DecodeWorker) -> int:
+    """Requests, and memory that a launch or a reader still needs of those that are over."""
+    load = worker.load()
+    return load.requests + load.pages_used + load.rows_used
 
 
 def published(path: str, model: LoadedModel) -> Publication | None:

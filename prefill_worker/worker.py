@@ -136,7 +136,11 @@ class PrefillWorker:
         self.known_costs.keep()
 
     def close(self) -> None:
-        """Listen and send no more, behind `run`: another worker of this process may listen there."""
+        """Listen and send no more, behind `run`: another worker of this process may listen there.
+
+        It may write to the pages, too: who still reads one shall notice.
+        """
+        self.pool.generations[:] += np.uint32(1)
         self.desk.control.listener.withdraw()
         self.outbound.close()
         self.device_turns.close()

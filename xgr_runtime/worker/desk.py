@@ -153,7 +153,9 @@ class Desk(Generic[R]):
             pages = self._holder.cache.flush()
             self.control.send(message.router, CacheFlushed(message.number, pages))
         elif isinstance(message, TakeRole) and self.flexible and message.worker == self.incarnation:
-            self.wanted = message.role if message.role != self._role else self.wanted
+            if message.role != self._role and self.wanted is None:
+                log.info("told to be a %s worker: what is here is finished first", message.role)
+                self.wanted = message.role
         else:
             self.counters["stale_messages"] += 1
 
