@@ -28,6 +28,7 @@ def wait(config: AnyConfig, lifecycle: Lifecycle, orders: Orders) -> None:
     lifecycle.passed("warm-up")
     lifecycle.ready({"waits": True})
     order = orders.next(lifecycle.turn)
+    orders.close()
     if order is not None:
         place.take(order)
 

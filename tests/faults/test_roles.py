@@ -1,4 +1,4 @@
-"""A worker that can take prompts or beams changes from one to the other under load, and dies in between."""
+"""A worker that can take prompts or beams changes from one to the other under load; one waits for all."""
 
 import json
 import time
@@ -19,9 +19,10 @@ from xgr_runtime.transport import Link
 from xgr_runtime.wire.answers import WorkerStatus
 from xgr_runtime.wire.messages import PROTOCOL, Hello, Role, TakeRole, ToRouter, WorkerHello
 
-MORE_DESCRIPTORS, MORE_SEGMENTS = 10, 4  # for pairs that have not worked together yet
+MORE_DESCRIPTORS, MORE_SEGMENTS = 10, 8  # for pairs that have not worked together yet
 OF_ONE_READER = 6  # segments: the catalog, opened twice, and two of each prefill worker
 ROLES: tuple[Role, ...] = ("decode", "prefill")  # in the order in which one that began with prompts has them
+TAKEN_OVER = 10.0  # seconds, where less than one is usual on a quiet machine
 PATIENCE = 60.0  # seconds; a change takes some four heartbeats after its last request
 
 
@@ -79,17 +80,38 @@ def test_roles_change_under_load_and_no_request_notices(
         assert either(flexible).flexible and not either(flexible).changing
 
 
-def test_a_worker_that_is_killed_in_its_second_role_is_replaced_in_its_first(
-    flexible: Fleet, asked: list[Question], table: FaultTable
+KILLS: tuple[tuple[str, Role], ...] = (("prefill-0", "prefill"), ("decode-0", "decode"), ("any-0", "decode"))
+
+
+@pytest.mark.in_turns("victim")
+@pytest.mark.parametrize(("victim", "other"), KILLS, ids=[victim for victim, _ in KILLS])
+def test_a_standby_takes_the_place_of_one_that_is_killed(
+    flexible: Fleet, asked: list[Question], table: FaultTable, victim: str, other: Role
 ) -> None:
-    flexible.standby_ready(["standby-0"])
-    tell(flexible, "decode")
+    """`other`: the role of the worker that can have either. No request is refused, and nobody else restarts.
+
+    Whoever takes the place of such a worker begins in its first role.
+    """
+    waits_again(flexible)
+    if either(flexible).role != other:
+        tell(flexible, other)
     at_rest = with_room(take(flexible), MORE_DESCRIPTORS, MORE_SEGMENTS)
-    case = "kill -9 a worker of either role, a standby waits"
+    said, before = len(flexible.lines), flexible.incarnations()
+    case = f"kill -9 {victim}, another is {other}, a standby waits"
     with Trial(case, flexible, asked, at_rest, table) as it, it.crowd(seed=4, callers=3):
         until(lambda: it.row.tally.correct, "an answer")
-        it.fault({"any-0": either(flexible).incarnation or ""})
-        flexible.signal("any-0", SIGKILL)
+        it.fault({victim: before[victim]})
+        flexible.signal(victim, SIGKILL)
         it.wait_answered()
-    found = either(flexible)
-    assert found.role == "prefill" and found.flexible and found.usable
+    taken = [line for line in flexible.lines[said:] if f"{victim} was killed" in line]
+    assert len(taken) == 1 and "taken over by standby-0" in taken[0]
+    assert it.row.whole is not None and it.row.whole < TAKEN_OVER
+    after = flexible.incarnations()
+    assert {name for name in before if after[name] != before[name]} == {victim}
+    assert either(flexible).role == ("prefill" if victim == "any-0" else other)
+
+
+def waits_again(fleet: Fleet) -> None:
+    """One waits for each time that one has begun to wait: whoever took a place was ready before."""
+    places = sum("taken over by standby-0" in line for line in list(fleet.lines))
+    fleet.standby_ready(["standby-0"], places + 1)

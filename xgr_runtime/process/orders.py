@@ -29,6 +29,10 @@ class Orders:
         self._received = b""
         os.set_inheritable(fd, False)
 
+    def close(self) -> None:
+        """There will be no more."""
+        os.close(self._fd)
+
     def next(self, stopping: Callable[[], bool]) -> Order | None:
         """Wait for one; None when `stopping`, which is asked now and then, or when the launcher is gone."""
         while b"\n" not in self._received:

@@ -58,7 +58,9 @@ BODY = """
             while config.gate and not os.path.exists(config.gate):
                 time.sleep(0.01)
             lifecycle.ready({"waits": True})
-            order = Orders(config.orders_fd).next(lifecycle.turn)
+            orders = Orders(config.orders_fd)
+            order = orders.next(lifecycle.turn)
+            orders.close()
             if order is None:
                 return
             lifecycle.waited()

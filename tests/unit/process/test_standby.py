@@ -118,7 +118,7 @@ def test_an_order_comes_whole_or_not_at_all() -> None:
     began = time.monotonic()
     assert orders.next(lambda: False) is None  # the launcher is gone
     assert time.monotonic() - began < 5.0
-    os.close(read)
+    orders.close()
 
 
 SERVE = ServeConfig(model_path="m", catalog="c", prefill_workers=2, decode_workers=2, standby=2)
