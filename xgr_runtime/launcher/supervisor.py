@@ -22,6 +22,7 @@ FIRST_BACKOFF = 0.2  # seconds before the first restart; doubles with every furt
 LONGEST_BACKOFF = 10.0
 HEALTHY_AFTER = 60.0  # seconds of service that make up for earlier failures
 LOOP_FAILURES = 5  # failures in a row from which we speak of a crash loop
+FOUND = 2.0  # seconds in which whoever is ready is found by those who work with it
 PULSE = 0.05  # seconds between looks at the children
 START_PULSE = 0.01  # the same while they start for the first time
 CHORE_EVERY = 1.0  # seconds
@@ -75,6 +76,11 @@ def overdue(state: State, now: float, start_timeout: float) -> bool:
 def stuck(beat: float, now: float, stuck_timeout: float) -> bool:
     """Whether a ready child that told of a turn at `beat` has been silent for too long; 0: never."""
     return stuck_timeout > 0 and now >= beat + stuck_timeout + STUCK_ROOM
+
+
+def in_need(state: State, now: float) -> bool:
+    """Whether a child starts, or has to be found by others yet."""
+    return state.phase is Phase.STARTING or (state.phase is Phase.READY and now < state.since + FOUND)
 
 
 def parts_of_start(parts: Mapping[str, float]) -> str:
@@ -315,17 +321,14 @@ class Supervisor:
         self._move(name, Phase.WAITING)
 
     def _is_needed_more(self, name: str) -> bool:
-        """Whether a place that a reserve is for starts just now: the machine is for that one first.
+        """Whether a place that a reserve is for was taken just now: the machine is for that one first.
 
         So who took a place is ready in it before others publish their memory where it did while it waited.
         """
         for group in self.groups:
             if name in [program.name for program in group.programs]:
-                return any(
-                    self._states[program.name].phase is Phase.STARTING
-                    for place in group.places
-                    for program in place
-                )
+                states = [self._states[program.name] for place in group.places for program in place]
+                return any(in_need(state, time.monotonic()) for state in states)
         return False
 
     def _bury_mates(self, name: str) -> None:
