@@ -26,6 +26,7 @@ from xgr_runtime.wire.messages import (
     Hello,
     ModelIdentity,
     PrefillRequest,
+    TakeRole,
     ToRouter,
 )
 from xgr_runtime.worker.device_turns import PATIENCE
@@ -448,6 +449,26 @@ def test_nothing_is_kept_where_no_bytes_are_given_to_the_cache(tmp_path: Path) -
         asked(made, [1] * 40, 1)
         assert made.load().pages_cached == pages
         made.desk.control.listener.close()
+
+
+def test_only_one_that_can_is_told_to_change_and_readers_of_its_pages_notice_its_end(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    config = PrefillConfig(model_path="m", control_address=f"ipc://{tmp_path}/c", batch_tokens=12)
+    engine: Any = SimpleNamespace(max_prompts=None, pool=None, prepares=False)
+    made = PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0)
+    me = made.desk.incarnation
+    made.desk.take(TakeRole(7, me, "decode"), 10.0)
+    assert made.introduce().change == "no", "it has one role"
+    made.desk.flexible = True
+    for other in (TakeRole(7, me + 1, "decode"), TakeRole(7, me, "prefill")):
+        made.desk.take(other, 10.0)
+        assert made.introduce().change == "can", "meant for another run, or what it is"
+    made.desk.take(TakeRole(7, me, "decode"), 10.0)
+    assert made.introduce().change == "under way" and made.desk.wanted == "decode"
+    before = made.pool.generations.copy()
+    made.close()
+    assert (made.pool.generations != before).all()
+    PrefillWorker(config, engine, PagePool(8), IDENTITY, max_prompt_tokens=32, clock=lambda: 10.0).close()
 
 
 # --- what nobody had thought of ---
