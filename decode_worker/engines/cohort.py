@@ -7,11 +7,12 @@ changes which beams live, not where they lie.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decode_worker.search import Question, Search
+from decode_worker.search import Question
 
 Offsets = NDArray[np.int64]
 
@@ -44,12 +45,31 @@ def plan_steps(questions: Sequence[Question]) -> list[Step]:
     return [Step(level, layouts[level], layouts[level + 1]) for level in range(depth)]
 
 
-def choose_cohort(waiting: Sequence[Search], max_rows: int, max_requests: int) -> list[Search]:
+class Sized(Protocol):
+    """What a question takes of a cohort."""
+
+    @property
+    def most_beams(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+
+
+class CohortMember(Protocol):
+    """A search, as whoever chooses a cohort sees it."""
+
+    @property
+    def question(self) -> Sized: ...
+
+
+M = TypeVar("M", bound=CohortMember)
+
+
+def choose_cohort(waiting: Sequence[M], max_rows: int, max_requests: int) -> list[M]:
     """The searches that run together next: the first ones, as far as rows and places go.
 
     One that does not fit ends the cohort, so that narrow requests do not pass it for ever.
     """
-    chosen: list[Search] = []
+    chosen: list[M] = []
     rows = 0
     for search in waiting[:max_requests]:
         rows += search.question.most_beams
