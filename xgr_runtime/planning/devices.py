@@ -54,7 +54,9 @@ class OfferedDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     roofline: str | DeviceNumbers = ""
     kv_tokens: Number | None = None  # of prompts that one holds
     max_rows: Number = 2048  # beams that one holds
-    page_size: Annotated[int, Meta(ge=1, le=4096)] = 16
+    page_size: Annotated[int, Meta(ge=1, le=4096)] = (
+        16  # tokens of a page of the deployment that was measured
+    )
     batch_tokens: Number = 4096  # of a forward, at most
     launch: Literal["level", "cohort", ""] = ""  # levels of a search, as on a CPU, or all of some; "": usual
 
@@ -64,7 +66,7 @@ class DeviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     devices: Annotated[list[OfferedDevice], Meta(min_length=1, max_length=16)]
     model: str | ModelNumbers = ""
-    link_gbit: Positive = 100.0  # per second, into each decode worker
+    link_gbit: Positive = 400.0  # per second, into each decode worker
     router_ms: Few = 0.5  # of the router's one core, for each request
     overhead_ms: Few | None = None  # on top for each; absent: as measured, else 1
     client_ms: Few = 0.0  # of a client on the same cores, where there is one
@@ -80,8 +82,7 @@ class DeviceKind:
     most: int
     roles: tuple[DeviceRole, ...]
     speed: Speed
-    kv_pages: int
-    page_size: int
+    kv_tokens: int  # of prompts
     max_rows: int
     batch_tokens: int
     cohorts: bool
@@ -93,7 +94,7 @@ class DeviceKind:
 class Surroundings:
     """What is the same for all mixes. Seconds, bytes per second."""
 
-    link: float = 12.5e9
+    link: float = 50e9
     router: float = 0.5e-3
     overhead: float = 1e-3
     client: float = 0.0
@@ -164,8 +165,7 @@ def _of(
         device.most,
         tuple(role for role in ROLES if role in device.roles),
         speed,
-        max(1, tokens // device.page_size),
-        device.page_size,
+        tokens,
         device.max_rows,
         device.batch_tokens,
         cohorts,

@@ -75,9 +75,7 @@ class PlayedRouter:
         self.live += 1
         self._send(number, request, ask, promise, arrived)
 
-    def _send(
-        self, number: int, request: PlannedRequest, ask: Ask, promise: Promise, arrived: float
-    ) -> None:
+    def _send(self, number: int, request: PlannedRequest, ask: Ask, promise: Promise, arrived: float) -> None:
         p_seat, prefill = self.prefill[promise.pair.prefill.incarnation - 1]
         d_seat, decode = self.decode[promise.pair.decode.incarnation - 1 - len(self.prefill)]
         p_seat.load += len(request.tokens)

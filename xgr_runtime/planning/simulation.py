@@ -22,7 +22,7 @@ class MixPart(NamedTuple):
 
     kind: DeviceKind
     role: DeviceRole
-    count: int
+    devices: int
 
 
 Mix = tuple[MixPart, ...]
@@ -99,7 +99,7 @@ class _Playing:
         """The workers on their devices; prefill workers have the first numbers."""
         memory = {}
         for part in mix:
-            for index in range(part.count):
+            for index in range(part.devices):
                 device = SimulatedDevice(self.clock, self.cores)
                 self.devices.append((part, device))
                 if part.role != "decode":
@@ -120,8 +120,8 @@ class _Playing:
             if part.role == "pair":
                 its, beside = self.router.prefill[memory[at] - 1]
                 seat.turns, seat.memory = its.turns, its.number
-            played = PlayedDecode(part.kind, device, self.clock, self.around.link, beside)
-            self.router.decode.append((seat, played))
+            decode = PlayedDecode(part.kind, device, self.clock, self.around.link, beside)
+            self.router.decode.append((seat, decode))
 
     def run(self) -> Played:
         """To its end."""
@@ -154,6 +154,6 @@ class _Playing:
         seconds = self.clock.now or 1.0
         for part, device in self.devices:
             key = (part.kind.name, part.role)
-            played.busy[key] = played.busy.get(key, 0.0) + device.busy / seconds / part.count
+            played.busy[key] = played.busy.get(key, 0.0) + device.busy / seconds / part.devices
         played.router = self.router.process.busy / seconds
         return played

@@ -22,6 +22,7 @@ from xgr_runtime.scheduling.cost_model import CostModel, Work, search_work
 from xgr_runtime.scheduling.queue import of_first_class, urgency
 from xgr_runtime.wire.messages import AttemptId
 
+PAGE = 64  # tokens: coarser than of workers, as what is shared need not be known better than the router does
 WINDOW = 0.002  # seconds: the usual --batch-window-ms
 
 
@@ -165,7 +166,7 @@ class PlayedPrefill:
         costs = CostModel()
         costs.cost = kind.speed.prefill_cost
         self.kind, self.device, self.clock = kind, device, clock
-        self.cache = PromptCache(PagePool(kind.kv_pages), kind.page_size)
+        self.cache = PromptCache(PagePool(kind.kv_tokens // PAGE), PAGE)
         self.scheduler = PrefillScheduler(self.cache, kind.batch_tokens, costs=costs, window=WINDOW)
         self._tasks: dict[AttemptId, tuple[SimulatedTask, PlayedDecode]] = {}
         self._looks_at = -1.0
@@ -238,10 +239,10 @@ class PlayedDecode:
         beside: PlayedPrefill | None = None,
     ) -> None:
         self.kind, self.device, self.clock, self.beside = kind, device, clock, beside
-        pages = 0 if beside else kind.kv_pages
+        pages = 0 if beside else kind.kv_tokens // PAGE
         rows = kind.max_rows * (2 if kind.cohorts else 1)  # a cohort runs, and the next one waits
         self.scheduler: DecodeScheduler[SimulatedTask] = DecodeScheduler(
-            PromptCache(PagePool(pages), kind.page_size), PagePool(rows), kind.speed.decode_cost
+            PromptCache(PagePool(pages), PAGE), PagePool(rows), kind.speed.decode_cost
         )
         self._link = link  # bytes per second
         self._link_free = 0.0
