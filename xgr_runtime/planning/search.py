@@ -59,11 +59,15 @@ class Planner:
         return play(mix, self.around, self.traffic, self.requests, rate, to_the_end)
 
     def cheapest(self) -> Plan:
-        """Raises ConfigError where no mix holds the promise, or too many were tried."""
+        """With its margin. Raises ConfigError where no mix holds the promise, or too many were tried."""
+        return self.plan(*self.find())
+
+    def find(self) -> tuple[Mix, Played]:
+        """The cheapest mix that holds the promise. Raises as `cheapest`."""
         self.check_possible()
         if len(self.seats) > 2:
             self.learn_shares()
-        for played, (mix, price) in enumerate(self.by_price()):
+        for played, mix in enumerate(self.by_price()):
             if played == self.most_played:
                 raise ConfigError(
                     f"none of the {played} cheapest mixes that could bear the rate holds the promise: raise "
@@ -72,16 +76,18 @@ class Planner:
             found = self.play(mix, self.traffic.rate)
             self.seen(mix, found)
             if found.keeps(self.traffic):
-                return self.plan(mix, price, found)
+                return mix, found
         raise ConfigError("all devices together do not hold the promise: offer more of them, or raise slo_ms")
 
     def learn_shares(self) -> None:
         """How much of its time each device can work in a role while the promise holds, at the very best.
 
-        As many of it as could do all of the work alone, beside others in plenty: no mix has it better. Whichever
+        As many of it as could do all of the work alone, beside others in plenty: no mix has it better. What
         cannot hold the promise even so is offered no more. Raises ConfigError if too few are left.
         """
         for kind, role in [*self.seats]:
+            if not self.complete():
+                break
             mix = self.at_its_best(kind, role)
             bound = len_of(mix, kind, role) / seconds_of(self.need[kind.name, role], role)
             requests = self.requests[: max(200, len(self.requests) // 2)]
@@ -108,40 +114,34 @@ class Planner:
         mix = [MixPart(kind, role, count)]
         if role != "pair":
             other: DeviceRole = "decode" if role == "prefill" else "prefill"
-            quick = min(
-                (k for k, r in self.seats if r == other), key=lambda k: seconds_of(need[k.name, other], other)
-            )
+            others = [k for k in self.kinds if other in k.roles]
+            quick = min(others, key=lambda k: seconds_of(need[k.name, other], other), default=None)
+            if quick is None:
+                return tuple(mix)
             plenty = math.ceil(1.5 * rate * seconds_of(need[quick.name, other], other))
             mix.append(MixPart(quick, other, plenty))
         return tuple(mix)
 
-    def plan(self, mix: Mix, price: float, played: Played) -> Plan:
+    def plan(self, mix: Mix, played: Played) -> Plan:
         """With its margin."""
         best, bad = self.highest(mix, self.traffic.rate)
         beyond = self.play(mix, bad, to_the_end=True)
         breaks = what_breaks(played, beyond)
-        return Plan(mix, price, played, best / self.traffic.rate, beyond, bad, breaks)
+        return Plan(mix, price_of(mix), played, best / self.traffic.rate, beyond, bad, breaks)
 
     def highest(self, mix: Mix, good: float = 0.0) -> tuple[float, float]:
         """The highest rate at which it holds the promise, and one just above at which it does not.
 
         `good`: a rate at which it does. 0: none is known, and none may be found.
         """
-        bad = highest_rate(mix, self.need, self.around)
-        bad = bad * CLOSE if bad > good else good * 2
-        step = 1.25
-        while good and good * step < bad:
-            if not self.play(mix, good * step).keeps(self.traffic):
-                bad = good * step
-                break
-            good, step = good * step, step * 1.25
-        low = bad / 1024
-        while bad > max(good, low) * CLOSE:
-            rate = (good + bad) / 2
+        rate = good * 1.25 or 0.8 * highest_rate(mix, self.need, self.around)
+        bad, low = 0.0, rate / 1024
+        while not bad or bad > max(good, low) * CLOSE:
             if self.play(mix, rate).keeps(self.traffic):
                 good = rate
             else:
                 bad = rate
+            rate = (good + bad) / 2 if bad else good * 1.25
         return good, bad
 
     def check_possible(self) -> None:
@@ -163,7 +163,7 @@ class Planner:
         roles = {role for _, role in self.seats}
         return "pair" in roles or {"prefill", "decode"} <= roles
 
-    def by_price(self) -> Iterator[tuple[Mix, float]]:
+    def by_price(self) -> Iterator[Mix]:
         """The mixes that could bear the rate, the cheapest first; of one price, the less busy first."""
         number = itertools.count()
         waiting: list[tuple[float, float, int, tuple[int, ...], bool]] = []
@@ -182,7 +182,7 @@ class Planner:
                 return
             _, _, _, counts, bears = heapq.heappop(waiting)
             if bears and not has_idle(mix := self.mix_of(counts)):
-                yield mix, price_of(mix)
+                yield mix
             for more in self.larger(counts):
                 look(more)
         raise ConfigError("there are too many mixes: offer fewer kinds of devices, or fewer roles of them")
