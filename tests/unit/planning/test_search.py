@@ -2,7 +2,6 @@
 
 import itertools
 
-import msgspec
 import pytest
 from planned import SPLIT, device
 
@@ -80,12 +79,12 @@ def test_what_breaks_first_is_what_there_is_too_little_of(
 
 
 def test_the_cheaper_of_two_devices_is_chosen_by_what_it_does_for_its_price() -> None:
-    few = msgspec.structs.replace(SHORT_AND_WIDE, rate=8.0)
-    slow, fast = device("slow", 1.0), device("fast", 3.0, faster=4.0)
-    for kinds, name in (((slow, fast), "fast"), ((slow, device("fast", 6.0, faster=4.0)), "slow")):
-        mix, _ = planner(few, *kinds, count=120).find()
-        prices = {part.kind.name: part.devices * part.kind.price for part in mix}
-        assert max(prices, key=lambda each: prices[each]) == name
+    slow, hopeless = device("slow", 1.0, ("pair",)), device("hopeless", 0.1, ("pair",), faster=0.1)
+    for price, name in ((3.0, "fast"), (9.0, "slow")):
+        fast = device("fast", price, ("pair",), faster=4.0)
+        it = planner(SHORT_AND_WIDE, slow, hopeless, fast, count=150)
+        assert {part.kind.name for part in it.find()[0]} == {name}
+        assert (hopeless, "pair") not in it.seats, "however many there are, each is too slow"
 
 
 def test_a_slo_that_no_device_can_keep_is_refused() -> None:

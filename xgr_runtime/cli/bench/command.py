@@ -53,6 +53,8 @@ def bench(args: argparse.Namespace) -> int:
     key_of_environment()
     if args.plot:
         check_writable(args.plot, "--plot")
+    if args.calibrate:
+        check_writable(args.calibrate, "--calibrate")
     for package in ("aiohttp", *(["matplotlib"] if args.plot else [])):
         need_extra(package)
     with described(args.model_path, args.base_model_path) if args.model_path else nullcontext() as files:
@@ -82,8 +84,10 @@ def key_of_environment() -> str | None:
 
 def check_load(args: argparse.Namespace) -> None:
     """Raises ConfigError for rates and numbers in flight that say nothing."""
-    if (args.rate is None) == (args.in_flight is None):
-        raise ConfigError("say how much: --rate N[,N...], --rate auto, or --in-flight N[,N...]")
+    if [args.rate, args.in_flight, args.calibrate].count(None) != 2:
+        raise ConfigError(
+            "say how much: one of --rate N[,N...], --rate auto, --in-flight N[,N...], and --calibrate FILE"
+        )
     if args.rate not in (None, "auto"):
         parse_numbers(args.rate, "--rate")
     if args.in_flight is not None:
@@ -122,6 +126,7 @@ async def _measure(
     judge: Judge,
     report: Report,
 ) -> None:
+    from xgr_runtime.cli.bench.calibrate import calibrate
     from xgr_runtime.cli.bench.run import Run
     from xgr_runtime.cli.bench.target import Target
     from xgr_runtime.cli.bench.traffic import UNLIMITED, calls
@@ -129,6 +134,9 @@ async def _measure(
     async with Target(args.url, key_of_environment(), args.timeout_ms) as target:
         report.server = await check_server(target, catalog, max(traffic.widths.widths))
         most_tokens = (await target.info()).max_prompt_tokens or UNLIMITED
+        if args.calibrate:
+            report.run = await calibrate(args.calibrate, target, catalog, traffic, judge, report)
+            return
         stream = calls(catalog, traffic, most_tokens, prompts)
         report.run = Run(target, judge, stream, report.load, report.progress)
         await report.run.prime(traffic.known if traffic.kind == "sessions" else 0)

@@ -38,6 +38,11 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     text = "requests per second, a point each, arriving at random; auto: the highest that keeps --slo-ms"
     _add(group, "--rate", text, "--rates", metavar="N[,N...]|auto")
     _add(group, "--in-flight", "instead: so many at a time, a point each", metavar="N[,N...]")
+    text = (
+        "instead: ask one and then four at a time, of many sizes up to --prompt-tokens and --beam-width, and "
+        "write what launches cost to FILE, for `xgr plan`; --duration is that of each"
+    )
+    _add(group, "--calibrate", text, type=Path, metavar="FILE")
     text = "shape of the gamma distributed gaps: 1 is a Poisson process, less is bursts"
     _add(group, "--burstiness", text, type=above_0, default=LOAD.burstiness)
     _add(group, "--duration", "seconds that are measured per point", type=above_0, default=LOAD.duration)

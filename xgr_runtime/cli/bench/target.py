@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.wire.answers import ErrorBody, ModelInfo, ServerInfo
+from xgr_runtime.wire.answers import ErrorBody, ModelInfo, ServerInfo, WorkerList, WorkerStatus
 
 if TYPE_CHECKING:
     import aiohttp
@@ -76,6 +76,10 @@ class Target:
     async def info(self) -> ServerInfo:
         """Limits and state. Raises ConfigError where no deployment answers."""
         return await self._get("/server_info", ServerInfo)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """As they say that they are now. Raises ConfigError."""
+        return (await self._get("/workers?fresh=true", WorkerList)).workers
 
     async def check_catalog(self, catalog: Catalog) -> ModelInfo:
         """Raises ConfigError when the deployment serves another catalog: every answer would look wrong."""
