@@ -2,9 +2,9 @@
 
 python tests/bench/plan.py [--shapes 1+1,1+2,2+2] [--slo-ms 400] [--seconds 15]
 
-Serves a made model with one prefill and one decode worker, has `xgr bench --calibrate` learn what its launches
+Serves a made model with one prefill and one decode worker, has `xgr bench --calibrate` learn what launches
 cost, and measures the processor time of router and client for a request. Then it serves each shape, measures
-the highest rate that keeps the promise (`--rate auto`), and sets it beside the one of the simulation, in which
+the highest rate that keeps the promise (`--rate auto`), and sets it beside that of the simulation, in which
 all processes share this machine's cores. Prints a line for each shape; one JSON line last.
 """
 

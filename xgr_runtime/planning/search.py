@@ -17,6 +17,7 @@ from xgr_runtime.planning.bounds import Needs, highest_rate, needs, seconds_of
 from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Surroundings
 from xgr_runtime.planning.simulation import Mix, MixPart, Played, play
 from xgr_runtime.planning.traffic import PlannedRequest, PlannedTraffic
+from xgr_runtime.planning.workers import PAGE
 
 MOST_LOOKS = 300_000  # mixes that are looked at
 MOST_PARTS = 3  # of a mix: devices of one kind in one role each; with more, nobody would run it
@@ -151,6 +152,14 @@ class Planner:
             raise ConfigError(
                 "the devices' roles need prefill and decode, or pair: nobody would do the other"
             )
+        longest = max(len(request.tokens) for request in self.requests)
+        widest = min(max(request.width for request in self.requests), self.traffic.items)
+        for kind in self.kinds:
+            if kind.kv_tokens // PAGE * PAGE < longest or kind.max_rows < widest:
+                raise ConfigError(
+                    f"device {kind.name} holds {kind.kv_tokens} tokens and {kind.max_rows} rows, a request "
+                    f"has {longest} tokens or {widest} beams: raise kv_tokens or max_rows, or leave it out"
+                )
         least = 1e3 * min(self.need[kind.name, role].quickest for kind, role in self.seats)
         if least > self.traffic.slo_ms and len(self.kinds) == 1:
             raise ConfigError(

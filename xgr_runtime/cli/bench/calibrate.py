@@ -1,4 +1,4 @@
-"""What launches of a deployment cost, for `xgr plan`: requests of many sizes, and what its workers learned."""
+"""What launches of a deployment cost, for `xgr plan`: asks for many sizes, then what its workers learned."""
 
 from __future__ import annotations
 
