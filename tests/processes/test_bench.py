@@ -9,6 +9,7 @@ import pytest
 from lying_deployment import Done, finish, start
 
 from xgr_runtime.launcher.deployment import Deployment
+from xgr_runtime.planning.devices import read_costs
 
 
 @pytest.fixture
@@ -49,6 +50,19 @@ def test_a_closed_loop_counts_no_more_than_was_served(deployment: Deployment, fl
     (point,) = run(flags, "--in-flight", "2", "--duration", "1.5").line["points"]
     assert 0 < point["sent"] == point["answered"] <= answered_by(deployment) - before
     assert point["throughput"] * 1.5 <= answered_by(deployment) - before
+
+
+def test_what_workers_learned_becomes_a_file_of_costs(
+    deployment: Deployment, flags: list[str], tmp_path: Path
+) -> None:
+    run(flags, "--calibrate", str(tmp_path / "costs.json"), "--duration", "2")
+    costs = read_costs(tmp_path / "costs.json")
+    for cost in (costs.prefill, costs.decode):
+        assert cost.most_tokens > 1
+        assert 0 < cost.fixed + 50 * cost.per_token + 2500 * cost.per_pair < 30, "seconds of a small launch"
+    assert 0 < costs.overhead < 30
+    assert costs.kv_pages > 1
+    assert costs.layers >= 1
 
 
 def test_the_same_requests_get_the_same_answers(flags: list[str], tmp_path: Path) -> None:

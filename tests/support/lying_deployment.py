@@ -30,6 +30,8 @@ class Deployment:
     key: str = ""  # that it wants
     answer: Callable[[int, list[int]], Beams] | None = None
     status: int = 200
+    workers: list[dict[str, Any]] = field(default_factory=list)  # as /workers lists them
+    timing: dict[str, float] | None = None  # of every answer, seconds
     bodies: list[dict[str, Any]] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
 
@@ -42,6 +44,8 @@ class Deployment:
             return (403 if key else 401), {"error": {"message": "no"}}
         if path == "/server_info":
             return 200, SERVER_INFO
+        if path == "/workers?fresh=true":
+            return 200, {"workers": self.workers}
         if path == "/model_info":
             return 200, MODEL_INFO | {"catalog_version": self.version or self.catalog.version}
         return self.generate(json.loads(body)) if (method, path) == ("POST", "/generate") else (404, {})
@@ -56,6 +60,7 @@ class Deployment:
         beams = self.answer(width, body["input_ids"]) if self.answer else self.real(width)
         results = [{"output_ids": sid, "meta_info": {"cumulative_logprob": score}} for sid, score in beams]
         meta = {"beam_results": results, "prompt_tokens": len(body["input_ids"]), "cached_tokens": 3}
+        meta |= {"timing": self.timing} if self.timing else {}
         return 200, {"rid": "1", "meta_info": meta}
 
 
