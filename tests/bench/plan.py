@@ -1,6 +1,6 @@
 """How well `xgr plan` foresees what deployments on this machine's cores bear.
 
-python tests/bench/plan.py [--shapes 1+1,1+2,2+2] [--slo-ms 400] [--seconds 15]
+python tests/bench/plan.py [--shapes 1+1,1+2,2+2] [--slo-ms N] [--seconds 15]
 
 Serves a made model with one prefill and one decode worker, has `xgr bench --calibrate` learn what launches
 cost, and measures the processor time of router and client for a request. Then it serves each shape, measures
@@ -29,10 +29,11 @@ from checkpoints import build
 from serve import Serve
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from xgr_runtime.planning.devices import read_devices
+from xgr_runtime.planning.devices import read_costs, read_devices
 from xgr_runtime.planning.search import Planner
 from xgr_runtime.planning.simulation import MixPart
 from xgr_runtime.planning.traffic import PlannedTraffic, drawn
+from xgr_runtime.scheduling.cost_model import alone, prompt_work, search_work
 
 VOCAB, FIRST, CODES, ITEMS = 1024, 64, 256, 20_000
 
@@ -40,7 +41,8 @@ VOCAB, FIRST, CODES, ITEMS = 1024, 64, 256, 20_000
 def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--shapes", default="1+1,1+2,2+2", help="prefill + decode workers, a point each")
-    flags.add_argument("--slo-ms", type=float, default=400.0)
+    text = "absent: four times what launches of one request cost"
+    flags.add_argument("--slo-ms", type=float, help=text)
     flags.add_argument("--tokens", type=int, default=300)
     flags.add_argument("--width", type=int, default=64)
     flags.add_argument("--seconds", type=float, default=15.0, help="that are measured at each rate")
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="xgr-plan-") as folder:
         files = made(Path(folder), args.layers)
         costs = calibrated(files, args)
+        args.slo_ms = args.slo_ms or 4e3 * alone_seconds(files, args)
         for prefill, decode in shapes:
             point = {
                 "prefill": prefill,
@@ -150,6 +153,13 @@ def calibrated(files: Path, args: argparse.Namespace) -> dict[str, Any]:
         router_ms = 1e3 * (sum(router.cpu_times()[:2]) - before) / point["sent"]
     costs: dict[str, Any] = json.loads((files / "costs.json").read_text())
     return {**costs, "router_ms": router_ms, "client_ms": point["client_ms"]}
+
+
+def alone_seconds(files: Path, args: argparse.Namespace) -> float:
+    """Of a request that nobody else is beside, by the costs."""
+    costs = read_costs(files / "costs.json")
+    search = search_work(args.tokens, [1, args.width, args.width])
+    return costs.overhead + alone(costs.prefill, prompt_work(0, args.tokens)) + alone(costs.decode, search)
 
 
 def foreseen(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from xgr_runtime.cli.bench.calibrate import cost_file
+from xgr_runtime.errors import ConfigError
 from xgr_runtime.planning.devices import read_costs
+from xgr_runtime.wire.answers import WorkerStatus
 from xgr_runtime.wire.messages import LAUNCHES
 
 if TYPE_CHECKING:
@@ -71,23 +75,18 @@ def test_it_asks_for_all_sizes(bench: Bench, learned: Deployment, tmp_path: Path
     assert asked == {(tokens, width) for tokens in (80, 20, 40, 10) for width in (40, 10, 20, 5)}
 
 
-@pytest.mark.parametrize(
-    ("workers", "role"),
-    [
-        ([worker("prefill", 0.1), worker("decode", 0.1, launches=2)], "decode"),
-        ([worker("prefill", 0.1, known=False), worker("decode", 0.1)], "prefill"),
-        ([], "prefill"),
-    ],
-    ids=["few", "unknown", "nobody"],
-)
-def test_workers_that_know_nothing_are_said(
-    bench: Bench, learned: Deployment, tmp_path: Path, workers: list[dict[str, Any]], role: str
-) -> None:
-    learned.workers = workers
+def test_workers_that_know_nothing_are_said(bench: Bench, learned: Deployment, tmp_path: Path) -> None:
+    learned.workers = [worker("prefill", 0.1), worker("decode", 0.1, launches=2)]
     done = bench("--calibrate", str(tmp_path / "costs.json"))
     assert done.code == 2
-    assert f"no {role} worker knows yet what its launches cost: raise --duration" in done.err
+    assert "no decode worker knows yet what its launches cost: raise --duration" in done.err
     assert not (tmp_path / "costs.json").exists()
+
+
+@pytest.mark.parametrize("workers", [[worker("prefill", 0.1, known=False), worker("decode", 0.1)], []])
+def test_workers_without_a_cost_know_nothing(workers: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="no prefill worker knows yet"):
+        cost_file(msgspec.convert(workers, list[WorkerStatus]), 0.0)
 
 
 def test_calibration_is_a_load_of_its_own(bench: Bench, learned: Deployment, tmp_path: Path) -> None:

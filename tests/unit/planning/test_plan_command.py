@@ -24,7 +24,7 @@ def files(tmp_path: Path) -> list[str]:
 def test_a_plan_is_printed_and_its_last_line_is_json(
     files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*files, "--requests", "200"]) == 0
+    assert main([*files, "--requests", "150"]) == 0
     out, err = capsys.readouterr()
     line = json.loads(out.splitlines()[-1])
     assert line["mix"] == [
@@ -44,7 +44,7 @@ def test_recorded_requests_are_played_at_their_rate(
     files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log.jsonl"
-    lines = [{"at": at / 10, "prompt_tokens": 400, "beam_width": 20} for at in range(150)]
+    lines = [{"at": at / 10, "prompt_tokens": 400, "beam_width": 20} for at in range(120)]
     log.write_text("\n".join(map(json.dumps, lines)))
     assert main([*files, "--recorded", str(log)]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -51,7 +51,7 @@ def test_no_cheaper_mix_holds_the_promise() -> None:
 
 
 def test_the_margin_is_what_it_bears_and_no_more() -> None:
-    it = planner(SHORT_AND_WIDE)
+    it = planner(SHORT_AND_WIDE, count=150)
     plan = it.cheapest()
     assert plan.margin >= 1.0
     assert it.play(plan.mix, plan.margin * SHORT_AND_WIDE.rate).keeps(SHORT_AND_WIDE)
@@ -71,7 +71,7 @@ def test_what_breaks_first_is_what_there_is_too_little_of(
     traffic: PlannedTraffic, mix: tuple[int, int], words: str
 ) -> None:
     one = device(roles=SPLIT)
-    it = planner(traffic, one)
+    it = planner(traffic, one, count=100)
     lopsided = (MixPart(one, "prefill", mix[0]), MixPart(one, "decode", mix[1]))
     good, bad = it.highest(lopsided)
     found = what_breaks(it.play(lopsided, good), it.play(lopsided, 1.2 * bad, to_the_end=True))
