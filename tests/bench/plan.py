@@ -134,7 +134,7 @@ def bench(files: Path, args: argparse.Namespace, url: str, *flags: str) -> dict[
         "--beam-width",
         str(args.width),
         "--slo-ms",
-        str(args.slo_ms),
+        str(args.slo_ms or 1000),
         "--duration",
         str(args.seconds),
     ]
