@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def serving(files: Path, args: argparse.Namespace, prefill: int, decode: int) ->
     }
     deployment = Serve([f"--{name}={value}" for name, value in settings.items()], os.environ)
     try:
+        with suppress(AssertionError):  # a busy machine may need more than a test waits for
+            deployment.url()
         yield deployment.url(), deployment
     finally:
         deployment.close()

@@ -70,6 +70,7 @@ class DeviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     router_ms: Few = 0.5  # of the router's one core, for each request
     overhead_ms: Few | None = None  # on top for each; absent: as measured, else 1
     client_ms: Few = 0.0  # of a client on the same cores, where there is one
+    max_live: Number = 512  # requests that the router holds
     cores: Annotated[int, Meta(ge=0, le=4096)] = 0  # that router and all launches share; 0: they share none
 
 
@@ -99,6 +100,7 @@ class Surroundings:
     overhead: float = 1e-3
     client: float = 0.0
     cores: int = 0
+    max_live: int = 512
 
 
 def read_devices(path: Path) -> tuple[list[DeviceKind], Surroundings]:
@@ -112,7 +114,12 @@ def read_devices(path: Path) -> tuple[list[DeviceKind], Surroundings]:
     measured = max(overheads, default=1e-3)
     overhead = measured if file.overhead_ms is None else file.overhead_ms / 1e3
     around = Surroundings(
-        file.link_gbit * 1e9 / 8, file.router_ms / 1e3, overhead, file.client_ms / 1e3, file.cores
+        file.link_gbit * 1e9 / 8,
+        file.router_ms / 1e3,
+        overhead,
+        file.client_ms / 1e3,
+        file.cores,
+        file.max_live,
     )
     return kinds, around
 

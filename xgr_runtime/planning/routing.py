@@ -14,8 +14,6 @@ from xgr_runtime.planning.traffic import PlannedRequest, PlannedTraffic
 from xgr_runtime.planning.workers import Marks, PlayedDecode, PlayedPrefill, SimulatedTask
 from xgr_runtime.wire.messages import AttemptId, ModelIdentity, StepCost
 
-MAX_LIVE = 512  # the usual --max-live
-
 _MODEL = ModelIdentity("planned", "bfloat16", 1, 1, 1, 1, 1, 1)
 _CATALOG = "planned"
 
@@ -42,6 +40,7 @@ class PlayedRouter:
     cores: SharedCores
     traffic: PlannedTraffic
     seconds: float
+    max_live: int
     over: Outcome
     prefill: list[tuple[WorkerSeat, PlayedPrefill]] = field(default_factory=list)
     decode: list[tuple[WorkerSeat, PlayedDecode]] = field(default_factory=list)
@@ -62,7 +61,7 @@ class PlayedRouter:
         deadline = arrived + traffic.timeout_ms / 1e3
         beams = traffic.beams(request.width)
         ask = Ask(len(request.tokens), beams, deadline)
-        if self.live >= MAX_LIVE:
+        if self.live >= self.max_live:
             self.over(number, None)
             return
         prefill = [self._candidate(seat, it.kind.speed.prefill_cost, request) for seat, it in self.prefill]

@@ -21,6 +21,7 @@ from xgr_runtime.planning.workers import PAGE
 
 MOST_LOOKS = 300_000  # mixes that are looked at
 MOST_PARTS = 3  # of a mix: devices of one kind in one role each; with more, nobody would run it
+SLACK = 1.1  # by which a mix may do better than what its devices were seen to do at their best
 CLOSE = 1.04  # a rate that does not hold this little above one that does ends a search for the highest
 
 Seen = Callable[[Mix, Played], None]
@@ -100,7 +101,9 @@ class Planner:
             if not good:
                 self.seats.remove((kind, role))
                 continue
-            self.need[kind.name, role] = self.need[kind.name, role].busy_at_most(bad / bound)
+            self.need[kind.name, role] = self.need[kind.name, role].busy_at_most(
+                min(1.0, SLACK * bad / bound)
+            )
         if not self.complete():
             raise ConfigError(
                 f"no device keeps slo_ms {self.traffic.slo_ms:g} however many there are: raise it, or offer "

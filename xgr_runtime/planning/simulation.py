@@ -85,7 +85,9 @@ class _Playing:
         self.clock = SimulatedClock()
         self.cores = SharedCores(self.clock, around.cores)
         self.client = OneAtATime(self.cores)
-        self.router = PlayedRouter(self.clock, self.cores, traffic, around.router, self.answered)
+        self.router = PlayedRouter(
+            self.clock, self.cores, traffic, around.router, around.max_live, self.answered
+        )
         self.devices: list[tuple[MixPart, SimulatedDevice]] = []
         self.first = int(WARM_UP * len(requests))  # that counts
         self.found: list[tuple[float, Marks]] = []

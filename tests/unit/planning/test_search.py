@@ -6,9 +6,10 @@ import pytest
 from planned import SPLIT, device
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.planning.devices import DeviceKind, Surroundings
+from xgr_runtime.planning.bounds import highest_rate, needs
+from xgr_runtime.planning.devices import ROLES, DeviceKind, DeviceRole, Surroundings
 from xgr_runtime.planning.search import Planner, price_of, what_breaks
-from xgr_runtime.planning.simulation import MixPart, play
+from xgr_runtime.planning.simulation import MixPart
 from xgr_runtime.planning.traffic import PlannedTraffic, drawn
 
 AROUND = Surroundings(link=1e12, router=0.0, overhead=0.0)
@@ -18,6 +19,7 @@ SHORT_AND_WIDE = PlannedTraffic(rate=20.0, slo_ms=900, prompt_tokens=60, beam_wi
 RETURNING = PlannedTraffic(
     rate=20.0, slo_ms=900, prompt_tokens={300: 1, 1500: 1}, beam_width=200, returning=0.8, users=50
 )
+QUICK = PlannedTraffic(rate=30.0, slo_ms=120, prompt_tokens=200, beam_width=100)
 
 
 def planner(traffic: PlannedTraffic, *kinds: DeviceKind, count: int = 250) -> Planner:
@@ -39,15 +41,20 @@ def test_a_plan_beats_an_even_split_of_roles(traffic: PlannedTraffic, more: str)
     assert played.keeps(traffic)
 
 
-def test_no_cheaper_mix_holds_the_promise() -> None:
-    """Of all mixes that cost less, played one by one."""
-    one, traffic = device(roles=SPLIT), RETURNING
-    it = planner(traffic, one)
+@pytest.mark.parametrize("roles", [SPLIT, ROLES], ids=["split", "all"])
+def test_no_cheaper_mix_holds_the_promise(roles: tuple[DeviceRole, ...]) -> None:
+    """Of all that cost less, played one by one; what falls behind for ever can hold it for a short run."""
+    one, traffic = device(roles=roles), QUICK
+    it = planner(traffic, one, count=150)
+    always = needs([one], traffic, it.requests, AROUND)
     price = int(price_of(it.find()[0]))
-    for p, d in itertools.product(range(1, price), repeat=2):
-        if p + d < price:
-            mix = (MixPart(one, "prefill", p), MixPart(one, "decode", d))
-            assert not play(mix, AROUND, traffic, it.requests, traffic.rate).keeps(traffic), (p, d)
+    others = 0
+    for counts in itertools.product(range(price), repeat=len(roles)):
+        mix = tuple(MixPart(one, *part) for part in zip(roles, counts, strict=True) if part[1])
+        if sum(counts) < price and highest_rate(mix, always, AROUND) >= traffic.rate:
+            others += 1
+            assert not it.play(mix, traffic.rate).keeps(traffic), mix
+    assert others, "some could have"
 
 
 def test_the_margin_is_what_it_bears_and_no_more() -> None:
