@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Surroundings
+from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Site
 from xgr_runtime.planning.simulation import Mix
 from xgr_runtime.planning.traffic import PlannedRequest, PlannedTraffic
 from xgr_runtime.scheduling.cost_model import alone, marginal, prompt_work, search_work
@@ -42,7 +42,7 @@ def needs(
     kinds: Sequence[DeviceKind],
     traffic: PlannedTraffic,
     requests: Sequence[PlannedRequest],
-    around: Surroundings,
+    around: Site,
 ) -> Needs:
     """Of devices that are always at work."""
     some = requests[-SAMPLE:]
@@ -56,7 +56,7 @@ def _need(
     traffic: PlannedTraffic,
     requests: Sequence[PlannedRequest],
     found: Sequence[int],
-    around: Surroundings,
+    around: Site,
 ) -> Need:
     prompts, searches, link, single = [], [], [], []
     p_cost, d_cost = kind.speed.prefill_cost, kind.speed.decode_cost
@@ -89,7 +89,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def highest_rate(mix: Mix, need: Needs, around: Surroundings) -> float:
+def highest_rate(mix: Mix, need: Needs, around: Site) -> float:
     """Requests per second that the mix cannot exceed."""
     prompts, searches = _rate(mix, need, "prefill"), _rate(mix, need, "decode")
     pairs = [part for part in mix if part.role == "pair"]

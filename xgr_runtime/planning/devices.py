@@ -92,7 +92,7 @@ class DeviceKind:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Site:
     """What is the same for all mixes. Seconds, bytes per second."""
 
     link: float = 50e9
@@ -103,7 +103,7 @@ class Surroundings:
     max_live: int = 512
 
 
-def read_devices(path: Path) -> tuple[list[DeviceKind], Surroundings]:
+def read_devices(path: Path) -> tuple[list[DeviceKind], Site]:
     """Files that it names are looked for beside it. Raises ConfigError, ModelError."""
     file, folder = read_toml(path, DeviceFile), path.parent
     names = [device.name for device in file.devices]
@@ -113,7 +113,7 @@ def read_devices(path: Path) -> tuple[list[DeviceKind], Surroundings]:
     kinds = [_kind(path, device, file, folder, overheads) for device in file.devices]
     measured = max(overheads, default=1e-3)
     overhead = measured if file.overhead_ms is None else file.overhead_ms / 1e3
-    around = Surroundings(
+    around = Site(
         file.link_gbit * 1e9 / 8,
         file.router_ms / 1e3,
         overhead,

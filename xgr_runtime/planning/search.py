@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.planning.bounds import Needs, highest_rate, needs, seconds_of
-from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Surroundings
+from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Site
 from xgr_runtime.planning.simulation import Mix, MixPart, Played, play
 from xgr_runtime.planning.traffic import PlannedRequest, PlannedTraffic
 from xgr_runtime.planning.workers import PAGE
@@ -28,7 +28,7 @@ Seen = Callable[[Mix, Played], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class MixPlan:
     """`margin`: the highest rate that the mix holds, over the planned one; `beyond`: what it does above."""
 
     mix: Mix
@@ -45,7 +45,7 @@ class Planner:
     """Finds plans for one traffic. `seen` is called after every mix that was played."""
 
     kinds: Sequence[DeviceKind]
-    around: Surroundings
+    around: Site
     traffic: PlannedTraffic
     requests: Sequence[PlannedRequest]
     most_played: int = 300
@@ -60,7 +60,7 @@ class Planner:
         """See `simulation.play`."""
         return play(mix, self.around, self.traffic, self.requests, rate, to_the_end)
 
-    def cheapest(self) -> Plan:
+    def cheapest(self) -> MixPlan:
         """With its margin. Raises ConfigError where no mix holds the promise, or too many were tried."""
         return self.plan(*self.find())
 
@@ -126,12 +126,12 @@ class Planner:
             mix.append(MixPart(quick, other, plenty))
         return tuple(mix)
 
-    def plan(self, mix: Mix, played: Played) -> Plan:
+    def plan(self, mix: Mix, played: Played) -> MixPlan:
         """With its margin."""
         best, bad = self.highest(mix, self.traffic.rate)
         beyond = self.play(mix, bad, to_the_end=True)
         breaks = what_breaks(played, beyond)
-        return Plan(mix, price_of(mix), played, best / self.traffic.rate, beyond, bad, breaks)
+        return MixPlan(mix, price_of(mix), played, best / self.traffic.rate, beyond, bad, breaks)
 
     def highest(self, mix: Mix, good: float = 0.0) -> tuple[float, float]:
         """The highest rate at which it holds the promise, and one just above at which it does not.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xgr_runtime.planning.clock import OneAtATime, SharedCores, SimulatedClock
-from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Surroundings
+from xgr_runtime.planning.devices import DeviceKind, DeviceRole, Site
 from xgr_runtime.planning.routing import PlayedRouter, WorkerSeat
 from xgr_runtime.planning.traffic import PlannedRequest, PlannedTraffic
 from xgr_runtime.planning.workers import STAGES, Marks, PlayedDecode, PlayedPrefill, SimulatedDevice
@@ -59,7 +59,7 @@ class Played:
 
 def play(
     mix: Mix,
-    around: Surroundings,
+    around: Site,
     traffic: PlannedTraffic,
     requests: Sequence[PlannedRequest],
     rate: float,
@@ -75,7 +75,7 @@ class _Playing:
     def __init__(
         self,
         mix: Mix,
-        around: Surroundings,
+        around: Site,
         traffic: PlannedTraffic,
         requests: Sequence[PlannedRequest],
         rate: float,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xgr_runtime.errors import ConfigError
-from xgr_runtime.planning.devices import DeviceKind, Surroundings, read_devices
+from xgr_runtime.planning.devices import DeviceKind, Site, read_devices
 from xgr_runtime.planning.traffic import PlannedTraffic, drawn, read_recorded, read_traffic
 
 MODEL = "{layers = 2, hidden = 64, intermediate = 64, q_heads = 2, kv_heads = 2, head_dim = 32, vocab = 100}"
@@ -22,7 +22,7 @@ COSTS = {
 }
 
 
-def devices(folder: Path, text: str) -> tuple[list[DeviceKind], Surroundings]:
+def devices(folder: Path, text: str) -> tuple[list[DeviceKind], Site]:
     (folder / "costs.json").write_text(json.dumps(COSTS))
     file = folder / "devices.toml"
     file.write_text(text)
@@ -50,7 +50,7 @@ def test_devices_by_costs_and_by_roofline(tmp_path: Path) -> None:
     )
     assert (ours.kv_tokens, ours.layers, ours.roles, ours.cohorts) == (3200, 4, ("prefill", "decode"), False)
     assert (card.kv_tokens, card.price, card.cohorts, card.token_bytes) == (5000, 3.5, True, 2 * 2 * 2 * 64)
-    assert around == Surroundings(link=50e9, router=0.5e-3, overhead=0.002, cores=2)
+    assert around == Site(link=50e9, router=0.5e-3, overhead=0.002, cores=2)
     assert ours.speed.forward([(0, 10)]) == pytest.approx(2e-3)
     one, many = card.speed.forward([(0, 64)]), card.speed.forward([(0, 64)] * 64)
     assert one < many < 64 * one

@@ -7,12 +7,12 @@ from planned import SPLIT, device
 
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.planning.bounds import highest_rate, needs
-from xgr_runtime.planning.devices import ROLES, DeviceKind, DeviceRole, Surroundings
+from xgr_runtime.planning.devices import ROLES, DeviceKind, DeviceRole, Site
 from xgr_runtime.planning.search import Planner, price_of, what_breaks
 from xgr_runtime.planning.simulation import MixPart
 from xgr_runtime.planning.traffic import PlannedTraffic, drawn
 
-AROUND = Surroundings(link=1e12, router=0.0, overhead=0.0)
+AROUND = Site(link=1e12, router=0.0, overhead=0.0)
 
 LONG_AND_NARROW = PlannedTraffic(rate=20.0, slo_ms=900, prompt_tokens={600: 1, 1200: 1}, beam_width=8)
 SHORT_AND_WIDE = PlannedTraffic(rate=20.0, slo_ms=900, prompt_tokens=60, beam_width=256)

@@ -3,12 +3,12 @@
 import pytest
 from planned import SPLIT, device
 
-from xgr_runtime.planning.devices import Surroundings
+from xgr_runtime.planning.devices import Site
 from xgr_runtime.planning.simulation import Mix, MixPart, Played, play
 from xgr_runtime.planning.traffic import PlannedTraffic, drawn
 from xgr_runtime.wire.messages import StepCost
 
-ALONE = Surroundings(link=1e18, router=0.0, overhead=0.0)
+ALONE = Site(link=1e18, router=0.0, overhead=0.0)
 ONE = device()
 PAIR: Mix = (MixPart(ONE, "pair", 1),)
 TWO: Mix = (MixPart(ONE, "prefill", 1), MixPart(ONE, "decode", 1))
@@ -31,7 +31,7 @@ def test_an_idle_deployment_takes_what_the_work_takes(mix: Mix) -> None:
 def test_what_surrounds_the_workers_counts() -> None:
     requests = drawn(TRAFFIC, 200, 0)
     bare = play(TWO, ALONE, TRAFFIC, requests, 0.1).percentile(0.5)
-    around = Surroundings(link=400 * 1024 / 0.010, router=0.004, overhead=0.003)
+    around = Site(link=400 * 1024 / 0.010, router=0.004, overhead=0.003)
     # A link that needs 10 ms for a prompt is through with all but the last of 4 layers when it is computed.
     more = play(TWO, around, TRAFFIC, requests, 0.1).percentile(0.5) - bare
     assert more == pytest.approx(0.004 + 0.003 + 0.010 / 4, rel=1e-3)

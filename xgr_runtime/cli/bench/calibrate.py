@@ -36,14 +36,14 @@ PARTS = (1.0, 0.25, 0.5, 0.125)  # of the longest prompt and the widest beam: al
 _TYPICAL = Work(1, 512, 512 * 512)  # by which workers of one role are compared
 
 
-class _Meta(msgspec.Struct):
+class _TimedMeta(msgspec.Struct):
     timing: Timing
 
 
 class _Timed(msgspec.Struct):
     """The part of an answer that says where its time went."""
 
-    meta_info: _Meta
+    meta_info: _TimedMeta
 
 
 class TimedTarget:

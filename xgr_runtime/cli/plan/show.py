@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from xgr_runtime.planning.search import Plan, Planner
+    from xgr_runtime.planning.search import MixPlan, Planner
     from xgr_runtime.planning.simulation import Mix, Played
     from xgr_runtime.planning.traffic import PlannedTraffic
 
@@ -30,7 +30,7 @@ def line(mix: Mix, played: Played, traffic: PlannedTraffic) -> str:
     return f"{words(mix)}: p99 {_milliseconds(played.percentile(0.99))} ms{until}, {verdict}"
 
 
-def even_split(planner: Planner, plan: Plan) -> EvenSplit | None:
+def even_split(planner: Planner, plan: MixPlan) -> EvenSplit | None:
     """The cheapest of all kinds of the plan. None where roles do not allow it, or none holds the promise."""
     from xgr_runtime.planning.search import price_of
 
@@ -42,7 +42,7 @@ def even_split(planner: Planner, plan: Plan) -> EvenSplit | None:
     return min(found, key=lambda each: each.price, default=None)
 
 
-def report(plan: Plan, even: EvenSplit | None, traffic: PlannedTraffic) -> None:
+def report(plan: MixPlan, even: EvenSplit | None, traffic: PlannedTraffic) -> None:
     """For people, on stdout."""
     played, beyond = plan.played, plan.beyond
     print(f"{words(plan.mix)}: price {plan.price:g}")
@@ -61,7 +61,7 @@ def report(plan: Plan, even: EvenSplit | None, traffic: PlannedTraffic) -> None:
         print(f"  an even split that holds: {words(even.mix)}: price {even.price:g}")
 
 
-def as_json(plan: Plan, even: EvenSplit | None, traffic: PlannedTraffic) -> dict[str, Any]:
+def as_json(plan: MixPlan, even: EvenSplit | None, traffic: PlannedTraffic) -> dict[str, Any]:
     """The same for programs."""
     return {
         "price": plan.price,
