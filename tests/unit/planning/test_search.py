@@ -89,7 +89,7 @@ def test_the_cheaper_of_two_devices_is_chosen_by_what_it_does_for_its_price() ->
     slow, hopeless = device("slow", 1.0, ("pair",)), device("hopeless", 0.1, ("pair",), faster=0.1)
     for price, name in ((3.0, "fast"), (9.0, "slow")):
         fast = device("fast", price, ("pair",), faster=4.0)
-        it = planner(SHORT_AND_WIDE, slow, hopeless, fast, count=150)
+        it = planner(SHORT_AND_WIDE, slow, hopeless, fast, count=100)
         assert {part.kind.name for part in it.find()[0]} == {name}
         assert (hopeless, "pair") not in it.seats, "however many there are, each is too slow"
 
