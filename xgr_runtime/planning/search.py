@@ -262,7 +262,7 @@ def has_idle(mix: Mix) -> bool:
 
 def price_of(mix: Mix) -> float:
     """Of all its devices."""
-    return sum(part.devices * part.kind.price for part in mix)
+    return round(sum(part.devices * part.kind.price for part in mix), 6)
 
 
 _FIRST: dict[str, tuple[str, tuple[DeviceRole, ...]]] = {
