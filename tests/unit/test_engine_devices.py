@@ -23,7 +23,7 @@ def test_an_engine_is_made_for_the_models_gpu(monkeypatch: pytest.MonkeyPatch, w
         raise Chosen(index)
 
     monkeypatch.setattr(device, "CudaDevice", chosen)
-    make_engine = importlib.import_module(f"{worker}.__main__").make_engine
+    make_engine = importlib.import_module(f"{worker}.start").make_engine
     model: Any = SimpleNamespace(backend=SimpleNamespace(device=torch.device("cuda", 1)))
     more = (SimpleNamespace(scoring=Scoring()), 64) if worker == "decode_worker" else ()
     with pytest.raises(Chosen) as error:
