@@ -13,14 +13,14 @@ The policy:
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from router.admission.backlog import Backlog, Rank, Share
 from router.admission.margins import Margin
 from router.admission.offered import Offered
-from router.admission.pairing import Candidate, Pair, pairs_by_finish
+from router.admission.pairing import Candidate, Pair, compatible, contenders, pairs_by_finish
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
 from xgr_runtime.scheduling.cost_model import Work, alone, prompt_work, search_work, shared
 from xgr_runtime.wire.messages import StepCost
@@ -141,11 +141,14 @@ class Admission:
             p, d = bookings[pair.prefill.incarnation], bookings[pair.decode.incarnation]
             return Forecast.of(p, d, pair.one_device)
 
-        pairs = pairs_by_finish(prefill, decode, catalog, avoid, lambda pair: forecast(pair).total)
+        some = contenders(prefill, decode, catalog, avoid, _times(prefill, decode, bookings), _TRIED)
+        pairs = pairs_by_finish(*some, catalog, avoid, lambda pair: forecast(pair).total)
         if not pairs:
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
         left = ask.deadline - now
-        fastest = min(forecast(pair).own for pair in pairs)
+        fastest = forecast(pairs[0]).own
+        if fastest > left:
+            fastest = min(forecast(pair).own for pair in compatible(prefill, decode, catalog))
         if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
                 f"the deadline cannot be met: {fastest * 1000:.0f} ms are needed, {left * 1000:.0f} are left",
@@ -254,6 +257,18 @@ def _promise(ask: Ask, pair: Pair, prefill: Booking, decode: Booking, now: float
     """Both shares are due when the rest, alone, still makes the deadline."""
     prefill.share.due, decode.share.due = ask.deadline - decode.own, ask.deadline
     return Promise(pair, prefill, decode, now, ask.deadline)
+
+
+def _times(
+    prefill: Sequence[Candidate], decode: Sequence[Candidate], bookings: Mapping[int, Booking]
+) -> dict[int, tuple[float, ...]]:
+    """What `Forecast.of` rises with, by incarnation: when a prompt is there, and a search and what it awaits."""
+    booked = [(w.incarnation, bookings[w.incarnation]) for w in prefill]
+    times: dict[int, tuple[float, ...]] = {number: (own + share.ahead,) for number, (own, share) in booked}
+    for w in decode:
+        own, share = bookings[w.incarnation]
+        times[w.incarnation] = own, share.ahead
+    return times
 
 
 def _with_costs(workers: Sequence[Candidate], work: Work) -> list[Candidate]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
-from router.admission.pairing import Candidate, pairs_by_finish
+from router.admission.pairing import Candidate, compatible
 from router.job import Flush, WorkerState
 from router.workers.breaker import Breaker
 from router.workers.sglang_worker import SglangServer
@@ -216,7 +216,8 @@ class Roster:
         """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
         prefill = [w for w in self.prefill if not self.problem(w)]
         decode = [w for w in self.decode if not self.problem(w)]
-        if not pairs_by_finish(candidates(prefill), candidates(decode), self._catalogs.newest.version):
+        newest = self._catalogs.newest.version
+        if not any(True for _ in compatible(candidates(prefill), candidates(decode), newest)):
             return None
         all_limits = [w.hello.limits for w in [*prefill, *decode] if w.hello]
         return Limits(

@@ -1,10 +1,11 @@
 """Which pair serves a request: a list of cases."""
 
+import random
 from dataclasses import replace
 
 import msgspec
 
-from router.admission.pairing import Candidate, Pair, pairs_by_finish
+from router.admission.pairing import Candidate, Pair, contenders, pairs_by_finish
 from xgr_runtime.wire.messages import ModelIdentity
 
 MODEL = ModelIdentity("hash", "float32", 4, 2, 32, 192, 1027, 1)
@@ -83,3 +84,55 @@ def test_no_pair() -> None:
     assert not pairs_by_finish([P0], [], "v1")
     assert not pairs_by_finish([P0], [decode("d2", 13, model=OTHER)], "v1")
     assert not pairs_by_finish([P0], [D0], "v2")
+
+
+def test_the_best_pairs_of_the_contenders_are_the_best_of_all() -> None:
+    fewest = 0
+    for seed in range(300):
+        draw = random.Random(seed)
+        prompts, searches = fleet(draw, "prefill"), fleet(draw, "decode")
+        avoid = {w.incarnation for w in [*prompts, *searches] if draw.random() < 0.1}
+        values = (
+            [0.0, 0.0004, 0.001, 0.0017, 0.3] if draw.random() < 0.7 else [draw.random() for _ in range(9)]
+        )
+        own = {w.incarnation: draw.choice(values) for w in [*prompts, *searches]}
+        ahead = {w.incarnation: draw.choice(values) for w in [*prompts, *searches]}
+
+        def finish(pair: Pair, own: dict[int, float] = own, ahead: dict[int, float] = ahead) -> float:
+            p, d = pair.prefill.incarnation, pair.decode.incarnation
+            ready = ahead[p] + own[p]
+            return own[d] + (9.0 if pair.one_device else max(ready, ahead[d]))
+
+        times: dict[int, tuple[float, ...]] = {
+            w.incarnation: (ahead[w.incarnation] + own[w.incarnation],) for w in prompts
+        }
+        times.update({w.incarnation: (own[w.incarnation], ahead[w.incarnation]) for w in searches})
+        some = contenders(prompts, searches, "v1", avoid, times, 4)
+        expected = pairs_by_finish(prompts, searches, "v1", avoid, finish)[:4]
+        assert pairs_by_finish(*some, "v1", avoid, finish)[:4] == expected, seed
+        fewest += sum(map(len, some)) < len(prompts) + len(searches)
+    assert fewest > 100, "many are left out"
+
+
+def test_of_many_idle_workers_four_are_looked_at() -> None:
+    prompts = [prefill(f"p{number:02}", 100 + number) for number in range(64)]
+    searches = [decode(f"d{number:02}", 200 + number) for number in range(64)]
+    times: dict[int, tuple[float, ...]] = {w.incarnation: (0.1, 0.0) for w in [*prompts, *searches]}
+    assert contenders(prompts, searches, "v1", (), times, 4) == (prompts[:4], searches[:4])
+
+
+def fleet(draw: random.Random, role: str) -> list[Candidate]:
+    """Some workers that differ in whatever decides between them."""
+    return [
+        Candidate(
+            f"{role}-{number}",
+            number + (100 if role == "prefill" else 200),
+            MODEL if draw.random() < 0.9 else OTHER,
+            draw.choice([0, 0, 3, 7]),
+            ["v1"] if draw.random() < 0.9 else ["v0"],
+            reuse=draw.choice([0, 0, 3]),
+            turns=f"gpu{draw.randrange(3)}" if draw.random() < 0.1 else "",
+            memory=(number if role == "prefill" or draw.random() < 0.1 else 0),
+        )
+        for number in range(draw.randrange(1, 20))
+    ]
