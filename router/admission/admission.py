@@ -262,7 +262,7 @@ def _promise(ask: Ask, pair: Pair, prefill: Booking, decode: Booking, now: float
 def _times(
     prefill: Sequence[Candidate], decode: Sequence[Candidate], bookings: Mapping[int, Booking]
 ) -> dict[int, tuple[float, ...]]:
-    """What `Forecast.of` rises with, by incarnation: when a prompt is there, and a search and what it awaits."""
+    """What `Forecast.of` rises with, by incarnation: of prompts when they are there."""
     booked = [(w.incarnation, bookings[w.incarnation]) for w in prefill]
     times: dict[int, tuple[float, ...]] = {number: (own + share.ahead,) for number, (own, share) in booked}
     for w in decode:

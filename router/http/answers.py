@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise, repeat
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from xgr_runtime.wire.answers import (
     MetaInfo,
     UnknownItems,
 )
+
+MOST_TEXTS = 1 << 14  # of tokens that are kept: the tokenizer takes as long for one as a result does
 
 _NULL = msgspec.Raw(b"null")
 
@@ -129,4 +131,9 @@ def item_infos(catalog: Catalog, rows: NDArray[np.int64], listing: Listing) -> l
 
 def sid_text(tokenizer: Tokenizer, sid: list[int]) -> str:
     """Tokens one by one: a decoder for prose would put spaces between them."""
-    return "".join(tokenizer.decode([token], skip_special_tokens=False) for token in sid)
+    return "".join(_token_text(tokenizer, token) for token in sid)
+
+
+@lru_cache(MOST_TEXTS)
+def _token_text(tokenizer: Tokenizer, token: int) -> str:
+    return str(tokenizer.decode([token], skip_special_tokens=False))

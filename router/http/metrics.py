@@ -54,6 +54,7 @@ class RequestMetrics:
     def __init__(self, live: Callable[[], int], workers: Callable[[], Sequence[WorkerReport]]) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
         self._requests = Counter("xgr_requests", "Requests by HTTP status.", ["status"], registry=registry)
+        self._by_status: dict[int, Counter] = {}  # to look one up checks and locks each time
         self._seconds = Histogram(
             "xgr_request_seconds", "From arrival to answer.", buckets=LATENCY_BUCKETS, registry=registry
         )
@@ -67,7 +68,10 @@ class RequestMetrics:
 
     def observe(self, status: int, seconds: float, prompt_tokens: int, *, underfilled: bool) -> None:
         """Count one finished request."""
-        self._requests.labels(str(status)).inc()
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self._requests.labels(str(status))
+        counter.inc()
         self._seconds.observe(seconds)
         self._prompt_tokens.inc(prompt_tokens)
         if underfilled:

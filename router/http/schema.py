@@ -52,8 +52,11 @@ Rid = Annotated[
 ]
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 def null() -> msgspec.Raw:
-    return msgspec.Raw(b"null")
+    return _NULL
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -372,7 +375,10 @@ def refuse_sampling(body: GenerateRequest, depth: int, emitted: int) -> None:
 def refuse_others(struct: msgspec.Struct, neutral: dict[str, tuple[object, ...]], prefix: str = "") -> None:
     """Raises `BadRequest` naming the first field with another value than null and what `neutral` has."""
     for name, accepted in neutral.items():
-        value = _read(getattr(struct, name))
+        value = getattr(struct, name)
+        if value is None or value is _NULL:  # most are absent
+            continue
+        value = _read(value)
         if value is not None and value not in accepted:
             choices = "".join(f" or send {msgspec.json.encode(choice).decode()}" for choice in accepted)
             raise BadRequest(

@@ -37,6 +37,12 @@ class StringTable(NamedTuple):
         view = memoryview(self.blob.data)
         return [bytes(view[a:b]) for a, b in zip(first, last, strict=True)]
 
+    def strings(self, rows: NDArray[Any]) -> list[str]:
+        """The same, decoded."""
+        first, last = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        view = memoryview(self.blob.data)
+        return [str(view[a:b], "utf-8") for a, b in zip(first, last, strict=True)]
+
     def texts(self, first: int = 0, last: int | None = None) -> list[bytes]:
         """Every text of rows [first, last), in their order."""
         ends = self.offsets[first : None if last is None else last + 1]

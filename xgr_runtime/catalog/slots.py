@@ -78,6 +78,12 @@ class TextsBySlot(NamedTuple):
             for slot, from_file in zip(slots.tolist(), inside.tolist(), strict=True)
         ]
 
+    def strings(self, slots: NDArray[np.integer]) -> list[str]:
+        """The same, decoded."""
+        if not self.later and len(self.table.offsets):
+            return self.table.strings(slots)
+        return [text.decode() for text in self.take(slots)]
+
     def table_of(self, slots: NDArray[np.integer]) -> StringTable:
         """The texts of `slots` [N] as one table; those that lie behind each other are copied at once."""
         lengths = self._lengths()[slots]

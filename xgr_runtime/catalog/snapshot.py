@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     Int32 = NDArray[np.int32]
 
+FEW_IDS = 256  # that are looked up together: their rows are kept, as items come in many histories
+RECENT_IDS = 1 << 16  # of which rows are kept, about
 _PIECE = 1 << 14  # ids that are looked up together: their text and the places of its bytes take room
 
 
@@ -77,6 +79,7 @@ class Catalog:
         )
         self.index = HashIndex(arrays["hashes"], arrays["hash_rows"], arrays["hash_starts"])
         self.vocab_size_known = vocab_size  # 0: it is not
+        self._recent: dict[str | int, int] = {}  # rows of ids that short lists had lately
 
     @classmethod
     def from_content(
@@ -280,9 +283,26 @@ class Catalog:
 
     def item_rows(self, item_ids: Sequence[str | int]) -> Int32:
         """Row of each id, int32 [N], -1 for ids that it does not hold. Removed items have theirs."""
+        if len(item_ids) <= FEW_IDS:
+            return self._few_rows(item_ids)
         pieces = [item_ids[first : first + _PIECE] for first in range(0, len(item_ids), _PIECE)]
         rows = [self._rows(encode_ids(piece)) for piece in pieces]
         return np.concatenate([np.empty(0, np.int32), *rows])
+
+    def _few_rows(self, item_ids: Sequence[str | int]) -> Int32:
+        """Of a history: most of its items were in one before."""
+        recent = self._recent
+        rows = [*map(recent.get, item_ids)]
+        missing = [at for at, row in enumerate(rows) if row is None]
+        if missing:
+            wanted = [item_ids[at] for at in missing]
+            if len(recent) > RECENT_IDS:
+                recent.clear()
+            for at, item, row in zip(missing, wanted, self._rows(encode_ids(wanted)).tolist(), strict=True):
+                rows[at] = row
+                if row >= 0:
+                    recent[item] = row
+        return np.array(rows, np.int32)
 
     def _rows(self, encoded: list[bytes]) -> Int32:
         rows = find_rows(self.index, self._ids.table, encoded)
@@ -314,8 +334,11 @@ class Catalog:
         live: None: those that are visible. The row sets are sorted, as `resolve_items` gives them.
         """
         rows, ends = self.places.on(np.asarray(leaves, np.int64))
-        keep = np.ones(len(rows), np.bool_)
         live = live or self.visible
+        denies = denied_rows is not None and len(denied_rows) > 0
+        if allowed_rows is None and live is None and not denies:
+            return rows, np.concatenate([np.zeros(1, np.int64), ends])
+        keep = np.ones(len(rows), np.bool_)
         if allowed_rows is not None:
             keep &= _member(allowed_rows, rows)
         if denied_rows is not None:
@@ -342,7 +365,7 @@ class Catalog:
 
     def ids_at(self, rows: NDArray[np.integer]) -> list[str]:
         """The id of each row's item."""
-        return [name.decode() for name in self._ids.take(rows)]
+        return self._ids.strings(rows)
 
     def title(self, item: str | int) -> str | None:
         """The item's title; None if it has none or the catalog does not hold it."""

@@ -8,7 +8,7 @@ Whatever a frame holds, receiving gives a message or counts a bad one; it raises
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -237,6 +237,11 @@ class AsyncLink(Generic[In]):
         with _sockets_left():
             self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | REFUSALS)
+        # Messages go past asyncio's own socket, which makes several futures for each.
+        self._plain: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
+        self._descriptor = int(self._plain.getsockopt(zmq.FD))
+        self._loop: asyncio.AbstractEventLoop | None = None  # that watches the socket
+        self._waiting: asyncio.Future[None] | None = None  # for a message
         _set_options(self._socket, CONTROL_MAX_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         guard_link(self._socket, address, keys)
@@ -248,18 +253,23 @@ class AsyncLink(Generic[In]):
 
     def send(self, message: Message) -> bool:
         """False when the peer is gone or its queue is full."""
-        # Through asyncio's own socket: a send can take in the news that a message has arrived, and only this
-        # way is whoever waits for that message woken. With NOBLOCK the future is done at once.
-        sent = cast("asyncio.Future[Any]", self._socket.send(_encoder.encode(message), zmq.NOBLOCK))
-        error = sent.exception()
-        if error is not None and not isinstance(error, zmq.Again):
-            raise error
-        return error is None
+        try:
+            self._plain.send(_encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        finally:
+            if self._waiting is not None:  # a send can take in the news that a message has arrived
+                self._look()
+        return True
 
     async def receive(self) -> In:
-        """The next valid message. Invalid ones are dropped and counted."""
+        """The next valid message. Invalid ones are dropped and counted. For one task at a time."""
         while True:
-            parts = await self._socket.recv_multipart()
+            try:
+                parts = self._plain.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                await self._readable()
+                continue
             self._taken += 1
             if self._taken % A_TURN == 0:
                 await asyncio.sleep(0)  # what is here already does not let others run by itself
@@ -268,6 +278,24 @@ class AsyncLink(Generic[In]):
                 return message  # type: ignore[no-any-return]
             self.bad_messages += 1
 
+    async def _readable(self) -> None:
+        """Return when a message may be there; one that comes from now on makes the descriptor readable."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            loop.add_reader(self._descriptor, self._look)
+        self._waiting = loop.create_future()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+
+    def _look(self) -> None:
+        """Wake who waits if a message is there. To ask also takes in the news, until the next one."""
+        here = int(self._plain.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        if here and self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
     async def disconnected(self) -> None:
         """Return when the connection breaks. One that is refused is tried again meanwhile."""
         while (await recv_monitor_message(self._monitor))["event"] != zmq.EVENT_DISCONNECTED:
@@ -275,6 +303,9 @@ class AsyncLink(Generic[In]):
             redial(self._socket, self._endpoint)
 
     def close(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+        self._loop = None
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=0)

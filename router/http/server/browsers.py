@@ -7,6 +7,7 @@ whose page it is, and what a page may send unasked is never JSON.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -58,9 +59,15 @@ class Browsers:
 
     def _is_ours(self, host: str) -> bool:
         name = host_name(host)
-        return is_loopback(name) or name.endswith(".localhost") or name in self._allowed
+        return name in self._allowed or _is_local(name)
 
 
+@lru_cache(256)
+def _is_local(name: str) -> bool:
+    return is_loopback(name) or name.endswith(".localhost")
+
+
+@lru_cache(256)
 def host_name(text: str) -> str:
     """The name or address in `HOST` or `HOST:PORT`, in small letters; empty for what is neither."""
     found = _HOST.fullmatch(text.lower())
