@@ -40,6 +40,20 @@ log = logging.getLogger(__name__)
 OnVersion = Callable[[Worker, CatalogAsk | CatalogHeld], None]
 
 
+class _Ending:
+    """How a live request is ended from outside, and why: by its deadline, or before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.clock = asyncio.timeout(seconds)
+        self.error: RequestError | None = None  # None: the deadline
+
+    def come(self, error: RequestError) -> None:
+        """Now, for that reason; the first one counts."""
+        if self.error is None and not self.clock.expired():
+            self.error = error
+            self.clock.reschedule(0)
+
+
 class Dispatcher:
     """Owns every live request, from admission to its one end."""
 
@@ -52,7 +66,7 @@ class Dispatcher:
         self._attempts = Attempts(self._workers, router, self._tracer.timeline)
         self._poison = PoisonRequests()
         self._numbers = count(1)
-        self._live: dict[str, asyncio.Future[RequestError]] = {}  # rid -> set when it is to end
+        self._live: dict[str, _Ending] = {}  # by rid
         self._tries: dict[str, Tries] = {}  # of live requests, the oldest first
         self._batch = 0  # live requests of batch work: they leave room for others
         self._hedging: asyncio.Task[None] | None = None
@@ -66,22 +80,22 @@ class Dispatcher:
     async def generate(self, job: Job) -> Outcome:
         """See `Dispatch.generate`."""
         self._admit(job)
-        aborted = self._live[job.rid] = asyncio.get_running_loop().create_future()
+        ending = self._live[job.rid] = _Ending(job.deadline - time.monotonic())
         tries = Tries(job, next(self._numbers), self._attempts, self._poison, self._config)
         self._tries[job.rid] = tries
         self._batch += job.batch
-        work = asyncio.ensure_future(tries.outcome())
         try:
-            await asyncio.wait(
-                (work, aborted), timeout=job.deadline - time.monotonic(), return_when="FIRST_COMPLETED"
-            )
-            if work.done():
-                return self._result(work)
-            if aborted.done():
-                raise aborted.result()
-            raise DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
+            async with ending.clock:
+                return await tries.outcome()
+        except TimeoutError:
+            if not ending.clock.expired():
+                raise
+            late = DeadlineExceeded("the deadline passed; the work was cancelled", "timeout_ms")
+            raise ending.error or late from None
+        except NoWorkers as error:
+            error.retry_after = seconds_to_a_pair(self.workers())
+            raise
         finally:
-            work.cancel()
             self._batch -= job.batch
             del self._live[job.rid], self._tries[job.rid]
 
@@ -162,14 +176,6 @@ class Dispatcher:
             error = Draining("the deployment stopped before the request was done", retry_after=after)
             self._end_live(rid, error)
 
-    def _result(self, work: asyncio.Future[Outcome]) -> Outcome:
-        """Raises what `generate` does; where a worker is missing, with the time until it is back."""
-        try:
-            return work.result()
-        except NoWorkers as error:
-            error.retry_after = seconds_to_a_pair(self.workers())
-            raise
-
     def _admit(self, job: Job) -> None:
         if self.draining:
             raise Draining("the deployment is stopping", retry_after=seconds_to_start(self.workers()))
@@ -183,10 +189,10 @@ class Dispatcher:
 
     def _end_live(self, rid: str, error: RequestError) -> bool:
         """End a live request with `error`; False when there is none of that id."""
-        aborted = self._live.get(rid)
-        if aborted is not None and not aborted.done():
-            aborted.set_result(error)
-        return aborted is not None
+        ending = self._live.get(rid)
+        if ending is not None:
+            ending.come(error)
+        return ending is not None
 
     async def _hedge(self) -> None:
         """Look after requests whose pair seems stuck, at every heartbeat."""

@@ -55,7 +55,14 @@ def make_app(
     app = Starlette(
         routes=served(with_description(table, models, settings)),
         middleware=[
-            Middleware(Edge, settings=settings, metrics=metrics, recent=recent, timeline=dispatch.timeline)
+            Middleware(
+                Edge,
+                settings=settings,
+                metrics=metrics,
+                recent=recent,
+                timeline=dispatch.timeline,
+                straight={("POST", "/generate"): generate},
+            )
         ],
         exception_handlers={HTTPException: http_exception},
     )

@@ -2,8 +2,8 @@
 
 python tests/scaling/at_once.py FOLDER PREFILL DECODE LEAVES
 
-Listens at FOLDER/p0 ..., FOLDER/d0 ... and says `ready`. What it answers to a search is sound for a catalog of
-so many leaves without filters, and has nothing to do with the prompt.
+Listens at FOLDER/p0 ..., FOLDER/d0 ... and says `ready`. What it answers to a search is sound for a catalog
+of so many leaves without filters, and has nothing to do with the prompt.
 """
 
 from __future__ import annotations
