@@ -13,6 +13,8 @@ import time
 
 ROOM = 10_000  # lines that wait to be written
 FLUSH_SECONDS = 1.0  # that an ending process gives its last lines
+PAUSE = 0.01  # seconds between writes: a thread that woke for each line would take the interpreter each time
+MOST_AT_ONCE = 256  # lines that one write takes
 
 
 class LineSink:
@@ -50,15 +52,28 @@ class LineSink:
             self._starting.release()
 
     def _run(self) -> None:
+        """A line that comes alone is written at once, those that come close behind it together."""
         while True:
-            line = self._lines.get()
-            if isinstance(line, threading.Event):
-                line.set()
-                continue
-            if self.dropped and self._write(f"({self.dropped} lines dropped)\n"):
+            lines, reached = self._gathered()
+            if lines and self.dropped and self._write(f"({self.dropped} lines dropped)\n"):
                 self.dropped = 0
-            if not self._write(f"{line}\n"):
-                self.dropped += 1
+            if lines and not self._write("".join(f"{line}\n" for line in lines)):
+                self.dropped += len(lines)
+            if reached is not None:
+                reached.set()
+            else:
+                time.sleep(PAUSE)
+
+    def _gathered(self) -> tuple[list[str], threading.Event | None]:
+        """The lines that are here, at least one, up to whoever waits for all before it."""
+        lines: list[str] = []
+        with contextlib.suppress(queue.Empty):
+            while len(lines) < MOST_AT_ONCE:
+                line = self._lines.get(block=not lines)
+                if isinstance(line, threading.Event):
+                    return lines, line
+                lines.append(line)
+        return lines, None
 
     def _write(self, text: str) -> bool:
         """Whether the descriptor took it: not when its disk is full or its reader gone."""
