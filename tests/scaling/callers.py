@@ -2,7 +2,7 @@
 
 python tests/scaling/callers.py URL CALLERS SECONDS CATALOG ITEMS WIDTH RESULTS [refused]
 
-The catalog's items are i0, i1 and so on, CATALOG of them; histories have ITEMS. With `refused` each body has a
+The catalog has CATALOG items i0, i1 and so on, a history ITEMS of them. With `refused` each body has a
 field that is none. Says how many were answered, and the median of seconds, as JSON.
 """
 
