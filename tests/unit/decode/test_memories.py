@@ -87,9 +87,19 @@ def test_the_same_run_is_mapped_once(offered: Offered) -> None:
 def test_runs_beyond_a_bound_send_frames(offered: Offered, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_memories, "MOST_MEMORIES", 2)
     ours = memories()
-    for incarnation in (3, 4, 5):
-        assert not ours.greeted(hello(offered.shared, incarnation))
+    for incarnation, memory in zip((3, 4, 5), (Offered(), Offered(), offered), strict=True):
+        assert not ours.greeted(hello(memory.shared, incarnation))
     assert [*ours._mapped] == [3, 4] and ours.source_of(offered.open(prefill=5)) is None
+
+
+def test_a_process_that_comes_back_is_no_other_memory(offered: Offered) -> None:
+    """It took beams for a while."""
+    ours = memories()
+    for incarnation in (3, 4):
+        ours.greeted(hello(offered.shared, incarnation))
+        assert [*ours._mapped] == [incarnation]
+    assert ours.source_of(offered.open(prefill=4)) is not None
+    assert ours.source_of(offered.open(prefill=3)) is None, "what it was is over"
 
 
 @pytest.mark.parametrize("case", ["nothing offered", "frames wanted", "not to be mapped", "another GPU"])
