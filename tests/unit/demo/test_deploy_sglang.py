@@ -66,7 +66,8 @@ def test_with_a_gpu_there_is_one_environment(told: Path, gpu: Path) -> None:
 
 
 UNITS = ["tests/unit", "tests/kernels"]
-SECOND_LANE = ["tests/faults", "tests/scaling", "tests/processes/test_captured_engines.py"]
+SECOND_LANE = ["tests/faults", "tests/scaling"]
+SECOND_LANE += [f"tests/processes/test_{name}.py" for name in ("captured_engines", "hosts", "page")]
 GATE = "tests/kernels/test_compile_for_gpus.py"
 TOYS = "tests/unit/gpu_run"
 KERNELS = [
