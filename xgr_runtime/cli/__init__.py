@@ -17,6 +17,7 @@ from xgr_runtime.cli import (
     keys,
     plan,
     prompt,
+    ray,
     serve,
     trace,
     verify,
@@ -27,6 +28,7 @@ from xgr_runtime.process.lifecycle import one_line
 
 COMMANDS = (
     serve,
+    ray,
     imports,
     verify,
     prompt,

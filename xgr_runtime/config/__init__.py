@@ -1,5 +1,6 @@
 """Configuration: one frozen struct per process, and how it is read."""
 
+from xgr_runtime.config.cluster import ClusterConfig, read_cluster
 from xgr_runtime.config.parsing import (
     C,
     add_flags,
@@ -30,6 +31,7 @@ __all__ = [
     "AnyConfig",
     "Backend",
     "C",
+    "ClusterConfig",
     "DecodeConfig",
     "Dtype",
     "ImportsConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "flag",
     "from_args",
     "parse",
+    "read_cluster",
     "switched_on",
     "to_argv",
 ]

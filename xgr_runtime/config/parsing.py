@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
+from xgr_runtime.config.cluster import read_cluster
 from xgr_runtime.config.structs import (
     SECRETS,
     AnyConfig,
@@ -76,6 +77,8 @@ def from_args(kind: type[C], args: argparse.Namespace, environ: Mapping[str, str
     environ = os.environ if environ is None else environ
     check_environ(environ)
     file = read_file(args.config or environ.get("XGR_CONFIG"))
+    if kind is ServeConfig and "cluster" in file:  # of `xgr ray up`, in the same file
+        read_cluster(file.pop("cluster"))
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     names = [field.name for field in msgspec.structs.fields(kind)]

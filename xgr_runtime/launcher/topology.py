@@ -126,11 +126,11 @@ def plan(
     common = {"threads": threads, "turns_file": str(folder / TURNS_FILE) if turns else ""}
     memory = str(folder / MEMORY_FILE) if layout == "colocated" else ""
     prefill = [
-        _derive(PrefillConfig, config, **_at(folder, name, devices), publish_memory=memory, **common)
+        derive(PrefillConfig, config, **_at(folder, name, devices), publish_memory=memory, **common)
         for name in _names("prefill", config.prefill_workers)
     ]
     decode = [
-        _derive(
+        derive(
             DecodeConfig,
             config,
             **_at(folder, name, devices),
@@ -167,7 +167,7 @@ def _either(
 ) -> list[AnyConfig]:
     """Workers that change roles: one begins with prompts, the next with beams."""
     return [
-        _derive(
+        derive(
             AnyConfig,
             config,
             **_at(folder, name, devices),
@@ -187,11 +187,11 @@ def _reserves(
         device = next(devices)
         if layout != "colocated":
             role = "any" if config.prefill_workers or config.any_workers else "decode"
-            yield [_derive(AnyConfig, config, name=name, device=device, role=role, **common)]
+            yield [derive(AnyConfig, config, name=name, device=device, role=role, **common)]
             continue
         memory = str(folder / f"{name}.{MEMORY_FILE}")
         yield [
-            _derive(AnyConfig, config, name=f"{name}-{role}", device=device, role=role, **own, **common)
+            derive(AnyConfig, config, name=f"{name}-{role}", device=device, role=role, **own, **common)
             for role, own in (("prefill", {"publish_memory": memory}), ("decode", {"memory_of": memory}))
         ]
 
@@ -204,7 +204,7 @@ def templates(config: ServeConfig, cores: int) -> dict[str, Template]:
     _, environ = _threads(config, cores, _take_turns(config, layout))
     modules = [PREFILL] * bool(config.prefill_workers) + [DECODE]
     modules += [ANY] * bool(config.standby or config.any_workers)
-    argv = to_argv(_derive(ImportsConfig, config, shared_weights=layout == "colocated"))
+    argv = to_argv(derive(ImportsConfig, config, shared_weights=layout == "colocated"))
     ours = [
         (WORKERS, Imports([*(f"{name}.__main__" for name in modules), IMPORTS], argv), environ),
         (ROUTER, Imports([f"{ROUTER}.__main__"], []), {}),
@@ -282,7 +282,7 @@ def _devices(config: ServeConfig, layout: str, gpus: int | None) -> Iterator[str
     return cycle([f"cuda:{number}" for number in range(count)])
 
 
-def _derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
+def derive(kind: type[C], config: ServeConfig, **own: Any) -> C:
     """A process's configuration: its own values, and the launcher's for every other field they share."""
     shared = {name: getattr(config, name) for name in kind.__struct_fields__ if hasattr(config, name)}
     return kind(**(shared | {"ready_fd": -1} | own))
@@ -307,7 +307,7 @@ def _threads(config: ServeConfig, cores: int, turns: bool) -> tuple[int, dict[st
 def _router(serve: ServeConfig, catalog: str, workers: Sequence[PrefillConfig | DecodeConfig]) -> Program:
     """Keys travel in the environment: everybody on the machine can read a process's arguments."""
     prompts = [worker for worker in workers if _begins_with_prompts(worker)]
-    config = _derive(
+    config = derive(
         RouterConfig,
         serve,
         catalog=catalog,
@@ -315,9 +315,14 @@ def _router(serve: ServeConfig, catalog: str, workers: Sequence[PrefillConfig | 
         decode=[worker.control_address for worker in workers if worker not in prompts],
         plan_roles=serve.any_workers > 0,
     )
+    return router_program(ROUTER, config)
+
+
+def router_program(name: str, config: RouterConfig) -> Program:
+    """A router of that configuration; its keys are not among its arguments."""
     argv = [arg for arg in to_argv(config) if not arg.startswith(tuple(f"{flag(key)}=" for key in SECRETS))]
     environ = {variable(key): value for key in SECRETS if (value := getattr(config, key))}
-    return Program(ROUTER, "router", argv, environ, ROUTER)
+    return Program(name, "router", argv, environ, ROUTER)
 
 
 def _begins_with_prompts(worker: PrefillConfig | DecodeConfig) -> bool:

@@ -1,0 +1,1 @@
+"""A deployment on a Ray cluster: who runs where, how many, and who starts them. Ray carries no request."""
