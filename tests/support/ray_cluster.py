@@ -29,7 +29,7 @@ class RayCluster:
         os.environ.update(QUIET)  # its processes take ours
         from ray.cluster_utils import Cluster
 
-        self._nodes: list[Any] = []
+        self.nodes: list[Any] = []
         self._cpus = cpus
         self.cluster: Any = Cluster()
         self._system = system
@@ -37,12 +37,12 @@ class RayCluster:
             self.add()
 
     def add(self) -> Any:
-        first = not self._nodes
+        first = not self.nodes
         settings: dict[str, Any] = {"num_cpus": self._cpus, "object_store_memory": MEMORY}
         if first:
             settings |= {"include_dashboard": False, "_system_config": self._system}
-        self._nodes.append(self.cluster.add_node(wait=True, **settings))
-        return self._nodes[-1]
+        self.nodes.append(self.cluster.add_node(wait=True, **settings))
+        return self.nodes[-1]
 
     @property
     def address(self) -> str:
@@ -50,8 +50,8 @@ class RayCluster:
 
     def kill(self, node_id: str) -> None:
         """The node of that id ends at once, with all that runs there."""
-        node = next(node for node in self._nodes if node.node_id == node_id)
-        self._nodes.remove(node)
+        node = next(node for node in self.nodes if node.node_id == node_id)
+        self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def __enter__(self) -> Self:
