@@ -11,12 +11,16 @@ from xgr_runtime.wire.messages import AttemptId, Result
 
 
 class Retry(Exception):
-    """An attempt failed in a way that another pair may not. `crashed`: a worker died at work on it."""
+    """An attempt failed in a way that another pair may not. `crashed`: a worker died at work on it.
 
-    def __init__(self, error: RequestError, crashed: bool = False) -> None:
+    `unreached`: the incarnation that nothing could be sent to, where that was it, else 0.
+    """
+
+    def __init__(self, error: RequestError, crashed: bool = False, unreached: int = 0) -> None:
         super().__init__(error.message)
         self.error = error
         self.crashed = crashed
+        self.unreached = unreached
 
 
 @dataclass(frozen=True)

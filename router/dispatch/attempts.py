@@ -236,7 +236,8 @@ class Attempts:
         for worker, message in ((attempt.decode, search), (attempt.prefill, prompt)):
             if not worker.send(message):
                 self._workers.breakers[worker].failed(attempt.id, attempt.started)
-                attempt.finish(Retry(WorkerLost("a worker could not be reached", "dispatch")))
+                error = WorkerLost("a worker could not be reached", "dispatch")
+                attempt.finish(Retry(error, unreached=worker.incarnation))
                 return
 
     def _cancel(self, attempt: Attempt) -> None:

@@ -18,6 +18,7 @@ from xgr_runtime.wire.messages import Result, Timing
 log = logging.getLogger(__name__)
 
 FIRST_REST, LONGEST_REST = 0.1, 5.0  # seconds until batch work that made room is tried again
+UNREACHED_REST = 0.02  # seconds in which our links hear who else is gone; in one turn they hear nothing
 
 
 class Tries:
@@ -120,7 +121,11 @@ class Tries:
             return
         log.warning("request %s attempt %d: %s", self._request.job.rid, attempt.id.attempt, retry)
         self._last = retry.error
-        self._avoid |= {attempt.id.prefill, attempt.id.decode}
+        if retry.unreached:  # the other one is sound, and the next may have ended with this one's machine
+            self._avoid.add(retry.unreached)
+            await asyncio.sleep(UNREACHED_REST)
+        else:
+            self._avoid |= {attempt.id.prefill, attempt.id.decode}
         # In company, somebody else may be to blame: only the first such death counts.
         if retry.crashed and (attempt.alone or not self._crashes):
             self._crashes += 1
