@@ -1,7 +1,8 @@
-"""`xgr ray` on a cluster of three nodes: what it starts answers as one machine does, whichever node ends."""
+"""`xgr ray`: what it starts answers as one machine does; with --long also when nodes end."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import threading
@@ -33,38 +34,44 @@ log_level = "WARNING"
 
 [cluster]
 name = "shop"
-prefill_min = 2
-prefill_max = 2
-decode_min = 2
-decode_max = 2
 """
 _WORKER = re.compile(r"(\S+)-(\d+) +(ready|starting|over) +node (\S+)")
+# Of Ray's own settings: no actor processes before they are wanted, and patience with a lost head.
+QUIET: dict[str, Any] = {
+    "prestart_worker_first_driver": False,
+    "enable_worker_prestart": False,
+    "gcs_rpc_server_reconnect_timeout_s": 3600,
+}
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayCluster]:
-    """Room for a router and two pairs, and for one pair more."""
-    with RayCluster(more=2, cpus=3) as cluster:
-        yield cluster
+@contextlib.contextmanager
+def shop(nodes: RayCluster, path: Path, **cluster: object) -> Iterator[str]:
+    """The URL of a deployment, which is ended before the cluster is. `cluster`: more of its [cluster]."""
+    more = "".join(f"{name} = {value}\n" for name, value in cluster.items())
+    path.write_text(path.read_text() + more)
+    done = nodes.run("up", "--config", str(path))
+    assert done.returncode == 0, done.stderr
+    try:
+        yield done.stdout.split()[-1]
+    finally:
+        done = nodes.run("down", "--config", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "shop has ended" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def settings(checkpoint: Path, catalog_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ray") / "serve.toml"
+@pytest.fixture
+def settings(checkpoint: Path, catalog_source: Path, tmp_path: Path) -> Path:
+    """A serve.toml whose last table is [cluster]."""
+    path = tmp_path / "serve.toml"
     path.write_text(SHOP.format(model=checkpoint, catalog=catalog_source))
     return path
 
 
-@pytest.fixture(scope="module")
-def shop(nodes: RayCluster, settings: Path) -> Iterator[str]:
-    """The URL of the deployment, which is ended before the cluster is."""
-    done = nodes.run("up", "--config", str(settings))
-    assert done.returncode == 0, done.stderr
-    yield done.stdout.split()[-1]
-    done = nodes.run("down", "--config", str(settings))
-    assert done.returncode == 0, done.stderr
-    done = nodes.run("status")
-    assert "there is no deployment xgr" in done.stderr and "(there is: none)" in done.stderr
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> None:
+    """Nodes take minutes to fill on two cores."""
+    if not request.config.getoption("--long"):
+        pytest.skip("minutes: --long runs it")
 
 
 def places(nodes: RayCluster) -> dict[str, str]:
@@ -77,10 +84,13 @@ def places(nodes: RayCluster) -> dict[str, str]:
 class Load:
     """Callers that ask one prompt after another until the block ends; each answer is compared."""
 
-    def __init__(self, url: str, prompts: list[list[int]], expected: list[Answer], callers: int = 3) -> None:
+    def __init__(
+        self, url: str, prompts: list[list[int]], expected: list[Answer], callers: int = 3, pause: float = 0.0
+    ) -> None:
         self.answered = 0
         self.url, self._prompts, self._expected, self._callers = url, prompts, expected, callers
         self._over = threading.Event()
+        self._pause = pause  # seconds between a caller's requests
 
     def __enter__(self) -> Load:
         self._pool = ThreadPoolExecutor(self._callers)
@@ -93,6 +103,14 @@ class Load:
             for running in self._running:
                 running.result()  # what went wrong with a request is raised here
 
+    def goes_on(self) -> None:
+        """Until six more are answered, or one is not."""
+        goal = self.answered + 6
+        until(lambda: self.answered >= goal or any(one.done() for one in self._running), "answers go on")
+        for running in self._running:
+            if running.done():
+                running.result()
+
     def _ask(self, number: int) -> None:
         with XgrClient(self.url, timeout=PATIENCE) as client:
             while not self._over.is_set():
@@ -103,6 +121,7 @@ class Load:
                 assert_identical(answer, self._expected[one])
                 self.answered += 1
                 number += 1
+                self._over.wait(self._pause)
 
 
 @pytest.fixture(scope="module")
@@ -111,30 +130,79 @@ def expected(client: XgrClient, prompts: list[list[int]]) -> list[Answer]:
     return [client.generate(input_ids=prompt, beam_width=WIDTH, timeout_ms=60_000) for prompt in prompts]
 
 
-def test_it_answers_as_one_machine_does_and_outlives_a_node(
-    nodes: RayCluster, settings: Path, shop: str, prompts: list[list[int]], expected: list[Answer]
+def test_it_answers_as_one_machine_does(
+    settings: Path, prompts: list[list[int]], expected: list[Answer]
 ) -> None:
-    with XgrClient(shop, timeout=PATIENCE) as asked:
-        for prompt, one in zip(prompts, expected, strict=True):
-            assert_identical(asked.generate(input_ids=prompt, beam_width=WIDTH, timeout_ms=60_000), one)
+    with RayCluster(more=0, cpus=3, **QUIET) as nodes:
+        with shop(nodes, settings) as url:
+            with XgrClient(url, timeout=PATIENCE) as asked:
+                for prompt, one in zip(prompts, expected, strict=True):
+                    answer = asked.generate(input_ids=prompt, beam_width=WIDTH, timeout_ms=60_000)
+                    assert_identical(answer, one)
+                assert all("#" not in worker.address or worker.usable for worker in asked.workers())
+            again = nodes.run("up", "--config", str(settings))
+            assert again.returncode == 2 and "shop is on this cluster already" in again.stderr
+            assert set(places(nodes)) == {"router-0", "prefill-0", "decode-0"}
+        done = nodes.run("down", "--name", "shop")
+        assert done.returncode == 2 and "there is no deployment shop on this cluster" in done.stderr
 
-    again = nodes.run("up", "--config", str(settings))
-    assert again.returncode == 2 and "shop is on this cluster already" in again.stderr
 
-    before = places(nodes)
-    assert len(before) == 5, before
-    lost = before["prefill-0"]
-    assert {name for name, node in before.items() if node == lost} in (
-        {"prefill-0", "decode-0"},
-        {"prefill-0", "decode-1"},
-    ), "a pair shares a machine"
-    with Load(shop, prompts, expected) as load:
-        until(lambda: load.answered >= 6, "load is on")
-        nodes.kill(next(node.node_id for node in nodes.nodes if node.node_id.startswith(lost)))
-        began, at = time.monotonic(), load.answered
-        until(lambda: _whole(nodes, lost), "others took the place of the pair", every=0.5)
-        print(f"a pair was back {time.monotonic() - began:.1f} s after its node's end")
-        until(lambda: load.answered >= at + 6, "answers go on")
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("long")
+def test_a_node_ends_under_load(settings: Path, prompts: list[list[int]], expected: list[Answer]) -> None:
+    pairs = {"prefill_min": 2, "prefill_max": 2, "decode_min": 2, "decode_max": 2}
+    with RayCluster(more=2, cpus=3, **QUIET) as nodes, shop(nodes, settings, **pairs) as url:
+        before = places(nodes)
+        assert len(before) == 5, before
+        lost = before["prefill-0"]
+        there = {name for name, node in before.items() if node == lost}
+        assert there in ({"prefill-0", "decode-0"}, {"prefill-0", "decode-1"}), "a pair shares a machine"
+        with Load(url, prompts, expected) as load:
+            load.goes_on()
+            nodes.kill(lost)
+            began = time.monotonic()
+            load.goes_on()
+            until(lambda: _whole(nodes, lost), "others took the place of the pair", every=0.5)
+            print(f"a pair was back {time.monotonic() - began:.1f} s after its node's end")
+            load.goes_on()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("long")
+def test_workers_come_and_go_with_load(
+    settings: Path, prompts: list[list[int]], expected: list[Answer]
+) -> None:
+    """Each prompt that waits or runs, and each beam in a step, wants workers here: 1, 3, and 1 again."""
+    scale = {"prefill_max": 3, "prefill_target": 0.05, "decode_max": 3, "decode_target": 0.5}
+    with (
+        RayCluster(more=2, cpus=4, **QUIET) as nodes,
+        shop(nodes, settings, **scale, scale_down_seconds=2.0) as url,
+    ):
+        with Load(url, prompts, expected) as load:
+            until(lambda: count(nodes, "decode") == 3, "three decode workers", 300.0, every=1.0)
+            load.goes_on()
+        with Load(url, prompts, expected, callers=1, pause=3.0) as load:
+            until(lambda: len(places(nodes)) == 3, "one of each again", 300.0, every=1.0)
+            load.goes_on()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("long")
+def test_the_loss_of_the_head_stops_nothing(
+    settings: Path, prompts: list[list[int]], expected: list[Answer]
+) -> None:
+    with RayCluster(more=1, cpus=3, **QUIET) as nodes:
+        up = nodes.run("up", "--config", str(settings))
+        assert up.returncode == 0, up.stderr
+        with Load(up.stdout.split()[-1], prompts, expected, callers=1, pause=0.5) as load:
+            load.goes_on()
+            nodes.cluster.head_node.kill_gcs_server()
+            time.sleep(90.0)  # longer than Ray waits for a head unless it is told to wait longer
+            load.goes_on()
+
+
+def count(nodes: RayCluster, role: str) -> int:
+    return sum(name.startswith(role) for name in places(nodes))
 
 
 def _whole(nodes: RayCluster, lost: str) -> bool:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from until import PATIENCE, until
+from until import PATIENCE
 
 # Without what only watches: two cores are few for three nodes.
 QUIET = {
@@ -49,8 +47,8 @@ class RayCluster:
         return str(self.cluster.address)
 
     def kill(self, node_id: str) -> None:
-        """The node of that id ends at once, with all that runs there."""
-        node = next(node for node in self.nodes if node.node_id == node_id)
+        """The node whose id begins so ends at once, with all that runs there."""
+        node = next(node for node in self.nodes if node.node_id.startswith(node_id))
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from xgr_runtime.cluster.controller import Controller, Status
+from xgr_runtime.cluster.controller import ClusterStatus, Controller
 from xgr_runtime.cluster.holder import ROUTER
 from xgr_runtime.cluster.plan import ROLES, make_plan
 from xgr_runtime.config import ClusterConfig, ServeConfig
 from xgr_runtime.discovery.ray import NAMESPACE
 from xgr_runtime.errors import ConfigError, StartupError
 from xgr_runtime.launcher.deployment import START_TIMEOUTS
+from xgr_runtime.transport.addresses import is_loopback
 
 ANSWER_SECONDS = 30.0  # that a controller has for an answer; it may have to start first
 FAILED_STARTS = 3  # of a role, after which `up` gives up
@@ -58,7 +59,9 @@ def up(serve: ServeConfig, cluster: ClusterConfig, say: Callable[[str], None]) -
             f"{name} is on this cluster already: end it by `xgr ray down --name {name}`, or give another "
             "[cluster] name"
         )
-    plan = make_plan(serve, cluster, ray.get_runtime_context().get_node_id())
+    # A router that listens on loopback alone is of use on this machine alone.
+    home = ray.get_runtime_context().get_node_id() if is_loopback(serve.host) else ""
+    plan = make_plan(serve, cluster, home)
     kind: Any = ray.remote(Controller)
     try:
         controller = kind.options(
@@ -95,7 +98,7 @@ def down(name: str, seconds: float) -> None:
             ray.kill(ray.get_actor(holder, NAMESPACE))
 
 
-def status(name: str) -> Status:
+def status(name: str) -> ClusterStatus:
     """Of a deployment. Raises `ConfigError`."""
     import ray
 
@@ -106,7 +109,7 @@ def status(name: str) -> Status:
             f"there is no deployment {name} on this cluster (there is: {there}): give another --name"
         )
     try:
-        found: Status = ray.get(controller.status.remote(), timeout=ANSWER_SECONDS)
+        found: ClusterStatus = ray.get(controller.status.remote(), timeout=ANSWER_SECONDS)
         return found
     except ray.exceptions.RayError as error:
         raise StartupError(f"the controller of {name} does not answer ({type(error).__name__})") from None
@@ -128,7 +131,7 @@ def _wait(controller: Any, seconds: float, say: Callable[[str], None]) -> str:
     end, told = time.monotonic() + seconds, ""
     while True:
         try:
-            found: Status = ray.get(controller.status.remote(), timeout=ANSWER_SECONDS)
+            found: ClusterStatus = ray.get(controller.status.remote(), timeout=ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
             raise StartupError(f"the controller cannot run: {str(error).splitlines()[-1]}") from None
         reason = missing(found)
@@ -145,7 +148,7 @@ def _wait(controller: Any, seconds: float, say: Callable[[str], None]) -> str:
         time.sleep(LOOK_EVERY)
 
 
-def missing(found: Status) -> str:
+def missing(found: ClusterStatus) -> str:
     """Why it is not whole, empty where it is."""
     for role in ("prefill", "decode", ROUTER):
         members = [facts for facts in found.members if facts.role == role]
@@ -179,7 +182,7 @@ def _holders(name: str) -> list[str]:
     return [other for other in _names() if other.startswith(f"{name}/")]
 
 
-def lines(found: Status) -> list[str]:
+def lines(found: ClusterStatus) -> list[str]:
     """A status in words, a line per process."""
     order = {role: number for number, role in enumerate(ROLES)}
     told = []

@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from xgr_runtime.cluster.holder import ROUTER, Facts, Holder
+from xgr_runtime.cluster.holder import ROUTER, Facts, ProcessHolder
 from xgr_runtime.cluster.placing import Held, Node, place
-from xgr_runtime.cluster.plan import ROLES, Plan
+from xgr_runtime.cluster.plan import ROLES, ClusterPlan
 from xgr_runtime.cluster.scaling import Scale, scaled
 from xgr_runtime.discovery.ray import NAMESPACE
 from xgr_runtime.process.log import configure
@@ -54,7 +54,7 @@ class Failure:
 
 
 @dataclass
-class Status:
+class ClusterStatus:
     """What `xgr ray status` shows."""
 
     wanted: dict[str, int] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Status:
 class Controller:
     """Made into a detached actor by `xgr ray up`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ClusterPlan) -> None:
         configure(f"ray {plan.cluster.name}", plan.serve.log_level)
         self._plan = plan
         self._members: dict[str, Member] = {}
@@ -76,7 +76,7 @@ class Controller:
         self._numbers = dict.fromkeys(ROLES, 0)
         self._lock = threading.Lock()  # of what the actor's methods read
         self._addresses: list[tuple[str, str]] = []
-        self._status = Status()
+        self._status = ClusterStatus()
         self._stopping = False
         self._over = False
         self._suspects: dict[str, float] = {}  # nodes of which a holder was lost, and when
@@ -89,7 +89,7 @@ class Controller:
         with self._lock:
             return list(self._addresses)
 
-    def status(self) -> Status:
+    def status(self) -> ClusterStatus:
         with self._lock:
             return self._status
 
@@ -230,7 +230,7 @@ class Controller:
             return False
         name = f"{role}-{self._numbers[role]}"
         self._numbers[role] += 1
-        kind = ray.remote(Holder)
+        kind = ray.remote(ProcessHolder)
         actor = kind.options(
             name=f"{plan.cluster.name}/{name}",
             namespace=NAMESPACE,
@@ -292,7 +292,7 @@ class Controller:
             for member in self._members.values()
             if member.role != ROUTER and member.facts and member.facts.ready and not member.stopping
         ]
-        status = Status(
+        status = ClusterStatus(
             {role: self._wanted(role) for role in ROLES},
             facts,
             {role: failure.reason for role, failure in self._failures.items() if failure.reason},

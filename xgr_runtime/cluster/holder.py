@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from xgr_runtime.client import XgrClient
-from xgr_runtime.cluster.plan import Plan, router_of, tcp, worker_program, write_keys
+from xgr_runtime.cluster.plan import ClusterPlan, router_of, tcp, worker_program, write_keys
 from xgr_runtime.cluster.ports import free_ports
 from xgr_runtime.config import flag
 from xgr_runtime.discovery.ray import Directory
@@ -55,10 +55,10 @@ class Facts:
     loads: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
-class Holder:
+class ProcessHolder:
     """One process, from the constructor to `stop`. Made into an actor by the controller."""
 
-    def __init__(self, plan: Plan, role: str, name: str, node: str, host: str = "") -> None:
+    def __init__(self, plan: ClusterPlan, role: str, name: str, node: str, host: str = "") -> None:
         """`host`: the node's address, empty for what Ray says it is."""
         configure(f"ray {name}", plan.serve.log_level)
         self._plan = plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xgr_runtime.cluster.scaling import Bounds
+from xgr_runtime.cluster.scaling import WorkerBounds
 from xgr_runtime.config import ClusterConfig, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig, to_argv
 from xgr_runtime.errors import ConfigError
 from xgr_runtime.files import write_whole
@@ -27,20 +27,20 @@ _OF_ONE_MACHINE = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClusterPlan:
     """A deployment. `keys`: role -> public and secret key; all processes of a role have one."""
 
     serve: ServeConfig
     cluster: ClusterConfig
-    home: str  # node from which it was started
+    home: str  # node that routers prefer, or empty
     keys: dict[str, tuple[str, str]] = field(repr=False)
 
-    def bounds(self, role: str) -> Bounds:
+    def bounds(self, role: str) -> WorkerBounds:
         """Of the workers of a role."""
         c = self.cluster
         if role == "prefill":
-            return Bounds(c.prefill_min, c.prefill_max, c.prefill_target, c.scale_down_seconds)
-        return Bounds(c.decode_min, c.decode_max, c.decode_target, c.scale_down_seconds)
+            return WorkerBounds(c.prefill_min, c.prefill_max, c.prefill_target, c.scale_down_seconds)
+        return WorkerBounds(c.decode_min, c.decode_max, c.decode_target, c.scale_down_seconds)
 
     def cpus(self, role: str) -> float:
         return float(getattr(self.cluster, f"{role}_cpus"))
@@ -51,7 +51,7 @@ class Plan:
         return float(self.serve.device != "cpu") if given is None else float(given)
 
 
-def make_plan(serve: ServeConfig, cluster: ClusterConfig, home: str) -> Plan:
+def make_plan(serve: ServeConfig, cluster: ClusterConfig, home: str) -> ClusterPlan:
     """With new keys. Raises `ConfigError` for settings that no cluster can have."""
     for name, none in _OF_ONE_MACHINE.items():
         if getattr(serve, name) != none:
@@ -62,7 +62,7 @@ def make_plan(serve: ServeConfig, cluster: ClusterConfig, home: str) -> Plan:
         raise ConfigError('layout is "colocated", for one machine, `xgr serve`: leave it out for a cluster')
     if serve.device.startswith("cuda:"):
         raise ConfigError(f"device is {serve.device}: give cuda, Ray chooses which")
-    plan = Plan(serve, cluster, home, {role: new_key_pair() for role in ROLES})
+    plan = ClusterPlan(serve, cluster, home, {role: new_key_pair() for role in ROLES})
     for role in ("prefill", "decode"):
         if serve.device == "cpu" and plan.gpus(role):
             raise ConfigError(f"[cluster] {role}_gpus is set and device is cpu: set device to cuda")
@@ -71,7 +71,7 @@ def make_plan(serve: ServeConfig, cluster: ClusterConfig, home: str) -> Plan:
     return plan
 
 
-def write_keys(plan: Plan, role: str, folder: Path) -> dict[str, str]:
+def write_keys(plan: ClusterPlan, role: str, folder: Path) -> dict[str, str]:
     """The settings of a process of that role that name its keys, which are written below `folder`."""
     key = write_key(folder, role, plan.keys[role][1])
     allow = folder / "allow"
@@ -81,7 +81,7 @@ def write_keys(plan: Plan, role: str, folder: Path) -> dict[str, str]:
 
 
 def worker_program(
-    plan: Plan, role: str, name: str, host: str, ports: tuple[int, int], **keys: str
+    plan: ClusterPlan, role: str, name: str, host: str, ports: tuple[int, int], **keys: str
 ) -> Program:
     """A prefill or decode worker that listens on a node's address. `ports`: for control, and for KV."""
     serve = plan.serve
@@ -101,7 +101,7 @@ def worker_program(
     return Program(name, DECODE, to_argv(config), environ)
 
 
-def router_of(plan: Plan, name: str, workers_file: Path, **keys: str) -> Program:
+def router_of(plan: ClusterPlan, name: str, workers_file: Path, **keys: str) -> Program:
     """A router that follows the file."""
     return router_program(
         name,

@@ -5,7 +5,7 @@ import socket
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Different ones of that address. Where another process takes one meanwhile, ours fails and comes anew."""
+    """Different ones of that address. Where another process takes one meanwhile, ours fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as held:
         found = []

@@ -8,7 +8,7 @@ GROW_EVERY = 15.0  # seconds; who was added has to be seen in the load first
 
 
 @dataclass(frozen=True)
-class Bounds:
+class WorkerBounds:
     """How many there may be, and the load that one is for."""
 
     least: int
@@ -27,7 +27,7 @@ class Scale:
     too_many: float | None = None  # since when fewer would do
 
 
-def scaled(scale: Scale, load: float | None, bounds: Bounds, now: float) -> Scale:
+def scaled(scale: Scale, load: float | None, bounds: WorkerBounds, now: float) -> Scale:
     """The next `Scale` for a load of all workers together; None where nobody knows it: then nothing changes.
 
     More come at once, as many as the load is for but at most twice as many, and then not for `GROW_EVERY`.

@@ -7,13 +7,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.cluster.scaling import GROW_EVERY, Bounds, Scale, scaled
+from xgr_runtime.cluster.scaling import GROW_EVERY, Scale, WorkerBounds, scaled
 
-BOUNDS = Bounds(1, 4, 10.0, 60.0)
+BOUNDS = WorkerBounds(1, 4, 10.0, 60.0)
 LOADS = st.lists(st.one_of(st.none(), st.floats(0, 1e6)), max_size=60)
 
 
-def after(scale: Scale, load: float | None, seconds: int, begin: int = 0, bounds: Bounds = BOUNDS) -> Scale:
+def after(
+    scale: Scale, load: float | None, seconds: int, begin: int = 0, bounds: WorkerBounds = BOUNDS
+) -> Scale:
     """After that many seconds of one load, with a look at each."""
     for now in range(begin, begin + seconds):
         scale = scaled(scale, load, bounds, float(now))
@@ -24,7 +26,7 @@ def after(scale: Scale, load: float | None, seconds: int, begin: int = 0, bounds
 def test_it_stays_within_the_bounds_and_moves_in_steps(
     loads: list[float | None], least: int, more: int, begin: int
 ) -> None:
-    bounds = Bounds(least, least + more, 10.0, 5.0)
+    bounds = WorkerBounds(least, least + more, 10.0, 5.0)
     scale = Scale(begin)
     for now, load in enumerate(loads):
         before = min(max(scale.wanted, bounds.least), bounds.most)
@@ -36,7 +38,7 @@ def test_it_stays_within_the_bounds_and_moves_in_steps(
 
 @given(st.floats(0, 1e4), st.integers(1, 8))
 def test_a_load_that_stays_is_met_and_then_nothing_moves(load: float, begin: int) -> None:
-    bounds = Bounds(1, 8, 10.0, 20.0)
+    bounds = WorkerBounds(1, 8, 10.0, 20.0)
     end = after(Scale(begin), load, 400, bounds=bounds)
     assert end.wanted == min(max(math.ceil(load / 10.0 - 1e-6), 1), 8)
     assert after(end, load, 200, 400, bounds).wanted == end.wanted
