@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from xgr_runtime.cli import main
 from xgr_runtime.cluster.plan import ClusterPlan, make_plan, router_of, worker_program, write_keys
+from xgr_runtime.cluster.scaling import WorkerBounds
 from xgr_runtime.config import (
     ClusterConfig,
     DecodeConfig,
@@ -86,6 +88,14 @@ def test_one_file_is_for_a_machine_and_for_a_cluster(tmp_path: Path) -> None:
     path.write_text('model_path = "/model"\n[cluster]\nprefil_max = 3\n')
     with pytest.raises(ConfigError, match="prefil_max"):
         from_args(ServeConfig, args, {})
+
+
+def test_the_sample_is_a_deployment() -> None:
+    sample = Path(__file__).parents[3] / "deploy" / "ray" / "serve.toml"
+    serve = from_args(ServeConfig, argparse.Namespace(config=str(sample)), {})
+    cluster = read_cluster(tomllib.loads(sample.read_text())["cluster"])
+    plan = make_plan(serve, cluster, "")
+    assert plan.bounds("decode") == WorkerBounds(2, 16, 512.0, 300.0) and plan.cpus("prefill") == 4.0
 
 
 def test_processes_read_what_they_are_given(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from xgr_runtime.wire.messages import (
     Committed,
     DecodeRequest,
     Failed,
+    Message,
     PrefillRequest,
     Result,
     StepCost,
@@ -435,13 +436,18 @@ async def test_batch_work_that_made_room_is_tried_again_as_often_as_it_takes(fol
 # --- workers that nothing can be sent to -----------------------------------------------------------------
 
 
+def deaf(message: Message) -> bool:
+    """Nothing can be sent."""
+    return False
+
+
 @play
 async def test_who_cannot_be_reached_costs_the_partner_no_try(folder: Path) -> None:
     """A machine with a pair of workers ends, and our links have not heard of it: three tries are enough."""
     async with stage(folder, 2, 2) as s:
         workers = {worker.incarnation: worker for worker in s.dispatcher._workers}
         for worker in (workers[10], workers[21]):
-            worker.send = lambda _: False  # type: ignore[method-assign]
+            worker.send = deaf  # type: ignore[method-assign]
         answer = s.ask()
         first = await s.decode[0].next(DecodeRequest)
         assert first.id.prefill == 10, "the pair of one that is gone and of one that is not"
