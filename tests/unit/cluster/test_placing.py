@@ -42,13 +42,13 @@ def test_parts_of_a_gpu_fill_it_exactly() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 4), st.integers(0, 2)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), min_size=1, max_size=4),
     st.lists(st.sampled_from(["router", "prefill", "decode"]), max_size=12),
 )
 def test_no_node_holds_more_than_it_has_and_none_with_room_is_missed(
-    sizes: list[tuple[float, int]], roles: list[str]
+    sizes: list[tuple[int, int]], roles: list[str]
 ) -> None:
-    nodes = [Node(str(number), cpus, float(gpus)) for number, (cpus, gpus) in enumerate(sizes)]
+    nodes = [Node(str(number), cpus / 2, float(gpus)) for number, (cpus, gpus) in enumerate(sizes)]
     held: list[Held] = []
     for role in roles:
         gpus = 0.0 if role == "router" else 0.5
@@ -59,12 +59,6 @@ def test_no_node_holds_more_than_it_has_and_none_with_room_is_missed(
             if one.cpus - sum(h.cpus for h in held if h.node == one.id) >= 1.0
             and one.gpus - sum(h.gpus for h in held if h.node == one.id) >= gpus
         ]
-        assert node in room if room else node == "" or _close(node, nodes, held)
+        assert node in room if room else node == ""
         if node:
             held.append(Held(role, node, 1.0, gpus))
-
-
-def _close(node: str, nodes: list[Node], held: list[Held]) -> bool:
-    """It is full but for what decimals lose."""
-    cpus = next(one.cpus for one in nodes if one.id == node)
-    return abs(cpus - sum(h.cpus for h in held if h.node == node) - 1.0) < 1e-5
