@@ -58,6 +58,8 @@ class RayCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for node in reversed(self.nodes):  # the head last; nobody is asked, who may be busy
+            self.cluster.remove_node(node, allow_graceful=False)
         self.cluster.shutdown()
 
     def run(self, *argv: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:

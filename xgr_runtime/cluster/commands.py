@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from xgr_runtime.errors import ConfigError, StartupError
 from xgr_runtime.launcher.deployment import START_TIMEOUTS
 from xgr_runtime.transport.addresses import is_loopback
 
+CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0  # that a controller has for an answer; it may have to start first
 FAILED_STARTS = 3  # of a role, after which `up` gives up
 LOOK_EVERY = 0.2  # seconds
@@ -33,6 +35,7 @@ def joined(address: str) -> Iterator[None]:
         raise ConfigError("Ray is not installed: pip install 'xgr-runtime[ray]'")
     import ray
 
+    _check_address(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RaySystemError) as error:
@@ -44,6 +47,22 @@ def joined(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for a minute and a half. Raises `ConfigError`."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ConfigError(f"--address is {address[:200]!r}: give HOST:PORT of the cluster's head, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"no Ray cluster at --address {address} ({reason}): begin one by `ray start --head`"
+        ) from None
 
 
 def up(serve: ServeConfig, cluster: ClusterConfig, say: Callable[[str], None]) -> str:

@@ -103,12 +103,19 @@ def worker_program(
 
 def router_of(plan: ClusterPlan, name: str, workers_file: Path, **keys: str) -> Program:
     """A router that follows the file."""
-    return router_program(
-        name,
-        derive(
-            RouterConfig, plan.serve, name=name, prefill=[], decode=[], workers_file=str(workers_file), **keys
-        ),
+    config = derive(
+        RouterConfig,
+        plan.serve,
+        name=name,
+        prefill=[],
+        decode=[],
+        workers_file=str(workers_file),
+        # A node that ends takes both workers of a pair, one after the other, and no request is to blame.
+        crash_budget=plan.serve.crash_budget + 1,
+        max_attempts=plan.serve.max_attempts + 1,
+        **keys,
     )
+    return router_program(name, config)
 
 
 def tcp(host: str, port: int) -> str:

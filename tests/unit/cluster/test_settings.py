@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from ports import free_port
 
 from xgr_runtime.cli import main
 from xgr_runtime.cluster.plan import ClusterPlan, make_plan, router_of, worker_program, write_keys
@@ -124,6 +125,7 @@ def test_processes_read_what_they_are_given(tmp_path: Path) -> None:
     program = router_of(plan, "router-0", tmp_path / "workers.json", **given["router"])
     assert not any("k" * 9 in arg for arg in program.argv), "everybody reads arguments"
     router = parse(RouterConfig, program.argv, program.environ)
+    assert (router.crash_budget, router.max_attempts) == (3, 4), "a node takes a pair"
     assert router.api_key == "k" * 9 and router.workers_file == str(tmp_path / "workers.json")
 
 
@@ -136,3 +138,20 @@ def test_the_command_says_in_a_line_what_is_missing(
     )
     assert main(["ray", "status"]) == 2
     assert capsys.readouterr().err == "xgr ray: error: Ray is not installed: pip install 'xgr-runtime[ray]'\n"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://10.0.0.1:1", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_an_address_that_cannot_be_is_refused_at_once(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="pip install 'xgr-runtime[ray]'")
+    assert main(["ray", "down", "--address", address]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("xgr ray: error: ") and address in said and said.count("\n") == 1
+
+
+def test_an_address_where_nobody_listens_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="pip install 'xgr-runtime[ray]'")
+    address = f"127.0.0.1:{free_port()}"
+    assert main(["ray", "status", "--address", address]) == 2
+    assert f"no Ray cluster at --address {address} (Connection refused)" in capsys.readouterr().err
