@@ -172,17 +172,18 @@ def test_a_node_ends_under_load(settings: Path, prompts: list[list[int]], expect
 def test_workers_come_and_go_with_load(
     settings: Path, prompts: list[list[int]], expected: list[Answer]
 ) -> None:
-    """Each prompt that waits or runs, and each beam in a step, wants workers here: 1, 3, and 1 again."""
-    scale = {"prefill_max": 3, "prefill_target": 0.05, "decode_max": 3, "decode_target": 0.5}
+    """One decode worker, three, and one again. A request now and then is too little for a second one."""
+    scale = {"decode_max": 3, "decode_target": 10.0}
     with (
         RayCluster(more=2, cpus=4, **QUIET) as nodes,
         shop(nodes, settings, **scale, scale_down_seconds=2.0) as url,
     ):
-        with Load(url, prompts, expected) as load:
+        with Load(url, prompts, expected, callers=4) as load:
             until(lambda: count(nodes, "decode") == 3, "three decode workers", 300.0, every=1.0)
             load.goes_on()
         with Load(url, prompts, expected, callers=1, pause=3.0) as load:
             until(lambda: len(places(nodes)) == 3, "one of each again", 300.0, every=1.0)
+            assert count(nodes, "decode") == 1
             load.goes_on()
 
 
