@@ -39,6 +39,8 @@ from xgr_runtime.wire.messages import (
     LAUNCHES,
     MOST_VERSIONS,
     PROTOCOL,
+    ROWS_TOTAL,
+    WAITING_SECONDS,
     AttemptId,
     Committed,
     DecodeRequest,
@@ -408,6 +410,12 @@ class DecodeWorker:
             change=self.desk.change,
         )
 
+    def _longest_wait(self) -> float:
+        """Seconds that the oldest task has waited for pages or rows; 0 where none does."""
+        phases = (TaskPhase.PAGES, TaskPhase.ROWS)
+        began = [task.began[task.phase] for task in self.tasks if task.phase in phases]
+        return self.clock() - min(began) if began else 0.0
+
     def load(self) -> Load:
         bad = self.desk.control.listener.bad_messages + self.inbound.data.listener.bad_messages
         counters = self.counters | self.engine.counters
@@ -415,6 +423,8 @@ class DecodeWorker:
             "bad_messages": bad,
             "evicted_pages": self.cache.evicted,
             LAUNCHES: self.engine.costs.seen,
+            ROWS_TOTAL: self.scheduler.rows.capacity,
+            WAITING_SECONDS: self._longest_wait(),
             "filters_evaluated": self.catalogs.newest.filters.misses,
             "filters_reused": self.catalogs.newest.filters.hits,
         }

@@ -30,6 +30,7 @@ from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import (
     LAUNCHES,
     PROTOCOL,
+    WAITING_TOKENS,
     AttemptId,
     Limits,
     Load,
@@ -404,6 +405,7 @@ class PrefillWorker:
             "evicted_pages": self.cache.evicted,
             "restored_pages": self.cache.restored,
             LAUNCHES: self.costs.seen,
+            WAITING_TOKENS: sum(prompt.left for prompt in self.scheduler.waiting),
         }
         return Load(
             requests=len(self.scheduler.waiting) + len(self.prompts),

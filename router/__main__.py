@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from tokenizers import Tokenizer
 
 from router.catalogs.begin import Beginning, begun
@@ -47,8 +48,11 @@ def body(config: RouterConfig, lifecycle: Lifecycle) -> None:
         prompts = Prompts.read(tokenizer, files)
     prompts.check(beginning.catalogs.newest.catalog)
     beginning.hold_to(tokenizer, prompts)
-    with _listen(config.host, config.port) as http:
-        asyncio.run(_serve(config, lifecycle, beginning, prompts, tokenizer, http))
+    with (
+        _listen(config.host, config.port) as http,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(config, lifecycle, beginning, prompts, tokenizer, http))
 
 
 def _tell(folder: Path) -> None:

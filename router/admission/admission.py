@@ -14,7 +14,7 @@ The policy:
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from router.admission.backlog import Backlog, Rank, Share
@@ -22,7 +22,7 @@ from router.admission.margins import Margin
 from router.admission.offered import Offered
 from router.admission.pairing import Candidate, Pair, compatible, contenders, pairs_by_finish
 from xgr_runtime.errors import DeadlineExceeded, NoWorkers, Overloaded
-from xgr_runtime.scheduling.cost_model import Work, alone, prompt_work, search_work, shared
+from xgr_runtime.scheduling.cost_model import Work, alone_and_shared, prompt_work, search_work
 from xgr_runtime.wire.messages import StepCost
 
 TRIAL = 1.0
@@ -38,6 +38,18 @@ class Ask(NamedTuple):
     beams: Sequence[int]  # that each level starts from
     deadline: float
     priority: int = 0
+
+
+class Offer(NamedTuple):
+    """What a request would be on one worker, in seconds."""
+
+    own: float  # if nobody else were there
+    part: float  # of the worker's time, when launches are shared
+    ahead: float  # of work that goes before it
+    rank: Rank
+
+    def booking(self) -> "Booking":
+        return Booking(self.own, Share(self.rank, self.part, self.ahead))
 
 
 class Booking(NamedTuple):
@@ -135,20 +147,26 @@ class Admission:
         """
         prefill = _with_costs(prefill, prompt_work(0, ask.tokens))
         decode = _with_costs(decode, search_work(ask.tokens, ask.beams))
-        bookings = self._bookings(ask, prefill, decode, now)
+        offers = self._offers(ask, prefill, decode, now)
 
-        def forecast(pair: Pair) -> Forecast:
-            p, d = bookings[pair.prefill.incarnation], bookings[pair.decode.incarnation]
-            return Forecast.of(p, d, pair.one_device)
+        def finish(pair: Pair) -> float:
+            p, d = offers[pair.prefill.incarnation], offers[pair.decode.incarnation]
+            if pair.one_device:
+                return p.own + max(p.ahead, d.ahead) + d.own
+            return max(p.ahead + p.own, d.ahead) + d.own
 
-        some = contenders(prefill, decode, catalog, avoid, _times(prefill, decode, bookings), _TRIED)
-        pairs = pairs_by_finish(*some, catalog, avoid, lambda pair: forecast(pair).total)
+        some = contenders(prefill, decode, catalog, avoid, _times(prefill, decode, offers), _TRIED)
+        pairs = pairs_by_finish(*some, catalog, avoid, finish, _TRIED)
         if not pairs:
             raise NoWorkers("no compatible pair of workers is ready: see /workers")
         left = ask.deadline - now
-        fastest = forecast(pairs[0]).own
+
+        def own(pair: Pair) -> float:
+            return offers[pair.prefill.incarnation].own + offers[pair.decode.incarnation].own
+
+        fastest = own(pairs[0])
         if fastest > left:
-            fastest = min(forecast(pair).own for pair in compatible(prefill, decode, catalog))
+            fastest = min(map(own, compatible(prefill, decode, catalog)))
         if fastest > left and not accepted and not self._may_try(pairs[0], now):
             raise DeadlineExceeded(
                 f"the deadline cannot be met: {fastest * 1000:.0f} ms are needed, {left * 1000:.0f} are left",
@@ -157,7 +175,7 @@ class Admission:
         late = math.inf
         for pair in pairs[:_TRIED]:
             promise = _promise(
-                ask, pair, bookings[pair.prefill.incarnation], bookings[pair.decode.incarnation], now
+                ask, pair, offers[pair.prefill.incarnation], offers[pair.decode.incarnation], now
             )
             excess = 0.0 if accepted else self._excess(promise, now)
             if not excess:
@@ -182,24 +200,25 @@ class Admission:
         if promise.foreseen and (answered or late):
             self._learn(promise, now, answered)
 
-    def _bookings(
+    def _offers(
         self, ask: Ask, prefill: Sequence[Candidate], decode: Sequence[Candidate], now: float
-    ) -> dict[int, Booking]:
+    ) -> dict[int, Offer]:
         """The request on every worker, by incarnation."""
-        work = {w.incarnation: _seconds(w.cost, search_work(ask.tokens, ask.beams)) for w in decode}
-        after = min((own for own, _ in work.values()), default=0.0)
-        rank = {w.incarnation: (-ask.priority, ask.deadline) for w in decode}
+        offers = {}
+        search, rank = search_work(ask.tokens, ask.beams), (-ask.priority, ask.deadline)
+        for w in decode:
+            offers[w.incarnation] = self._offer(w, search, rank, now)
+        after = min((offer.own for offer in offers.values()), default=0.0)
+        rank = (-ask.priority, ask.deadline - after)
         for w in prefill:
             prompt = prompt_work(min(w.reuse, ask.tokens - 1), ask.tokens)
-            work[w.incarnation] = _seconds(w.cost, prompt)
-            rank[w.incarnation] = (-ask.priority, ask.deadline - after)
-        bookings = {}
-        for w in [*prefill, *decode]:
-            own, part = work[w.incarnation]
-            backlog = self.backlogs.get(w.device)
-            ahead = backlog.ahead(rank[w.incarnation], now) if backlog else 0.0
-            bookings[w.incarnation] = Booking(own, Share(rank[w.incarnation], part, ahead))
-        return bookings
+            offers[w.incarnation] = self._offer(w, prompt, rank, now)
+        return offers
+
+    def _offer(self, worker: Candidate, work: Work, rank: Rank, now: float) -> Offer:
+        own, part = _seconds(worker.cost, work)
+        backlog = self.backlogs.get(worker.device)
+        return Offer(own, part, backlog.ahead(rank, now) if backlog else 0.0, rank)
 
     def _may_try(self, pair: Pair, now: float) -> bool:
         """Whether the pair is idle, and it is time to see again what it can do."""
@@ -253,21 +272,24 @@ class Admission:
             self.own_margin.observe((took - wait * self.wait_margin.value(now)) / own, now)
 
 
-def _promise(ask: Ask, pair: Pair, prefill: Booking, decode: Booking, now: float) -> Promise:
+def _promise(ask: Ask, pair: Pair, prefill: Offer, decode: Offer, now: float) -> Promise:
     """Both shares are due when the rest, alone, still makes the deadline."""
-    prefill.share.due, decode.share.due = ask.deadline - decode.own, ask.deadline
-    return Promise(pair, prefill, decode, now, ask.deadline)
+    promise = Promise(pair, prefill.booking(), decode.booking(), now, ask.deadline)
+    promise.prefill.share.due, promise.decode.share.due = ask.deadline - decode.own, ask.deadline
+    return promise
 
 
 def _times(
-    prefill: Sequence[Candidate], decode: Sequence[Candidate], bookings: Mapping[int, Booking]
-) -> dict[int, tuple[float, ...]]:
+    prefill: Sequence[Candidate], decode: Sequence[Candidate], offers: Mapping[int, Offer]
+) -> dict[int, tuple[float, float]]:
     """What `Forecast.of` rises with, by incarnation: of prompts when they are there."""
-    booked = [(w.incarnation, bookings[w.incarnation]) for w in prefill]
-    times: dict[int, tuple[float, ...]] = {number: (own + share.ahead,) for number, (own, share) in booked}
+    times: dict[int, tuple[float, float]] = {}
+    for w in prefill:
+        own, _, ahead, _ = offers[w.incarnation]
+        times[w.incarnation] = own + ahead, 0.0
     for w in decode:
-        own, share = bookings[w.incarnation]
-        times[w.incarnation] = own, share.ahead
+        own, _, ahead, _ = offers[w.incarnation]
+        times[w.incarnation] = own, ahead
     return times
 
 
@@ -278,9 +300,11 @@ def _with_costs(workers: Sequence[Candidate], work: Work) -> list[Candidate]:
     that one of two equals would get no request by which it could show that it is one.
     """
     known = [worker.cost for worker in workers if _possible(worker.cost)]
+    if len(known) == len(workers) and all(worker.proven for worker in workers):
+        return list(workers)
     quickest = min(known, key=lambda cost: _seconds(cost, work), default=None)
     return [
-        worker if worker.proven and _possible(worker.cost) else replace(worker, cost=quickest)
+        worker if worker.proven and _possible(worker.cost) else worker._replace(cost=quickest)
         for worker in workers
     ]
 
@@ -289,10 +313,15 @@ def _possible(cost: StepCost | None) -> bool:
     """Whether it is a cost from which finite seconds follow: NaN is in no range."""
     if cost is None:
         return False
-    seconds = (cost.fixed, cost.per_token, cost.per_pair)
-    return all(0 <= part <= _SLOWEST for part in seconds) and cost.most_tokens > 0 and cost.most_pairs > 0
+    return (
+        0 <= cost.fixed <= _SLOWEST
+        and 0 <= cost.per_token <= _SLOWEST
+        and 0 <= cost.per_pair <= _SLOWEST
+        and cost.most_tokens > 0
+        and cost.most_pairs > 0
+    )
 
 
 def _seconds(cost: StepCost | None, work: Work) -> tuple[float, float]:
     """That work needs alone, and of a worker's time when shared; nothing where the cost is unknown."""
-    return (alone(cost, work), shared(cost, work)) if cost else (0.0, 0.0)
+    return alone_and_shared(cost, work) if cost else (0.0, 0.0)

@@ -121,7 +121,7 @@ class Attempts:
         if not attempt.committed:
             self._release_prefill(attempt)
         for worker in (attempt.prefill, attempt.decode):
-            self._workers.breakers[worker].ended(attempt.id)
+            worker.breaker.ended(attempt.id)
         self._freed.set()
         if not answered:
             self._cancel(attempt)
@@ -155,7 +155,7 @@ class Attempts:
                 continue
             crashed = incarnation == attempt.at_work
             if crashed:
-                self._workers.breakers[worker].failed(attempt.id, attempt.started)
+                worker.breaker.failed(attempt.id, attempt.started)
             error = WorkerLost(f"the {worker.role} worker was lost: {reason}", worker.role)
             attempt.finish(Retry(error, crashed))
 
@@ -163,13 +163,13 @@ class Attempts:
         attempt.committed = True
         self._release_prefill(attempt)
         self.admission.committed(attempt.promise, time.monotonic())
-        self._workers.breakers[attempt.prefill].succeeded()
+        attempt.prefill.breaker.succeeded()
         for incarnation in (attempt.id.prefill, attempt.id.decode):
             self.reuse.note(incarnation, attempt.request.job.tokens)
         self._freed.set()
 
     def _answered(self, attempt: Attempt, result: Result) -> None:
-        breaker = self._workers.breakers[attempt.decode]
+        breaker = attempt.decode.breaker
         problem = unsound(result, attempt.request.job)
         if problem:
             breaker.failed(attempt.id, attempt.started)
@@ -186,7 +186,7 @@ class Attempts:
             # A hand-over that breaks may be the fault of either; with others, the sound one soon succeeds.
             both = isinstance(error, WorkerLost) and not attempt.committed
             for to_blame in (attempt.prefill, attempt.decode) if both else (worker,):
-                self._workers.breakers[to_blame].failed(attempt.id, attempt.started)
+                to_blame.breaker.failed(attempt.id, attempt.started)
         attempt.finish(Retry(error) if error.elsewhere else error)
 
     # --- what a pair gets ---
@@ -207,7 +207,7 @@ class Attempts:
         for worker, load in ((attempt.prefill, len(job.tokens)), (attempt.decode, job.width)):
             worker.load += load
             worker.in_flight += 1
-            self._workers.breakers[worker].began(attempt.id)
+            worker.breaker.began(attempt.id)
 
     def _release_prefill(self, attempt: Attempt) -> None:
         attempt.prefill.load -= len(attempt.request.job.tokens)
@@ -235,7 +235,7 @@ class Attempts:
         prompt = PrefillRequest(attempt.id, hello.data_address, tokens, left, job.priority, after)
         for worker, message in ((attempt.decode, search), (attempt.prefill, prompt)):
             if not worker.send(message):
-                self._workers.breakers[worker].failed(attempt.id, attempt.started)
+                worker.breaker.failed(attempt.id, attempt.started)
                 error = WorkerLost("a worker could not be reached", "dispatch")
                 attempt.finish(Retry(error, unreached=worker.incarnation))
                 return

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from weakref import WeakKeyDictionary
 
 from router.admission.pairing import Candidate, compatible
 from router.job import Flush, WorkerState
@@ -24,7 +23,7 @@ from xgr_runtime.wire.messages import LAUNCHES, Limits, Role
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.02  # seconds between looks at one that finishes what it has
+LOOK = 0.02  # seconds between looks at workers
 
 
 class Roster:
@@ -50,12 +49,12 @@ class Roster:
         self._members: dict[str, Worker] = {}  # by address
         self._kept: set[str] = set()  # addresses that only `remove` takes away
         self._drains: dict[Worker, asyncio.Task[None]] = {}
+        self._limits: Limits | None = None
+        self._limits_until = 0.0
         self.versions_in_use: Callable[[], list[str]] = lambda: catalogs.versions
         """Versions of the catalog that this router may still use."""
         self.lag: Callable[[Worker], str] = self._other_catalog
         """Why a decode worker gets no requests for its catalog, or an empty string."""
-        # An attempt may end after the prefill worker that it was done with is forgotten.
-        self.breakers: WeakKeyDictionary[Worker, Breaker] = WeakKeyDictionary()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter([*self.prefill, *self.decode])
@@ -134,9 +133,8 @@ class Roster:
 
     def _join(self, named: WorkerAddress) -> Worker:
         worker = self._members[named.address] = self._worker(named.address, named.role)
-        self.breakers[worker] = Breaker(
-            f"{named.role} worker at {named.address}", self._config.breaker_failures
-        )
+        name = f"{named.role} worker at {named.address}"
+        worker.breaker = Breaker(name, self._config.breaker_failures)
         worker.start()
         return worker
 
@@ -176,7 +174,7 @@ class Roster:
     def problem(self, worker: Worker) -> str:
         """Why requests cannot go there, or an empty string."""
         leaving = "it is removed, and finishes what it has" if worker.leaving else ""
-        return worker.problem or leaving or self.lag(worker) or self.breakers[worker].problem
+        return worker.problem or leaving or self.lag(worker) or worker.breaker.problem
 
     def _other_catalog(self, worker: Worker) -> str:
         """What a decode worker has in place of this router's catalog, or an empty string."""
@@ -188,7 +186,7 @@ class Roster:
 
     def admitting(self, workers: Sequence[Worker]) -> list[Worker]:
         """Those of them that may get one more request."""
-        return [w for w in workers if not w.problem and not w.leaving and self.breakers[w].admits]
+        return [w for w in workers if not w.problem and not w.leaving and w.breaker.admits]
 
     def states(self) -> list[WorkerState]:
         """See `Dispatch.workers`."""
@@ -213,7 +211,14 @@ class Roster:
         )
 
     def limits(self) -> Limits | None:
-        """See `Dispatch.limits`: the smallest of all usable workers, so that any pair can serve."""
+        """See `Dispatch.limits`: as of at most `LOOK` seconds ago, for every request asks."""
+        now = time.monotonic()
+        if now >= self._limits_until:
+            self._limits, self._limits_until = self._usable_limits(), now + LOOK
+        return self._limits
+
+    def _usable_limits(self) -> Limits | None:
+        """The smallest of all usable workers, so that any pair can serve."""
         prefill = [w for w in self.prefill if not self.problem(w)]
         decode = [w for w in self.decode if not self.problem(w)]
         newest = self._catalogs.newest.version

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from router.job import Flush
+from router.workers.breaker import Breaker
 from xgr_runtime.errors import RequestError, WorkerLost
 from xgr_runtime.wire.messages import (
     PROTOCOL,
@@ -32,6 +33,8 @@ OnLost = Callable[["Worker", int, str], None]
 
 class Worker(ABC):
     """`alive` from its first introduction until it is silent, gone or another incarnation."""
+
+    breaker: Breaker  # of whichever incarnation; the roster's to give
 
     def __init__(self, address: str, role: Role, on_message: OnMessage, on_lost: OnLost) -> None:
         self.address = address

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import itertools
 import json
 import os
 import random
@@ -78,6 +77,7 @@ def measure(files: Files, decode: int, args: argparse.Namespace) -> dict[str, An
         "model-backend": "simulated",
         "port": 0,
         "layout": "split",
+        "sharing": "none",  # as on devices of their own
         "prefill-workers": prefill,
         "decode-workers": decode,
         "threads": 1,
@@ -93,18 +93,16 @@ def measure(files: Files, decode: int, args: argparse.Namespace) -> dict[str, An
         url = deployment.url()
         router = deployment.worker("router")
         load = Load(url, args, decode * args.in_flight)
-        load.run(args.seconds / 2)  # every worker has learned what its launches cost
-        before = sum(router.cpu_times()[:2])
-        answered, seconds, latencies = load.run(args.seconds)
-        cpu = sum(router.cpu_times()[:2]) - before
+        # First every worker learns what its launches cost.
+        latencies, cpu = load.run(args.seconds / 2, args.seconds, lambda: sum(router.cpu_times()[:2]))
     finally:
         deployment.close()
     return {
         "decode": decode,
         "prefill": prefill,
-        "per_second": args.slower * answered / seconds,
+        "per_second": args.slower * len(latencies) / args.seconds,
         "p50_ms": 1e3 * float(np.median(latencies)) / args.slower,
-        "router_ms": 1e3 * cpu / answered,
+        "router_ms": 1e3 * cpu / len(latencies),
     }
 
 
@@ -115,31 +113,38 @@ class Load:
         self.address = urlsplit(url).netloc
         self.args = args
         self.callers = callers
-        self.rounds = itertools.count()
 
-    def run(self, seconds: float) -> tuple[int, float, list[float]]:
-        """Answers within so long, how long it was, and what each took. Raises what a caller does."""
-        until, turn = time.monotonic() + seconds, next(self.rounds)
-        latencies: list[float] = []
+    def run(self, warmup: float, seconds: float, spent: Callable[[], float]) -> tuple[list[float], float]:
+        """What each answer took that came in those seconds after a warm-up, and how `spent` rose in them.
+
+        Raises what a caller does.
+        """
+        begin = time.monotonic() + warmup
+        answers: list[tuple[float, float]] = []  # when each came, and what it took
         failures: list[BaseException] = []
 
         def call(number: int) -> None:
             try:
-                self.ask_on(random.Random(f"{turn}-{number}"), until, latencies.append)
+                self.ask_on(random.Random(number), begin + seconds, answers.append)
             except BaseException as error:
                 failures.append(error)
 
         threads = [threading.Thread(target=call, args=(number,)) for number in range(self.callers)]
         for thread in threads:
             thread.start()
+        time.sleep(max(0.0, begin - time.monotonic()))
+        before = spent()
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
+        after = spent()
         for thread in threads:
             thread.join()
         if failures:
             raise failures[0]
-        return len(latencies), seconds, latencies
+        return [took for came, took in answers if begin <= came < begin + seconds], after - before
 
-    def ask_on(self, draw: random.Random, until: float, took: Callable[[float], None]) -> None:
-        """An answer that comes after the end does not count, as its work began before the start of it."""
+    def ask_on(
+        self, draw: random.Random, until: float, answered: Callable[[tuple[float, float]], None]
+    ) -> None:
         connection = http.client.HTTPConnection(self.address)
         while (began := time.monotonic()) < until:
             history = [f"i{draw.randrange(ITEMS)}" for _ in range(self.args.items)]
@@ -153,8 +158,8 @@ class Load:
             said = answer.read()
             if answer.status != 200:
                 raise RuntimeError(f"{answer.status}: {said[:300]!r}")
-            if time.monotonic() < until:
-                took(time.monotonic() - began)
+            now = time.monotonic()
+            answered((now, now - began))
 
 
 def draw(points: Sequence[dict[str, Any]], args: argparse.Namespace, path: Path) -> None:

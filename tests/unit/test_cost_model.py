@@ -13,12 +13,12 @@ from xgr_runtime.scheduling.cost_model import (
     Tried,
     Work,
     alone,
+    alone_and_shared,
     marginal,
     prompt_work,
     scaled,
     search_work,
     seed_of,
-    shared,
     worthwhile,
 )
 from xgr_runtime.wire.messages import StepCost
@@ -112,8 +112,8 @@ def test_pairs_are_counted_causally() -> None:
 
 def test_shared_work_pays_its_part_of_the_fixed_cost_and_never_more_than_alone() -> None:
     small, large = prompt_work(0, 20), prompt_work(0, 5000)
-    assert marginal(TRUTH, small) < shared(TRUTH, small) < alone(TRUTH, small)
-    assert shared(TRUTH, large) == alone(TRUTH, large)
+    assert marginal(TRUTH, small) < alone_and_shared(TRUTH, small)[1] < alone(TRUTH, small)
+    assert len(set(alone_and_shared(TRUTH, large))) == 1
     assert TRUTH.fixed / (TRUTH.fixed + worthwhile(TRUTH)) == pytest.approx(FIXED_SHARE)
 
 

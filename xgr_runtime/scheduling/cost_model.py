@@ -86,7 +86,7 @@ def together(works: Iterable[Work]) -> Work:
 
 def alone(cost: StepCost, work: Work) -> float:
     """Seconds of work that has its launches for itself."""
-    return cost.fixed * work.launches + marginal(cost, work)
+    return alone_and_shared(cost, work)[0]
 
 
 def marginal(cost: StepCost, work: Work) -> float:
@@ -103,10 +103,11 @@ def reaches(cost: StepCost, work: Work) -> bool:
     return within and alone(cost, work) > 0
 
 
-def shared(cost: StepCost, work: Work) -> float:
-    """Seconds of work whose launches others fill up, with its part of what is fixed."""
-    own = marginal(cost, work)
-    return own + min(cost.fixed * work.launches, own * FIXED_SHARE / (1 - FIXED_SHARE))
+def alone_and_shared(cost: StepCost, work: Work) -> tuple[float, float]:
+    """Seconds of work that has its launches for itself, and of work whose launches others fill up, with its
+    part of what is fixed."""
+    own, fixed = marginal(cost, work), cost.fixed * work.launches
+    return fixed + own, own + min(fixed, own * FIXED_SHARE / (1 - FIXED_SHARE))
 
 
 def worthwhile(cost: StepCost) -> float:

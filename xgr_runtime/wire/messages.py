@@ -39,6 +39,12 @@ LAUNCHES = "launches_learned_from"
 """The counter that says of how many launches its cost knows, besides those that were tried at the start."""
 STOPPING = "stopping"
 """The counter that is 1 once a worker was told to stop, and only finishes what it has."""
+WAITING_TOKENS = "waiting_tokens"
+"""The counter of a prefill worker that says how many tokens of its prompts are not computed now."""
+ROWS_TOTAL = "rows_total"
+"""The counter of a decode worker that says how many beams its steps can hold."""
+WAITING_SECONDS = "waiting_seconds"
+"""The counter of a decode worker that says for how long the oldest request has waited for pages or rows."""
 
 MOST_TEXT = 8192
 """Characters of a reason or an error's message; `brief` cuts longer ones."""

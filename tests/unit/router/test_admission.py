@@ -1,6 +1,5 @@
 """What is promised, on which pair, and what is refused: lists of cases, in made-up seconds."""
 
-import dataclasses
 import math
 import random
 
@@ -73,8 +72,8 @@ def test_what_no_idle_pair_can_do_in_time_is_refused_for_good() -> None:
 def test_equals_that_were_only_tried_are_taken_for_equals(proven: bool) -> None:
     """Whatever their trials gave; else the slower one would get no request that shows what it can do."""
     slow = StepCost(0.0, 1.0, 0.0)
-    ps = [prefill(), dataclasses.replace(prefill("p1", 2, slow), proven=proven)]
-    ds = [decode(), dataclasses.replace(decode("d1", 12, slow), proven=proven)]
+    ps = [prefill(), prefill("p1", 2, slow)._replace(proven=proven)]
+    ds = [decode(), decode("d1", 12, slow)._replace(proven=proven)]
     admission = sure()
     used = [admit(admission, 99, p=ps, d=ds).pair for _ in range(4)]
     names = {pair.prefill.name for pair in used} | {pair.decode.name for pair in used}
@@ -262,7 +261,7 @@ def test_those_behind_know_what_overtook_them() -> None:
 
 def test_work_of_two_workers_that_take_turns_is_done_one_after_the_other() -> None:
     """A prompt and a search take a second each: the second request is through after four, not three."""
-    p, d = (dataclasses.replace(worker, turns="cores") for worker in (P, D))
+    p, d = (worker._replace(turns="cores") for worker in (P, D))
     admission = sure()
     first = admit(admission, 2.1, p=[p], d=[d])
     with pytest.raises(Overloaded) as refused:
@@ -276,7 +275,7 @@ def test_work_of_two_workers_that_take_turns_is_done_one_after_the_other() -> No
 
 
 def test_where_turns_are_taken_prompt_and_search_both_delay_those_behind() -> None:
-    p, d = (dataclasses.replace(worker, turns="cores") for worker in (P, D))
+    p, d = (worker._replace(turns="cores") for worker in (P, D))
     admission = sure()
     admit(admission, 3.5, p=[p], d=[d])
     with pytest.raises(Overloaded):  # more urgent, and in time itself

@@ -37,7 +37,7 @@ def happen(t: Theatre) -> None:
     elif event == "hedge":
         t.hedge()
     elif event == "wait":  # until an open breaker is half open
-        t.dispatcher._workers.breakers[worker]._failed_at -= LONGEST
+        worker.breaker._failed_at -= LONGEST
     elif attempt is not None and event == "abort":
         t.dispatcher.abort(attempt.request.job.rid)
     elif attempt is not None and event == "fail":
@@ -66,7 +66,7 @@ async def finish(t: Theatre, asked: "list[asyncio.Task[Outcome]]") -> list[Outco
 
 def nothing_is_left(t: Theatre) -> bool:
     attempts = t.dispatcher._attempts
-    trials = [b._trial for b in t.dispatcher._workers.breakers.values() if b._trial]
+    trials = [w.breaker._trial for w in t.dispatcher._workers if w.breaker._trial]
     loads = [w.load or w.in_flight for w in t.workers]
     left = attempts._live or attempts._alone or attempts.admission.backlogs or t.dispatcher._tries or trials
     return not left and not any(loads) and not t.dispatcher.live and not attempts._turns.locked()

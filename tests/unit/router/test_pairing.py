@@ -1,7 +1,6 @@
 """Which pair serves a request: a list of cases."""
 
 import random
-from dataclasses import replace
 
 import msgspec
 
@@ -48,9 +47,9 @@ def test_ties_go_to_the_least_loaded_and_then_by_name() -> None:
 
 
 def test_among_equals_the_one_that_holds_the_prompt_is_taken() -> None:
-    knows = replace(P0, reuse=51)  # P1 has 50 tokens less under way
+    knows = P0._replace(reuse=51)  # P1 has 50 tokens less under way
     assert names(pairs_by_finish([P1, knows], [D0], "v1"))[0] == ("p0", "d0")
-    holds = replace(D1, reuse=1)
+    holds = D1._replace(reuse=1)
     assert names(pairs_by_finish([P1], [D0, holds], "v1"))[0] == ("p1", "d1")
 
 
@@ -74,8 +73,8 @@ def test_a_pair_shares_one_model() -> None:
 
 
 def test_who_reads_a_memory_in_place_has_one_partner() -> None:
-    p0, p1 = replace(P0, memory=7), replace(P1, memory=8)
-    assert names(pairs_by_finish([p0, p1, prefill("p2", 3)], [replace(D0, memory=8)], "v1")) == [("p1", "d0")]
+    p0, p1 = P0._replace(memory=7), P1._replace(memory=8)
+    assert names(pairs_by_finish([p0, p1, prefill("p2", 3)], [D0._replace(memory=8)], "v1")) == [("p1", "d0")]
     assert len(pairs_by_finish([p0, p1], [D0], "v1")) == 2, "others take prompts from anywhere"
 
 
@@ -103,8 +102,8 @@ def test_the_best_pairs_of_the_contenders_are_the_best_of_all() -> None:
             ready = ahead[p] + own[p]
             return own[d] + (9.0 if pair.one_device else max(ready, ahead[d]))
 
-        times: dict[int, tuple[float, ...]] = {
-            w.incarnation: (ahead[w.incarnation] + own[w.incarnation],) for w in prompts
+        times: dict[int, tuple[float, float]] = {
+            w.incarnation: (ahead[w.incarnation] + own[w.incarnation], 0.0) for w in prompts
         }
         times.update({w.incarnation: (own[w.incarnation], ahead[w.incarnation]) for w in searches})
         some = contenders(prompts, searches, "v1", avoid, times, 4)
@@ -117,7 +116,7 @@ def test_the_best_pairs_of_the_contenders_are_the_best_of_all() -> None:
 def test_of_many_idle_workers_four_are_looked_at() -> None:
     prompts = [prefill(f"p{number:02}", 100 + number) for number in range(64)]
     searches = [decode(f"d{number:02}", 200 + number) for number in range(64)]
-    times: dict[int, tuple[float, ...]] = {w.incarnation: (0.1, 0.0) for w in [*prompts, *searches]}
+    times: dict[int, tuple[float, float]] = {w.incarnation: (0.1, 0.0) for w in [*prompts, *searches]}
     assert contenders(prompts, searches, "v1", (), times, 4) == (prompts[:4], searches[:4])
 
 

@@ -218,7 +218,7 @@ async def test_nothing_is_left_of_workers_that_came_and_went(folder: Path) -> No
 
         def held() -> tuple[int, ...]:
             series = len(metrics.render().splitlines())
-            return Process().num_fds(), len(asyncio.all_tasks()), series, len(s.dispatcher._workers.breakers)
+            return Process().num_fds(), len(asyncio.all_tasks()), series, len(list(s.dispatcher._workers))
 
         await come_and_go()  # what is opened once
         await asyncio.sleep(0.2)

@@ -130,12 +130,12 @@ async def test_a_worker_that_fails_in_a_row_gets_no_requests_and_says_why(folder
 async def test_without_an_unbroken_pair_there_are_no_limits_until_the_trial(folder: Path) -> None:
     async with stage(folder, breaker_failures=2, max_attempts=1) as s:
         await broken(s)
-        assert s.dispatcher.limits() is None
+        await until(lambda: s.dispatcher.limits() is None)
         with pytest.raises(NoWorkers):
             await s.ask()
-        breaker = s.dispatcher._workers.breakers[s.dispatcher._workers.decode[0]]
+        breaker = s.dispatcher._workers.decode[0].breaker
         breaker._clock = lambda: time.monotonic() + FIRST
-        assert s.dispatcher.limits() is not None, "else nobody would send the request that is its trial"
+        await until(lambda: s.dispatcher.limits() is not None)  # else nobody would send its trial
         trial = s.ask("trial")
         request = await s.decode[0].next(DecodeRequest)
         with pytest.raises(NoWorkers):
