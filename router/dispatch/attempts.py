@@ -229,6 +229,7 @@ class Attempts:
             allow=None if job.allow is None else pack(job.allow),
             deny=pack(job.deny),
             where=job.where,
+            candidates=None if job.candidates is None else pack(job.candidates.leaves),
             timeout=left,
             priority=job.priority,
         )

@@ -28,7 +28,8 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
-    one_prompt(json_body(paths["/generate"]["post"]), models, settings)
+    one_prompt(json_body(paths["/generate"]["post"]), example(models, settings))
+    one_prompt(json_body(paths["/score"]["post"]), score_example(models))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -76,17 +77,26 @@ def json_body(operation: Json) -> Json:
     return found
 
 
-def one_prompt(body: Json, models: Models, settings: HttpSettings) -> None:
-    """That a body of /generate has one form of prompt, and an example. One that is null counts as absent."""
+def one_prompt(body: Json, example: Json) -> None:
+    """That a body has one form of prompt, and an example. One that is null counts as absent."""
     forms = [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()]
     body["schema"] = {"allOf": [body["schema"]], "oneOf": forms}
-    body["example"] = example(models, settings)
+    body["example"] = example
 
 
 def example(models: Models, settings: HttpSettings) -> Json:
     """A request that works here."""
     width = min(settings.default_beam_width, settings.max_beam_width)
     return {**short_prompt(models.default), "sampling_params": {"beam_width": width, "n": min(10, width)}}
+
+
+def score_example(models: Models) -> Json:
+    """The same for /score."""
+    catalog = models.default.catalogs.newest.catalog
+    return {
+        **short_prompt(models.default),
+        "items": [catalog.item_id(row) for row in range(catalog.items)[:3]],
+    }
 
 
 def short_prompt(model: Model) -> Json:
@@ -171,6 +181,7 @@ def schemas(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
     components = shapes(tuple(kinds))
     narrow_request(components["GenerateRequest"], models, settings)
+    narrow_prompt(components["ScoreRequest"]["properties"], models, settings)
     narrow_sampling(components["SamplingParams"]["properties"], models, settings)
     return components
 
@@ -191,6 +202,11 @@ def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None
     """Models and prompts as this deployment takes them."""
     properties = schema["properties"]
     narrow(properties, NEUTRAL_REQUEST)
+    narrow_prompt(properties, models, settings)
+
+
+def narrow_prompt(properties: Json, models: Models, settings: HttpSettings) -> None:
+    """The fields of a prompt, and of the model that gets it."""
     branch(properties["model"], "string")["enum"] = models.names
     templates = {name for model in models for name in model.catalogs.newest.catalog.templates.named}
     branch(properties["template"], "string")["enum"] = sorted(templates)

@@ -76,6 +76,14 @@ def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:
     return Work(len(beams), rows, (rows - beams[0]) * prompt_tokens if beams else 0)
 
 
+def one_by_one(works: Iterable[Work]) -> Work:
+    """All of it, each with its own launches."""
+    launches, tokens, pairs = 0, 0.0, 0.0
+    for work in works:
+        launches, tokens, pairs = launches + work.launches, tokens + work.tokens, pairs + work.pairs
+    return Work(launches, tokens, pairs)
+
+
 def together(works: Iterable[Work]) -> Work:
     """All of it in one launch."""
     tokens, pairs = 0.0, 0.0

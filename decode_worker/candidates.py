@@ -1,0 +1,72 @@
+"""Candidates that a request wants scored, piece by piece: each piece is a search that drops none of its own.
+
+Its filter lets a piece of the candidates live, and its width is their number. So it walks the tree of their
+prefixes, of which each is one beam whoever shares it. Candidates are in the order of the trie: two pieces in
+a row share one path at most. No piece has more beams than the widest search.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+
+from decode_worker.search import Floats, Ints, Question
+from xgr_kernels.trie import LeafFilter, leaf_filter
+from xgr_runtime.errors import BadRequest
+from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
+
+
+@dataclass
+class Pieces:
+    """The candidates that no search has taken yet, and the scores of those that are known."""
+
+    whole: Question  # whose filter lets live what a legal softmax is over
+    rest: list[Ints]  # leaves, ascending, the next piece first
+    leaves: list[Ints] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, whole: Question, candidates: Ints, width: int) -> Self:
+        """In pieces of at most `width`. Raises `BadRequest` for leaves that die or do not ascend."""
+        if not live_ascending(whole, candidates):
+            raise BadRequest("candidates must be live leaves in ascending order", "candidates")
+        count = -(-len(candidates) // width)
+        return cls(whole, [*np.array_split(candidates, count)])
+
+    @property
+    def works(self) -> list[Work]:
+        """What each of the pieces that are left asks for."""
+        return [self._work(len(piece)) for piece in self.rest]
+
+    def next(self) -> Question:
+        """The search of the next piece, which is left no more."""
+        piece, whole = self.rest.pop(0), self.whole
+        over = whole.filter if whole.score_mode == "legal" else None
+        alive = leaf_filter(whole.trie.leaves, piece)
+        return replace(
+            whole, width=len(piece), results=len(piece), filter=alive, over=over, shared_bits=False
+        )
+
+    def take(self, leaves: Ints, scores: Floats) -> None:
+        """What the search of a piece found."""
+        self.leaves.append(leaves)
+        self.scores.append(scores)
+
+    def answer(self) -> tuple[Ints, Floats]:
+        """Leaves and scores of all pieces [n], best first, and in the order of the trie where they tie."""
+        leaves, scores = np.concatenate(self.leaves), np.concatenate(self.scores)
+        order = np.lexsort((leaves, -scores))
+        return leaves[order], scores[order]
+
+    def _work(self, candidates: int) -> Work:
+        beams = beams_by_level(candidates, self.whole.trie.nodes, candidates)
+        return search_work(self.whole.prompt_tokens, beams[:-1])
+
+
+def live_ascending(question: Question, leaves: Ints) -> bool:
+    """Whether these are some leaves that the question's filter lets live, distinct and in ascending order."""
+    if not len(leaves) or leaves[0] < 0 or leaves[-1] >= question.trie.leaves:
+        return False
+    alive: LeafFilter = question.filter
+    ascending = bool((leaves[1:] > leaves[:-1]).all())
+    return ascending and bool(alive.holds(leaves).all()) and not np.isin(leaves, alive.deny).any()
