@@ -13,7 +13,7 @@ import numpy as np
 from decode_worker.search import Floats, Ints, Question
 from xgr_kernels.trie import LeafFilter, leaf_filter
 from xgr_runtime.errors import BadRequest
-from xgr_runtime.scheduling.cost_model import Work, beams_by_level, search_work
+from xgr_runtime.scheduling.cost_model import Work, beams_by_level, piece_sizes, search_work
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Pieces:
         """In pieces of at most `width`. Raises `BadRequest` for leaves that die or do not ascend."""
         if not live_ascending(whole, candidates):
             raise BadRequest("candidates must be live leaves in ascending order", "candidates")
-        count = -(-len(candidates) // width)
-        return cls(whole, [*np.array_split(candidates, count)])
+        ends = np.cumsum(piece_sizes(len(candidates), width))
+        return cls(whole, np.split(candidates, ends[:-1]))
 
     @property
     def works(self) -> list[Work]:

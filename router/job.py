@@ -21,6 +21,7 @@ class Candidates(NamedTuple):
     """What is to be scored: entries as they were asked, and the leaves that they are."""
 
     leaves: NDArray[np.int32]  # [n] sorted distinct, all alive: those that have a score
+    together: int  # that a worker takes at once, at most: of its widest search
     asked: NDArray[np.int32]  # [N] of each entry; -1: unknown
     why: tuple[NoScore | None, ...]  # [N] an entry has no score; None: it has one
 

@@ -12,7 +12,7 @@ from xgr_kernels.trie import distinct_sorted
 from xgr_runtime.catalog import Catalog, FilterSpec
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.wire.answers import NoScore
-from xgr_runtime.wire.messages import Limits
+from xgr_runtime.wire.messages import MOST_CANDIDATES, Limits
 
 Ints = NDArray[np.int32]
 Places = NDArray[np.int64]
@@ -43,9 +43,9 @@ def with_candidates(job: Job, asked: Asked, limits: Limits | None) -> Job:
         found, why = _of_items(catalog, job.filter, asked.items or ())
     scored = np.array([reason is None for reason in why], np.bool_)
     leaves = distinct_sorted(np.sort(found[scored]))
-    return replace(
-        job, width=len(leaves), results=len(leaves), candidates=Candidates(leaves, found, tuple(why))
-    )
+    together = (limits.max_beam_width if limits is not None else 0) or MOST_CANDIDATES
+    candidates = Candidates(leaves, together, found, tuple(why))
+    return replace(job, width=len(leaves), results=len(leaves), candidates=candidates)
 
 
 def find_leaves(sids: Ints, wanted: Ints) -> Ints:

@@ -70,6 +70,12 @@ def beams_by_level(width: int, nodes: Sequence[int], live: int) -> list[int]:
     return [1, *(min(most, count) for count in nodes)]
 
 
+def piece_sizes(candidates: int, together: int) -> list[int]:
+    """Of the pieces in which candidates are scored, at most so many together; the larger ones first."""
+    pieces = -(-candidates // together)
+    return [(candidates + pieces - 1 - piece) // pieces for piece in range(pieces)]
+
+
 def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:
     """All levels of a search, of which level i starts from `beams[i]` beams; level 0 attends to nothing."""
     rows = sum(beams)

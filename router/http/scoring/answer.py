@@ -28,7 +28,7 @@ def score_answer(job: Job, outcome: Outcome, arrival: float) -> ScoreAnswer:
 def candidate_scores(job: Job, outcome: Outcome) -> list[CandidateScore]:
     """Of each entry, in its order."""
     assert job.candidates is not None, "it has some"
-    catalog, (_, asked, why) = job.view.catalog, job.candidates
+    catalog, (*_, asked, why) = job.view.catalog, job.candidates
     sids = catalog.sids[np.maximum(asked, 0)].tolist()
     length = np.float32(catalog.emitted_tokens**job.length_penalty)
     totals, means = outcome.scores.tolist(), (outcome.scores / length).tolist()
