@@ -2,11 +2,16 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from cluster import Cluster
 from items import Items, Sid
 from oracle import Oracle
-from sameness import SCORE
+from sameness import SCORE, TIE
+from until import PATIENCE, until
+from ways import Served
 
 from xgr_kernels.trie import ScoreMode
 from xgr_runtime.client import XgrClient
@@ -43,3 +48,70 @@ def test_equals_brute_force(
         sids = [items.sids[item] for item in chosen]
         answer = client.score(input_ids=prompt, items=chosen, score_mode=mode)
         assert_scores(answer, sids, brute_force(oracle, prompt, items, sids, mode))
+
+
+def test_as_many_as_a_thousand(
+    client: XgrClient, oracle: Oracle, items: Items, prompts: list[list[int]]
+) -> None:
+    """In the real catalog so many; the generated one has fewer, and all of them are asked."""
+    chosen = random.Random(3).sample(sorted(items.sids), min(1000, len(items.sids)))
+    sids = [items.sids[item] for item in chosen]
+    answer = client.score(input_ids=prompts[2], sids=sids)
+    assert_scores(answer, sids, brute_force(oracle, prompts[2], items, sids, "vocab"))
+    assert answer.meta_info.scored_sids == len(set(sids))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scores_are_those_of_generate_with_the_same_filters(
+    client: XgrClient, items: Items, prompts: list[list[int]], mode: ScoreMode
+) -> None:
+    """A legal softmax is over what the filters let live, and over no fewer: candidates take nothing away."""
+    names = random.Random(11).sample(sorted(items.sids), 200)
+    filters = {"allow": names, "deny": names[:40]}
+    best = client.generate(input_ids=prompts[5], beam_width=300, score_mode=mode, **filters)
+    wanted = {tuple(r.output_ids): r.meta_info for r in best.meta_info.beam_results}
+    asked = names[30:70]
+    found = client.score(input_ids=prompts[5], items=asked, score_mode=mode, **filters).candidates
+    assert [one.why for one in found] == ["filtered"] * 10 + [None] * 30
+    for one in found[10:]:
+        meta = wanted[tuple(one.output_ids)]
+        assert one.cumulative_logprob == pytest.approx(meta.cumulative_logprob, abs=TIE, rel=0)
+        assert one.sequence_score == pytest.approx(meta.sequence_score, abs=TIE, rel=0)
+
+
+@pytest.mark.timeout(600)
+def test_every_way_of_the_prompt(
+    served: Served, oracle: Oracle, items: Items, prompts: list[list[int]]
+) -> None:
+    chosen = random.Random(7).sample(sorted(items.sids), 24)
+    sids = [items.sids[item] for item in chosen]
+    with served.cluster.client() as client:
+        answer = client.score(input_ids=prompts[7], items=chosen, score_mode="legal", timeout_ms=120_000)
+        assert_scores(answer, sids, brute_force(oracle, prompts[7], items, sids, "legal"))
+        served.cluster.settled()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_worker_costs_no_scores(
+    checkpoint: Path, catalog_source: Path, oracle: Oracle, items: Items, prompts: list[list[int]]
+) -> None:
+    """It dies over one of several pieces; the other one scores them all."""
+    chosen = random.Random(9).sample(sorted(items.sids), 48)
+    sids = [items.sids[item] for item in chosen]
+    workers = ("decode-0", "decode-1")
+    with (
+        Cluster(
+            checkpoint, catalog_source, decode=2, faulty=workers, max_beam_width=16, silence=60.0
+        ) as cluster,
+        cluster.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        hangs = {name: cluster.arm(name, "beams") for name in workers}
+        answer = pool.submit(client.score, input_ids=prompts[4], items=chosen, timeout_ms=240_000)
+        until(lambda: any(path.exists() for path in hangs.values()), "its beams are under way")
+        (victim,) = [name for name, path in hangs.items() if path.exists()]
+        cluster.kill(victim)
+        scored = answer.result(PATIENCE)
+        assert_scores(scored, sids, brute_force(oracle, prompts[4], items, sids, "vocab"))
+        assert scored.meta_info.attempts == 2
+        cluster.settled()

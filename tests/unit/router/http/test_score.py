@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.http.routes import answers
 from router.query.candidates import find_leaves
 from xgr_runtime.catalog import Catalog
 from xgr_runtime.catalog.attributes.stored import packed_bits
+from xgr_runtime.wire import answers
 from xgr_runtime.wire.messages import Limits
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_items_in_the_order_asked(server: Server, dispatch: FakeDispatch, catalo
     totals = [one.cumulative_logprob for one in found]
     assert totals == [-(leaf + 1) / 8 for leaf in leaves]
     assert [one.rank for one in found] == ranks(totals)
-    assert all(one.sequence_score == pytest.approx(one.cumulative_logprob / 3) for one in found)
+    assert all(one.sequence_score == pytest.approx((one.cumulative_logprob or 0) / 3) for one in found)
     (job,) = dispatch.jobs
     assert job.candidates is not None and job.candidates.leaves.tolist() == sorted(set(leaves))
     assert job.width == job.results == job.beams == job.live_leaves == len(set(leaves))
