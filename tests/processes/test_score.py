@@ -67,11 +67,12 @@ def test_scores_are_those_of_generate_with_the_same_filters(
 ) -> None:
     """A legal softmax is over what the filters let live, and over no fewer: candidates take nothing away."""
     names = random.Random(11).sample(sorted(items.sids), 200)
-    filters = {"allow": names, "deny": names[:40]}
-    best = client.generate(input_ids=prompts[5], beam_width=300, score_mode=mode, **filters)
+    denied = names[:40]
+    best = client.generate(input_ids=prompts[5], beam_width=300, score_mode=mode, allow=names, deny=denied)
     wanted = {tuple(r.output_ids): r.meta_info for r in best.meta_info.beam_results}
     asked = names[30:70]
-    found = client.score(input_ids=prompts[5], items=asked, score_mode=mode, **filters).candidates
+    scored = client.score(input_ids=prompts[5], items=asked, score_mode=mode, allow=names, deny=denied)
+    found = scored.candidates
     assert [one.why for one in found] == ["filtered"] * 10 + [None] * 30
     for one in found[10:]:
         meta = wanted[tuple(one.output_ids)]
@@ -95,7 +96,7 @@ def test_every_way_of_the_prompt(
 def test_a_killed_worker_costs_no_scores(
     checkpoint: Path, catalog_source: Path, oracle: Oracle, items: Items, prompts: list[list[int]]
 ) -> None:
-    """It dies over one of several pieces; the other one scores them all."""
+    """It dies over the first of several pieces; the other one scores them all."""
     chosen = random.Random(9).sample(sorted(items.sids), 48)
     sids = [items.sids[item] for item in chosen]
     workers = ("decode-0", "decode-1")
@@ -107,7 +108,7 @@ def test_a_killed_worker_costs_no_scores(
         ThreadPoolExecutor(1) as pool,
     ):
         hangs = {name: cluster.arm(name, "beams") for name in workers}
-        answer = pool.submit(client.score, input_ids=prompts[4], items=chosen, timeout_ms=240_000)
+        answer = pool.submit(lambda: client.score(input_ids=prompts[4], items=chosen, timeout_ms=240_000))
         until(lambda: any(path.exists() for path in hangs.values()), "its beams are under way")
         (victim,) = [name for name, path in hangs.items() if path.exists()]
         cluster.kill(victim)
