@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from decode_worker.candidates import Pieces
+from decode_worker.candidates import Portions
 from decode_worker.memories import MappedPrompt
 from decode_worker.phases import TaskPhase
 from decode_worker.search import Floats, Ints, Penalty, Question, Search
@@ -48,7 +48,7 @@ class DecodeTask:
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     began: dict[TaskPhase, float] = field(default_factory=dict)  # its phases so far, in order
     search: Search | None = None
-    pieces: Pieces | None = None  # of candidates; `question` is that of one of them
+    portions: Portions | None = None  # of candidates; `question` is that of one of them
 
     @property
     def phase(self) -> TaskPhase:
@@ -69,15 +69,15 @@ class DecodeTask:
         self.enter(TaskPhase.SEARCH, now)
 
     def goes_on(self) -> bool:
-        """Whether another search follows the one that is over, in the same rows: the next piece."""
-        search, pieces = self.search, self.pieces
+        """Whether another search follows the one that is over, in the same rows: the next portion."""
+        search, portions = self.search, self.portions
         assert search is not None, "it is over"
-        if pieces is None or search.invalid:
+        if portions is None or search.invalid:
             return False
-        pieces.take(*search.answer())
-        if not pieces.rest:
+        portions.take(*search.answer())
+        if not portions.rest:
             return False
-        self.question = pieces.next()
+        self.question = portions.next()
         self.search = self._search(search.rows, search.anc.shape[1])
         self.search.forward_seconds = search.forward_seconds
         return True
@@ -85,7 +85,7 @@ class DecodeTask:
     def answer(self) -> tuple[Ints, Floats]:
         """Leaves and scores [n], best first, once its last search is over."""
         assert self.search is not None, "it is over"
-        return self.search.answer() if self.pieces is None else self.pieces.answer()
+        return self.search.answer() if self.portions is None else self.portions.answer()
 
     def _search(self, rows: PageIds, tail_tokens: int) -> Search:
         hidden = None if self.hidden is None else float32s(self.hidden).copy()
@@ -99,9 +99,9 @@ class DecodeTask:
     def work_left(self) -> Work:
         """The steps that its search still needs, and those behind it."""
         own = self.question.work_from[self.search.level if self.search else 0]
-        if self.pieces is None:
+        if self.portions is None:
             return own
-        return one_by_one([own, *self.pieces.works])
+        return one_by_one([own, *self.portions.works])
 
     @property
     def prompt_tokens(self) -> int:
@@ -183,26 +183,26 @@ class TaskFactory:
             penalty_of(request, tokens, model.vocab, lease.view),
             shared_bits=shared,
         )
-        pieces = self.pieces_of(request, question)
-        if pieces is not None:
-            question = pieces.next()
+        portions = self.portions_of(request, question)
+        if portions is not None:
+            question = portions.next()
         receiver = Receiver(
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
         )
         deadline = now + request.timeout
         task = DecodeTask(request.id, tokens, question, receiver, lease, deadline, request.priority)
-        task.pieces = pieces
+        task.portions = portions
         task.enter(TaskPhase.PREFILL, now)
         return task
 
-    def pieces_of(self, request: DecodeRequest, question: Question) -> Pieces | None:
+    def portions_of(self, request: DecodeRequest, question: Question) -> Portions | None:
         """Of the request's candidates, none wider than a search may be. Raises `BadRequest`."""
         if request.candidates is None:
             return None
         leaves = int32s(request.candidates[: len(request.candidates) // 4 * 4])
         if not len(leaves) == request.width == request.results:
             raise BadRequest(f"width {request.width} is not that of {len(leaves)} candidates", "candidates")
-        return Pieces.of(question, leaves, self.limits.max_beam_width)
+        return Portions.of(question, leaves, self.limits.max_beam_width)
 
 
 def codebooks_of(request: DecodeRequest, view: CatalogView) -> list[NDArray[np.int64] | None]:

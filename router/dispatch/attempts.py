@@ -19,7 +19,7 @@ from xgr_runtime.errors import (
     WorkerLost,
     request_error,
 )
-from xgr_runtime.scheduling.cost_model import beams_by_level, piece_sizes
+from xgr_runtime.scheduling.cost_model import beams_by_level, portion_sizes
 from xgr_runtime.trace.chrome import ATTEMPT
 from xgr_runtime.trace.timeline import REQUEST, Timeline
 from xgr_runtime.wire.arrays import pack
@@ -247,9 +247,9 @@ class Attempts:
 
 
 def _beams(job: Job) -> list[int]:
-    """That each level of the search starts from, at most; of candidates, piece by piece."""
+    """That each level of the search starts from, at most; of candidates, portion by portion."""
     nodes = job.view.levels(job.score_mode).trie.nodes
     if job.candidates is None:
         return beams_by_level(job.width, nodes, job.live_leaves)[:-1]
-    sizes = piece_sizes(len(job.candidates.leaves), job.candidates.together)
+    sizes = portion_sizes(len(job.candidates.leaves), job.candidates.together)
     return [beams for size in sizes for beams in beams_by_level(size, nodes, size)[:-1]]

@@ -19,14 +19,14 @@ Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-class Asked(NamedTuple):
+class NamedCandidates(NamedTuple):
     """What is to be scored: one of the two."""
 
     items: Sequence[str] | None = None
     sids: Sequence[Sequence[int]] | None = None
 
 
-def with_candidates(job: Job, asked: Asked, limits: Limits | None) -> Job:
+def with_candidates(job: Job, asked: NamedCandidates, limits: Limits | None) -> Job:
     """The job that scores these and searches no others. Raises `BadRequest` naming the field.
 
     An entry has no score where /generate with the same prompt and filters could never list it.

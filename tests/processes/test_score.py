@@ -96,7 +96,7 @@ def test_every_way_of_the_prompt(
 def test_a_killed_worker_costs_no_scores(
     checkpoint: Path, catalog_source: Path, oracle: Oracle, items: Items, prompts: list[list[int]]
 ) -> None:
-    """It dies over the first of several pieces; the other one scores them all."""
+    """It dies over the first of several portions; the other one scores them all."""
     chosen = random.Random(9).sample(sorted(items.sids), 48)
     sids = [items.sids[item] for item in chosen]
     workers = ("decode-0", "decode-1")

@@ -70,10 +70,10 @@ def beams_by_level(width: int, nodes: Sequence[int], live: int) -> list[int]:
     return [1, *(min(most, count) for count in nodes)]
 
 
-def piece_sizes(candidates: int, together: int) -> list[int]:
-    """Of the pieces in which candidates are scored, at most so many together; the larger ones first."""
-    pieces = -(-candidates // together)
-    return [(candidates + pieces - 1 - piece) // pieces for piece in range(pieces)]
+def portion_sizes(candidates: int, together: int) -> list[int]:
+    """Of the portions in which candidates are scored, at most so many together; the larger ones first."""
+    portions = -(-candidates // together)
+    return [(candidates + portions - 1 - portion) // portions for portion in range(portions)]
 
 
 def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:

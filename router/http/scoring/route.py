@@ -86,11 +86,11 @@ class Score:
         return Response(_ENCODER.encode(answered), media_type="application/json")
 
 
-def to_score(given: ScoreRequest) -> candidates.Asked:
+def to_score(given: ScoreRequest) -> candidates.NamedCandidates:
     """The candidates. Raises `BadRequest`."""
     if (given.items is None) == (given.sids is None):
         what = "items and sids are given" if given.items is not None else "no candidates are given"
         raise BadRequest(f"{what}: send exactly one of items and sids", "items")
     if given.items is not None:
-        return candidates.Asked(items=item_ids(given.items, "items"))
-    return candidates.Asked(sids=given.sids)
+        return candidates.NamedCandidates(items=item_ids(given.items, "items"))
+    return candidates.NamedCandidates(sids=given.sids)

@@ -1,4 +1,4 @@
-"""Candidates in pieces: of each the score that a search which drops nothing gives it, whatever the piece."""
+"""Candidates in portions: each has the score that a search which drops nothing gives it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xgr_runtime.catalog import Catalog, Catalogs, CatalogView, Forced, Scoring
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
-from xgr_runtime.scheduling.cost_model import piece_sizes
+from xgr_runtime.scheduling.cost_model import portion_sizes
 from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import AttemptId, DecodeRequest, Limits
 
@@ -87,7 +87,7 @@ def task_of(
 
 
 def run(searches: Searches, task: DecodeTask) -> list[float]:
-    """Until it is over; the widths of its pieces."""
+    """Until it is over; the widths of its portions."""
     widths: list[float] = []
     while True:
         assert task.search is not None
@@ -123,7 +123,7 @@ def test_scores_are_those_of_a_search_that_drops_nothing(
         deny=pack(np.array([4, 21, 22, 23], np.int32)),
     )
     widths = run(searches, task)
-    assert widths == piece_sizes(len(candidates), 7) and len(widths) == 3
+    assert widths == portion_sizes(len(candidates), 7) and len(widths) == 3
     leaves, scores = task.answer()
     expected = dict(slow_beams(model, catalog, PROMPT, LEAVES, mode, penalty, live.tolist()))
     assert sorted(leaves.tolist()) == candidates.tolist()
@@ -132,7 +132,7 @@ def test_scores_are_those_of_a_search_that_drops_nothing(
         assert abs(score - expected[tuple(sid)]) <= TOLERANCE, (sid, score)
 
 
-def test_work_is_that_of_the_pieces_left(model_and_backend: tuple[Any, ModelBackend]) -> None:
+def test_work_is_that_of_the_portions_left(model_and_backend: tuple[Any, ModelBackend]) -> None:
     searches = Searches(model_and_backend[1], catalog_of(Scoring()))
     task = task_of(searches, np.arange(LEAVES), Limits(4096, 16))
     left = [task.work_left]
@@ -176,14 +176,14 @@ def test_a_device_with_plain_scores_has_the_mode_vocab_alone(
     searches = Searches(model_and_backend[1], catalog_of(Scoring()))
     limits = Limits(4096, 16, plain_scores=True)
     if mode == "vocab":
-        assert task_of(searches, np.arange(3), limits, score_mode=mode).pieces is not None
+        assert task_of(searches, np.arange(3), limits, score_mode=mode).portions is not None
         return
     with pytest.raises(BadRequest, match="vocab alone"):
         task_of(searches, np.arange(3), limits, score_mode=mode)
 
 
 @pytest.mark.parametrize(("candidates", "together"), [(1, 1), (7, 7), (8, 7), (10_000, 1024), (5, 1)])
-def test_pieces_hold_all_and_the_first_is_the_largest(candidates: int, together: int) -> None:
-    sizes = piece_sizes(candidates, together)
+def test_portions_hold_all_and_the_first_is_the_largest(candidates: int, together: int) -> None:
+    sizes = portion_sizes(candidates, together)
     assert sum(sizes) == candidates and sizes == sorted(sizes, reverse=True)
     assert 0 < sizes[-1] <= sizes[0] <= together and len(sizes) == -(-candidates // together)
