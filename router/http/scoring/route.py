@@ -24,6 +24,8 @@ from xgr_runtime.errors import BadRequest, BodyTooLarge, Draining
 from xgr_runtime.trace.timeline import REQUEST
 from xgr_runtime.wire.messages import Timing
 
+MANY = 1000  # candidates, whose answer takes a millisecond
+
 _DECODER = msgspec.json.Decoder(ScoreRequest)
 _ENCODER = msgspec.json.Encoder()
 
@@ -46,7 +48,8 @@ class Score:
             note_job(record, asked.job)
             self._generate.dispatch.timeline.add(REQUEST, "intake", record.arrival, rid=record.rid)
             outcome = await self._outcome(request, asked.job)
-            return self._respond(record, asked.job, outcome)
+            answered = await self._answered(request, record, asked.job, outcome)
+            return Response(answered, media_type="application/json")
 
     async def _decoded(self, request: Request, record: AccessRecord, body: Body) -> ScoreRequest:
         if len(body) > MOST_BODY:
@@ -78,12 +81,21 @@ class Score:
             return Outcome(np.empty(0, np.int32), np.empty(0, np.float32), Timing(0, 0, 0, 0, 0), 0)
         return await while_connected(request, self._generate.dispatch.generate(job), job.deadline)
 
-    def _respond(self, record: AccessRecord, job: Job, outcome: Outcome) -> Response:
-        answered = score_answer(job, outcome, record.arrival)
+    async def _answered(self, request: Request, record: AccessRecord, job: Job, outcome: Outcome) -> bytes:
+        """The body of the answer; a long one is a thread's work, and the event loop goes on."""
         record.results = record.wanted = len(outcome.leaves)
         record.attempts, record.cached_tokens = outcome.attempts, outcome.cached_tokens
         record.timing = outcome.timing
-        return Response(_ENCODER.encode(answered), media_type="application/json")
+        work = partial(encoded, job, outcome, record.arrival)
+        assert job.candidates is not None, "the job is one of scores"
+        if len(job.candidates.asked) <= MANY:
+            return work()
+        return await while_connected(request, self._readers.run(work, job.deadline), job.deadline)
+
+
+def encoded(job: Job, outcome: Outcome, arrival: float) -> bytes:
+    """See `score_answer`."""
+    return _ENCODER.encode(score_answer(job, outcome, arrival))
 
 
 def to_score(given: ScoreRequest) -> candidates.NamedCandidates:
