@@ -1,7 +1,7 @@
 """/openapi.json: the table of routes, msgspec's schemas of what crosses, the bounds of this deployment."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 # A prompt's, and what each is in JSON; null counts as absent.
 _FORMS = {"input_ids": "array", "history": ["array", "object"], "text": "string", "messages": "array"}
+_CANDIDATES = {"items": "array", "sids": "array"}
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -30,6 +31,7 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
     one_prompt(json_body(paths["/generate"]["post"]), example(models, settings))
     one_prompt(json_body(paths["/score"]["post"]), score_example(models))
+    json_body(paths["/score"]["post"])["schema"]["allOf"].append({"oneOf": one_of(_CANDIDATES)})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -79,9 +81,13 @@ def json_body(operation: Json) -> Json:
 
 def one_prompt(body: Json, example: Json) -> None:
     """That a body has one form of prompt, and an example. One that is null counts as absent."""
-    forms = [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()]
-    body["schema"] = {"allOf": [body["schema"]], "oneOf": forms}
+    body["schema"] = {"allOf": [body["schema"]], "oneOf": one_of(_FORMS)}
     body["example"] = example
+
+
+def one_of(fields: Mapping[str, object]) -> list[Json]:
+    """That an object has one of the fields, of the type that is named with it."""
+    return [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in fields.items()]
 
 
 def example(models: Models, settings: HttpSettings) -> Json:
