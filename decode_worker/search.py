@@ -47,6 +47,7 @@ class Question:
         NDArray[np.int64] | None
     ] = ()  # [depth] what a level's softmax is over; none: as usual
     penalty: Penalty | None = None
+    over: LeafFilter | None = None  # leaves over which a legal softmax is, if not those of `filter`
     shared_bits: bool = False  # the bits of `filter` are a version's or a condition's: others read them too
 
     def __post_init__(self) -> None:

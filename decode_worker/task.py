@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from decode_worker.candidates import Portions
 from decode_worker.memories import MappedPrompt
 from decode_worker.phases import TaskPhase
-from decode_worker.search import Penalty, Question, Search
+from decode_worker.search import Floats, Ints, Penalty, Question, Search
 from xgr_kernels.trie import LeafFilter, leaf_filter
 from xgr_runtime.catalog import Catalogs, CatalogView, Lease
 from xgr_runtime.errors import BadRequest
@@ -15,10 +16,17 @@ from xgr_runtime.handover.protocol import Receiver
 from xgr_runtime.kv.pages import PageIds
 from xgr_runtime.kv.prompt_cache import Tokens
 from xgr_runtime.model.device.device import Event
-from xgr_runtime.scheduling.cost_model import Work
+from xgr_runtime.scheduling.cost_model import Work, one_by_one
 from xgr_runtime.trace.timeline import REQUEST, Timeline
 from xgr_runtime.wire.arrays import float32s, int32s
-from xgr_runtime.wire.messages import AttemptId, DecodeRequest, Limits, ModelIdentity, Timing
+from xgr_runtime.wire.messages import (
+    MOST_CANDIDATES,
+    AttemptId,
+    DecodeRequest,
+    Limits,
+    ModelIdentity,
+    Timing,
+)
 
 
 @dataclass(eq=False)
@@ -40,6 +48,7 @@ class DecodeTask:
     hidden: bytes | None = None  # of the prompt's last token, float32, if it came with the KV
     began: dict[TaskPhase, float] = field(default_factory=dict)  # its phases so far, in order
     search: Search | None = None
+    portions: Portions | None = None  # of candidates; `question` is that of one of them
 
     @property
     def phase(self) -> TaskPhase:
@@ -56,9 +65,31 @@ class DecodeTask:
 
     def start_search(self, rows: PageIds, tail_tokens: int, now: float) -> None:
         """It has rows: see `Search`."""
-        hidden = None if self.hidden is None else float32s(self.hidden).copy()
-        self.search = Search(self.question, self.pages, rows, hidden, tail_tokens)
+        self.search = self._search(rows, tail_tokens)
         self.enter(TaskPhase.SEARCH, now)
+
+    def goes_on(self) -> bool:
+        """Whether another search follows the one that is over, in the same rows: the next portion."""
+        search, portions = self.search, self.portions
+        assert search is not None, "it is over"
+        if portions is None or search.invalid:
+            return False
+        portions.take(*search.answer())
+        if not portions.rest:
+            return False
+        self.question = portions.next()
+        self.search = self._search(search.rows, search.anc.shape[1])
+        self.search.forward_seconds = search.forward_seconds
+        return True
+
+    def answer(self) -> tuple[Ints, Floats]:
+        """Leaves and scores [n], best first, once its last search is over."""
+        assert self.search is not None, "it is over"
+        return self.search.answer() if self.portions is None else self.portions.answer()
+
+    def _search(self, rows: PageIds, tail_tokens: int) -> Search:
+        hidden = None if self.hidden is None else float32s(self.hidden).copy()
+        return Search(self.question, self.pages, rows, hidden, tail_tokens)
 
     @property
     def due(self) -> float:
@@ -66,8 +97,11 @@ class DecodeTask:
 
     @property
     def work_left(self) -> Work:
-        """The steps that its search still needs."""
-        return self.question.work_from[self.search.level if self.search else 0]
+        """The steps that its search still needs, and those behind it."""
+        own = self.question.work_from[self.search.level if self.search else 0]
+        if self.portions is None:
+            return own
+        return one_by_one([own, *self.portions.works])
 
     @property
     def prompt_tokens(self) -> int:
@@ -113,10 +147,13 @@ class TaskFactory:
             raise BadRequest(f"the prompt has {len(tokens)} tokens, see the limits announced")
         if not 0 <= tokens[-1] < self.model.vocab:
             raise BadRequest(f"the prompt's last token is outside of the vocabulary of {self.model.vocab}")
-        if not 0 < request.results <= request.width <= self.limits.max_beam_width:
+        most = self.limits.max_beam_width if request.candidates is None else MOST_CANDIDATES
+        if not 0 < request.results <= request.width <= most:
             raise BadRequest(f"width {request.width} or results {request.results} out of range")
         if self.limits.plain_scores and (request.score_mode == "level" or request.repetition_penalty != 1):
             raise BadRequest("this worker's device has no score mode level and no repetition penalty")
+        if self.limits.plain_scores and request.candidates is not None and request.score_mode != "vocab":
+            raise BadRequest("this worker's device scores candidates in score mode vocab alone")
         lease = self.lease_for(request)
         try:
             return self.task_of(request, tokens, lease, now)
@@ -144,15 +181,28 @@ class TaskFactory:
             levels.silent,
             codebooks_of(request, lease.view),
             penalty_of(request, tokens, model.vocab, lease.view),
-            shared,
+            shared_bits=shared,
         )
+        portions = self.portions_of(request, question)
+        if portions is not None:
+            question = portions.next()
         receiver = Receiver(
             request.id, len(tokens), model.layers, model.kv_heads, model.layer_token_bytes, 4 * model.hidden
         )
         deadline = now + request.timeout
         task = DecodeTask(request.id, tokens, question, receiver, lease, deadline, request.priority)
+        task.portions = portions
         task.enter(TaskPhase.PREFILL, now)
         return task
+
+    def portions_of(self, request: DecodeRequest, question: Question) -> Portions | None:
+        """Of the request's candidates, none wider than a search may be. Raises `BadRequest`."""
+        if request.candidates is None:
+            return None
+        leaves = int32s(request.candidates[: len(request.candidates) // 4 * 4])
+        if not len(leaves) == request.width == request.results:
+            raise BadRequest(f"width {request.width} is not that of {len(leaves)} candidates", "candidates")
+        return Portions.of(question, leaves, self.limits.max_beam_width)
 
 
 def codebooks_of(request: DecodeRequest, view: CatalogView) -> list[NDArray[np.int64] | None]:

@@ -219,7 +219,8 @@ class DecodeWorker:
         for task in self.scheduler.landed():
             self.inbound.release(task)
         for task in [t for t in self.running if t.phase is TaskPhase.OVER]:
-            self.answer(task)
+            if not task.goes_on():
+                self.answer(task)
 
     def answer(self, task: DecodeTask) -> None:
         """Send the result of a search that is over, or the error that ended it."""
@@ -227,7 +228,7 @@ class DecodeWorker:
         if task.search.invalid:
             self.fail(task.id, InvalidLogits("the model returned NaN or infinity for this request"))
             return
-        leaves, scores = task.search.answer()
+        leaves, scores = task.answer()
         timing, ceiling = task.timing(self.clock()), task.search.ceiling
         result = Result(task.id, pack(leaves), pack(scores), timing, task.cached_tokens, ceiling)
         self.scheduler.keep(task)  # its beams have read all KV, and were finite

@@ -13,7 +13,17 @@ from xgr_runtime.discovery import WorkerAddress
 from xgr_runtime.scheduling.queue import is_batch
 from xgr_runtime.trace.chrome import ProcessSpans
 from xgr_runtime.trace.timeline import Timeline
+from xgr_runtime.wire.answers import NoScore
 from xgr_runtime.wire.messages import Limits, Role, Timing, WorkerHello
+
+
+class Candidates(NamedTuple):
+    """What is to be scored: entries as they were asked, and the leaves that they are."""
+
+    leaves: NDArray[np.int32]  # [n] sorted distinct, all alive: those that have a score
+    together: int  # that a worker takes at once, at most: of its widest search
+    asked: NDArray[np.int32]  # [N] of each entry; -1: unknown
+    why: tuple[NoScore | None, ...]  # [N] an entry has no score; None: it has one
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Job:
     length_penalty: float = 1.0
     listing: Listing = PLAIN  # of the results
     probe: bool = False  # the router's own, to see whether all is well
+    candidates: Candidates | None = None  # scores of just these, which are as many as `width` and `results`
 
     @property
     def batch(self) -> bool:
@@ -61,7 +72,9 @@ class Job:
 
     @property
     def live_leaves(self) -> int:
-        """How many leaves its filters let live."""
+        """How many leaves its filters, and its candidates, let live."""
+        if self.candidates is not None:
+            return len(self.candidates.leaves)
         if self.allow is not None:
             return len(self.allow)
         live = self.filter.live

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from decode_worker.search import Penalty, Search
 from xgr_kernels.beam_select import BeamBatch, cpu
+from xgr_kernels.trie import LeafFilter
 
 
 @torch.inference_mode()
@@ -22,9 +23,12 @@ def adjust(searches: Sequence[Search], logits: Tensor, batch: BeamBatch) -> Beam
         question, rows = search.question, slice(batch.row_offsets[b], batch.row_offsets[b + 1])
         if question.codebooks and (codebook := question.codebooks[search.level]) is not None:
             keep_only(logits[rows], codebook)
-        if question.penalty is not None:
-            penalise(logits[rows], alone(batch, b), question.penalty, search.own_tokens())
-            normalisers[b] = "given"
+        if question.penalty is None and question.over is None:
+            continue
+        own = alone(batch, b, question.over)
+        if relate(logits[rows], own) and question.penalty is not None:
+            penalise(logits[rows], question.penalty, search.own_tokens())
+        normalisers[b] = "given"
     return replace(batch, normalisers=normalisers)
 
 
@@ -36,19 +40,24 @@ def keep_only(rows: Tensor, tokens: np.ndarray) -> None:
     rows[:, columns] = kept
 
 
-def penalise(rows: Tensor, batch: BeamBatch, penalty: Penalty, own: np.ndarray) -> None:
-    """Logits [n, V] of one search become its log-probabilities after the penalty, NaN if they are no numbers.
+def relate(rows: Tensor, batch: BeamBatch) -> bool:
+    """Logits [n, V] of one search become log-probabilities; NaN, and False, if they are no numbers."""
+    answer = cpu.launch(rows, batch)
+    if answer.counts[0, 4]:
+        rows.fill_(torch.nan)
+        return False
+    lse = np.where(np.isneginf(answer.lse), np.float32(0), answer.lse)  # of rows that have no live child
+    rows -= torch.from_numpy(lse)[:, None]
+    return True
+
+
+def penalise(rows: Tensor, penalty: Penalty, own: np.ndarray) -> None:
+    """Log-probabilities [n, V] of one search after the penalty.
 
     own [n, l]: tokens of its beams. As `RepetitionPenaltyLogitsProcessor` in Hugging Face's beam search: of
     each token that prompt or beam holds, a log-probability below 0 is multiplied by the factor, once. Some
     evaluation code takes a softmax of that, over all that is in the row.
     """
-    answer = cpu.launch(rows, batch)
-    if answer.counts[0, 4]:
-        rows.fill_(torch.nan)
-        return
-    lse = np.where(np.isneginf(answer.lse), np.float32(0), answer.lse)  # of rows that have no live child
-    rows -= torch.from_numpy(lse)[:, None]
     prompt = torch.from_numpy(penalty.prompt).expand(len(rows), -1)
     held = torch.cat([prompt, torch.from_numpy(own)], dim=1)  # [n, P + l]
     before = rows.gather(1, held)
@@ -58,15 +67,18 @@ def penalise(rows: Tensor, batch: BeamBatch, penalty: Penalty, own: np.ndarray) 
         rows -= rows.double().logsumexp(1, keepdim=True).float()
 
 
-def alone(batch: BeamBatch, b: int) -> BeamBatch:
-    """Request b of the batch, which wants one child: enough to learn its rows' log-sum-exp."""
+def alone(batch: BeamBatch, b: int, over: LeafFilter | None) -> BeamBatch:
+    """Request b of the batch, which wants one child: enough to learn its rows' log-sum-exp.
+
+    over: the leaves that live, if not those of the request's filter.
+    """
     rows = slice(batch.row_offsets[b], batch.row_offsets[b + 1])
     return BeamBatch(
         [0, rows.stop - rows.start],
         [batch.level[b]],
         [1],
         [batch.tries[b]],
-        [batch.filters[b]],
+        [batch.filters[b] if over is None else over],
         [batch.normalisers[b]],
         batch.scores[rows],
         batch.lo[rows],

@@ -19,7 +19,7 @@ from xgr_runtime.errors import (
     WorkerLost,
     request_error,
 )
-from xgr_runtime.scheduling.cost_model import beams_by_level
+from xgr_runtime.scheduling.cost_model import beams_by_level, portion_sizes
 from xgr_runtime.trace.chrome import ATTEMPT
 from xgr_runtime.trace.timeline import REQUEST, Timeline
 from xgr_runtime.wire.arrays import pack
@@ -229,6 +229,7 @@ class Attempts:
             allow=None if job.allow is None else pack(job.allow),
             deny=pack(job.deny),
             where=job.where,
+            candidates=None if job.candidates is None else pack(job.candidates.leaves),
             timeout=left,
             priority=job.priority,
         )
@@ -247,6 +248,9 @@ class Attempts:
 
 
 def _beams(job: Job) -> list[int]:
-    """That each level of the search starts from, at most."""
+    """That each level of the search starts from, at most; of candidates, portion by portion."""
     nodes = job.view.levels(job.score_mode).trie.nodes
-    return beams_by_level(job.width, nodes, job.live_leaves)[:-1]
+    if job.candidates is None:
+        return beams_by_level(job.width, nodes, job.live_leaves)[:-1]
+    sizes = portion_sizes(len(job.candidates.leaves), job.candidates.together)
+    return [beams for size in sizes for beams in beams_by_level(size, nodes, size)[:-1]]

@@ -80,8 +80,9 @@ def content(job: Job) -> bytes:
         len(job.deny),
         job.where,
     )
-    digest.update(repr((*kind, job.allow is None)).encode())
-    for part in (job.tokens, job.deny, job.allow):
+    digest.update(repr((*kind, job.allow is None, job.candidates is None)).encode())
+    scored = None if job.candidates is None else job.candidates.leaves
+    for part in (job.tokens, job.deny, job.allow, scored):
         if part is not None:
             digest.update(part.tobytes())
     return digest.digest()

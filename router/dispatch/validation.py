@@ -51,6 +51,8 @@ def _wrong_leaves(found: Leaves, job: Job) -> str:
         denied |= not live.leaves.holds(found).all()
     if denied or (job.allow is not None and not _members(found, job.allow).all()):
         return "the filters exclude a leaf"
+    if job.candidates is not None and not _members(found, job.candidates.leaves).all():
+        return "a leaf is no candidate"
     return ""
 
 

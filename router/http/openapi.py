@@ -1,7 +1,7 @@
 """/openapi.json: the table of routes, msgspec's schemas of what crosses, the bounds of this deployment."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ Json = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 # A prompt's, and what each is in JSON; null counts as absent.
 _FORMS = {"input_ids": "array", "history": ["array", "object"], "text": "string", "messages": "array"}
+_CANDIDATES = {"items": "array", "sids": "array"}
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -28,7 +29,9 @@ def openapi(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     paths: Json = {}
     for spec in table:
         paths.setdefault(spec.path, {})[spec.method.lower()] = operation(spec)
-    one_prompt(json_body(paths["/generate"]["post"]), models, settings)
+    one_prompt(json_body(paths["/generate"]["post"]), example(models, settings))
+    one_prompt(json_body(paths["/score"]["post"]), score_example(models))
+    json_body(paths["/score"]["post"])["schema"]["allOf"].append({"oneOf": one_of(_CANDIDATES)})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -76,17 +79,30 @@ def json_body(operation: Json) -> Json:
     return found
 
 
-def one_prompt(body: Json, models: Models, settings: HttpSettings) -> None:
-    """That a body of /generate has one form of prompt, and an example. One that is null counts as absent."""
-    forms = [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in _FORMS.items()]
-    body["schema"] = {"allOf": [body["schema"]], "oneOf": forms}
-    body["example"] = example(models, settings)
+def one_prompt(body: Json, example: Json) -> None:
+    """That a body has one form of prompt, and an example. One that is null counts as absent."""
+    body["schema"] = {"allOf": [body["schema"]], "oneOf": one_of(_FORMS)}
+    body["example"] = example
+
+
+def one_of(fields: Mapping[str, object]) -> list[Json]:
+    """That an object has one of the fields, of the type that is named with it."""
+    return [{"required": [name], "properties": {name: {"type": kinds}}} for name, kinds in fields.items()]
 
 
 def example(models: Models, settings: HttpSettings) -> Json:
     """A request that works here."""
     width = min(settings.default_beam_width, settings.max_beam_width)
     return {**short_prompt(models.default), "sampling_params": {"beam_width": width, "n": min(10, width)}}
+
+
+def score_example(models: Models) -> Json:
+    """The same for /score."""
+    catalog = models.default.catalogs.newest.catalog
+    return {
+        **short_prompt(models.default),
+        "items": [catalog.item_id(row) for row in range(catalog.items)[:3]],
+    }
 
 
 def short_prompt(model: Model) -> Json:
@@ -171,6 +187,7 @@ def schemas(table: Sequence[RouteSpec], models: Models, settings: HttpSettings) 
     kinds += [spec.answer for spec in table if not isinstance(spec.answer, str)]
     components = shapes(tuple(kinds))
     narrow_request(components["GenerateRequest"], models, settings)
+    narrow_prompt(components["ScoreRequest"]["properties"], models, settings)
     narrow_sampling(components["SamplingParams"]["properties"], models, settings)
     return components
 
@@ -191,6 +208,11 @@ def narrow_request(schema: Json, models: Models, settings: HttpSettings) -> None
     """Models and prompts as this deployment takes them."""
     properties = schema["properties"]
     narrow(properties, NEUTRAL_REQUEST)
+    narrow_prompt(properties, models, settings)
+
+
+def narrow_prompt(properties: Json, models: Models, settings: HttpSettings) -> None:
+    """The fields of a prompt, and of the model that gets it."""
     branch(properties["model"], "string")["enum"] = models.names
     templates = {name for model in models for name in model.catalogs.newest.catalog.templates.named}
     branch(properties["template"], "string")["enum"] = sorted(templates)

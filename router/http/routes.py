@@ -32,6 +32,8 @@ from router.http.schema import (
     TraceQuery,
     WorkersQuery,
 )
+from router.http.scoring.route import Score
+from router.http.scoring.schema import ScoreRequest
 from router.http.server.inbound import BYTES, LINES
 from router.http.server.keys import PUBLIC_PATHS, for_operators
 from router.http.workers import WorkerRoutes
@@ -135,6 +137,14 @@ def route_table(
             GenerateRequest,
             (*_BODY, UnknownModel, DuplicateRequest, *_WORK),
             streams=True,
+        ),
+        post(
+            "/score",
+            "Score items that the request names, for one user",
+            Score(generate).__call__,
+            answers.ScoreAnswer,
+            ScoreRequest,
+            (*_BODY, UnknownModel, DuplicateRequest, *_WORK),
         ),
         *_openai_routes(OpenAi(generate)),
         post(

@@ -40,19 +40,27 @@ class Oracle:
         """The smallest gap between the last beam kept and the first one dropped, over all levels."""
         return min(self._search(prompt, items, width, "vocab")[1])
 
-    @torch.inference_mode()
     def every_leaf(self, prompt: Sequence[int], items: Items, mode: ScoreMode) -> Ranked:
         """Every SID by its score, each computed by itself: no search, nothing pruned."""
         sids = list(items.by_sid)
+        scores = self.scores(prompt, items, sids, mode)
+        return sorted(zip(sids, scores, strict=True), key=lambda pair: -pair[1])
+
+    @torch.inference_mode()
+    def scores(
+        self, prompt: Sequence[int], items: Items, sids: Sequence[Sid], mode: ScoreMode
+    ) -> list[float]:
+        """Of each SID the score, by itself: its tokens are given, and none is chosen."""
         logits = self._logits(prompt, [sid[:-1] for sid in sids])  # [S, depth, V]
-        scores = [
-            sum(
-                _log_probability(row[level], items.children[sid[:level]], mode)[t]
-                for level, t in enumerate(sid)
+        return [
+            float(
+                sum(
+                    _log_probability(row[level], items.children[sid[:level]], mode)[t]
+                    for level, t in enumerate(sid)
+                )
             )
             for sid, row in zip(sids, logits, strict=True)
         ]
-        return sorted(zip(sids, map(float, scores), strict=True), key=lambda pair: -pair[1])
 
     def hugging_face(self, prompt: Sequence[int], items: Items, width: int) -> Ranked:
         """The same beams from `generate`, held to the catalog by `prefix_allowed_tokens_fn`."""

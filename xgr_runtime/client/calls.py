@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from xgr_runtime.client.fields import ItemEdits, Request
+from xgr_runtime.client.fields import ItemEdits, Request, ScoreFields
 from xgr_runtime.wire.answers import (
     Answer,
     CatalogChange,
@@ -18,6 +18,7 @@ from xgr_runtime.wire.answers import (
     Flushed,
     NamedFilter,
     NamedFilterList,
+    ScoreAnswer,
     WorkerList,
     WorkerStatus,
 )
@@ -49,6 +50,10 @@ class ClientCall(NamedTuple, Generic[T]):
 
 def generate(request: Request) -> ClientCall[Answer]:
     return ClientCall("POST", "/generate", Answer, body_of(request))
+
+
+def score(request: ScoreFields) -> ClientCall[ScoreAnswer]:
+    return ClientCall("POST", "/score", ScoreAnswer, body_of(request))
 
 
 def workers(fresh: bool) -> ClientCall[WorkerList]:
@@ -128,7 +133,7 @@ def flush_cache() -> ClientCall[Flushed]:
     return ClientCall("POST", "/flush_cache", Flushed)
 
 
-def body_of(request: Request) -> dict[str, Any]:
+def body_of(request: Request | ScoreFields) -> dict[str, Any]:
     """As /generate takes it; what the caller left out, or gave as None, is left to the server's defaults."""
     given: dict[str, Any] = {name: value for name, value in request.items() if value is not None}
     nested = {

@@ -15,7 +15,7 @@ import httpx
 from xgr_runtime.client import calls
 from xgr_runtime.client.answers import read
 from xgr_runtime.client.calls import ClientCall
-from xgr_runtime.client.fields import ItemEdits, Request
+from xgr_runtime.client.fields import ItemEdits, Request, ScoreFields
 from xgr_runtime.client.repeats import Repeats
 from xgr_runtime.errors import RequestError
 from xgr_runtime.files import open_ordinary
@@ -26,6 +26,7 @@ from xgr_runtime.wire.answers import (
     Flushed,
     HistoryEntry,
     NamedFilter,
+    ScoreAnswer,
     WorkerStatus,
 )
 from xgr_runtime.wire.messages import Role
@@ -63,6 +64,10 @@ class XgrClient:
     def generate(self, **request: Unpack[Request]) -> Answer:
         """The ranked items. Raises the `RequestError` that the server names."""
         return self._do(calls.generate(request))
+
+    def score(self, **request: Unpack[ScoreFields]) -> ScoreAnswer:
+        """Scores of the items or SIDs that it names, in their order. Raises as `generate`."""
+        return self._do(calls.score(request))
 
     def ready(self) -> bool:
         """Whether the deployment takes requests; False too where nothing answers."""
@@ -193,6 +198,9 @@ class AsyncXgrClient:
 
     async def generate(self, **request: Unpack[Request]) -> Answer:
         return await self._do(calls.generate(request))
+
+    async def score(self, **request: Unpack[ScoreFields]) -> ScoreAnswer:
+        return await self._do(calls.score(request))
 
     async def ready(self) -> bool:
         """Whether the deployment takes requests; False too where nothing answers."""

@@ -71,6 +71,34 @@ class Request(TypedDict, total=False):
     rid: str
 
 
+class ScoreFields(TypedDict, total=False):
+    """What a request for scores may say: `items` or `sids`, one form of prompt, everything else optional."""
+
+    items: Items  # to score
+    sids: Sequence[Sequence[int]]  # to score instead: the tokens of each
+    history: Items | Mapping[str, Items]
+    input_ids: Sequence[int]
+    text: str
+    messages: Sequence[ChatMessage]
+    template: str
+    variables: Mapping[str, str]
+    chat_template_kwargs: Mapping[str, Any]
+    unknown_history: Literal["refuse", "drop"]
+    score_mode: ScoreMode
+    repetition_penalty: float
+    length_penalty: float
+    allow: Items | None
+    deny: Items
+    exclude_history: bool
+    where: str
+    named: Sequence[str]
+    timeout_ms: int
+    priority: int
+    priority_class: Literal["online", "batch"]
+    model: str
+    rid: str
+
+
 class EditedItem(TypedDict, total=False):
     """An item to add, which needs a SID, or to update, where what is left out stays."""
 

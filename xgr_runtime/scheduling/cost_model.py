@@ -70,10 +70,24 @@ def beams_by_level(width: int, nodes: Sequence[int], live: int) -> list[int]:
     return [1, *(min(most, count) for count in nodes)]
 
 
+def portion_sizes(candidates: int, together: int) -> list[int]:
+    """Of the portions in which candidates are scored, at most so many together; the larger ones first."""
+    portions = -(-candidates // together)
+    return [(candidates + portions - 1 - portion) // portions for portion in range(portions)]
+
+
 def search_work(prompt_tokens: int, beams: Sequence[int]) -> Work:
     """All levels of a search, of which level i starts from `beams[i]` beams; level 0 attends to nothing."""
     rows = sum(beams)
     return Work(len(beams), rows, (rows - beams[0]) * prompt_tokens if beams else 0)
+
+
+def one_by_one(works: Iterable[Work]) -> Work:
+    """All of it, each with its own launches."""
+    launches, tokens, pairs = 0, 0.0, 0.0
+    for work in works:
+        launches, tokens, pairs = launches + work.launches, tokens + work.tokens, pairs + work.pairs
+    return Work(launches, tokens, pairs)
 
 
 def together(works: Iterable[Work]) -> Work:

@@ -95,6 +95,46 @@ class Answer(msgspec.Struct, frozen=True):
     meta_info: MetaInfo
 
 
+NoScore = Literal["unknown", "hidden", "filtered"]
+"""Why a candidate has no score: the catalog does not hold it, its items are hidden, filters leave it out."""
+
+
+class CandidateScore(msgspec.Struct, frozen=True, gc=False):
+    """Of one candidate; without a score `why` says the reason, and what would come of the score is None.
+
+    `rank`: 1 for the SID that scores highest among the candidates; those of one score have one rank.
+    """
+
+    output_ids: list[int]  # the SID; empty if it is unknown
+    cumulative_logprob: float | None
+    sequence_score: float | None
+    rank: int | None
+    why: NoScore | None = None
+
+
+class ScoreMeta(msgspec.Struct, frozen=True):
+    """Everything about the scores but themselves. Times are in seconds; counts as in `MetaInfo`."""
+
+    id: str
+    prompt_tokens: int
+    cached_tokens: int
+    scored_sids: int  # distinct ones
+    e2e_latency: float
+    catalog_version: str
+    attempts: int
+    timing: Timing
+    dropped_items: int
+    unknown_items: UnknownItems
+
+
+class ScoreAnswer(msgspec.Struct, frozen=True):
+    """The answer of /score: an entry for each candidate, in the order in which they were asked."""
+
+    rid: str
+    candidates: list[CandidateScore]
+    meta_info: ScoreMeta
+
+
 class ErrorDetail(msgspec.Struct, frozen=True):
     """`param` is the path of the field at fault, such as `sampling_params.beam_width`."""
 

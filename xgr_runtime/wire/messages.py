@@ -19,10 +19,13 @@ from msgspec import Meta
 
 from xgr_kernels.trie import ScoreMode
 
-PROTOCOL = 10
+PROTOCOL = 11
 
 MOST_CREDITS = 4096
 """KV chunks of one hand-over that may be under way."""
+
+MOST_CANDIDATES = 10_000
+"""Items of one request to be scored."""
 
 MOST_VERSIONS = 1024
 """Of a catalog, that one process names to another."""
@@ -71,6 +74,9 @@ Name = Annotated[str, Meta(max_length=1024)]
 
 TokenArray = Annotated[bytes, Meta(max_length=16 << 20)]
 """int32 [L]: some four million tokens."""
+
+Candidates = Annotated[bytes, Meta(max_length=4 * MOST_CANDIDATES)]
+"""int32 [n] leaves."""
 
 PageArray = Annotated[bytes, Meta(max_length=1 << 20)]
 """int32 or uint32 [pages], of one prompt."""
@@ -235,7 +241,10 @@ class PrefillRequest(Message, frozen=True, tag="prefill"):
 
 
 class DecodeRequest(Message, frozen=True, tag="decode"):
-    """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves."""
+    """Expect this prompt's KV, then search `width` beams and answer the best `results` leaves.
+
+    With `candidates` all of these are answered, best first, and `width` and `results` say how many they are.
+    """
 
     id: AttemptId
     tokens: TokenArray  # the prompt, of which this worker may hold the beginning
@@ -249,6 +258,7 @@ class DecodeRequest(Message, frozen=True, tag="decode"):
     priority: Priority = 0  # higher first
     repetition_penalty: Penalty = 1.0
     where: Text = ""  # in whose leaves `deny` is; with `allow` it is in that already; empty: none
+    candidates: Candidates | None = None  # live leaves, ascending
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

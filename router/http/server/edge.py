@@ -34,7 +34,9 @@ log = logging.getLogger("router.http")
 Handler = Callable[[Request], Awaitable[Response]]
 
 LOGGED_PATH = SHOWN_PATH = 200  # characters
-RANKING = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})  # routes that are measured
+RANKING = frozenset(  # routes that are measured
+    {"/generate", "/score", "/v1/completions", "/v1/chat/completions"}
+)
 _RECORD = "xgr.record"
 
 

@@ -12,6 +12,7 @@ from made_catalogs import build_from_arrays
 from planned_attention import PlannedAttention
 from read_backs import NoReadBack
 
+from decode_worker.candidates import Portions
 from decode_worker.engines.cohort_engine import CohortEngine
 from decode_worker.engines.cohort_steps import COHORTS, CohortSteps
 from decode_worker.engines.cpu import CpuDecodeEngine
@@ -179,6 +180,21 @@ def test_filters_live_in_the_cohort(prompts: Prompts, trie: Trie) -> None:
     prompts.run(*searches)
     assert_same(searches, prompts.expected(*searches))
     assert len(searches[3].answer()[0]) == 0
+
+
+def test_candidates_are_scored_in_portions(prompts: Prompts, trie: Trie) -> None:
+    candidates = np.arange(0, trie.leaves, 13, dtype=np.int32)
+    scored = Portions.of(prompts.search(2, WIDTH).question, candidates, WIDTH)
+    searches = [
+        prompts.search(2, len(piece), filter=leaf_filter(trie.leaves, piece)) for piece in scored.rest
+    ]
+    assert len(searches) == 3
+    for search in searches:
+        search.question = scored.next()
+        prompts.run(search)
+        scored.take(*search.answer())
+    assert_same(searches, prompts.expected(*searches))
+    assert sorted(scored.answer()[0].tolist()) == candidates.tolist()
 
 
 def test_nan_fails_its_request_alone(prompts: Prompts) -> None:

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from played_workers import filter_of, job_of, view_of
 
 from router.dispatch.poison import TOGETHER, PoisonRequests
-from router.job import Job
+from router.job import Candidates, Job
 from xgr_runtime.errors import CrashedWorkers
 
 
@@ -44,8 +45,9 @@ def test_the_same_content_is_refused_for_a_while() -> None:
         {"filter": filter_of(allow=[])},
         {"filter": filter_of(deny=[1])},
         {"view": view_of(7)},
+        {"candidates": Candidates(np.array([1, 2], np.int32), 8, np.array([1, 2], np.int32), (None, None))},
     ],
-    ids=["width", "results", "score_mode", "allow", "allow nothing", "deny", "catalog"],
+    ids=["width", "results", "score_mode", "allow", "allow nothing", "deny", "catalog", "candidates"],
 )
 def test_other_content_is_not(change: dict[str, object]) -> None:
     poison = PoisonRequests()

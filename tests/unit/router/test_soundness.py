@@ -9,7 +9,7 @@ import pytest
 from played_workers import TIMING, filter_of, job_of, view_of
 
 from router.dispatch.validation import unsound
-from router.job import Job
+from router.job import Candidates, Job
 from router.listing import Diversity, Listing
 from xgr_runtime.wire.messages import AttemptId, Result
 
@@ -32,6 +32,7 @@ def ints(*values: int) -> np.ndarray:
 SOUND = result([5, 3], [-1.0, -2.0])
 JOB = replace(job_of(), view=view_of(LEAVES))  # two results
 FULL = replace(JOB, width=2)  # as many as its search keeps
+SCORED = replace(FULL, candidates=Candidates(ints(3, 5), 8, ints(5, -1, 3), (None, "unknown", None)))
 DIVERSE = replace(FULL, results=1, listing=Listing(diversity=Diversity("brand", 1)))
 
 
@@ -49,6 +50,7 @@ DIVERSE = replace(FULL, results=1, listing=Listing(diversity=Diversity("brand", 
         (FULL, with_ceiling(SOUND, -2.0)),
         (replace(FULL, filter=filter_of(allow=[3, 5])), with_ceiling(SOUND, -1e30)),
         (DIVERSE, SOUND),
+        (SCORED, SOUND),
     ],
     ids=[
         "plain",
@@ -62,6 +64,7 @@ DIVERSE = replace(FULL, results=1, listing=Listing(diversity=Diversity("brand", 
         "at-last",
         "whole",
         "diverse",
+        "scored",
     ],
 )
 def test_what_may_be_answered(job: Job, sound: Result) -> None:
@@ -75,6 +78,8 @@ def test_what_may_be_answered(job: Job, sound: Result) -> None:
         (JOB, result([5, -(2**31)], [-1.0, -2.0]), "not in the catalog"),
         (JOB, result([5, LEAVES], [-1.0, -2.0]), "not in the catalog"),
         (JOB, result([5], [-1.0]), "1 leaves"),
+        (SCORED, result([5], [-1.0]), "1 leaves"),
+        (SCORED, result([5, 4], [-1.0, -2.0]), "no candidate"),
         (DIVERSE, result([5], [-1.0]), "1 leaves"),
         (FULL, with_ceiling(SOUND, -2.5), "ceiling"),
         (DIVERSE, with_ceiling(SOUND, -1e30), "ceiling"),

@@ -104,6 +104,8 @@ class FakeDispatch:
         if job.where and job.filter.live is not None:
             live = live[job.filter.live.leaves.holds(live)]
         leaves = live[~np.isin(live, job.deny)][: job.beams].astype(np.int32)
+        if job.candidates is not None:
+            leaves = job.candidates.leaves
         scores = (-(leaves + 1) / 8).astype(np.float32)
         return Outcome(leaves, scores, TIMING, 1, len(job.tokens) - 1, self.ceiling)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conftest import Server
 
 ROUTES = {
-    *(("post", path) for path in ("/generate", "/v1/completions", "/v1/chat/completions")),
+    *(("post", path) for path in ("/generate", "/score", "/v1/completions", "/v1/chat/completions")),
     ("post", "/abort_request"),
     ("post", "/flush_cache"),
     ("post", "/workers"),

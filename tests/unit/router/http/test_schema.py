@@ -13,6 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks, positive_data_acceptance
 
 from router.http import make_app
+from router.http.scoring import route
 from router.query.models import Models
 from xgr_runtime.catalog.store import Store
 
@@ -37,13 +38,14 @@ FEW = settings(SETTINGS, max_examples=15)
 # beam_width, what is a catalog's file,
 CHANGING = ("PUT /catalog", "POST /catalog/items", "POST /catalog/rollback", "PUT /filters/{name}")
 # that /v1/completions has one prompt, or one in `xgr`, that words are more than spaces.
-RANKING = ("POST /generate", "POST /v1/completions", "POST /v1/chat/completions")
+RANKING = ("POST /generate", "POST /score", "POST /v1/completions", "POST /v1/chat/completions")
 MORE_RULES = {label: [positive_data_acceptance] for label in (*RANKING, *CHANGING, "GET /items")}
 
 
 @pytest.fixture
-def changing(server: Server, tmp_path: Path) -> Iterator[PlainPublisher]:
+def changing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlainPublisher]:
     server.set(max_body_bytes=8 << 20)  # 413 is no answer to a body that is wrong
+    monkeypatch.setattr(route, "MOST_BODY", 8 << 20)
     with Store(tmp_path / "store") as store:
         with store.writing():
             store.push(server.catalog)

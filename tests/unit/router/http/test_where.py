@@ -59,6 +59,18 @@ def test_the_history_is_excluded_besides(server: Server) -> None:
     assert shown(server, where="brand = 'b0' AND n < 10", exclude_history=True) == {"6"}
 
 
+def test_scores_are_of_candidates_that_the_condition_leaves(server: Server, dispatch: FakeDispatch) -> None:
+    body = {
+        "history": ["0"],
+        "items": ["3", "2", "9", "11"],
+        "filters": {"where": "n % 2 = 1", "deny": ["9"]},
+    }
+    found = server.send("POST", "/score", json=body).json()["candidates"]
+    assert [one["why"] for one in found] == [None, "filtered", "filtered", None]
+    (job,) = dispatch.jobs
+    assert job.candidates is not None and (job.where, job.live_leaves) == ("n % 2 = 1", 2)
+
+
 def test_nothing_is_left(server: Server, dispatch: FakeDispatch) -> None:
     assert shown(server, where="n < 0") == set()
     assert dispatch.jobs[0].live_leaves == 0
