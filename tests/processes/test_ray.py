@@ -173,7 +173,7 @@ def test_workers_come_and_go_with_load(
     settings: Path, prompts: list[list[int]], expected: list[Answer]
 ) -> None:
     """One decode worker, three, and one again. A request now and then is too little for a second one."""
-    scale = {"decode_max": 3, "decode_target": 10.0}
+    scale = {"decode_max": 3, "decode_target": 0.005}
     with (
         RayCluster(more=2, cpus=4, **QUIET) as nodes,
         shop(nodes, settings, **scale, scale_down_seconds=2.0) as url,

@@ -19,6 +19,7 @@ import msgspec
 from xgr_runtime.client import XgrClient
 from xgr_runtime.cluster.plan import ClusterPlan, router_of, tcp, worker_program, write_keys
 from xgr_runtime.cluster.ports import free_ports
+from xgr_runtime.cluster.scaling import decode_load, prefill_load
 from xgr_runtime.config import flag
 from xgr_runtime.discovery.ray import Directory
 from xgr_runtime.discovery.watch import LOOK_EVERY
@@ -31,6 +32,7 @@ from xgr_runtime.launcher.supervisor import StartGroup, StopRequest, Supervisor
 from xgr_runtime.launcher.topology import ROUTER_GRACE, WORKER_GRACE
 from xgr_runtime.process.lifecycle import one_line
 from xgr_runtime.process.log import configure
+from xgr_runtime.wire.messages import Load
 
 log = logging.getLogger(__name__)
 
@@ -158,12 +160,17 @@ class ProcessHolder:
             serves = client.ready()
             for worker in client.workers():
                 if worker.alive and worker.worker and worker.load is not None:
-                    load = worker.load.requests if worker.role == "prefill" else worker.load.rows_used
-                    loads[worker.worker] = (worker.role, float(load))
+                    loads[worker.worker] = (worker.role, self._load_of(worker.role, worker.load))
         except Exception as error:  # it restarts, or is busy: the next look may fare better
             log.debug("the router does not say what it sees (%s)", error)
             serves = False
         self._tell(serves=serves, loads=loads)
+
+    def _load_of(self, role: str, load: Load) -> float:
+        cluster = self._plan.cluster
+        if role == "prefill":
+            return prefill_load(load)
+        return decode_load(load, cluster.decode_target, cluster.decode_wait)
 
     def _tell(self, **changed: Any) -> None:
         with _TELLING:

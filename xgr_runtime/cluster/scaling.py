@@ -3,8 +3,28 @@
 import math
 from dataclasses import dataclass, replace
 
+from xgr_runtime.wire.messages import ROWS_TOTAL, WAITING_SECONDS, WAITING_TOKENS, Load
+
 SMOOTHING = 0.3  # weight of the newest load: one long prompt is no reason for a worker
 GROW_EVERY = 15.0  # seconds; who was added has to be seen in the load first
+
+
+MOST_WAITED = 2.0  # times the target, as which a wait without end counts
+
+
+def prefill_load(load: Load) -> float:
+    """Of one prefill worker: tokens of its prompts that are not computed."""
+    return load.counters.get(WAITING_TOKENS, 0.0)
+
+
+def decode_load(load: Load, target: float, wait: float) -> float:
+    """Of one decode worker: the share of its rows in use; or what a request waits, if that is more.
+
+    A wait of `wait` seconds for memory or rows counts as `target`.
+    """
+    rows = load.counters.get(ROWS_TOTAL, 0.0)
+    waited = load.counters.get(WAITING_SECONDS, 0.0) / wait
+    return max(load.rows_used / rows if rows else 0.0, target * min(waited, MOST_WAITED))
 
 
 @dataclass(frozen=True)

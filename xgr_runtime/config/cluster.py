@@ -23,18 +23,20 @@ Target = Annotated[float, Meta(ge=0.001, le=1e9)]
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many of each process run on a cluster, and what each takes of a node.
 
-    `prefill_target`: prompts that wait or run, per worker; `decode_target`: beams that take part in steps.
-    Above them workers are added; workers go after `scale_down_seconds` in which fewer would have done.
+    `prefill_target`: tokens of prompts that are not computed, per worker; `decode_target`: share of rows in
+    use, as which a wait of `decode_wait` seconds counts, too. Above them workers are added; workers go after
+    `scale_down_seconds` in which fewer would have done.
     """
 
     name: str = "xgr"  # of the deployment; a cluster may have several
     routers: Few = 1
     prefill_min: Few = 1
     prefill_max: Few = 1
-    prefill_target: Target = 4.0
+    prefill_target: Target = 8192.0
     decode_min: Few = 1
     decode_max: Few = 1
-    decode_target: Target = 512.0
+    decode_target: Annotated[float, Meta(ge=0.001, le=1.0)] = 0.6
+    decode_wait: Annotated[float, Meta(ge=0.001, le=3600.0)] = 0.25
     scale_down_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
     router_cpus: Share = 1.0
     prefill_cpus: Share = 1.0

@@ -7,7 +7,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgr_runtime.cluster.scaling import GROW_EVERY, Scale, WorkerBounds, scaled
+from xgr_runtime.cluster.scaling import (
+    GROW_EVERY,
+    Scale,
+    WorkerBounds,
+    decode_load,
+    prefill_load,
+    scaled,
+)
+from xgr_runtime.wire.messages import Load
 
 BOUNDS = WorkerBounds(1, 4, 10.0, 60.0)
 LOADS = st.lists(st.one_of(st.none(), st.floats(0, 1e6)), max_size=60)
@@ -69,3 +77,21 @@ def test_a_moment_of_load_or_of_silence_begins_the_patience_anew() -> None:
         scale = after(Scale(3, load=5.0), 5.0, 50)
         scale = after(scale, moment, 10, 50)
         assert after(scale, 5.0, 55, 60).wanted == 3
+
+
+def load_of(rows_used: int = 0, **counters: float) -> Load:
+    return Load(0, 0, 0, 0, 0, 0, rows_used, counters)
+
+
+def test_prompts_weigh_by_the_tokens_that_are_left() -> None:
+    assert prefill_load(load_of(waiting_tokens=300.0)) == 300.0
+    assert prefill_load(load_of()) == 0.0
+
+
+def test_beams_weigh_by_the_share_of_rows_and_a_wait_by_its_length() -> None:
+    full = load_of(512, rows_total=1024.0)
+    assert decode_load(full, 0.6, 0.25) == 0.5
+    assert decode_load(load_of(512, rows_total=1024.0, waiting_seconds=0.25), 0.6, 0.25) == 0.6
+    assert decode_load(load_of(512, rows_total=1024.0, waiting_seconds=0.1), 0.6, 0.25) == 0.5
+    assert decode_load(load_of(waiting_seconds=1e9), 0.6, 0.25) == 1.2, "without end, and yet of this size"
+    assert decode_load(load_of(), 0.6, 0.25) == 0.0

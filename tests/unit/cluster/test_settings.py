@@ -96,7 +96,7 @@ def test_the_sample_is_a_deployment() -> None:
     serve = from_args(ServeConfig, argparse.Namespace(config=str(sample)), {})
     cluster = read_cluster(tomllib.loads(sample.read_text())["cluster"])
     plan = make_plan(serve, cluster, "")
-    assert plan.bounds("decode") == WorkerBounds(2, 16, 512.0, 300.0) and plan.cpus("prefill") == 4.0
+    assert plan.bounds("decode") == WorkerBounds(2, 16, 0.6, 300.0) and plan.cpus("prefill") == 4.0
 
 
 def test_processes_read_what_they_are_given(tmp_path: Path) -> None:
