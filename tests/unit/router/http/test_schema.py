@@ -10,7 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from plain_publisher import PlainPublisher
 from schemathesis import GenerationMode
-from schemathesis.checks import load_all_checks, positive_data_acceptance
+from schemathesis.checks import load_all_checks, not_a_server_error, positive_data_acceptance
 
 from router.http import make_app
 from router.http.scoring import route
@@ -70,7 +70,11 @@ def test_routes_keep_to_their_description(
         @given(operation.as_strategy(generation_mode=mode))
         def check(case: Case) -> None:  # type: ignore[type-arg]
             label = case.operation.label
-            response = case.call_and_validate(excluded_checks=MORE_RULES.get(label, []))
+            response, excluded = case.call(), list(MORE_RULES.get(label, []))
+            if response.status_code == 504:  # it may allow itself one millisecond
+                assert label in RANKING
+                excluded.append(not_a_server_error)
+            case.validate_response(response, excluded_checks=excluded)
             statuses[label][response.status_code] += 1
 
         with subtests.test(operation.label):
