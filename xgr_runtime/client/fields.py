@@ -37,8 +37,8 @@ class Diverse(TypedDict):
     at_most: int
 
 
-class Request(TypedDict, total=False):
-    """What a request may say: exactly one of the first four, everything else optional."""
+class Asking(TypedDict, total=False):
+    """What every request may say: exactly one of the first four, everything else optional."""
 
     history: Items | Mapping[str, Items]  # oldest first; by name where the template has several
     input_ids: Sequence[int]
@@ -47,8 +47,7 @@ class Request(TypedDict, total=False):
     template: str  # of history and messages: its name in the catalog
     variables: Mapping[str, str]  # of a history's template
     chat_template_kwargs: Mapping[str, Any]  # of messages
-    beam_width: int
-    n: int
+    unknown_history: Literal["refuse", "drop"]
     score_mode: ScoreMode
     repetition_penalty: float
     length_penalty: float
@@ -56,47 +55,32 @@ class Request(TypedDict, total=False):
     deny: Items
     exclude_history: bool
     where: str
-    unknown_history: Literal["refuse", "drop"]
     named: Sequence[str]  # of filters
+    timeout_ms: int
+    priority: int
+    priority_class: Literal["online", "batch"]
+    model: str
+    rid: str
+
+
+class Request(Asking, total=False):
+    """What a request for ranked items may say besides."""
+
+    beam_width: int
+    n: int
     title: bool  # of each item
     attributes: Sequence[str]  # of each item, those of these names
     items_per_sid: Literal["all", "best"] | Sampled
     max_items_per_sid: int
     max_items: int
     diversity: Diverse
-    timeout_ms: int
-    priority: int
-    priority_class: Literal["online", "batch"]
-    model: str
-    rid: str
 
 
-class ScoreFields(TypedDict, total=False):
-    """What a request for scores may say: `items` or `sids`, one form of prompt, everything else optional."""
+class ScoreFields(Asking, total=False):
+    """What a request for scores says besides: one of the two."""
 
     items: Items  # to score
     sids: Sequence[Sequence[int]]  # to score instead: the tokens of each
-    history: Items | Mapping[str, Items]
-    input_ids: Sequence[int]
-    text: str
-    messages: Sequence[ChatMessage]
-    template: str
-    variables: Mapping[str, str]
-    chat_template_kwargs: Mapping[str, Any]
-    unknown_history: Literal["refuse", "drop"]
-    score_mode: ScoreMode
-    repetition_penalty: float
-    length_penalty: float
-    allow: Items | None
-    deny: Items
-    exclude_history: bool
-    where: str
-    named: Sequence[str]
-    timeout_ms: int
-    priority: int
-    priority_class: Literal["online", "batch"]
-    model: str
-    rid: str
 
 
 class EditedItem(TypedDict, total=False):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from xgr_runtime.cluster.controller import ClusterStatus, Controller
+from xgr_runtime.cluster.controller import ClusterStatus, Controller, actor_names, holders_of
 from xgr_runtime.cluster.holder import ROUTER
 from xgr_runtime.cluster.plan import ROLES, make_plan
 from xgr_runtime.config import ClusterConfig, ServeConfig
@@ -73,7 +73,7 @@ def up(serve: ServeConfig, cluster: ClusterConfig, say: Callable[[str], None]) -
     import ray
 
     name = cluster.name
-    if _controller(name) is not None or _holders(name):
+    if _controller(name) is not None or holders_of(name):
         raise ConfigError(
             f"{name} is on this cluster already: end it by `xgr ray down --name {name}`, or give another "
             "[cluster] name"
@@ -105,14 +105,14 @@ def down(name: str, seconds: float) -> None:
     """End it, with what it has finished first for which it gets so long. Raises `ConfigError`."""
     import ray
 
-    controller, holders = _controller(name), _holders(name)
+    controller, holders = _controller(name), holders_of(name)
     if controller is None and not holders:
         raise ConfigError(f"there is no deployment {name} on this cluster: see `xgr ray status`")
     if controller is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             _drain(controller, time.monotonic() + seconds)
         ray.kill(controller)
-    for holder in _holders(name):
+    for holder in holders_of(name):
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(holder, NAMESPACE))
 
@@ -123,7 +123,7 @@ def status(name: str) -> ClusterStatus:
 
     controller = _controller(name)
     if controller is None:
-        there = ", ".join(sorted({n for n in _names() if "/" not in n})) or "none"
+        there = ", ".join(sorted({n for n in actor_names() if "/" not in n})) or "none"
         raise ConfigError(
             f"there is no deployment {name} on this cluster (there is: {there}): give another --name"
         )
@@ -188,17 +188,6 @@ def _controller(name: str) -> Any:
         return ray.get_actor(name, NAMESPACE)
     except ValueError:
         return None
-
-
-def _names() -> list[str]:
-    import ray
-
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
-
-
-def _holders(name: str) -> list[str]:
-    return [other for other in _names() if other.startswith(f"{name}/")]
 
 
 def lines(found: ClusterStatus) -> list[str]:

@@ -101,12 +101,8 @@ class Controller:
         """Take over the holders of a controller before this one."""
         import ray
 
-        prefix = f"{self._plan.cluster.name}/"
-        for entry in ray.util.list_named_actors(all_namespaces=True):
-            name = entry["name"]
-            if entry["namespace"] != NAMESPACE or not name.startswith(prefix):
-                continue
-            short = name.removeprefix(prefix)
+        for name in holders_of(self._plan.cluster.name):
+            short = name.rpartition("/")[2]
             role, _, number = short.rpartition("-")
             self._numbers[role] = max(self._numbers[role], int(number) + 1)
             actor = ray.get_actor(name, NAMESPACE)
@@ -303,3 +299,16 @@ class Controller:
         with self._lock:
             self._addresses = listed
             self._status = status
+
+
+def actor_names() -> list[str]:
+    """Of controllers, as their deployments are called, and of holders, DEPLOYMENT/NAME."""
+    import ray
+
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+
+
+def holders_of(deployment: str) -> list[str]:
+    """The names of its holders that are there."""
+    return [name for name in actor_names() if name.startswith(f"{deployment}/")]

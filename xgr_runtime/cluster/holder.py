@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from xgr_runtime.client import XgrClient
-from xgr_runtime.cluster.plan import ClusterPlan, router_of, tcp, worker_program, write_keys
+from xgr_runtime.cluster.plan import ClusterPlan, bracketed, router_of, tcp, worker_program, write_keys
 from xgr_runtime.cluster.ports import free_ports
 from xgr_runtime.cluster.scaling import decode_load, prefill_load
 from xgr_runtime.config import flag
@@ -132,7 +132,7 @@ class ProcessHolder:
             again = replace(program, argv=[*program.argv, f"{flag('port')}={self._port}"])
             self._supervisor.programs[name] = again
             self._tell(
-                address=f"http://{_bracketed(_outside(self._plan.serve.host, self._host))}:{self._port}"
+                address=f"http://{bracketed(_outside(self._plan.serve.host, self._host))}:{self._port}"
             )
         self._tell(ready=True)
         return ""
@@ -152,7 +152,7 @@ class ProcessHolder:
         """The URL for this machine."""
         host = self._plan.serve.host
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://{_bracketed(host)}:{self._port}"
+        return f"http://{bracketed(host)}:{self._port}"
 
     def _look_at(self, client: XgrClient) -> None:
         loads: dict[str, tuple[str, float]] = {}
@@ -219,7 +219,3 @@ def _node_address() -> str:
 def _outside(host: str, node: str) -> str:
     """Under which address others ask a router that listens on `host`."""
     return node if host in ("0.0.0.0", "::") else host
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

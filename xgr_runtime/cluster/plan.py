@@ -119,4 +119,9 @@ def router_of(plan: ClusterPlan, name: str, workers_file: Path, **keys: str) -> 
 
 
 def tcp(host: str, port: int) -> str:
-    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"tcp://{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """As it stands before a port."""
+    return f"[{host}]" if ":" in host else host

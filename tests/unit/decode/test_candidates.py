@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -25,21 +23,12 @@ from xgr_runtime.scheduling.cost_model import portion_sizes
 from xgr_runtime.wire.arrays import pack
 from xgr_runtime.wire.messages import AttemptId, DecodeRequest, Limits
 
+pytestmark = pytest.mark.usefixtures("one_thread_each")
+
 DEPTH, LEAVES, VOCAB = 3, 60, 97
 PROMPT = [5, 17, 60, 17, 33, 8, 91]
 TOLERANCE = 1e-4  # float32, over a few tokens
 FORCED = Scoring((Forced(90), Forced(12, False)), (Forced(91),))
-
-
-@pytest.fixture(autouse=True)
-def one_thread_each() -> Iterator[None]:
-    """Work so small gains nothing from more threads."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="module")

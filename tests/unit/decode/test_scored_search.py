@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import numba
 import numpy as np
 import pytest
 import torch
@@ -23,6 +21,8 @@ from xgr_runtime.catalog import Catalog, Forced, Scoring
 from xgr_runtime.errors import BadRequest
 from xgr_runtime.model.base import ModelBackend
 from xgr_runtime.model.choice import load_backend
+
+pytestmark = pytest.mark.usefixtures("one_thread_each")
 
 DEPTH, LEAVES, VOCAB = 3, 60, 97
 # float32 as everywhere; a path of more tokens adds up more of it.
@@ -44,17 +44,6 @@ UNSCORED = {
     "inside": Scoring((Forced(90), OFF[0]), (Forced(91), OFF[0], OFF[1], Forced(7))),
     "everything": Scoring((OFF[0],), (OFF[1],)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread_each() -> Iterator[None]:
-    """Work so small gains nothing from more threads, which cost seconds where a core is busy."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="module")
